@@ -1,0 +1,257 @@
+"""Facts: complete, self-contained statements about a run, node, tool or process, as they stand in the scope queues.
+
+A queue entry has one field, `fact`, a JSON object. Facts carry no content unless content capture is on. Their ids are
+derived from the run, so that a fact queued twice (a resend, the reaper) is recognised and counts once. Times are
+nanoseconds since the epoch. Source: contract, sections 1, 2, 4 and 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import Field, TypeAdapter, ValidationError
+
+FORMAT = 1  # goes up when an old sidecar could misread a new fact
+FIELD = "fact"
+
+Outcome = Literal["completed", "cancelled", "failed", "lost"]
+Reason = Literal["cancel", "lease_deleted", "task", "shutdown", "abandoned"]
+NodeKind = Literal["user_prompt", "model_request", "call_tools"]
+ToolOutcome = Literal["ok", "retry", "error", "cancelled", "denied", "deferred"]
+UsageSource = Literal["reported", "estimated", "missing"]
+
+# Upper bounds, in seconds, of the time between chunks; the last count is above them all (0.01 x 2^k to 81.92).
+CHUNK_BUCKETS = tuple(0.01 * 2**k for k in range(14))
+# Upper bounds, in seconds, of an append's latency as `process` facts report it.
+APPEND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Who emitted a fact: the service's resource, never the sidecar's."""
+
+    name: str
+    version: str | None = None
+    instance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Where a fact stands in its trace. `sdk`: the service's own SDK exports these spans, nobody else must."""
+
+    trace_id: str  # 32 hex digits
+    span_id: str  # 16 hex digits: the run's, the model request's or the tool's span; a node of another kind has its run's
+    parent_span_id: str | None  # None at the root
+    sampled: bool
+    sdk: bool
+    trace_state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the provider reports them: `input` includes the cached ones, `output` the reasoning ones."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    source: UsageSource = "reported"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One model request, however it ended."""
+
+    provider: str
+    request_model: str
+    response_model: str | None
+    response_id: str | None
+    stream: bool
+    finish_reason: str | None
+    finish_reason_missing: bool  # the provider records a raw one and sent none
+    first_chunk_ns: int | None  # since the request's start
+    chunk_counts: tuple[int, ...]  # per CHUNK_BUCKETS, one more for the rest; empty without a second chunk
+    chunk_sum_ns: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """An event of the session stream as it is mirrored into the `agx.stream` span; without content."""
+
+    at_ns: int
+    name: str
+    attributes: dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTotals:
+    """What a run wrote to its session stream."""
+
+    events: int = 0
+    bytes: int = 0
+    retries: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFact:
+    """What every fact of a run carries."""
+
+    id: str
+    v: int = FORMAT
+    scope: str
+    user: str | None
+    session: str | None  # None: observed, not streamed
+    run_id: str
+    parent_run_id: str | None = None  # the run in whose tool this one runs (a sub-agent)
+    agent: str
+    service: Service
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(RunFact):
+    """A run began; `follows` links the trace of the message that caused it, as a traceparent."""
+
+    kind: Literal["run.start"] = "run.start"
+    start_ns: int
+    follows: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEnded(RunFact):
+    """A node of the agent's graph ended. A model_request node has its `model` call."""
+
+    kind: Literal["node"] = "node"
+    node: NodeKind
+    idx: int  # of the model request this node makes or follows, from 0
+    outcome: Outcome
+    start_ns: int
+    end_ns: int
+    error_type: str | None = None
+    error_message: str | None = None  # content capture only
+    model: ModelCall | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolEnded(RunFact):
+    """A tool call ended, or was refused or deferred without being run."""
+
+    kind: Literal["tool"] = "tool"
+    tool: str
+    call_id: str
+    idx: int
+    outcome: ToolOutcome
+    start_ns: int
+    end_ns: int
+    error_type: str | None = None
+    error_message: str | None = None  # content capture only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(RunFact):
+    """A run ended. `cancel_ms` and `end_ms` are server time: of `cancel()`'s mark and of the `end` entry."""
+
+    kind: Literal["run.end"] = "run.end"
+    outcome: Outcome
+    reason: Reason | None = None
+    stage: NodeKind | None = None  # the node at the time of a cancel
+    start_ns: int
+    end_ns: int
+    error_type: str | None = None
+    error_message: str | None = None  # content capture only
+    cancel_ms: int | None = None
+    end_ms: int | None = None
+    model_calls: int = 0
+    tool_calls: int = 0
+    stream: StreamTotals | None = None
+    events: tuple[StreamEvent, ...] = ()  # the first 64 and the last 64
+    events_between: int = 0  # left out between them
+    follows: str | None = None
+    partial: bool = False  # finished by the reaper: the dead process held more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessBeat:
+    """The state of one service process, and what it did since its last beat (counts are increments)."""
+
+    kind: Literal["process"] = "process"
+    id: str
+    v: int = FORMAT
+    at_ns: int
+    service: Service
+    listeners: int
+    buffered_events: int
+    silence_ns: int  # longest since an event of a live run
+    gaps: int = 0
+    rereads: int = 0
+    append_counts: tuple[int, ...] = ()  # per APPEND_BUCKETS, one more for the rest
+    append_sum_ns: int = 0
+
+
+Fact = RunStarted | NodeEnded | ToolEnded | RunEnded | ProcessBeat
+
+_ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")])
+
+
+class UnknownFactError(ValueError):
+    """A fact of a kind or format that this version does not know: pass it over and count it."""
+
+
+class MalformedFactError(ValueError):
+    """An entry that is no fact: set it aside and count it."""
+
+
+def encode(fact: Fact) -> bytes:
+    """Return a fact as JSON."""
+    return orjson.dumps(fact)
+
+
+def decode(data: bytes) -> Fact:
+    """Parse a fact.
+
+    Raises:
+        UnknownFactError: its kind or format is newer than this version.
+        MalformedFactError: it is not a fact at all.
+    """
+    try:
+        fact = _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        raise _classify(data, error) from None
+    if fact.v > FORMAT:
+        raise UnknownFactError(f"format {fact.v} is newer than {FORMAT}")
+    return fact
+
+
+def _classify(data: bytes, error: ValidationError) -> UnknownFactError | MalformedFactError:
+    try:
+        raw = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return MalformedFactError("not JSON")
+    if isinstance(raw, dict):
+        if isinstance(v := raw.get("v"), int) and v > FORMAT:
+            return UnknownFactError(f"format {v} is newer than {FORMAT}")
+        if error.errors(include_input=False)[0]["type"] == "union_tag_invalid":
+            return UnknownFactError(f"kind {str(raw.get('kind'))[:40]!r} is not known")
+    # Field names only: an entry's values may be anybody's content.
+    where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+    return MalformedFactError(f"invalid at {where or 'the top'}")
+
+
+def span_id(run_id: str, what: str) -> str:
+    """Return the span id of a part of a run, 16 hex digits.
+
+    Derived, not random: whoever finishes the run of a dead process (contract, section 5) makes the same ids, so
+    a span exported twice is the same span.
+    """
+    return hashlib.blake2b(f"{run_id}/{what}".encode(), digest_size=8).hexdigest()
+
+
+def stream_span_id(run_id: str) -> str:
+    """Return the id of the run's `agx.stream` span."""
+    return span_id(run_id, "stream")

@@ -1,0 +1,113 @@
+"""Every Redis key, channel and TTL of agx, and the rules for the ids in them (contract, section 4)."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+
+Id = int | str
+
+_ID = re.compile(r"[A-Za-z0-9_.@=+|~-]{1,200}")
+_PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
+
+STREAM_TTL = 86_400  # seconds; a live session's stream, refreshed by the lease's renewal
+INDEX_TTL = 86_400  # the user's sessions, the runtime's meta and leases
+QUEUE_TTL = 86_400  # a scope queue without news
+STATE_TTL = 30 * 86_400  # the sidecar's metric state
+
+
+def check_id(value: Id, name: str) -> str:
+    """Return an id as it stands in keys.
+
+    Raises:
+        TypeError: it is neither an int nor a str (a bool is not an int here).
+        ValueError: it has a character that could end a key's segment or match a pattern.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{name} must be an int or a str, not {type(value).__name__}")
+    text = str(value)
+    if not _ID.fullmatch(text):
+        raise ValueError(f"{name} must match [A-Za-z0-9_.@=+|~-]{{1,200}}, which {text[:40]!r} does not")
+    return text
+
+
+def check_prefix(value: str) -> str:
+    """Return a key prefix; raises TypeError or ValueError where it is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"key_prefix must be a str, not {type(value).__name__}")
+    if not _PREFIX.fullmatch(value):
+        raise ValueError(f"key_prefix must match [A-Za-z0-9_.:-]+, which {value[:40]!r} does not")
+    return value
+
+
+def partition(tenant: str, partitions: int) -> int:
+    """Return the queue partition of a scope (or, for `process` facts, of a service's name)."""
+    return zlib.crc32(tenant.encode()) % partitions
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """The keys of one session."""
+
+    prefix: str
+    scope: str
+    user: str
+    session: str
+
+    @classmethod
+    def of(cls, prefix: str, scope_id: Id, user_id: Id, session_id: Id) -> SessionKeys:
+        """Check the three ids, before Redis is touched, and return their keys."""
+        return cls(
+            prefix, check_id(scope_id, "scope_id"), check_id(user_id, "user_id"), check_id(session_id, "session_id")
+        )
+
+    @property
+    def stream(self) -> str:
+        return f"{self.prefix}:{self.scope}:{self.user}:{self.session}"
+
+    @property
+    def live(self) -> str:
+        return f"{self.stream}:live"
+
+    @property
+    def wake_channel(self) -> str:
+        return f"{self.stream}:wake"
+
+    @property
+    def cancel_channel(self) -> str:
+        return f"{self.stream}:cancel"
+
+    @property
+    def index(self) -> str:
+        return f"{self.prefix}:{self.scope}:{self.user}"
+
+    def lease_member(self, run_id: str) -> str:
+        """The member of `leases()`: no id has a colon, so `parse_lease_member()` takes it apart again."""
+        return f"{self.scope}:{self.user}:{self.session}:{run_id}"
+
+
+def parse_lease_member(prefix: str, member: str) -> tuple[SessionKeys, str]:
+    """Return the session and the run id of a member of `leases()`."""
+    scope, user, session, run_id = member.split(":")
+    return SessionKeys(prefix, scope, user, session), run_id
+
+
+def queue(prefix: str, n: int) -> str:
+    return f"{prefix}::queue:{n}"
+
+
+def leases(prefix: str, n: int) -> str:
+    return f"{prefix}::leases:{n}"
+
+
+def meta(prefix: str) -> str:
+    return f"{prefix}::meta"
+
+
+def metrics(prefix: str) -> str:
+    return f"{prefix}::metrics"
+
+
+def leader(prefix: str) -> str:
+    return f"{prefix}::leader"
