@@ -1,0 +1,59 @@
+"""Waiting for a fact: the one place where tests poll, so that none of them sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_INTERVAL = 0.005  # seconds
+
+
+async def wait_until(condition: Callable[[], T | Awaitable[T]], timeout: float = 30, *, what: str | None = None) -> T:
+    """Return the condition's value once it is true; raise AssertionError after `timeout` seconds.
+
+    The condition may be a function or a coroutine function. What it raises is raised, except an AssertionError, which
+    means not yet.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        last: object
+        try:
+            value = condition()
+            result: T = await value if inspect.isawaitable(value) else value
+            if result:
+                return result
+            last = result
+        except AssertionError as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(_expired(condition, timeout, what, last))
+        await asyncio.sleep(_INTERVAL)
+
+
+def wait_until_sync(condition: Callable[[], T], timeout: float = 30, *, what: str | None = None) -> T:
+    """The same without an event loop."""
+    deadline = time.monotonic() + timeout
+    while True:
+        last: object
+        try:
+            if result := condition():
+                return result
+            last = result
+        except AssertionError as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(_expired(condition, timeout, what, last))
+        time.sleep(_INTERVAL)
+
+
+def _expired(condition: Callable[[], object], timeout: float, what: str | None, last: object) -> str:
+    try:
+        said = what or inspect.getsource(condition).strip()
+    except (OSError, TypeError):
+        said = repr(condition)
+    return f"not within {timeout} s: {said}\nlast seen: {last!r}"
