@@ -1,9 +1,5 @@
 """The embedded server: a real Valkey or Redis of one's own, for the demo and for tests.
 
-It dies with its parent, however that dies. A tiny shell waits at the end of a pipe that only this process holds open,
-and kills the server when it reads end-of-file. (Linux's PR_SET_PDEATHSIG was not taken: it fires when the *thread* that
-started the server ends, and its hook between fork and exec is unsafe beside gRPC's threads.)
-
 No race on ports: the server itself binds one that is drawn at random, and draws again if it is taken. Ports come from
 below the ephemeral range, so that no outgoing connection sits on ours while a killed server is being restarted.
 """
@@ -14,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .child import Child
 from .errors import AgxError
 
 BINARY_VARIABLE = "AGX_SERVER_BINARY"
@@ -32,10 +28,6 @@ _PORT_DRAWS = 20
 _READY = b"Ready to accept connections"  # said after an append-only file was loaded
 _TAKEN = b"Address already in use"
 _READY_TIMEOUT = 30.0  # seconds; a large append-only file takes some
-_STOP_TIMEOUT = 5.0  # seconds; then SIGKILL
-
-# $1: the server's pid, $2: a directory to remove or nothing.
-_GUARD = 'read -r _; kill -9 "$1" 2>/dev/null; [ -z "$2" ] || rm -rf -- "$2"'
 
 
 class EmbeddedServer:
@@ -61,8 +53,7 @@ class EmbeddedServer:
         self._binary = binary
         self._options = tuple(options)
         self._home: Path | None = None  # socket, log and, without a directory, data
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     @property
     def url(self) -> str:
@@ -124,25 +115,10 @@ class EmbeddedServer:
     def _launch(self, binary: Path, home: Path, port: int | None) -> bytes | None:
         """Start one process; return None when it is ready, its log when it has ended or is not in time."""
         log = home / "server.log"
-        with log.open("wb") as output:
-            # A session of its own: Ctrl-C in a terminal is for the parent, which still needs its server to shut down.
-            self._process = subprocess.Popen(  # noqa: S603 - the binary is the user's own choice
-                self._command(binary, home, port),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._guard = subprocess.Popen(  # noqa: S603 - a fixed script
-            ["/bin/sh", "-c", _GUARD, "agx-guard", str(self._process.pid), str(home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._process = Child(self._command(binary, home, port), log=log, home=home)
         deadline = time.monotonic() + _READY_TIMEOUT
         while time.monotonic() < deadline:
-            ended = self._process.poll() is not None  # before the log is read, so that nothing is missed
+            ended = self._process.ended  # before the log is read, so that nothing is missed
             if _READY in (said := log.read_bytes()) and not ended:
                 return None
             if ended:
@@ -163,18 +139,8 @@ class EmbeddedServer:
         return [str(binary), *listen, *keep, *where, "--save", "", "--daemonize", "no", *self._options]
 
     def _end(self, how: signal.Signals) -> None:
-        # The guard first: it must not kill a stranger who got the server's pid.
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
-            self._guard = None
         if self._process is not None:
-            self._process.send_signal(how)
-            try:
-                self._process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.end(how)
             self._process = None
 
     def _running_home(self) -> Path:
