@@ -1,0 +1,81 @@
+"""PromQL for the boards: every fleet series is aggregated over the sidecar's replicas before it is summed.
+
+Only the leading replica exports the fleet's series. Without the relabelling of contract section 7 a takeover makes two
+instances of one series, and a plain `sum` would double it; hence `max without (instance, pod)` in every function here
+but `own()`, whose metrics belong to each replica.
+"""
+
+from __future__ import annotations
+
+FLEET = "max without (instance, pod)"
+INTERVAL = "$__rate_interval"
+RANGE = "$__range"
+
+# The board's variables as matchers; the names are the labels of contract section 6.
+SCOPE = 'scope=~"$scope"'
+AGENT = 'agent=~"$agent"'
+MODEL = 'model=~"$model"'
+GENAI_AGENT = 'gen_ai_agent_name=~"$agent"'
+GENAI_MODEL = 'gen_ai_request_model=~"$model"'
+JOB = 'job=~"$job"'
+
+
+def select(metric: str, *matchers: str) -> str:
+    """Return a selector of a metric within the chosen installation."""
+    return f"{metric}{{{', '.join((JOB, *matchers))}}}"
+
+
+def total(metric: str, *matchers: str, by: str = "") -> str:
+    """Return the sum of a fleet gauge."""
+    return f"{_sum(by)} ({FLEET} ({select(metric, *matchers)}))"
+
+
+def highest(metric: str, *matchers: str, by: str = "") -> str:
+    """Return the maximum of a gauge over everything but `by`."""
+    return f"max{_by(by)} ({select(metric, *matchers)})"
+
+
+def rate(metric: str, *matchers: str, by: str = "") -> str:
+    """Return a counter's increase per second, summed."""
+    return f"{_sum(by)} ({FLEET} (rate({select(metric, *matchers)}[{INTERVAL}])))"
+
+
+def increase(metric: str, *matchers: str, by: str = "", window: str = RANGE, offset: str = "") -> str:
+    """Return a counter's increase over the window, summed."""
+    shifted = f" offset {offset}" if offset else ""
+    return f"{_sum(by)} ({FLEET} (increase({select(metric, *matchers)}[{window}]{shifted})))"
+
+
+def quantile(q: float, histogram: str, *matchers: str, by: str = "", window: str = INTERVAL) -> str:
+    """Return a quantile of a histogram."""
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({q}, {rate_buckets(histogram, *matchers, by=labels, window=window)})"
+
+
+def rate_buckets(histogram: str, *matchers: str, by: str = "le", window: str = INTERVAL) -> str:
+    """Return the rate of a histogram's buckets."""
+    return f"sum by ({by}) ({FLEET} (rate({select(histogram + '_bucket', *matchers)}[{window}])))"
+
+
+def own(metric: str, *matchers: str, by: str = "", per_second: bool = False) -> str:
+    """Return a sum over the replicas' own series, each of which counts what that replica did."""
+    selected = select(metric, *matchers)
+    return f"{_sum(by)} ({f'rate({selected}[{INTERVAL}])' if per_second else selected})"
+
+
+def ratio(part: str, whole: str) -> str:
+    """Return a share; nothing, rather than a NaN, where there is no whole."""
+    return f"({part}) / ({whole} > 0)"
+
+
+def threshold(name: str) -> str:
+    """Return an alert's threshold (rules/agx.rules.yaml) as a line."""
+    return f'max(agx:threshold{{name="{name}"}})'
+
+
+def _by(labels: str) -> str:
+    return f" by ({labels})" if labels else ""
+
+
+def _sum(labels: str) -> str:
+    return f"sum{_by(labels)}"
