@@ -7,12 +7,17 @@ hook between fork and exec is unsafe beside gRPC's threads. And this works on ma
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _STOP_TIMEOUT = 10.0  # seconds; then SIGKILL
+
+# Below the ephemeral ports (Linux's begin at 32,768, macOS's at 49,152), so that no outgoing connection sits on a port
+# while the child that had it is being restarted.
+_PORTS = range(10_000, 32_000)
 
 # $1: the child's pid, $2: a directory to remove afterwards.
 _GUARD = 'read -r _; kill -9 "$1" 2>/dev/null; rm -rf -- "$2"'
@@ -66,3 +71,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def draw_ports(count: int) -> list[int]:
+    """Return ports to try. Nobody can promise that one stays free: only the child that binds it knows."""
+    return random.sample(_PORTS, count)

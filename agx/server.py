@@ -1,13 +1,11 @@
 """The embedded server: a real Valkey or Redis of one's own, for the demo and for tests.
 
-No race on ports: the server itself binds one that is drawn at random, and draws again if it is taken. Ports come from
-below the ephemeral range, so that no outgoing connection sits on ours while a killed server is being restarted.
+No race on ports: the server itself binds one that is drawn at random, and the next one is tried if it is taken.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import tempfile
@@ -18,12 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .child import Child
+from .child import Child, draw_ports
 from .errors import AgxError
 
 BINARY_VARIABLE = "AGX_SERVER_BINARY"
 
-_PORTS = range(10_000, 32_000)  # Linux's ephemeral range begins at 32,768, macOS's at 49,152
 _PORT_DRAWS = 20
 _READY = b"Ready to accept connections"  # said after an append-only file was loaded
 _TAKEN = b"Address already in use"
@@ -83,7 +80,7 @@ class EmbeddedServer:
         binary = self._binary or find_binary()
         if self._home is None:
             self._home = Path(tempfile.mkdtemp(prefix="agx-server-"))
-        ports = random.sample(_PORTS, _PORT_DRAWS) if self._port == 0 else [self._port]
+        ports = draw_ports(_PORT_DRAWS) if self._port == 0 else [self._port]
         for port in ports:
             failure = self._launch(binary, self._home, port)
             if failure is None:
