@@ -1,0 +1,156 @@
+"""The demo's agents: their tools, and the scripted model that plays a scene at a model's pace."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pydantic_ai import Agent, ModelRetry, RunContext
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import (
+    AgentInfo,
+    BuiltinToolCallsReturns,
+    DeltaThinkingCalls,
+    DeltaThinkingPart,
+    DeltaToolCall,
+    DeltaToolCalls,
+    FunctionModel,
+)
+
+from ..deps import Deps
+from ..facts import ToolOutcome
+from .scenes import Scene, Turn
+
+Delta = str | DeltaToolCalls | DeltaThinkingCalls | BuiltinToolCallsReturns
+
+_REFUND_LIMIT = 100_000  # cents
+
+
+@dataclass(kw_only=True)
+class DemoDeps(Deps):
+    """What a tool gets to know; it notes each call's outcome, as a second witness beside agx."""
+
+    scope_id: str
+    tool_calls: Counter[tuple[str, ToolOutcome]] = field(default_factory=Counter)
+
+    def get_scope_id(self) -> str:
+        return self.scope_id
+
+
+class RefundDeclinedError(Exception):
+    """Raised by the refund tool: the run fails with it."""
+
+
+travel = Agent(deps_type=DemoDeps, name="travel", instructions="You plan short trips. Look up weather and hours first.")
+support = Agent(deps_type=DemoDeps, name="support", instructions="You help with orders. Look an order up before all.")
+analyst = Agent(deps_type=DemoDeps, name="analyst", instructions="You answer questions about sales. Query first.")
+AGENTS = {"travel": travel, "support": support, "analyst": analyst}
+
+
+@travel.tool
+async def weather(ctx: RunContext[DemoDeps], city: str, day: str) -> dict[str, str | int]:
+    """Return the weather of a city on a day."""
+    with _witnessed(ctx):
+        await _work(0.5)
+        return {"city": city, "day": day, "sky": "sunny", "celsius": 19}
+
+
+@travel.tool
+async def opening_hours(ctx: RunContext[DemoDeps], place: str) -> str:
+    """Return when a place is open."""
+    with _witnessed(ctx):
+        await _work(0.9)
+        return f"{place}: 11-19, closed on Tuesdays"
+
+
+@support.tool(retries=2)
+async def look_up_order(ctx: RunContext[DemoDeps], order: str) -> dict[str, str | int]:
+    """Return an order by its number, which begins with A-."""
+    with _witnessed(ctx):
+        await _work(0.4)
+        if not order.startswith("A-"):
+            raise ModelRetry(f"no order {order}: did you mean A-{order}?")
+        return {"order": order, "item": "desk lamp", "status": "delivered"}
+
+
+@support.tool
+async def refund(ctx: RunContext[DemoDeps], order: str, cents: int) -> str:
+    """Pay an amount back."""
+    with _witnessed(ctx):
+        await _work(0.6)
+        if cents > _REFUND_LIMIT:
+            raise RefundDeclinedError(f"{cents} cents are above the limit of {_REFUND_LIMIT}")
+        return f"refunded {cents} cents of {order}"
+
+
+@analyst.tool
+async def query(ctx: RunContext[DemoDeps], sql: str) -> list[dict[str, str | int]]:
+    """Run a read-only query on the sales database."""
+    with _witnessed(ctx):
+        await _work(1.2)
+        if "every_sale_there_ever_was" in sql:
+            await _work(60)
+        return [{"product": "espresso machine", "growth": 41}, {"product": "grinder", "growth": 12}]
+
+
+@contextmanager
+def _witnessed(ctx: RunContext[DemoDeps]) -> Iterator[None]:
+    outcome: ToolOutcome = "error"
+    try:
+        yield
+        outcome = "ok"
+    except ModelRetry:
+        outcome = "retry"
+        raise
+    except asyncio.CancelledError:
+        outcome = "cancelled"
+        raise
+    finally:
+        ctx.deps.tool_calls[ctx.tool_name or "", outcome] += 1
+
+
+class ScriptedModel(FunctionModel):
+    """Plays one scene, a turn per request, and counts the requests."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(stream_function=self._play, model_name="scripted-1")
+        self._turns = iter(scene.turns)
+        self.requests = 0
+
+    async def _play(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Delta]:
+        self.requests += 1
+        turn = next(self._turns)
+        await _work(0.5)
+        if turn.overloaded:
+            raise ModelHTTPError(529, self.model_name, {"error": "overloaded"})
+        for delta in _deltas(turn):
+            yield delta
+            await _work(0.035)
+        if turn.silent_after:
+            await asyncio.Event().wait()
+
+
+def _deltas(turn: Turn) -> Iterator[Delta]:
+    for word in _words(turn.think):
+        yield {0: DeltaThinkingPart(content=word)}
+    yield from _words(turn.say)
+    for i, call in enumerate(turn.calls, start=1):
+        yield {i: DeltaToolCall(name=call.tool, tool_call_id=f"call_{random.getrandbits(48):012x}")}
+        for piece in re.findall(r".{1,12}", json.dumps(call.args)):
+            yield {i: DeltaToolCall(json_args=piece)}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\S+\s*", text)
+
+
+async def _work(seconds: float) -> None:
+    """Take about so long, never quite the same."""
+    await asyncio.sleep(seconds * random.uniform(0.6, 1.4))

@@ -1,0 +1,146 @@
+"""`agx demo` from start to end: server, sidecar, traffic, screen, comparison."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.models import Model, infer_model
+from redis.asyncio import Redis
+from rich.console import Console
+from rich.live import Live
+
+from ..config import Config, configure
+from ..engine import aclose
+from ..errors import AgxError
+from ..server import EmbeddedServer
+from .comparison import Row, compare
+from .ledger import Ledger
+from .scenes import CANCELLED, COMPLETED, FAILED, ONCE, Scene
+from .screen import Screen
+from .sidecar import SidecarProcess
+from .traffic import Traffic
+
+_AT_ONCE = 4  # runs
+_FRAME = 1 / 12  # seconds
+_SETTLE = 15.0  # seconds in which the sidecar has to have counted what has ended
+_PAUSE = (0.3, 1.6)  # seconds between two arrivals of the endless traffic
+_MIX = {COMPLETED: 12, CANCELLED: 3, FAILED: 1}
+
+
+def run_demo(*, once: bool, model: str | None) -> int:
+    """Run the demo; returns the exit code: 0 if what ran and what was counted agree, 1 if not, 130 if it was cut short.
+
+    Raises AgxError where the server, the sidecar or the model can't be had.
+    """
+    chosen = _find_model(model) if model else None
+    with EmbeddedServer() as server:
+        return asyncio.run(_demo(server.url, once=once, model=chosen))
+
+
+async def _demo(redis_url: str, *, once: bool, model: Model | None) -> int:
+    console = Console()
+    sidecar = SidecarProcess(redis_url)
+    stop = asyncio.Event()
+    try:
+        await sidecar.start(fixed_port=not once)
+        addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"} | ({} if once else {"to end": "Ctrl-C"})
+        traffic = Traffic(model, lambda ran: console.print(screen.line(ran), soft_wrap=True))
+        screen = Screen(console, traffic.cards, traffic.ledger, addresses)
+        async with Redis.from_url(redis_url) as client:
+            configure(Config(redis=client, service_name="agx-demo"))
+            with _stopped_by_signals(stop):
+                await _show(console, screen, (_play_once if once else _play_on)(traffic, stop), stop)
+        rows = await _settle(sidecar, traffic.ledger)
+    finally:
+        sidecar.stop()
+    console.print(screen.table(rows))
+    if not all(row.agrees for row in rows):
+        return 1
+    return 130 if once and stop.is_set() else 0
+
+
+async def _play_once(traffic: Traffic, stop: asyncio.Event) -> None:
+    """A few sessions of each outcome."""
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def play(scene: Scene) -> None:
+        async with room:
+            if not stop.is_set():
+                await traffic.play(scene)
+
+    async with asyncio.TaskGroup() as group:
+        for scene in ONCE:
+            group.create_task(play(scene))
+
+
+async def _play_on(traffic: Traffic, stop: asyncio.Event) -> None:
+    """Sessions of all outcomes until somebody stops it."""
+    async with asyncio.TaskGroup() as group:
+        while not stop.is_set():
+            (kind,) = random.choices(list(_MIX), list(_MIX.values()))
+            group.create_task(traffic.play(random.choice(kind)))
+            try:
+                await asyncio.wait_for(stop.wait(), random.uniform(*_PAUSE))
+            except TimeoutError:
+                continue
+
+
+async def _show(console: Console, screen: Screen, traffic: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Draw until the traffic is over; when `stop` is set, end its runs, as a service that shuts down does."""
+    playing = asyncio.create_task(traffic)
+    console.print(screen.welcome())
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while not (playing.done() or stop.is_set()):
+            if console.is_terminal:
+                live.update(screen.draw(), refresh=True)
+            await asyncio.wait({playing}, timeout=_FRAME)
+        await aclose()
+        try:
+            await playing
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+
+async def _settle(sidecar: SidecarProcess, ledger: Ledger) -> list[Row]:
+    """Return the comparison as soon as it agrees, or as it is when the sidecar has had its time."""
+    deadline = time.monotonic() + _SETTLE
+    while True:
+        rows = compare(ledger, await sidecar.metrics())
+        if all(row.agrees for row in rows) or time.monotonic() > deadline:
+            return rows
+        await asyncio.sleep(0.1)
+
+
+@contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` at the first Ctrl-C or SIGTERM; the second one has its usual effect."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def restore() -> None:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    def on_signal() -> None:
+        restore()
+        stop.set()
+
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _find_model(name: str) -> Model:
+    try:
+        return infer_model(name)
+    except (UserError, ImportError, ValueError) as error:
+        raise AgxError(f"the model {name!r} can't be used: {error}") from None

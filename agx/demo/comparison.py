@@ -1,0 +1,134 @@
+"""Compares the ledger with what the sidecar's /metrics says; they have to agree exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from .ledger import Ledger, Ran
+
+Labels = tuple[str, ...]
+Counts = Counter[Labels]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: what it counts, what ran, what the sidecar says, and by which labels they differ."""
+
+    what: str
+    ran: float
+    counted: float
+    differences: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        return not self.differences
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A metric, summed by some of its labels; the table has one row per value of the last one."""
+
+    title: str
+    metric: str
+    labels: Labels
+    expected: Counts
+
+
+def compare(ledger: Ledger, exposition: str) -> list[Row]:
+    """Return the table. The comparison is by all the labels of a check, the table shows them summed."""
+    samples = list(_samples(exposition))
+    rows = [row for check in _checks(ledger.ran) for row in _rows(check, samples)]
+    return [*rows, _duration(ledger.ran, samples), _live(samples)]
+
+
+def _checks(ran: list[Ran]) -> Iterator[_Check]:
+    yield _Check("runs started", "agx_runs_started_total", ("scope", "agent"), Counter((r.scope, r.agent) for r in ran))
+    yield _Check(
+        "runs",
+        "agx_runs_total",
+        ("scope", "agent", "outcome"),
+        Counter((r.scope, r.agent, r.outcome) for r in ran),
+    )
+    yield _Check(
+        "cancellations",
+        "agx_cancellations_total",
+        ("scope", "agent", "reason"),
+        Counter((r.scope, r.agent, r.reason) for r in ran if r.reason),
+    )
+    yield _Check(
+        "errors",
+        "agx_run_errors_total",
+        ("agent", "error_type"),
+        Counter((r.agent, r.error_type) for r in ran if r.error_type),
+    )
+    tools: Counts = Counter()
+    tokens: Counts = Counter()
+    for r in ran:
+        tools.update({(r.agent, tool, outcome): n for (tool, outcome), n in r.tool_calls.items()})
+        tokens.update({(r.scope, r.agent, kind): n for kind, n in r.tokens.items()})
+    yield _Check("tool calls", "agx_tool_calls_total", ("agent", "tool", "outcome"), tools)
+    yield _Check("tokens", "agx_tokens_total", ("scope", "agent", "type"), tokens)
+    if all(r.model_requests is not None for r in ran):
+        requests: Counts = Counter({("chat",): sum(r.model_requests or 0 for r in ran)})
+        metric = "gen_ai_client_operation_duration_seconds_count"
+        yield _Check("model requests", metric, ("gen_ai_operation_name",), requests)
+
+
+def _rows(check: _Check, samples: list[_Sample]) -> Iterator[Row]:
+    counted: Counts = Counter()
+    for sample in samples:
+        if sample.name == check.metric:
+            counted[tuple(sample.labels[label] for label in check.labels)] += int(sample.value)
+    # Series are born at zero, so a zero says as much as none.
+    expected, counted = +check.expected, +counted
+    for last in sorted({labels[-1] for labels in expected | counted}):
+        mine = {labels: n for labels, n in expected.items() if labels[-1] == last}
+        theirs = {labels: n for labels, n in counted.items() if labels[-1] == last}
+        differences = tuple(
+            f"{check.metric}{{{', '.join(f'{k}={v}' for k, v in zip(check.labels, labels, strict=True))}}}: "
+            f"ran {mine.get(labels, 0)}, counted {theirs.get(labels, 0)}"
+            for labels in sorted({*mine, *theirs})
+            if mine.get(labels, 0) != theirs.get(labels, 0)
+        )
+        yield Row(f"{check.title} · {last}", sum(mine.values()), sum(theirs.values()), differences)
+
+
+def _duration(ran: list[Ran], samples: list[_Sample]) -> Row:
+    """A caller waits a little longer than its run takes, so the two can't be equal; the order has to be right."""
+    measured: dict[Labels, float] = {}
+    for run in ran:
+        measured[run.agent, run.outcome] = measured.get((run.agent, run.outcome), 0.0) + run.seconds
+    counted: dict[Labels, float] = {
+        (sample.labels["agent"], sample.labels["outcome"]): sample.value
+        for sample in samples
+        if sample.name == "agx_run_duration_seconds_sum"
+    }
+    differences = tuple(
+        f"agx_run_duration_seconds_sum{{agent={agent}, outcome={outcome}}}: {counted.get((agent, outcome), 0):.3f} s, "
+        f"which is not within the {waited:.3f} s that callers waited"
+        for (agent, outcome), waited in measured.items()
+        if not 0 < counted.get((agent, outcome), 0) <= waited
+    )
+    return Row("seconds in runs (waited, measured)", sum(measured.values()), sum(counted.values()), differences)
+
+
+def _live(samples: Iterable[_Sample]) -> Row:
+    live = sum(sample.value for sample in samples if sample.name == "agx_runs_live")
+    return Row("runs live now", 0, live, (f"agx_runs_live: {live:g}, though every run has ended",) if live else ())
+
+
+def _samples(exposition: str) -> Iterator[_Sample]:
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            yield _Sample(sample.name, sample.labels, sample.value)

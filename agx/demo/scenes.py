@@ -1,0 +1,132 @@
+"""What happens in the demo: prompts, what a scripted model says to them, and when somebody cancels. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call of the scripted model."""
+
+    tool: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One answer of the scripted model: it thinks, says, and calls, in this order."""
+
+    say: str = ""
+    think: str = ""
+    calls: tuple[Call, ...] = ()
+    silent_after: bool = False  # then it never says anything again, as a stuck provider does
+    overloaded: bool = False  # instead of all this, the provider answers 529
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One run: what is asked, and when somebody presses stop: after so many characters, or at a tool call."""
+
+    agent: str
+    prompt: str
+    turns: tuple[Turn, ...] = field(repr=False)
+    cancel_after: int | Literal["tool call"] | None = None
+
+
+BRIEFING = Scene(
+    "travel",
+    "I have one free day in Lisbon on Friday. What should I do?",
+    (
+        Turn(
+            think="The weather decides between the river and the museums. I also need the opening hours.",
+            calls=(Call("weather", {"city": "Lisbon", "day": "Friday"}), Call("opening_hours", {"place": "MAAT"})),
+        ),
+        Turn(
+            say="Friday will be sunny with 19 degrees, so begin outside: take tram 28 up to Graça before ten, while it "
+            "is empty, and walk down through Alfama. The museum MAAT opens at eleven; its roof is the best place in "
+            "town to watch the river for nothing. Have grilled sardines for lunch, and keep the evening for fado."
+        ),
+    ),
+)
+REFUND = Scene(
+    "support",
+    "My order 4711 arrived broken. Can I get my money back?",
+    (
+        Turn(calls=(Call("look_up_order", {"order": "4711"}),)),
+        Turn(calls=(Call("refund", {"order": "A-4711", "cents": 4_990}),), say="I have found it, one moment please. "),
+        Turn(say="Done: 49.90 euros are on their way back to your card. You can keep or recycle the broken lamp."),
+    ),
+)
+LATE = Scene(
+    "support",
+    "Where is my order A-1002?",
+    (
+        Turn(calls=(Call("look_up_order", {"order": "A-1002"}),)),
+        Turn(say="It left our warehouse this morning and should be with you tomorrow before noon."),
+    ),
+)
+REPORT = Scene(
+    "analyst",
+    "Which product grew fastest this quarter?",
+    (
+        Turn(
+            think="Growth needs this quarter and the last one, by product.",
+            calls=(Call("query", {"sql": "select product, quarter, sum(revenue) from sales group by 1, 2"}),),
+        ),
+        Turn(
+            say="Espresso machines: revenue grew by 41 % against the last quarter, three times as fast as the average. "
+            "Nearly all of it came from two new retail partners, so I would not extrapolate it."
+        ),
+    ),
+)
+HAIKU = Scene(
+    "travel",
+    "Write a haiku about trains.",
+    (Turn(say="Night train, lit windows.\nEvery town a short sentence.\nNobody gets off."),),
+)
+STOPPED_READING = Scene(
+    "analyst",
+    "Explain our churn in the greatest possible detail.",
+    (
+        Turn(
+            say="Churn has many fathers. To understand them one has to begin with the cohorts of the year before last, "
+            "whose contracts were renewed under terms that nobody remembers, and whose usage had been falling since "
+            "spring. The first cohort consists of small teams that were won by a campaign in January. The second one "
+            "is harder to describe, since it was merged twice and renamed in between, and the third one is not really "
+            "a cohort at all, but a remainder of what the first two definitions left behind."
+        ),
+    ),
+    150,
+)
+STOPPED_TOOL = Scene(
+    "analyst",
+    "Recompute the revenue of the last ten years.",
+    (
+        Turn(calls=(Call("query", {"sql": "select sum(revenue) from every_sale_there_ever_was"}),)),
+        Turn(say="It has been a good decade."),
+    ),
+    "tool call",
+)
+STUCK_PROVIDER = Scene(
+    "travel",
+    "Plan a week in Kyoto.",
+    (Turn(say="Kyoto rewards early risers. On Monday, go to Fushimi Inari and", silent_after=True),),
+    60,
+)
+DECLINED = Scene(
+    "support",
+    "Refund my order A-9000 twice, please.",
+    (
+        Turn(calls=(Call("look_up_order", {"order": "A-9000"}),)),
+        Turn(calls=(Call("refund", {"order": "A-9000", "cents": 180_000}),), say="Let me see what I can do. "),
+        Turn(say="Done."),
+    ),
+)
+OVERLOADED = Scene("analyst", "How is the weekend going?", (Turn(overloaded=True),))
+
+COMPLETED = (BRIEFING, REFUND, REPORT, HAIKU, LATE)
+CANCELLED = (STOPPED_READING, STOPPED_TOOL, STUCK_PROVIDER)
+FAILED = (DECLINED, OVERLOADED)
+ONCE = (BRIEFING, REFUND, STOPPED_READING, REPORT, DECLINED, HAIKU, STOPPED_TOOL, OVERLOADED, STUCK_PROVIDER, LATE)

@@ -1,0 +1,124 @@
+"""Plays scenes: starts a run, follows its stream as any other process could, presses stop where the scene says so."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_ai.models import Model
+
+from ..canceller import cancel
+from ..errors import AgxCanceledError, AgxError
+from ..facts import Outcome
+from ..listener import listen
+from ..runner import run
+from ..testing import MemorySession
+from .agents import AGENTS, DemoDeps, ScriptedModel
+from .ledger import Ledger, Ran, count_tokens
+from .scenes import Scene
+
+_PEOPLE = (("acme", "ada"), ("globex", "lin"), ("acme", "sam"), ("initech", "kim"))
+
+
+@dataclass(slots=True)
+class Card:
+    """What a listener knows of one run, for the screen."""
+
+    scope: str
+    user: str
+    session: str
+    agent: str
+    prompt: str
+    began: float = field(default_factory=time.perf_counter)
+    lines: list[str] = field(default_factory=list)  # tool calls and their results
+    text: str = ""
+    thinking: bool = False
+    ran: Ran | None = None
+
+    def show(self, body: dict[str, Any]) -> None:
+        """Take in the body of an event."""
+        kind = body.get("part_kind")
+        if kind in ("text", "thinking"):
+            self.thinking = kind == "thinking"
+            if not self.thinking:
+                self.text += body.get("content", "") + body.get("content_delta", "")
+        elif kind == "tool-call":
+            args = ", ".join(f"{name}={value}" for name, value in body["args"].items())
+            self.lines.append(f"{body['tool_name']}({args})")
+        elif kind in ("tool-return", "retry-prompt"):
+            self.lines.append(f"{body['tool_name']}: {body['tool_outcome']}")
+
+
+class Traffic:
+    """The demo's users. `model`: None lets a scripted model play, without a key and without the network."""
+
+    def __init__(self, model: Model | None, on_end: Callable[[Ran], None]) -> None:
+        self.ledger = Ledger()
+        self.cards: list[Card] = []
+        self._model = model
+        self._on_end = on_end
+        self._numbers = itertools.count(1)
+
+    async def play(self, scene: Scene) -> None:
+        """Play one scene to its end; raises AgxError only where the runtime itself could not work."""
+        number = next(self._numbers)
+        scope, user = _PEOPLE[number % len(_PEOPLE)]
+        card = Card(scope, user, f"chat-{number}", scene.agent, scene.prompt)
+        self.cards.append(card)
+        follower = asyncio.create_task(self._follow(card, scene))
+        try:
+            card.ran = await self._run(card, scene)
+        finally:
+            # Its stream has an `end` by now; a run that never began has none to wait for.
+            if card.ran is None:
+                follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+        self.ledger.ran.append(card.ran)
+        self._on_end(card.ran)
+
+    async def _follow(self, card: Card, scene: Scene) -> None:
+        pressed = False
+        async for event in listen(card.scope, card.user, card.session, serialize=False):
+            body: dict[str, Any] = event["body"]
+            card.show(body)
+            due = (
+                body.get("part_kind") == scene.cancel_after.replace(" ", "-")
+                if isinstance(scene.cancel_after, str)
+                else scene.cancel_after is not None and len(card.text) >= scene.cancel_after
+            )
+            if due and not pressed:
+                pressed = await cancel(card.scope, card.user, card.session)
+
+    async def _run(self, card: Card, scene: Scene) -> Ran:
+        session = MemorySession(card.session)
+        deps = DemoDeps(user_id=card.user, session_id=card.session, scope_id=card.scope)
+        model = self._model or ScriptedModel(scene)
+        outcome: Outcome = "completed"
+        reason: str | None = None
+        error_type: str | None = None
+        try:
+            await run(session, AGENTS[scene.agent], scene.prompt, deps, model=model)
+        except AgxCanceledError as error:
+            outcome, reason = "cancelled", error.reason
+        except AgxError:
+            raise  # the runtime could not work: nothing that a scene asks for
+        except Exception as error:
+            outcome, error_type = "failed", type(error).__name__
+        return Ran(
+            scope=card.scope,
+            user=card.user,
+            session=card.session,
+            agent=scene.agent,
+            outcome=outcome,
+            reason=reason,
+            error_type=error_type,
+            tokens=count_tokens(session.msgs),
+            tool_calls=Counter(deps.tool_calls),
+            model_requests=model.requests if isinstance(model, ScriptedModel) else None,
+            seconds=time.perf_counter() - card.began,
+        )

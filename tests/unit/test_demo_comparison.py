@@ -1,0 +1,95 @@
+"""The demo's verdict: it agrees when every number does, and names what differs when one does not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from agx.demo.comparison import Row, compare
+from agx.demo.ledger import Ledger, Ran
+
+COMPLETED = Ran(
+    scope="acme",
+    user="ada",
+    session="1",
+    agent="travel",
+    outcome="completed",
+    reason=None,
+    error_type=None,
+    tokens=Counter({"input": 100, "output": 20}),
+    tool_calls=Counter({("weather", "ok"): 2}),
+    model_requests=2,
+    seconds=1.5,
+)
+CANCELLED = Ran(
+    scope="globex",
+    user="lin",
+    session="2",
+    agent="travel",
+    outcome="cancelled",
+    reason="cancel",
+    error_type=None,
+    tokens=Counter({"input": 50, "output": 7}),
+    tool_calls=Counter(),
+    model_requests=1,
+    seconds=0.5,
+)
+AGREEING = """
+agx_runs_started_total{scope="acme",agent="travel"} 1
+agx_runs_started_total{scope="globex",agent="travel"} 1
+agx_runs_total{scope="acme",agent="travel",outcome="completed"} 1
+agx_runs_total{scope="acme",agent="travel",outcome="failed"} 0
+agx_runs_total{scope="globex",agent="travel",outcome="cancelled"} 1
+agx_cancellations_total{scope="globex",agent="travel",stage="model_request",reason="cancel"} 1
+agx_tool_calls_total{agent="travel",tool="weather",outcome="ok"} 2
+agx_tokens_total{scope="acme",agent="travel",model="m",type="input"} 60
+agx_tokens_total{scope="acme",agent="travel",model="n",type="input"} 40
+agx_tokens_total{scope="acme",agent="travel",model="m",type="output"} 20
+agx_tokens_total{scope="globex",agent="travel",model="m",type="input"} 50
+agx_tokens_total{scope="globex",agent="travel",model="m",type="output"} 7
+gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="chat",error_type=""} 3
+agx_run_duration_seconds_sum{agent="travel",outcome="completed"} 1.4
+agx_run_duration_seconds_sum{agent="travel",outcome="cancelled"} 0.4
+agx_runs_live{scope="acme"} 0
+"""
+
+
+def differing(rows: list[Row]) -> list[str]:
+    return [row.what for row in rows if not row.agrees]
+
+
+def test_agrees_when_every_number_does() -> None:
+    rows = compare(Ledger([COMPLETED, CANCELLED]), AGREEING)
+    assert differing(rows) == []
+    assert {row.what: row.counted for row in rows}["tokens · input"] == 150
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "what"),
+    [
+        ('outcome="completed"} 1\n', 'outcome="completed"} 2\n', "runs · completed"),
+        ('outcome="failed"} 0', 'outcome="failed"} 1', "runs · failed"),
+        ('outcome="cancelled"} 1', 'outcome="cancelled"} 0', "runs · cancelled"),
+        ('reason="cancel"} 1', 'reason="task"} 1', "cancellations · cancel"),
+        ('tool="weather",outcome="ok"} 2', 'tool="weather",outcome="ok"} 3', "tool calls · ok"),
+        ('type="output"} 20', 'type="output"} 21', "tokens · output"),
+        ('error_type=""} 3', 'error_type=""} 4', "model requests · chat"),
+        ('outcome="completed"} 1.4', 'outcome="completed"} 1.6', "seconds in runs (waited, measured)"),
+        ('outcome="cancelled"} 0.4', 'outcome="cancelled"} 0', "seconds in runs (waited, measured)"),
+        ('agx_runs_live{scope="acme"} 0', 'agx_runs_live{scope="acme"} 1', "runs live now"),
+    ],
+)
+def test_names_what_differs(line: str, wrong: str, what: str) -> None:
+    assert AGREEING.count(line) == 1
+    assert what in differing(compare(Ledger([COMPLETED, CANCELLED]), AGREEING.replace(line, wrong)))
+
+
+def test_a_count_under_the_wrong_label_differs_though_the_sums_agree() -> None:
+    swapped = AGREEING.replace('{scope="acme",agent="travel",model="m",type="output"} 20', "{X} 20")
+    swapped = swapped.replace('{scope="globex",agent="travel",model="m",type="output"} 7', "{Y} 7")
+    swapped = swapped.replace("{X} 20", '{scope="acme",agent="travel",model="m",type="output"} 7')
+    swapped = swapped.replace("{Y} 7", '{scope="globex",agent="travel",model="m",type="output"} 20')
+    (row,) = [row for row in compare(Ledger([COMPLETED, CANCELLED]), swapped) if row.what == "tokens · output"]
+    assert (row.ran, row.counted) == (27, 27)
+    assert len(row.differences) == 2
