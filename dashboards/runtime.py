@@ -54,8 +54,8 @@ def _now() -> tuple[Placed, ...]:
         steps=((10, YELLOW), (60, RED)),
     )
     waiting = big_number(
-        Text("Facts queued", "Kept in Redis, read or not; trimmed at the bound.", "AgxFactsTrimmed"),
-        f"sum({highest('agx_queue_length', by='job, partition')})",
+        Text("Facts waiting", "In Redis, not yet read. Grows: see Lag by sink.", "AgxSidecarLag"),
+        total("agx_queue_length"),
         "short",
     )
     trimmed = big_number(
@@ -165,7 +165,7 @@ def _queues() -> tuple[Placed, ...]:
         limit=threshold("lag_seconds"),
     )
     length = lines(
-        Text("Length by partition", "Flat at the bound is normal. One alone: a single busy scope.", "AgxFactsTrimmed"),
+        Text("Facts waiting by partition", "Of the slower sink. One alone: a single busy scope.", "AgxFactsTrimmed"),
         "short",
         Query(highest("agx_queue_length", by="partition"), "{{partition}}"),
     )

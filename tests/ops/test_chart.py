@@ -1,0 +1,318 @@
+"""The chart, rendered by Helm's own engine over a matrix of values and held against the schemas of Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart, HelmError
+from ops.chart import CHART, CRDS, ROOT, SWITCHES, notes, one, parent_chart, render, switched
+
+KUBERNETES = ("1.28", "1.33", "1.37")
+SECRETS = {
+    "redis": {
+        "existingSecret": "redis",
+        "secretKeys": {"url": "url", "password": "pw", "ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
+    },
+    "otlp": {
+        "endpoint": "https://collector:4317",
+        "protocol": "grpc",
+        "existingSecret": "otlp",
+        "secretKeys": {"headers": "headers", "ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
+    },
+    "console": {"enabled": True, "mode": "full", "content": True, "existingSecret": "console"},
+}
+KNOBS = {
+    "nameOverride": "watcher",
+    "commonLabels": {"team": "agents"},
+    "commonAnnotations": {"owner": "us"},
+    "global": {"anything": 1},
+    "image": {"repository": "r.example.org/agx", "digest": "sha256:" + "a" * 64, "pullPolicy": "Always"},
+    "imagePullSecrets": [{"name": "pull"}],
+    "sinks": ["metrics", "traces"],
+    "deployment": {"annotations": {"a": "b"}},
+    "podLabels": {"x": "y"},
+    "podAnnotations": {"p": "q"},
+    "extraEnv": [{"name": "A", "value": "1"}],
+    "extraEnvFrom": [{"configMapRef": {"name": "env"}}],
+    "extraVolumes": [{"name": "tmp", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"key": "k", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+    ],
+    "priorityClassName": "high",
+    "service": {"type": "NodePort", "port": 80, "annotations": {"s": "t"}},
+    "serviceAccount": {"name": "mine", "annotations": {"iam": "role"}},
+    "networkPolicy": {
+        "enabled": True,
+        "ingressFrom": [{"podSelector": {}}],
+        "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 6379}]}],
+    },
+    "serviceMonitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "interval": "30s",
+        "scrapeTimeout": "10s",
+        "relabelings": [{"action": "labeldrop", "regex": "endpoint"}],
+        "metricRelabelings": [{"action": "drop", "sourceLabels": ["__name__"], "regex": "agx_node_.+"}],
+    },
+    "prometheusRule": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "thresholds": {"error_ratio": 0.25, "lost_runs": 0, "token_burn_min_tokens": 5_000_000},
+        "grafanaUrl": "https://grafana.example.org/",
+    },
+    "dashboards": {"enabled": True, "folder": "Agents", "label": "my_label", "labelValue": "yes"},
+    "autoscaling": {
+        "enabled": True,
+        "metrics": [
+            {
+                "type": "External",
+                "external": {"metric": {"name": "agx_queue_lag_seconds"}, "target": {"type": "Value", "value": "30"}},
+            }
+        ],
+    },
+}
+MATRIX = {
+    "defaults": {},
+    "everything on": switched(True, *SWITCHES),
+    "everything off": switched(False, *SWITCHES),
+    "secrets": SECRETS,
+    "knobs": KNOBS,
+    "no deployment": switched(False, "deployment.enabled") | switched(True, "podMonitor.enabled"),
+} | {f"only {name}": switched(True, name) for name in SWITCHES}
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_every_manifest_is_valid_where_it_may_be_installed(values: dict[str, Any]) -> None:
+    manifests = render(values)
+    for manifest in manifests:
+        if manifest["apiVersion"] != CRDS:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(manifest, version, strict=True)
+    identities = [(m["kind"], m["metadata"]["name"]) for m in manifests]
+    assert len(identities) == len(set(identities))
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_lint_finds_nothing_worse_than_a_missing_icon(values: dict[str, Any]) -> None:
+    report = helm_python.lint(CHART, values, strict=True)
+    assert [message for message in report["messages"] if message["severity"] > 1] == []
+    assert report["errors"] == []
+
+
+REFUSED = {
+    "typo": ({"replica": 3}, "replica"),
+    "typo inside": ({"serviceMonitor": {"enable": True}}, "enable"),
+    "unknown threshold": ({"prometheusRule": {"thresholds": {"error_ration": 0.1}}}, "error_ration"),
+    "wrong type": ({"replicas": "two"}, "replicas"),
+    "wrong protocol": ({"otlp": {"protocol": "http"}}, "protocol"),
+    "wrong scheme": ({"redis": {"url": "http://redis:6379"}}, "url"),
+    "wrong digest": ({"image": {"digest": "sha256:1"}}, "digest"),
+    "wrong sink": ({"sinks": ["logs"]}, "sinks"),
+    "no time to drain": ({"otlp": {"timeout": 30}}, "terminationGracePeriodSeconds (30) must be longer"),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_wrong_values_are_refused_with_a_message_that_names_them(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(HelmError) as refusal:
+        render(values)
+    assert said in str(refusal.value)
+
+
+def test_the_schema_knows_exactly_the_values_there_are() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    rules = yaml.safe_load((ROOT / "dashboards" / "rules" / "agx.rules.yaml").read_text())
+    names = {rule["labels"]["name"] for rule in rules["groups"][0]["rules"]}
+    thresholds = schema["properties"]["prometheusRule"]["properties"]["thresholds"]["properties"]
+    assert set(thresholds) == names
+    thresholds.clear()
+    assert schema["properties"].pop("enabled")["type"] == "boolean"
+    assert _keys(schema) == _keys_of_values(values, schema)
+
+
+def _keys(schema: dict[str, Any], prefix: str = "") -> set[str]:
+    found = set()
+    for key, below in schema["properties"].items():
+        found |= {prefix + key} | (_keys(below, f"{prefix}{key}.") if "properties" in below else set())
+    return found
+
+
+def _keys_of_values(values: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> set[str]:
+    found = set()
+    for key, value in values.items():
+        below = schema["properties"].get(key, {})
+        found |= {prefix + key}
+        if "properties" in below:
+            found |= _keys_of_values(value, below, f"{prefix}{key}.")
+    return found
+
+
+def test_the_pods_are_locked_down_and_drain_in_time() -> None:
+    manifests = render(SECRETS)
+    for name in ("agx-agx-sidecar", "agx-agx-sidecar-console"):
+        pod = one(manifests, "Deployment", name)["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["terminationGracePeriodSeconds"] > 10
+    assert one(manifests, "ServiceAccount")["automountServiceAccountToken"] is False
+    assert one(manifests, "Service")["spec"]["publishNotReadyAddresses"] is True
+    assert one(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_each_probe_uses_its_own_values() -> None:
+    values = {
+        f"{probe}Probe": {"periodSeconds": 11 + n} for n, probe in enumerate(("startup", "liveness", "readiness"))
+    }
+    (container,) = one(render(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert [container[f"{probe}Probe"]["periodSeconds"] for probe in ("startup", "liveness", "readiness")] == [
+        11,
+        12,
+        13,
+    ]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/healthz"
+
+
+def test_secrets_come_by_reference_and_certificates_as_files() -> None:
+    pod = one(render(SECRETS), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    env = {entry["name"]: entry for entry in container["env"]}
+    for name, secret, key in (
+        ("AGX_REDIS_URL", "redis", "url"),
+        ("AGX_REDIS_PASSWORD", "redis", "pw"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "otlp", "headers"),
+    ):
+        reference = env[name]["valueFrom"]["secretKeyRef"]
+        assert (reference["name"], reference["key"]) == (secret, key)
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    there = {
+        f"{mounted[volume['name']]}/{item['path']}" for volume in pod["volumes"] for item in volume["secret"]["items"]
+    }
+    pointed_at = {e["value"] for e in env.values() if str(e.get("value")).startswith("/etc/agx")}
+    assert pointed_at == there
+    assert len(there) == 6
+
+
+def test_replicas_are_left_to_the_autoscaler() -> None:
+    assert one(render({}), "Deployment")["spec"]["replicas"] == 2
+    manifests = render(switched(True, "autoscaling.enabled"))
+    assert "replicas" not in one(manifests, "Deployment")["spec"]
+    assert one(manifests, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "agx-agx-sidecar"
+
+
+def test_the_console_keeps_a_random_token_unless_given_one() -> None:
+    console = switched(True, "console.enabled")
+    first, second = (one(render(console), "Secret", "agx-agx-sidecar-console")["data"]["token"] for _ in range(2))
+    assert len(first) > 40
+    assert first != second
+    assert not [m for m in render(SECRETS) if m["kind"] == "Secret"]
+
+
+def test_a_service_has_the_sidecar_in_its_own_pod_as_the_readme_says(tmp_path: Path) -> None:
+    readme = (CHART / "README.md").read_text()
+    chart, values, template = re.search(
+        r"# Chart.yaml\n(.*?)# values.yaml\n(.*?)```.*?# templates/deployment.yaml\n(.*?)```", readme, re.DOTALL
+    ).groups()  # type: ignore[union-attr]
+    secrets = yaml.safe_load(values)
+    secrets["agx-sidecar"] |= {"redis": SECRETS["redis"], "enabled": True}
+    parent = parent_chart(
+        tmp_path,
+        {
+            "Chart.yaml": "apiVersion: v2\nname: service\nversion: 1.0.0\n" + chart,
+            "values.yaml": yaml.safe_dump(secrets),
+            "templates/deployment.yaml": "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: service }\n"
+            "spec:\n  selector: { matchLabels: { app: service } }\n"
+            + template.replace("      labels:\n", "      labels:\n        app: service\n"),
+        },
+    )
+    manifests = render({}, parent, "mine")
+    deployment = one(manifests, "Deployment", "service")
+    kubernetes_validate.validate(deployment, "1.37", strict=True)
+    names = [container["name"] for container in deployment["spec"]["template"]["spec"]["containers"]]
+    assert names == ["service", "agx-sidecar"]
+    monitor = one(manifests, "PodMonitor", "mine-agx-sidecar")
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    assert wanted.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert {manifest["kind"] for manifest in manifests} == {"Deployment", "PodMonitor"}
+
+
+def test_objects_find_each_other_by_labels() -> None:
+    manifests = render(switched(True, *SWITCHES))
+    for name in ("agx-agx-sidecar", "agx-agx-sidecar-console"):
+        labels = one(manifests, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        assert one(manifests, "Service", name)["spec"]["selector"].items() <= labels.items()
+        assert one(manifests, "Deployment", name)["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    service = one(manifests, "Service")["metadata"]["labels"]
+    monitor = one(manifests, "ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service.items()
+    assert monitor["spec"]["endpoints"][0]["port"] == one(manifests, "Service")["spec"]["ports"][0]["name"]
+    console = one(manifests, "Service", "agx-agx-sidecar-console")["metadata"]["labels"]
+    assert not monitor["spec"]["selector"]["matchLabels"].items() <= console.items()
+
+
+def test_boards_arrive_unchanged_where_grafanas_sidecar_looks() -> None:
+    manifests = [m for m in render(KNOBS) if m["kind"] == "ConfigMap"]
+    boards = {path.name: json.loads(path.read_text()) for path in (ROOT / "dashboards" / "json").glob("*.json")}
+    assert {name: json.loads(text) for m in manifests for name, text in m["data"].items()} == boards
+    for manifest in manifests:
+        assert manifest["metadata"]["labels"]["my_label"] == "yes"
+        assert manifest["metadata"]["annotations"]["grafana_folder"] == "Agents"
+
+
+def test_rules_arrive_unchanged_but_for_the_thresholds_that_were_given() -> None:
+    source = yaml.safe_load((ROOT / "dashboards" / "rules" / "agx.rules.yaml").read_text())
+    assert one(render(switched(True, "prometheusRule.enabled")), "PrometheusRule")["spec"] == source
+    changed = one(render(KNOBS | {"nameOverride": ""}), "PrometheusRule")["spec"]
+    thresholds = {rule["labels"]["name"]: rule["expr"] for rule in changed["groups"][0]["rules"]}
+    assert thresholds["error_ratio"] == "vector(0.25)"
+    assert thresholds["lost_runs"] == "vector(0)"
+    assert float(thresholds["token_burn_min_tokens"].removeprefix("vector(").removesuffix(")")) == 5_000_000
+    assert thresholds["lag_seconds"] == "vector(60)"
+    for rule in changed["groups"][2]["rules"]:
+        assert rule["annotations"]["dashboard_url"].startswith("https://grafana.example.org/d/agx-")
+
+
+def test_nothing_depends_on_what_a_cluster_offers() -> None:
+    templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
+    assert ".Capabilities" not in templates
+    assert "tpl " not in templates
+
+
+def test_the_notes_say_what_is_missing_and_no_password() -> None:
+    text = notes({"redis": {"url": "redis://user:hunter2@redis:6379/0"}})
+    assert "hunter2" not in text
+    assert "otlp.endpoint" in text
+    assert "serviceMonitor.enabled=true" in text
+    assert "{{" not in notes(SECRETS)
+
+
+def test_the_committed_chart_is_what_its_sources_make() -> None:
+    subprocess.run([sys.executable, "helm/sync.py", "--check"], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_chart_packs_with_everything_it_reads(tmp_path: Path) -> None:
+    archive = helm_python.package(CHART, destination=tmp_path)
+    with Chart.load(archive) as packed:
+        packed.render(switched(True, *SWITCHES), name="agx", namespace="monitoring")
+        assert {"README.md", "files/agx.rules.yaml"} <= {file["name"] for file in packed.files}
