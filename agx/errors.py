@@ -30,6 +30,13 @@ class RedisUnavailableError(AgxError):
         super().__init__(f"Redis could not be reached to {doing} ({what}): check that it runs and that agx may use it")
 
 
+class BodyError(AgxError, TypeError):
+    """Raised when an event's body is not a JSON object."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"an event's body must be a dict of JSON values ({cause}): convert it before it is added")
+
+
 class SessionBusyError(AgxError):
     """Raised when a session already has a live run; one session has at most one."""
 

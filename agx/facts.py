@@ -43,7 +43,9 @@ class Trace:
     """Where a fact stands in its trace. `sdk`: the service's own SDK exports these spans, nobody else must."""
 
     trace_id: str  # 32 hex digits
-    span_id: str  # 16 hex digits: the run's, the model request's or the tool's span; a node of another kind has its run's
+    span_id: (
+        str  # 16 hex digits: the run's, the model request's or the tool's span; a node of another kind has its run's
+    )
     parent_span_id: str | None  # None at the root
     sampled: bool
     sdk: bool
@@ -77,6 +79,8 @@ class ModelCall:
     chunk_counts: tuple[int, ...]  # per CHUNK_BUCKETS, one more for the rest; empty without a second chunk
     chunk_sum_ns: int
     usage: Usage
+    start_ns: int  # the request's own times: its node's may be wider
+    end_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,11 @@ class SessionKeys:
     def index(self) -> str:
         return f"{self.prefix}:{self.scope}:{self.user}"
 
+    @property
+    def messages(self) -> str:
+        """Where `RedisSession` keeps a conversation."""
+        return f"{self.stream}:msgs"
+
     def lease_member(self, run_id: str) -> str:
         """The member of `leases()`: no id has a colon, so `parse_lease_member()` takes it apart again."""
         return f"{self.scope}:{self.user}:{self.session}:{run_id}"

@@ -45,8 +45,7 @@ async def collect(
 ) -> list[dict[str, Any]]:
     """Return a run's events up to and including its `end`; raises TimeoutError if it doesn't end in time."""
     events = [
-        event
-        async for event in listen(scope_id, user_id, session_id, after=after, timeout=timeout, serialize=False)
+        event async for event in listen(scope_id, user_id, session_id, after=after, timeout=timeout, serialize=False)
     ]
     if not events or events[-1]["type"] != "end":
         raise TimeoutError(f"session {session_id!r} was silent for {timeout} s before its end")

@@ -1,0 +1,43 @@
+"""`cancel()`: any process stops a run of any other; one publication, and the marked lease that can't be missed."""
+
+from __future__ import annotations
+
+from redis.exceptions import RedisError
+
+from .connections import Script
+from .engine import current_engine
+from .errors import RedisUnavailableError
+from .keys import Id, SessionKeys
+
+# The first mark wins, so the latency that is measured is the first caller's. A seed client's lease is the value 1 and
+# its run looks only whether the key is there.
+_CANCEL = Script("""
+local held = redis.call('GET', KEYS[1])
+if not held then return 0 end
+if held == '1' then
+  redis.call('DEL', KEYS[1])
+elseif string.sub(held, 1, 7) ~= 'cancel:' then
+  local t = redis.call('TIME')
+  held = 'cancel:' .. held .. ':' .. string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+  redis.call('SET', KEYS[1], held, 'KEEPTTL')
+end
+redis.call('PUBLISH', ARGV[1], held)
+return 1
+""")
+
+
+async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
+    """Stop a session's live run, wherever it runs; returns whether there was one (seed's API; contract, section 3).
+
+    The run ends by itself a moment later: follow it with `listen()` to see its `end`.
+
+    Raises:
+        ValueError, TypeError: an id that none can be.
+        RedisUnavailableError: nobody could be told.
+    """
+    engine = current_engine()
+    session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
+    try:
+        return bool(await engine.control.run(_CANCEL, session.live, session.cancel_channel))
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("cancel the run", error) from error

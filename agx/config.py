@@ -1,0 +1,99 @@
+"""What the runtime is told once at startup: `configure(Config(redis=...))`."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import keys
+from .errors import NotConfiguredError
+from .facts import Service
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis, RedisCluster
+
+    RedisClient = Redis | RedisCluster
+
+
+@dataclass(frozen=True, eq=False)
+class Config:
+    """The runtime's settings; times in seconds, sizes in bytes (contract, section 3).
+
+    Args:
+        redis: any asyncio redis-py client (single, Cluster, Sentinel). Only its settings are used: agx opens its own
+            few connections, so the client's pool is never exhausted.
+        key_prefix: what every key begins with.
+        lease_ttl: how long a run outlives its process in the eyes of the others; renewed every third of it.
+        retention: how long a session's stream is kept after its `end`.
+        max_stream_length: entries of a session stream, approximately.
+        max_body: an event's body above it is cut and says so.
+        queue_partitions: scope queues; the first service that ever starts on a prefix fixes the number.
+        queue_max_length: entries over all scope queues, about 90 MB at the default.
+        trace_ratio: share of traces that begin here and are sampled, where the service has no OpenTelemetry SDK.
+        service_name: as in the resource of the service's telemetry; by default OTEL_SERVICE_NAME.
+        service_version: likewise.
+
+    Raises:
+        TypeError, ValueError: a setting is out of its range.
+    """
+
+    redis: RedisClient
+    key_prefix: str = "agx"
+    lease_ttl: float = 15.0
+    retention: float = 300.0
+    max_stream_length: int = 50_000
+    max_body: int = 262_144
+    queue_partitions: int = 8
+    queue_max_length: int = 100_000
+    trace_ratio: float = 1.0
+    service_name: str | None = None
+    service_version: str | None = None
+
+    def __post_init__(self) -> None:
+        keys.check_prefix(self.key_prefix)
+        if not hasattr(self.redis, "execute_command") or not hasattr(self.redis, "aclose"):
+            raise TypeError(f"Config.redis must be an asyncio redis-py client, not {type(self.redis).__name__}")
+        for name, low in {"lease_ttl": 0.3, "retention": 1.0}.items():
+            if not getattr(self, name) >= low:
+                raise ValueError(f"Config.{name} must be at least {low} seconds")
+        for name in ("max_stream_length", "queue_partitions", "queue_max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Config.{name} must be at least 1")
+        if self.max_body < 1_024:
+            raise ValueError("Config.max_body must be at least 1024 bytes")
+        if not 0.0 <= self.trace_ratio <= 1.0:
+            raise ValueError("Config.trace_ratio must lie between 0 and 1")
+
+
+_current: Config | None = None
+_INSTANCE = uuid.uuid4().hex
+
+
+def configure(config: Config) -> None:
+    """Store the settings; nothing is connected before the first use."""
+    global _current  # noqa: PLW0603 - one configuration per process is the seed's API
+    if not isinstance(config, Config):
+        raise TypeError(f"configure() takes an agx.Config, not {type(config).__name__}")
+    _current = config
+
+
+def current_config() -> Config:
+    """Return the settings; raises NotConfiguredError."""
+    if _current is None:
+        raise NotConfiguredError
+    return _current
+
+
+def describe_service(config: Config) -> Service:
+    """Return the service's resource for facts: from the settings, else from the standard OTEL_* variables."""
+    resource = dict(
+        pair.strip().split("=", 1) for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in pair
+    )
+    name = config.service_name or os.environ.get("OTEL_SERVICE_NAME") or resource.get("service.name")
+    return Service(
+        name=name or "unknown_service",
+        version=config.service_version or resource.get("service.version"),
+        instance=resource.get("service.instance.id") or f"{_INSTANCE}-{os.getpid()}",
+    )

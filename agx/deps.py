@@ -1,0 +1,57 @@
+"""`Deps`: what a run knows of its scope, user and session, and how tools add events to its stream (seed's API)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import stream
+from .events import AGENT, RUNTIME, Body, Runtime, WireEvent
+from .keys import Id
+
+
+@dataclass(kw_only=True)
+class Deps(ABC):
+    """Base of an agent's dependencies. May be reused for the session's next turn.
+
+    `add_info()` and `add_error()` are for tools. `add_node_begin()`, `add_node_event()` and `add_node_end()` are for
+    those who drive an agent by hand between `start()` and `stop()`; `run()` needs none of them.
+    """
+
+    user_id: Id
+    session_id: Id
+    runtime: Runtime = field(default_factory=Runtime, repr=False, compare=False)
+
+    @abstractmethod
+    def get_scope_id(self) -> Id:
+        """Return the tenant that everything of this run is inside of."""
+
+    async def add_node_begin(self, node: object) -> None:
+        """Append `llm-begin`; `node` is pydantic-ai's model request node."""
+        await self._add(self.runtime.begin_node())
+
+    async def add_node_event(self, event: object) -> None:
+        """Append what an event of pydantic-ai's says, if it is one that listeners see."""
+        if (wire := self.runtime.convert(event)) is not None:
+            await self._add(wire)
+
+    async def add_node_end(self) -> None:
+        """Append `llm-end`."""
+        await self._add(self.runtime.end_node())
+
+    async def add_error(self, body: dict[str, Any], origin: str = RUNTIME) -> None:
+        """Append an `error` for the listeners; it does not end the run. Raises BodyError, RedisUnavailableError."""
+        await self._append("error", origin, body)
+
+    async def add_info(self, body: dict[str, Any], origin: str = RUNTIME) -> None:
+        """Append an `info` for the listeners. Raises BodyError, RedisUnavailableError."""
+        await self._append("info", origin, body)
+
+    async def _add(self, event: WireEvent) -> None:
+        await stream.append(
+            self.get_scope_id(), self.user_id, self.session_id, type="event", origin=AGENT, body=event.body
+        )
+
+    async def _append(self, type: str, origin: str, body: Body) -> None:
+        await stream.add(self.get_scope_id(), self.user_id, self.session_id, type=type, origin=origin, body=body)

@@ -1,0 +1,211 @@
+"""The engine: what belongs to one running event loop; made on first use, closed by `aclose()` or with the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import RedisError
+
+from . import facts, keys
+from .config import Config, current_config, describe_service
+from .connections import Bus, open_client
+from .hub import Hub
+from .lease import Leases
+from .queues import Queues
+from .writer import ServerClock, Writer
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+    from .stream import ManualSession
+
+_BEAT = 10.0  # seconds between `process` facts while anything is live
+
+
+class Engine:
+    """Writer, queues, leases, hub and connections of one loop and one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.service = describe_service(config)
+        self.clock = ServerClock()
+        # Appends never queue behind a lease or a read, so each kind has a connection of its own.
+        self.appends = Bus(open_client(config.redis))
+        self.control = Bus(open_client(config.redis))
+        self._reads = Bus(open_client(config.redis))
+        self.writer = Writer(self.appends, max_length=config.max_stream_length, max_body=config.max_body)
+        self.queues = Queues(self.appends, config.key_prefix, max_length=config.queue_max_length)
+        self.leases = Leases(self.control, config.key_prefix, self.clock, ttl=config.lease_ttl)
+        cluster = isinstance(config.redis, RedisCluster)
+        self.hub = Hub(open_client(config.redis), self._reads, cluster=cluster)
+        self.recorders: set[Recorder] = set()  # the live runs of this loop
+        # By stream, who gives the events of a session that is open here their order.
+        self.sessions: dict[str, Recorder | ManualSession] = {}
+        self.runs: set[asyncio.Future[None]] = set()  # done when the run has returned or raised
+        self._background: set[asyncio.Task[None]] = set()
+        self._meta: asyncio.Task[int] | None = None
+        self._beats: asyncio.Task[None] | None = None
+        self._beat_count = 0
+        self._beaten_gaps = self._beaten_rereads = 0
+        self._keeper: AsyncGenerator[None, None] | None = None
+
+    async def ready(self) -> None:
+        """Make sure that the prefix's number of partitions is known; raises RedisError or OSError."""
+        if self._keeper is None:
+            # A loop that shuts down closes its asynchronous generators: that is how it closes its engine.
+            self._keeper = self._keep()
+            await anext(self._keeper)
+        if self.queues.partitions is None:
+            self.queues.partitions = await self.leases.publish_meta(self.config.queue_partitions)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Keep a reference to a task that outlives its caller."""
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def start_beats(self) -> None:
+        """Send `process` facts while anything is live."""
+        if self._beats is None:
+            self._beats = asyncio.get_running_loop().create_task(self._beat(), name="agx-beats")
+
+    async def _beat(self) -> None:
+        try:
+            while self.recorders or self.hub.listeners:
+                await asyncio.sleep(_BEAT)
+                self._put_beat()
+        finally:
+            self._beats = None
+
+    def _put_beat(self) -> None:
+        self._beat_count += 1
+        stats, now = self.writer.stats, time.monotonic()
+        silence = max((now - session.last_put for session in self.writer.sessions), default=0.0)
+        self.queues.put(
+            facts.ProcessBeat(
+                id=f"{self.service.instance}:{id(self):x}:{self._beat_count}",
+                at_ns=time.time_ns(),
+                service=self.service,
+                listeners=self.hub.listeners,
+                buffered_events=self.writer.buffered_events,
+                silence_ns=int(silence * 1e9),
+                gaps=self.hub.gaps - self._beaten_gaps,
+                rereads=self.hub.rereads - self._beaten_rereads,
+                append_counts=tuple(stats.counts),
+                append_sum_ns=stats.sum_ns,
+            )
+        )
+        self._beaten_gaps, self._beaten_rereads = self.hub.gaps, self.hub.rereads
+        stats.reset()
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self._close_connections()
+
+    async def aclose(self, grace: float) -> None:
+        """Wait `grace` seconds for the runs, then cancel them (reason `shutdown`), and close everything."""
+        runs = set(self.runs)
+        if runs and grace > 0:
+            _, runs = await asyncio.wait(runs, timeout=grace)
+        for recorder in list(self.recorders):
+            recorder.cancel("shutdown", None)
+        if runs:
+            await asyncio.wait(runs, timeout=self.config.lease_ttl)
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=self.config.lease_ttl)
+        if self._keeper is not None:
+            with contextlib.suppress(TimeoutError, RedisError, OSError):
+                await asyncio.wait_for(self.queues.drain(), 1.0)
+            await self._keeper.aclose()
+        else:
+            await self._close_connections()
+
+    async def _close_connections(self) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
+        self.writer.close()
+        self.queues.close()
+        self.leases.close()
+        await self.hub.aclose()
+        for bus in (self.appends, self.control, self._reads):
+            await bus.aclose()
+
+
+_engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+_forked: list[object] = []
+
+
+def current_engine() -> Engine:
+    """Return the running loop's engine for the current configuration; raises NotConfiguredError."""
+    config = current_config()
+    loop = asyncio.get_running_loop()
+    with _lock:
+        engines = _engines.setdefault(loop, [])
+        for engine in engines:
+            if engine.config is config:
+                return engine
+        engine = Engine(config)
+        engines.append(engine)
+        return engine
+
+
+async def aclose(grace: float = 0) -> None:
+    """Close the running loop's engine: waits `grace` seconds for its runs, then cancels them with reason `shutdown`.
+
+    Runs are saved and their streams ended. Call it from the service's shutdown; a new use makes a new engine.
+    """
+    with _lock:
+        engines = _engines.pop(asyncio.get_running_loop(), [])
+    for engine in engines:
+        await engine.aclose(grace)
+
+
+# Runs that have been entered in this process and whose `begin` is not yet appended, by stream: a listener that comes
+# right behind `create_task(run(...))` waits for that run instead of replaying the one before.
+_starting: dict[str, list[Future[None]]] = {}
+
+
+@contextlib.contextmanager
+def starting(session: keys.SessionKeys) -> Iterator[None]:
+    """Mark a run as entered; the block ends when its `begin` is appended, or can't be."""
+    done: Future[None] = Future()
+    with _lock:
+        _starting.setdefault(session.stream, []).append(done)
+    try:
+        yield
+    finally:
+        with _lock:
+            entered = _starting[session.stream]
+            entered.remove(done)
+            if not entered:
+                del _starting[session.stream]
+        done.set_result(None)
+
+
+async def wait_for_starting(session: keys.SessionKeys) -> None:
+    """Wait for the `begin` of a run that has been entered in this process, if there is one."""
+    await asyncio.sleep(0)  # a task made just before takes its first step here
+    with _lock:
+        entered = list(_starting.get(session.stream, ()))
+    for done in entered:
+        await asyncio.wrap_future(done)
+
+
+def _leave_to_parent() -> None:
+    # The child must not even close what the parent uses: the sockets are shared.
+    _forked.append((dict(_engines), dict(_starting)))
+    _engines.clear()
+    _starting.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,0 +1,220 @@
+"""The wire vocabulary: pydantic-ai's events as bodies of the session stream (contract, section 4). Pure, no I/O."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic_ai.messages import (
+    BaseToolCallPart,
+    BaseToolReturnPart,
+    FilePart,
+    FinalResultEvent,
+    ModelResponse,
+    ModelResponsePart,
+    NativeToolReturnPart,
+    PartDeltaEvent,
+    PartEndEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ThinkingPartDelta,
+    ToolResultEvent,
+    ToolReturnPart,
+)
+from pydantic_core import to_jsonable_python
+
+from .errors import BodyError
+from .facts import ToolOutcome
+
+RUNTIME = "opale"  # the origin of begin, end and the runtime's own errors and infos
+AGENT = "pydantic-ai"  # the origin of what the model and the tools do
+
+Body = dict[str, Any]
+
+_TOOL_OUTCOMES: dict[str, ToolOutcome] = {
+    "success": "ok",
+    "retried": "retry",
+    "failed": "error",
+    "denied": "denied",
+    "interrupted": "cancelled",
+}
+
+
+def tool_outcome(part: BaseToolReturnPart) -> ToolOutcome:
+    """Return what became of a tool call, in agx's words."""
+    return _TOOL_OUTCOMES.get(part.outcome, "error")
+
+
+@dataclass(frozen=True, slots=True)
+class WireEvent:
+    """An event as it goes to the stream. `delta` holds the text of a part_delta, which may still be merged."""
+
+    body: Body
+    delta: str | None = None
+    urgent: bool = False
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What of a run has become events so far: the place between pydantic-ai's events and the wire."""
+
+    idx: int = -1  # of the current model request, from 0
+    open: bool = False  # between llm-begin and llm-end
+    answered: bool = False  # the current model request gave the final answer
+    kinds: dict[int, str] = field(default_factory=dict)  # part index -> kind, of the current request
+
+    def begin_node(self) -> WireEvent:
+        """A model request begins."""
+        self.idx += 1
+        self.open = True
+        self.answered = False
+        self.kinds.clear()
+        return WireEvent({"idx": self.idx, "event": "llm-begin"})
+
+    def end_node(self) -> WireEvent:
+        """The model request is over, however it ended."""
+        self.open = False
+        return WireEvent({"idx": self.idx, "event": "llm-end"})
+
+    def convert(self, event: object) -> WireEvent | None:
+        """Return the wire event of one of pydantic-ai's, or None where it says nothing new to a listener."""
+        if isinstance(event, PartDeltaEvent):
+            return self._delta(event)
+        if isinstance(event, PartStartEvent):
+            self.kinds[event.index] = event.part.part_kind
+            return self._whole(event.index, event.part) if isinstance(event.part, (TextPart, ThinkingPart)) else None
+        if isinstance(event, PartEndEvent):
+            # Everything but text and thinking is one event, whole: a call's arguments are complete only here.
+            return None if isinstance(event.part, (TextPart, ThinkingPart)) else self._whole(event.index, event.part)
+        if isinstance(event, FinalResultEvent):
+            return self.answer(event.tool_name, event.tool_call_id)
+        if isinstance(event, ToolResultEvent):
+            return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
+        return None
+
+    def convert_response(self, response: ModelResponse) -> list[WireEvent]:
+        """Return the wire events of a response that came whole, from a model that does not stream."""
+        return [self._whole(index, part) for index, part in enumerate(response.parts)]
+
+    def answer(self, tool_name: str | None = None, tool_call_id: str | None = None) -> WireEvent:
+        """The final answer was recognised; by an output tool's call, where one is named."""
+        self.answered = True
+        body: Body = {"idx": self.idx, "event": "answer"}
+        if tool_name is not None:
+            body |= {"tool_name": tool_name, "tool_call_id": tool_call_id}
+        return WireEvent(body)
+
+    def _part_start(self, index: int | None) -> Body:
+        body: Body = {"idx": self.idx, "event": "part_start"}
+        return body if index is None else body | {"event_idx": index}
+
+    def _delta(self, event: PartDeltaEvent) -> WireEvent | None:
+        delta = event.delta
+        if not isinstance(delta, (TextPartDelta, ThinkingPartDelta)) or not delta.content_delta:
+            return None  # a tool call's delta: the call is one event, at its end
+        return WireEvent(
+            {
+                "idx": self.idx,
+                "event": "part_delta",
+                "event_idx": event.index,
+                "part_kind": self.kinds.get(event.index, delta.part_delta_kind),
+                "part_delta_kind": delta.part_delta_kind,
+                "content_delta": delta.content_delta,
+            },
+            delta=delta.content_delta,
+        )
+
+    def _whole(self, index: int, part: ModelResponsePart) -> WireEvent:
+        body = self._part_start(index) | {"part_kind": part.part_kind}
+        if isinstance(part, (TextPart, ThinkingPart)):
+            body["content"] = part.content
+        elif isinstance(part, BaseToolCallPart):
+            body |= {"tool_name": part.tool_name, "tool_call_id": part.tool_call_id, "args": parse_args(part)}
+        elif isinstance(part, NativeToolReturnPart):
+            body |= _return_fields(part)
+        elif isinstance(part, FilePart):
+            # The bytes stay in the messages: a stream is no place for an image.
+            body |= {"media_type": part.content.media_type, "size": len(part.content.data)}
+        return WireEvent(body)
+
+
+def _return_fields(part: ToolReturnPart | NativeToolReturnPart) -> Body:
+    return {
+        "part_kind": part.part_kind,
+        "tool_name": part.tool_name,
+        "tool_call_id": part.tool_call_id,
+        "content": part.content,
+        "tool_outcome": tool_outcome(part),
+    }
+
+
+def parse_args(part: BaseToolCallPart) -> Body:
+    """Return a tool call's arguments as an object; `{"raw": text}` where they can't be parsed."""
+    if not part.args:
+        return {}
+    if not isinstance(part.args, str):
+        return dict(part.args)
+    try:
+        args = orjson.loads(part.args)
+    except orjson.JSONDecodeError:
+        return {"raw": part.args}
+    return args if isinstance(args, dict) else {"raw": part.args}
+
+
+def check_body(body: object) -> Body:
+    """Return a body that a user handed in, if it is a JSON object; raises BodyError."""
+    if not isinstance(body, dict):
+        raise BodyError(f"it is a {type(body).__name__}")
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise BodyError(str(error)) from None
+    return body
+
+
+def encode_body(body: Body, limit: int) -> bytes:
+    """Return a body as JSON of at most `limit` bytes or so, its longest values cut (`"truncated": true`).
+
+    Never raises: values are whatever tools and models return.
+    """
+    data = _to_json(body)
+    if len(data) <= limit:
+        return data
+    cut: Body = {name: value if isinstance(value, int | str | None) else _text(value) for name, value in body.items()}
+    texts = sorted((name for name, value in cut.items() if isinstance(value, str)), key=lambda name: -len(cut[name]))
+    cut["truncated"] = True
+    for name in texts:
+        text = cut[name]
+        while text and (excess := len(_to_json(cut)) - limit) > 0:
+            # An escaped character takes up to six bytes, so one pass may cut too little, never too much by far.
+            text = text[: -max(1, excess // 6)] if excess < len(text) else text[: len(text) // 2]
+            cut[name] = text
+    return _to_json(cut)
+
+
+def _text(value: object) -> str:
+    return _to_json({"": value}).decode()[len('{"":') : -1].strip()
+
+
+def _to_json(body: Body) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        plain = {name: _plain(value) for name, value in body.items()}
+        # The standard library takes integers of any size; of a lone surrogate a question mark is left.
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _plain(value: object) -> object:
+    try:
+        plain = to_jsonable_python(
+            value, serialize_unknown=True, bytes_mode="base64", inf_nan_mode="null", fallback=repr
+        )
+        json.dumps(plain)
+    except Exception as error:  # a tool's own type may raise anything while it is serialised
+        return {"unserialisable": type(value).__name__, "error": type(error).__name__}
+    return plain

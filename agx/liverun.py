@@ -1,0 +1,256 @@
+"""A run's life around its agent: opened (lease, then `begin`), closed (`end`, then the fact, then the lease)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import orjson
+from redis.exceptions import RedisError
+
+from . import conventions as names
+from .engine import Engine, starting
+from .errors import RedisUnavailableError
+from .events import RUNTIME, Runtime
+from .facts import Reason
+from .keys import SessionKeys
+from .lease import Lease
+from .recorder import Ending, Recorder
+from .tracing import start_run
+from .writer import COMMAND_TIMEOUT, SessionWriter
+
+logger = logging.getLogger("agx")
+
+T = TypeVar("T")
+
+# The run in whose tool, or hook, the current code works.
+current_recorder: ContextVar[Recorder | None] = ContextVar("agx_recorder", default=None)
+
+
+def enclosing_recorder() -> Recorder | None:
+    """Return the live run that the current code is a part of, if any."""
+    recorder = current_recorder.get()
+    return None if recorder is None or recorder.finished else recorder
+
+
+class LiveRun:
+    """A run between its `begin` and its `end`; without a session it is observed only and touches no lease or stream."""
+
+    def __init__(self, engine: Engine, recorder: Recorder, lease: Lease | None) -> None:
+        self.engine = engine
+        self.recorder = recorder
+        self._lease = lease
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        engine.recorders.add(recorder)
+        engine.runs.add(self._done)
+        engine.start_beats()
+
+    @classmethod
+    async def open(
+        cls, engine: Engine, *, agent: str, session: SessionKeys | None, scope: str, runtime: Runtime | None = None
+    ) -> LiveRun:
+        """Begin a run.
+
+        Raises:
+            SessionBusyError: the session has a live run.
+            RedisUnavailableError: Redis can't be reached within 2 s. A run without a session never needs it.
+        """
+        run_id = uuid.uuid4().hex
+        if session is None:
+            try:
+                await asyncio.wait_for(engine.ready(), COMMAND_TIMEOUT)
+            except (RedisError, OSError, TimeoutError):
+                logger.warning("agx: Redis can't be reached, facts of run %s wait in memory", run_id)
+            live = cls(engine, _make_recorder(engine, run_id, agent, scope, runtime=runtime), None)
+            live.recorder.started()
+            return live
+        with starting(session):
+            return await cls._open_streamed(engine, run_id, agent, session, runtime)
+
+    @classmethod
+    async def _open_streamed(
+        cls, engine: Engine, run_id: str, agent: str, session: SessionKeys, runtime: Runtime | None
+    ) -> LiveRun:
+        lease: Lease | None = None
+        try:
+            await asyncio.wait_for(engine.ready(), COMMAND_TIMEOUT)
+            told = _Told()
+            lease = Lease(session, run_id, told.cancel, told.lose)
+            await asyncio.wait_for(engine.leases.acquire(lease), COMMAND_TIMEOUT)
+            previous = await asyncio.wait_for(
+                engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1), COMMAND_TIMEOUT
+            )
+            recorder = _make_recorder(
+                engine,
+                run_id,
+                agent,
+                session.scope,
+                session=session,
+                runtime=runtime,
+                follows=_traceparent_of(previous),
+            )
+            writer = SessionWriter(
+                engine.writer,
+                session,
+                engine.clock,
+                retention=engine.config.retention,
+                on_fenced=recorder.lose,
+            )
+            try:
+                await writer.begin(recorder.begin_body(session.session), origin=RUNTIME)
+            except BaseException as error:
+                recorder.span.end("failed", reason=None, error_type=type(error).__name__, message=None)
+                raise
+        except BaseException as error:
+            if lease is not None:
+                engine.keep(asyncio.get_running_loop().create_task(_give_up(engine, lease)))
+            if isinstance(error, (RedisError, OSError, TimeoutError)):
+                raise RedisUnavailableError("start the run", error) from error
+            raise
+        recorder.writer = writer
+        engine.sessions[session.stream] = recorder
+        live = cls(engine, recorder, lease)
+        engine.hub.subscribe(session.cancel_channel, lambda mark: _on_mark(lease, mark))
+        recorder.started()
+        told.to(recorder)
+        return live
+
+    async def close(self, ending: Ending) -> None:
+        """Hand the last events over, and wait until all is told and the lease released, at most `lease_ttl`.
+
+        The rest goes on by itself: an answer is never held back by Redis. A caller that is cancelled meanwhile gets
+        its CancelledError when this is done.
+        """
+        self.recorder.finish(ending)
+        closing = asyncio.get_running_loop().create_task(self._close(ending), name="agx-close")
+        self.engine.keep(closing)
+        timely = asyncio.wait({closing}, timeout=self.engine.config.lease_ttl)
+        done, _ = await finish_uncancelled(timely)
+        if not done:
+            logger.warning("agx: run %s has ended, but Redis has not taken all of it yet", self.recorder.run_id)
+
+    async def _close(self, ending: Ending) -> None:
+        recorder, engine = self.recorder, self.engine
+        try:
+            if recorder.writer is not None:
+                await recorder.writer.drain()
+            if not recorder.fenced:
+                await recorder.tell_end(ending)
+        finally:
+            engine.recorders.discard(recorder)
+            if recorder.writer is not None:
+                recorder.writer.close()
+            if self._lease is not None:
+                session = self._lease.session
+                if engine.sessions.get(session.stream) is recorder:
+                    del engine.sessions[session.stream]
+                    engine.hub.unsubscribe(session.cancel_channel)
+            if not self._done.done():
+                self._done.set_result(None)
+        if self._lease is not None:
+            if recorder.fenced:
+                engine.leases.forget(self._lease)
+            else:
+                await _give_up(engine, self._lease)
+
+
+class _Told:
+    """What the lease said before there was a recorder to say it to."""
+
+    def __init__(self) -> None:
+        self._recorder: Recorder | None = None
+        self._cancel: tuple[Reason, int | None] | None = None
+        self._lost = False
+
+    def cancel(self, reason: Reason, mark_ms: int | None) -> None:
+        self._cancel = (reason, mark_ms)
+        if self._recorder is not None:
+            self._recorder.cancel(reason, mark_ms)
+
+    def lose(self) -> None:
+        self._lost = True
+        if self._recorder is not None:
+            self._recorder.lose()
+
+    def to(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        if self._cancel is not None:
+            recorder.cancel(*self._cancel)
+        if self._lost:
+            recorder.lose()
+
+
+def _make_recorder(
+    engine: Engine,
+    run_id: str,
+    agent: str,
+    scope: str,
+    *,
+    session: SessionKeys | None = None,
+    runtime: Runtime | None,
+    follows: str | None = None,
+) -> Recorder:
+    attributes = {names.RUN_ID: run_id, names.SCOPE_ID: scope, names.AGENT_NAME: agent}
+    if session is not None:
+        attributes[names.SESSION_ID] = session.session
+    return Recorder(
+        engine,
+        run_id=run_id,
+        agent=agent,
+        scope=scope,
+        session=session,
+        span=start_run(run_id, agent, attributes=attributes, ratio=engine.config.trace_ratio, follows=follows),
+        runtime=runtime or Runtime(),
+        parent=enclosing_recorder(),
+        follows=follows,
+    )
+
+
+def _traceparent_of(first: Any) -> str | None:
+    """Return the traceparent of the run that the session held before, while it is kept."""
+    try:
+        header = orjson.loads(first[0][1][b"body"])["traceparent"]
+    except (IndexError, KeyError, TypeError, orjson.JSONDecodeError):
+        return None
+    return header if isinstance(header, str) else None
+
+
+def _on_mark(lease: Lease, mark: bytes) -> None:
+    kind, _, rest = mark.decode("utf-8", "replace").partition(":")
+    run_id, _, mark_ms = rest.partition(":")
+    if kind == "cancel" and run_id == lease.run_id and mark_ms.isdigit():
+        lease.settle_cancel("cancel", int(mark_ms))
+
+
+async def _give_up(engine: Engine, lease: Lease) -> None:
+    try:
+        await engine.leases.release(lease)
+    except (RedisError, OSError) as error:
+        # It is not renewed any more, so it expires by itself.
+        logger.warning(
+            "agx: the lease of session %s is left to expire (%s)", lease.session.session, type(error).__name__
+        )
+
+
+async def finish_uncancelled(work: Awaitable[T]) -> T:
+    """Await something to its end whatever cancellations arrive; a cancellation is raised afterwards, never lost."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            break
+    if cancelled is not None:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            logger.error("agx: %s: %s", type(failure).__name__, failure)
+        raise cancelled
+    return task.result()

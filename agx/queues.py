@@ -1,0 +1,145 @@
+"""The scope queues' producer: appends facts, at least once, without ever making a run wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from . import keys
+from .connections import Bus, Reply, Script
+from .facts import FIELD, Fact, ProcessBeat, encode
+
+logger = logging.getLogger("agx")
+
+FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
+BATCH = 200  # facts a partition
+BUFFER = 20_000  # facts a loop keeps through an outage; beyond, the oldest go
+_RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
+
+_ENQUEUE = Script(f"""
+for i = 3, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', '{FIELD}', ARGV[i]) end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return #ARGV - 2
+""")
+
+
+@dataclass(slots=True)
+class _Queued:
+    tenant: str
+    data: bytes
+    acknowledged: asyncio.Future[None] | None
+
+
+class Queues:
+    """Appends facts to the partition of their scope. A fact may be queued twice after trouble; its id counts once."""
+
+    def __init__(self, bus: Bus, prefix: str, *, max_length: int) -> None:
+        self._bus = bus
+        self._prefix = prefix
+        self._max_length = max_length
+        self.partitions: int | None = None  # known from `meta` before the first run
+        self.dropped = 0
+        self._pending: deque[_Queued] = deque()
+        self._inflight = 0
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._backoff = _RETRY_FIRST
+
+    def put(self, fact: Fact) -> None:
+        """Hand a fact over; synchronous."""
+        self._queue(fact, None)
+        self._schedule(FLUSH_INTERVAL)
+
+    def put_acknowledged(self, fact: Fact) -> asyncio.Future[None]:
+        """Hand a fact over and return what is done when the server has it."""
+        acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue(fact, acknowledged)
+        self._schedule(0.0)
+        return acknowledged
+
+    def _queue(self, fact: Fact, acknowledged: asyncio.Future[None] | None) -> None:
+        if len(self._pending) >= BUFFER:
+            self._settle(self._pending.popleft())
+            self.dropped += 1
+            if self.dropped == 1:
+                logger.error("agx: the buffer of facts is full (%d), the oldest are lost to the metrics", BUFFER)
+        tenant = fact.service.name if isinstance(fact, ProcessBeat) else fact.scope
+        self._pending.append(_Queued(tenant, encode(fact), acknowledged))
+
+    @staticmethod
+    def _settle(queued: _Queued) -> None:
+        if queued.acknowledged is not None and not queued.acknowledged.done():
+            queued.acknowledged.set_result(None)
+
+    async def drain(self) -> None:
+        """Wait until every fact handed over so far is acknowledged."""
+        while self._pending or self._inflight:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            self._schedule(0.0)
+            await waiter
+
+    def _schedule(self, wait: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if wait > 0 or self._backoff > _RETRY_FIRST:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(wait, self._flush) if wait > 0 else loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        # One round trip at a time: facts of a run stay in their order.
+        if self._inflight or not self._pending:
+            return
+        if self.partitions is None:
+            self._timer = asyncio.get_running_loop().call_later(_RETRY_LAST, self._flush)
+            return
+        batches: dict[int, list[_Queued]] = {}
+        for _ in range(min(len(self._pending), BATCH * self.partitions)):
+            queued = self._pending.popleft()
+            batches.setdefault(keys.partition(queued.tenant, self.partitions), []).append(queued)
+        length = max(1, self._max_length // self.partitions)
+        self._inflight = len(batches)
+        for n, batch in batches.items():
+            sent = self._bus.run(
+                _ENQUEUE, keys.queue(self._prefix, n), length, keys.QUEUE_TTL, *(queued.data for queued in batch)
+            )
+            sent.add_done_callback(functools.partial(self._on_reply, batch))
+
+    def _on_reply(self, batch: list[_Queued], reply: asyncio.Future[Reply]) -> None:
+        self._inflight -= 1
+        error = reply.exception()
+        if error is None:
+            self._backoff = _RETRY_FIRST
+            for queued in batch:
+                self._settle(queued)
+        elif isinstance(error, (RedisError, OSError)):
+            self._pending.extendleft(reversed(batch))
+            if not asyncio.get_running_loop().is_closed() and self._inflight == 0:
+                self._timer = asyncio.get_running_loop().call_later(self._backoff, self._flush)
+                self._backoff = min(self._backoff * 2, _RETRY_LAST)
+            return
+        else:
+            raise error
+        if self._inflight:
+            return
+        if self._pending:
+            if self._timer is None:
+                self._schedule(0.0)
+            return
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """Stop the timer; what has not been sent is lost with the loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
