@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
-from support.model_server import Finish, ModelServer, Refusal, Silence, Text, call, say
+from support.model_server import MODEL, Finish, ModelServer, Refusal, Silence, Text, call, say
 from support.waiting import wait_until_sync
 
 from agx.child import draw_ports
@@ -52,6 +52,7 @@ def service(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterat
         **os.environ,
         "REDIS_URL": redis_url,
         "DATABASE": str(database),
+        "MODEL": f"openai-chat:{MODEL}",
         "OPENAI_BASE_URL": model_server.base_url,
         "OPENAI_API_KEY": "test",
         "PORT": str(port),

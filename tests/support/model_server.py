@@ -172,7 +172,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
         self.close_connection = True  # a kept one would hold its thread until the client closes
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self.server.script.take(ModelRequest(headers, body))
+        reply = _WRONG_PATH if self.path != _PATH else self.server.script.take(ModelRequest(headers, body))
         try:
             if isinstance(reply[0], Refusal):
                 self._refuse(reply[0])
@@ -261,6 +261,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+_PATH = "/v1/chat/completions"
+_WRONG_PATH: Reply = (Refusal(404, f"only {_PATH} is served here: pydantic-ai calls that model class openai-chat"),)
 _HEAD = {"id": "chatcmpl-test", "created": 1_700_000_000, "model": MODEL}
 
 
