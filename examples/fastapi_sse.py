@@ -33,6 +33,7 @@ import agx
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
 DATABASE = os.environ.get("DATABASE", "chats.sqlite")
+GRACE = float(os.environ.get("GRACE", "10"))  # seconds that a shutdown gives to live runs
 MODEL = os.environ.get("MODEL", "openai:gpt-4o-mini")
 
 # A real service takes both from whom it has authenticated, never from the request's path or body.
@@ -101,8 +102,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with Redis.from_url(REDIS_URL) as redis:
         agx.configure(agx.Config(redis=redis, service_name="chat"))
         yield
-        # Runs get ten seconds more; then they are cancelled (reason `shutdown`), and their sessions saved.
-        await agx.aclose(grace=10)
+        # Then they are cancelled (reason `shutdown`), and their sessions saved.
+        await agx.aclose(grace=GRACE)
 
 
 app = FastAPI(title="Chat", lifespan=lifespan)

@@ -30,7 +30,7 @@ _AT_ONCE = 4  # runs
 _FRAME = 1 / 12  # seconds
 _SETTLE = 15.0  # seconds in which the sidecar has to have counted what has ended
 _PAUSE = (0.3, 1.6)  # seconds between two arrivals of the endless traffic
-_MIX = {COMPLETED: 12, CANCELLED: 3, FAILED: 1}
+_MIX = [COMPLETED] * 12 + [CANCELLED] * 3 + [FAILED]
 
 
 def run_demo(*, once: bool, model: str | None) -> int:
@@ -83,8 +83,7 @@ async def _play_on(traffic: Traffic, stop: asyncio.Event) -> None:
     """Sessions of all outcomes until somebody stops it."""
     async with asyncio.TaskGroup() as group:
         while not stop.is_set():
-            (kind,) = random.choices(list(_MIX), list(_MIX.values()))
-            group.create_task(traffic.play(random.choice(kind)))
+            group.create_task(traffic.play(random.choice(random.choice(_MIX))))
             try:
                 await asyncio.wait_for(stop.wait(), random.uniform(*_PAUSE))
             except TimeoutError:

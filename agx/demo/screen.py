@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +32,6 @@ class Screen:
         self._cards = cards
         self._ledger = ledger
         self._addresses = addresses
-        self._spinner = Spinner("dots", style="cyan")
 
     def draw(self) -> RenderableType:
         """Return the picture of this moment: as many cards as fit, live ones and those that just ended."""
@@ -93,19 +92,21 @@ class Screen:
     def _card(self, card: Card, now: float) -> Panel:
         style = _STYLE[card.ran.outcome] if card.ran else "cyan"
         width = max(20, self._console.width // max(1, self._console.width // _CARD_WIDTH) - 4)
-        body = Text(card.prompt, "italic dim", no_wrap=True, overflow="ellipsis")
-        for line in card.lines[-2:]:
-            body.append(f"\n⚙ {line}"[:width], "blue")
-        room = (_CARD_HEIGHT - 3 - min(2, len(card.lines))) * width
-        body.append("\n" + card.text[-room:].strip())
+        lines = [Text(_cut(card.prompt, width), "italic dim")]
+        for what, outcome in list(card.calls.values())[-2:]:
+            colour = "green" if outcome == "ok" else "dim" if outcome == "…" else "yellow"
+            lines.append(Text.assemble(("⚙ ", "blue"), _cut(what, width - len(outcome) - 3), " ", (outcome, colour)))
+        room = _CARD_HEIGHT - 2 - len(lines)
+        wrapped = [line for paragraph in card.text.splitlines() for line in wrap(paragraph, width)]
+        if card.ran is None and not wrapped:
+            wrapped = ["thinking" if card.thinking else ""]
+        if card.ran is None:
+            wrapped[-1] += " ▌"
+        lines += map(Text, wrapped[-room:])
         seconds = card.ran.seconds if card.ran else now - card.began
-        state: RenderableType = body
-        if card.ran is None and not card.text:
-            self._spinner.text = Text("thinking" if card.thinking else "", "dim")
-            state = Group(body, self._spinner)
         ending = f"{_MARK[card.ran.outcome]} {card.ran.outcome}" if card.ran else "live"
         return Panel(
-            state,
+            Group(*lines),
             title=f"[bold]{card.agent}[/] {card.scope}/{card.user}/{card.session}",
             title_align="left",
             subtitle=f"{ending} · {seconds:.1f} s",
@@ -113,6 +114,10 @@ class Screen:
             border_style=style,
             height=_CARD_HEIGHT,
         )
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _number(value: float) -> str:

@@ -35,7 +35,7 @@ class Card:
     agent: str
     prompt: str
     began: float = field(default_factory=time.perf_counter)
-    lines: list[str] = field(default_factory=list)  # tool calls and their results
+    calls: dict[str, tuple[str, str]] = field(default_factory=dict)  # tool calls by id: what was called, its outcome
     text: str = ""
     thinking: bool = False
     ran: Ran | None = None
@@ -48,10 +48,10 @@ class Card:
             if not self.thinking:
                 self.text += body.get("content", "") + body.get("content_delta", "")
         elif kind == "tool-call":
-            args = ", ".join(f"{name}={value}" for name, value in body["args"].items())
-            self.lines.append(f"{body['tool_name']}({args})")
-        elif kind in ("tool-return", "retry-prompt"):
-            self.lines.append(f"{body['tool_name']}: {body['tool_outcome']}")
+            args = ", ".join(str(value) for value in body["args"].values())
+            self.calls[body["tool_call_id"]] = f"{body['tool_name']}({args})", "…"
+        elif (call_id := body.get("tool_call_id")) in self.calls and "tool_outcome" in body:
+            self.calls[call_id] = self.calls[call_id][0], body["tool_outcome"]
 
 
 class Traffic:

@@ -55,6 +55,7 @@ def service(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterat
         "MODEL": f"openai-chat:{MODEL}",
         "OPENAI_BASE_URL": model_server.base_url,
         "OPENAI_API_KEY": "test",
+        "GRACE": "0.5",
         "PORT": str(port),
     }
     log = tmp_path / "service.log"
