@@ -1,0 +1,32 @@
+"""The command `agx-sidecar`: everything is set in the environment (contract, section 7)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from agx import __version__
+
+from .app import run
+from .log import set_up_logging
+from .settings import SettingsError, read_settings
+
+
+def main() -> None:
+    """Run the sidecar; exits with 2 and one line where a setting is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="agx-sidecar", description="Exports the metrics and traces of agx; set up by AGX_* and OTEL_* variables."
+    )
+    parser.add_argument("--version", action="version", version=f"agx-sidecar {__version__}")
+    parser.parse_args()
+    try:
+        settings = read_settings()
+        set_up_logging(settings.log_level, settings.log_format)
+        run(settings)
+    except SettingsError as error:
+        print(f"agx-sidecar: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

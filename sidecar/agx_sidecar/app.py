@@ -1,0 +1,233 @@
+"""Wires the sidecar together: link, sinks, pages; and takes it down in order on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from redis.exceptions import ResponseError
+
+from agx import __version__
+
+from . import instruments as i
+from .export import Export, open_exporter
+from .exposition import Snapshot, render
+from .http import Answer, PageServer
+from .link import Link, open_client
+from .meta import wait_for_meta
+from .metrics import MetricsSink, PartitionsChangedError
+from .series import Series, Shown
+from .settings import Settings
+from .traces import TracesSink
+
+logger = logging.getLogger(__name__)
+
+READY_WITHIN = 10.0  # seconds since Redis last answered
+HEALTHY_WITHIN = 10.0  # seconds since the loop last ticked
+_TICK = 1.0
+
+
+@contextmanager
+def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` on SIGTERM or SIGINT; afterwards signals do what they did before."""
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+
+class Sidecar:
+    """One replica."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._own = Series()
+        self._link = Link(open_client(settings.redis))
+        self._ticked = time.monotonic()
+        self._rendering = threading.Lock()
+        self._render_error: str | None = None
+        self._metrics: MetricsSink | None = None
+        self._traces: TracesSink | None = None
+        self._export: Export | None = None
+        self._loop = asyncio.get_running_loop()
+        if "metrics" in settings.sinks:
+            self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own)
+        if "traces" in settings.sinks:
+            self._export = Export(open_exporter(settings), self._own)
+            self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
+            self._traces.counts_malformed = self._metrics is None
+        self._pages = PageServer(
+            settings.http_host,
+            settings.http_port,
+            {"/metrics": self._show_metrics, "/healthz": self._show_health, "/readyz": self._show_readiness},
+        )
+        self._bear_own()
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT, then drain."""
+        stop = asyncio.Event()
+        self._pages.start()
+        logger.info(
+            "agx-sidecar %s: http://%s:%d/metrics, Redis at %s, prefix %s, sinks %s",
+            __version__,
+            self._settings.http_host,
+            self._pages.port,
+            self._settings.redis.place,
+            self._settings.prefix,
+            "+".join(sorted(self._settings.sinks)),
+        )
+        try:
+            with stop_on_signals(stop):
+                async with asyncio.TaskGroup() as tasks:
+                    helpers = [tasks.create_task(self._tick()), tasks.create_task(self._watch_redis())]
+                    await self._work_until(stop)
+                    for helper in helpers:
+                        helper.cancel()
+        finally:
+            await asyncio.to_thread(self._close)
+            await self._link.client.aclose()
+        logger.info("stopped")
+
+    async def _work_until(self, stop: asyncio.Event) -> None:
+        work = asyncio.create_task(self._work(stop))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            logger.info("stopping: draining for at most %.0f s", self._settings.drain)
+            await asyncio.wait({work}, timeout=self._settings.drain)
+        stopping.cancel()
+        if not work.done():
+            logger.warning("not everything was exported in time: it stays pending for another replica")
+            work.cancel()
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not work.cancelled():
+                raise
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        """Run the sinks, again from the start whenever the number of partitions changes."""
+        while not stop.is_set():
+            waiting = asyncio.create_task(wait_for_meta(self._link, self._settings.prefix))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if stop.is_set():
+                waiting.cancel()
+                return
+            partitions = waiting.result().partitions
+            start_over = False
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    if self._metrics is not None:
+                        tasks.create_task(self._metrics.run(partitions, stop))
+                    if self._traces is not None:
+                        tasks.create_task(self._traces.run(partitions, stop))
+            except* PartitionsChangedError as changed:
+                logger.warning("starting over: %s", changed.exceptions[0])
+                start_over = True
+            if self._traces is not None and not start_over:
+                await self._traces.leave(partitions)
+
+    async def _tick(self) -> None:
+        while True:
+            self._ticked = time.monotonic()
+            await asyncio.sleep(_TICK)
+
+    async def _watch_redis(self) -> None:
+        """Keep the state of the link current, also on a standby, and look at the server's settings once."""
+        await self._link.persist("look at the server's settings", self._check_eviction)
+        while True:
+            await self._link.persist("ping", lambda: self._link.call("PING"))
+            await asyncio.sleep(_TICK)
+
+    async def _check_eviction(self) -> None:
+        try:
+            memory = await self._link.call("INFO", "memory")
+        except ResponseError:  # not allowed to look
+            return
+        policy = memory.get("maxmemory_policy") if isinstance(memory, dict) else None
+        if policy not in {None, "noeviction"}:
+            logger.error(
+                "Redis may evict keys (maxmemory-policy %s): leases and queues would be lost; set it to noeviction",
+                policy,
+            )
+
+    def _bear_own(self) -> None:
+        """Counters of this replica exist from the start, at zero."""
+        for instrument in (i.MALFORMED, i.SPANS_EXPORTED, i.SPANS_FAILED):
+            self._own.bear(instrument, (), 0)
+        for kind in ("run.start", "node", "tool", "run.end", "process", "repeat", "unknown"):
+            self._own.bear(i.FACTS, (kind,), 0)
+        for label in ("scope", "agent", "model", "tool"):
+            self._own.bear(i.LABEL_OVERFLOW, (label,), 0)
+
+    def _show_own(self) -> dict[i.Instrument, list[Shown]]:
+        leads = self._metrics is not None and self._metrics.exporting
+        return {
+            **self._own.show(),
+            i.IS_LEADER: [Shown((), int(leads))],
+            i.REDIS_UP: [Shown((), int(self._link.up))],
+            i.BUILD_INFO: [Shown((__version__,), 1)],
+        }
+
+    async def _snapshot(self) -> tuple[Snapshot, Snapshot]:
+        """Copy this replica's series and the fleet's, between two facts."""
+        fleet = self._metrics.show() if self._metrics is not None else {}
+        return self._show_own(), fleet
+
+    def _show_metrics(self, headers: Mapping[str, str]) -> Answer:
+        with self._rendering:
+            own, fleet = asyncio.run_coroutine_threadsafe(self._snapshot(), self._loop).result(timeout=HEALTHY_WITHIN)
+            accept = headers.get("accept", "")
+            try:
+                body, content_type = render({**own, **fleet}, accept)
+                if fleet and self._metrics is not None and not self._metrics.exporting:
+                    # The lease ran out while we rendered: another may lead by now.
+                    body, content_type = render({**own, i.IS_LEADER: [Shown((), 0)]}, accept)
+            except Exception as error:
+                self._render_error = f"{type(error).__name__}: {error}"
+                raise
+            self._render_error = None
+        return Answer(200, body, content_type)
+
+    def _show_health(self, headers: Mapping[str, str]) -> Answer:
+        age = time.monotonic() - self._ticked
+        if age > HEALTHY_WITHIN:
+            return Answer(503, f"the event loop has not ticked for {age:.0f} s\n".encode())
+        return Answer(200, b"ok\n")
+
+    def _show_readiness(self, headers: Mapping[str, str]) -> Answer:
+        age = time.monotonic() - self._link.last_reply
+        if age > READY_WITHIN:
+            return Answer(
+                503, f"Redis has not answered within {READY_WITHIN:.0f} s: {self._link.last_error}\n".encode()
+            )
+        if self._render_error is not None:
+            return Answer(503, f"/metrics can't be rendered: {self._render_error}\n".encode())
+        return Answer(200, b"ok\n")
+
+    def _close(self) -> None:
+        self._pages.close()
+        if self._export is not None:
+            self._export.close()
+
+
+def run(settings: Settings) -> None:
+    """Run one sidecar to its end; raises SettingsError if it can't start."""
+
+    async def serve() -> None:
+        await Sidecar(settings).run()
+
+    asyncio.run(serve())

@@ -1,0 +1,139 @@
+"""The sidecar's link to Redis: opens the client, tells outages once each, keeps trying, knows the server's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from .settings import RedisSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TROUBLE = (RedisError, OSError, TimeoutError)
+
+BLOCK_MS = 1_000  # how long a reader's XREAD waits for news
+SOCKET_TIMEOUT = 5.0  # seconds; above BLOCK_MS, or every quiet second would look like an outage
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds between two attempts
+_REPEAT_COMPLAINT = 60.0  # seconds before a refusal with the same text is said again
+
+Client = Redis | RedisCluster
+
+
+def open_client(settings: RedisSettings) -> Client:
+    """Return a client that connects on first use and never repeats a command by itself."""
+    common: dict[str, Any] = {
+        "username": settings.username,
+        "password": settings.password,
+        "socket_timeout": SOCKET_TIMEOUT,
+        "socket_connect_timeout": 3.0,
+        "client_name": "agx-sidecar",
+        "decode_responses": False,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        **settings.options,
+    }
+    if settings.topology == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in settings.nodes]
+        client: Client = RedisCluster(startup_nodes=nodes, ssl=settings.tls, **common)
+    elif settings.topology == "sentinel":
+        guard = {key: common[key] for key in ("socket_timeout", "socket_connect_timeout", *settings.options)}
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
+            settings.nodes, sentinel_kwargs={**guard, "ssl": settings.tls}, ssl=settings.tls, **common
+        )
+        client = sentinel.master_for(settings.master, db=settings.database)
+    elif settings.path is not None:
+        client = Redis(unix_socket_path=settings.path, db=settings.database, **common)
+    else:
+        (host, port), *_ = settings.nodes
+        client = Redis(host=host, port=port, db=settings.database, ssl=settings.tls, **common)
+    # Entries are taken as the server sends them: redis-py would make a dict of each.
+    for command in ("XREAD", "XREADGROUP", "XAUTOCLAIM", "XRANGE", "XREVRANGE"):
+        client.set_response_callback(command, _as_sent)
+    return client
+
+
+def _as_sent(response: Any, **_: Any) -> Any:
+    return response
+
+
+class Link:
+    """One client, shared by all tasks; each command in flight has its own connection."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.up = False
+        self.last_reply = float("-inf")  # monotonic
+        self.last_error = "it has not answered yet"
+        self._down_since: float | None = None
+        self._said: dict[str, float] = {}
+        self._clock_offset = time.time() - time.monotonic()
+
+    async def call(self, *command: Any) -> Any:
+        """Send a command once and return the reply; raises what redis-py raises."""
+        try:
+            reply = await self.client.execute_command(*command)
+        except TROUBLE as error:
+            # A refusal is an answer: the server is there.
+            if not isinstance(error, ResponseError):
+                self._went_down(error)
+            raise
+        self._answered()
+        return reply
+
+    async def persist(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an attempt until Redis plays along; each outage is one line in the log."""
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                return await attempt()
+            except TROUBLE as error:
+                self.complain(doing, error)
+            await asyncio.sleep(wait * random.uniform(0.8, 1.2))
+            wait = min(wait * 2, _LONGEST_WAIT)
+
+    def complain(self, doing: str, error: BaseException) -> None:
+        """Log a refusal, not more than once a minute; outages are told by `call`."""
+        if isinstance(error, ResponseError):
+            self.complain_once(f"Redis refused to {doing}: {error}")
+
+    def complain_once(self, text: str) -> None:
+        """Log a warning, not more than once a minute."""
+        now = time.monotonic()
+        if now - self._said.get(text, float("-inf")) >= _REPEAT_COMPLAINT:
+            self._said = {said: at for said, at in self._said.items() if now - at < _REPEAT_COMPLAINT}
+            self._said[text] = now
+            logger.warning("%s", text)
+
+    def set_clock(self, server_ms: int) -> None:
+        """Learn the server's clock from a reply that carried it."""
+        self._clock_offset = server_ms / 1000 - time.monotonic()
+
+    def now_ms(self) -> int:
+        """Return the server's time, as last learnt."""
+        return int((time.monotonic() + self._clock_offset) * 1000)
+
+    def _went_down(self, error: BaseException) -> None:
+        self.last_error = f"{type(error).__name__}: {error}"
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            logger.warning("Redis can't be reached (%s); trying again until it can", self.last_error)
+        self.up = False
+
+    def _answered(self) -> None:
+        self.last_reply = time.monotonic()
+        self.up = True
+        if self._down_since is not None:
+            logger.info("Redis answers again after %.1f s", self.last_reply - self._down_since)
+            self._down_since = None

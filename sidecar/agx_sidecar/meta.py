@@ -1,0 +1,56 @@
+"""Waits for the runtime's `::meta`: until a service has written it there is nothing to consume."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from agx import keys
+from agx.facts import FORMAT
+
+from .link import Link
+
+logger = logging.getLogger(__name__)
+
+POLL = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What the services agreed on: partitions, and the longest lease in seconds."""
+
+    partitions: int
+    lease_ttl: float
+
+
+async def read_meta(link: Link, prefix: str) -> Meta | None:
+    """Return the meta, or None while there is none that can be understood."""
+    raw = await link.call("HGETALL", keys.meta(prefix))
+    fields = {_text(name): _text(value) for name, value in raw.items()}
+    try:
+        meta = Meta(int(fields["partitions"]), float(fields.get("lease_ttl", 15)))
+        if meta.partitions < 1:
+            return None
+        if int(fields.get("format", FORMAT)) > FORMAT:
+            link.complain_once(f"{keys.meta(prefix)} has a newer format than {FORMAT}: update the sidecar")
+    except (KeyError, ValueError):
+        return None
+    return meta
+
+
+async def wait_for_meta(link: Link, prefix: str) -> Meta:
+    """Poll until there is a meta."""
+    waiting = False
+    while True:
+        meta = await link.persist("read the runtime's meta", lambda: read_meta(link, prefix))
+        if meta is not None:
+            return meta
+        if not waiting:
+            logger.info("no service has written %s yet: waiting for the first run", keys.meta(prefix))
+            waiting = True
+        await asyncio.sleep(POLL)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,136 @@
+"""Facts made by hand: one run's, with every field set to something that shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agx.facts import (
+    CHUNK_BUCKETS,
+    ModelCall,
+    NodeEnded,
+    ProcessBeat,
+    RunEnded,
+    RunStarted,
+    Service,
+    StreamEvent,
+    StreamTotals,
+    ToolEnded,
+    Trace,
+    Usage,
+)
+
+T0 = 1_700_000_000_000_000_000  # ns
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+RUN_SPAN = "b7ad6b7169203331"
+CHAT_SPAN = "00f067aa0ba902b7"
+TOOL_SPAN = "53995c3f42cd8ad8"
+SERVICE = Service("shop", "1.2.3", "pod-1")
+
+
+def trace(span_id: str = RUN_SPAN, parent: str | None = None, *, sampled: bool = True, sdk: bool = False) -> Trace:
+    return Trace(TRACE_ID, span_id, parent, sampled, sdk)
+
+
+def run_of(run_id: str = "run-1", **changes: Any) -> dict[str, Any]:
+    """The fields of every fact of a run."""
+    return {
+        "scope": "acme",
+        "user": "u1",
+        "session": "s1",
+        "run_id": run_id,
+        "agent": "support",
+        "service": SERVICE,
+        "trace": trace(),
+        **changes,
+    }
+
+
+def started(run_id: str = "run-1", **changes: Any) -> RunStarted:
+    return RunStarted(**{"id": f"{run_id}:start", "start_ns": T0, **run_of(run_id), **changes})
+
+
+def ended(run_id: str = "run-1", **changes: Any) -> RunEnded:
+    given = {
+        "id": f"{run_id}:end",
+        "outcome": "completed",
+        "start_ns": T0,
+        "end_ns": T0 + 2_500_000_000,
+        "model_calls": 2,
+        "tool_calls": 1,
+        "stream": StreamTotals(events=12, bytes=3_400, retries=1, failures=0),
+        "events": (
+            StreamEvent(T0 + 1_000, "begin", {"agx.event.type": "begin"}),
+            StreamEvent(T0 + 2_000, "end", {"agx.event.type": "end", "n": 2}),
+        ),
+    }
+    return RunEnded(**{**given, **run_of(run_id), **changes})
+
+
+def usage(**changes: Any) -> Usage:
+    given = {"input": 1_000, "output": 200, "cache_read": 300, "cache_write": 50, "reasoning": 40}
+    return Usage(**{**given, **changes})
+
+
+def call(**changes: Any) -> ModelCall:
+    counts = [0] * (len(CHUNK_BUCKETS) + 1)
+    counts[0], counts[2] = 7, 3
+    given = {
+        "provider": "openai",
+        "request_model": "gpt-4o-mini",
+        "response_model": "gpt-4o-mini-2024-07-18",
+        "response_id": "resp-1",
+        "stream": True,
+        "finish_reason": "stop",
+        "finish_reason_missing": False,
+        "first_chunk_ns": 150_000_000,
+        "chunk_counts": tuple(counts),
+        "chunk_sum_ns": 123_456_789,
+        "usage": usage(),
+        "start_ns": T0 + 10_000,
+        "end_ns": T0 + 600_010_000,
+    }
+    return ModelCall(**{**given, **changes})
+
+
+def node(run_id: str = "run-1", idx: int = 0, **changes: Any) -> NodeEnded:
+    given = {
+        "id": f"{run_id}:node:{idx}",
+        "node": "model_request",
+        "idx": idx,
+        "outcome": "completed",
+        "start_ns": T0 + 10_000,
+        "end_ns": T0 + 700_010_000,
+        "model": call(),
+        **run_of(run_id),
+        "trace": trace(CHAT_SPAN, RUN_SPAN),
+    }
+    return NodeEnded(**{**given, **changes})
+
+
+def tool(run_id: str = "run-1", call_id: str = "call-1", **changes: Any) -> ToolEnded:
+    given = {
+        "id": f"{run_id}:tool:{call_id}",
+        "tool": "lookup",
+        "call_id": call_id,
+        "idx": 0,
+        "outcome": "ok",
+        "start_ns": T0 + 20_000,
+        "end_ns": T0 + 30_020_000,
+        **run_of(run_id),
+        "trace": trace(TOOL_SPAN, RUN_SPAN),
+    }
+    return ToolEnded(**{**given, **changes})
+
+
+def beat(n: int = 1, **changes: Any) -> ProcessBeat:
+    given = {
+        "id": f"beat:{n}",
+        "at_ns": T0,
+        "service": SERVICE,
+        "listeners": 3,
+        "buffered_events": 5,
+        "silence_ns": 1_500_000_000,
+        "gaps": 2,
+        "rereads": 4,
+    }
+    return ProcessBeat(**{**given, **changes})
