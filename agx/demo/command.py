@@ -13,7 +13,6 @@ from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, infer_model
 from redis.asyncio import Redis
 from rich.console import Console
-from rich.live import Live
 
 from ..config import Config, configure
 from ..engine import aclose
@@ -44,22 +43,22 @@ def run_demo(*, once: bool, model: str | None) -> int:
 
 
 async def _demo(redis_url: str, *, once: bool, model: Model | None) -> int:
-    console = Console()
     sidecar = SidecarProcess(redis_url)
     stop = asyncio.Event()
     try:
         await sidecar.start(fixed_port=not once)
         addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"} | ({} if once else {"to end": "Ctrl-C"})
-        traffic = Traffic(model, lambda ran: console.print(screen.line(ran), soft_wrap=True))
-        screen = Screen(console, traffic.cards, traffic.ledger, addresses)
+        ledger = Ledger()
+        screen = Screen(Console(), ledger, addresses)
+        traffic = Traffic(model, ledger, on_begin=screen.place, on_end=screen.tell)
         async with Redis.from_url(redis_url) as client:
             configure(Config(redis=client, service_name="agx-demo"))
             with _stopped_by_signals(stop):
-                await _show(console, screen, (_play_once if once else _play_on)(traffic, stop), stop)
-        rows = await _settle(sidecar, traffic.ledger)
+                await _show(screen, (_play_once if once else _play_on)(traffic, stop), stop)
+        rows = await _settle(sidecar, ledger)
     finally:
         sidecar.stop()
-    console.print(screen.table(rows))
+    screen.compare(rows)
     if not all(row.agrees for row in rows):
         return 1
     return 130 if once and stop.is_set() else 0
@@ -90,14 +89,12 @@ async def _play_on(traffic: Traffic, stop: asyncio.Event) -> None:
                 continue
 
 
-async def _show(console: Console, screen: Screen, traffic: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+async def _show(screen: Screen, traffic: Coroutine[None, None, None], stop: asyncio.Event) -> None:
     """Draw until the traffic is over; when `stop` is set, end its runs, as a service that shuts down does."""
     playing = asyncio.create_task(traffic)
-    console.print(screen.welcome())
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with screen:
         while not (playing.done() or stop.is_set()):
-            if console.is_terminal:
-                live.update(screen.draw(), refresh=True)
+            screen.draw()
             await asyncio.wait({playing}, timeout=_FRAME)
         await aclose()
         try:

@@ -101,7 +101,7 @@ def _rows(check: _Check, samples: list[_Sample]) -> Iterator[Row]:
             for labels in sorted({*mine, *theirs})
             if mine.get(labels, 0) != theirs.get(labels, 0)
         )
-        yield Row(f"{check.title} · {last}", sum(mine.values()), sum(theirs.values()), differences)
+        yield Row(f"{check.title} · {last.rpartition('.')[2]}", sum(mine.values()), sum(theirs.values()), differences)
 
 
 def _duration(ran: list[Ran], samples: list[_Sample]) -> Row:
@@ -124,8 +124,8 @@ def _duration(ran: list[Ran], samples: list[_Sample]) -> Row:
 
 
 def _live(samples: Iterable[_Sample]) -> Row:
-    live = sum(sample.value for sample in samples if sample.name == "agx_runs_live")
-    return Row("runs live now", 0, live, (f"agx_runs_live: {live:g}, though every run has ended",) if live else ())
+    live = sum(int(sample.value) for sample in samples if sample.name == "agx_runs_live")
+    return Row("runs live now", 0, live, (f"agx_runs_live: {live}, though every run has ended",) if live else ())
 
 
 def _samples(exposition: str) -> Iterator[_Sample]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from textwrap import wrap
+from types import TracebackType
+from typing import Self
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -25,47 +28,39 @@ _LINGER = 3.0  # seconds that a card stays after its run
 
 
 class Screen:
-    """Draws on one console; asked for a new picture several times a second."""
+    """The demo's face; between `__enter__` and `__exit__` a terminal shows the live runs below the finished ones."""
 
-    def __init__(self, console: Console, cards: Sequence[Card], ledger: Ledger, addresses: dict[str, str]) -> None:
+    def __init__(self, console: Console, ledger: Ledger, addresses: dict[str, str]) -> None:
         self._console = console
-        self._cards = cards
         self._ledger = ledger
-        self._addresses = addresses
+        self._addresses = [
+            Text.assemble((f"{name:>9}  ", "dim"), address, no_wrap=True) for name, address in addresses.items()
+        ]
+        self._slots: list[Card | None] = []  # a card keeps its place on the screen
+        self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def draw(self) -> RenderableType:
-        """Return the picture of this moment: as many cards as fit, live ones and those that just ended."""
-        now = time.perf_counter()
-        recent = [card for card in self._cards if card.ran is None or now - card.began - card.ran.seconds < _LINGER]
-        columns = max(1, self._console.width // _CARD_WIDTH)
-        rows = max(1, (self._console.height - 6) // _CARD_HEIGHT)
-        shown = recent[-columns * rows :]
-        grid = Table.grid(expand=True)
-        for _ in range(columns):
-            grid.add_column(ratio=1)
-        panels = [self._card(card, now) for card in shown]
-        for i in range(0, len(panels), columns):
-            grid.add_row(*panels[i : i + columns])
-        return Group(self._head(), grid)
+    def place(self, card: Card) -> None:
+        """Show a run that begins, in the first free place."""
+        if None in self._slots:
+            self._slots[self._slots.index(None)] = card
+        else:
+            self._slots.append(card)
 
-    def welcome(self) -> RenderableType:
-        """Return what stays on the screen: where to look."""
-        return Group(Text("agx demo", "bold cyan"), *self._where())
-
-    def line(self, ran: Ran) -> Text:
-        """Return the line of a finished run."""
+    def tell(self, ran: Ran) -> None:
+        """Print the line of a finished run."""
         style = _STYLE[ran.outcome]
-        why = ran.error_type or ran.reason or ""
+        why = (ran.error_type or ran.reason or "").rpartition(".")[2]
         who = f"{ran.scope}/{ran.user}/{ran.session}"
         tokens = f"{ran.tokens['input']:>5} in {ran.tokens['output']:>4} out"
-        return Text.assemble(
+        line = Text.assemble(
             (f"{_MARK[ran.outcome]} {ran.outcome:<9}", style),
             f"  {ran.agent:<8} {who:<20} {tokens} {ran.seconds:>6.2f} s  ",
             (why, style),
         )
+        self._console.print(line, soft_wrap=True)
 
-    def table(self, rows: Sequence[Row]) -> RenderableType:
-        """Return the comparison, and below it whatever differs."""
+    def compare(self, rows: Sequence[Row]) -> None:
+        """Print the comparison, and below it whatever differs."""
         table = Table(box=box.SIMPLE_HEAD, title="What ran, and what the sidecar's /metrics says", title_justify="left")
         table.add_column("")
         table.add_column("ran", justify="right")
@@ -74,44 +69,75 @@ class Screen:
         for row in rows:
             mark = Text("✔", "green") if row.agrees else Text("✘ differs", "bold red")
             table.add_row(row.what, _number(row.ran), _number(row.counted), mark)
-        differences = [Text(f"  {text}", "red") for row in rows for text in row.differences]
+        self._console.print(table)
+        differences = [text for row in rows for text in row.differences]
+        for text in differences:
+            self._console.print(Text(f"  {text}", "red"), soft_wrap=True)
         verdict = Text("They differ.", "bold red") if differences else Text("Every number agrees.", "bold green")
-        return Group(table, *differences, verdict)
+        self._console.print(verdict)
 
-    def _head(self) -> RenderableType:
-        live = sum(card.ran is None for card in self._cards)
+    def draw(self) -> None:
+        """Draw this moment; does nothing where the output is no terminal."""
+        if not self._console.is_terminal:
+            return
+        now = time.perf_counter()
+        for i, card in enumerate(self._slots):
+            if card and card.ran and now - card.began - card.ran.seconds > _LINGER:
+                self._slots[i] = None
+        while self._slots and self._slots[-1] is None:
+            self._slots.pop()
+        self._live.update(self._picture(now), refresh=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        else:
+            self._console.print(*self._addresses, sep="\n", soft_wrap=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+
+    def _picture(self, now: float) -> RenderableType:
+        columns = max(1, self._console.width // _CARD_WIDTH)
+        rows = max(1, (self._console.height - 6) // _CARD_HEIGHT)
+        grid = Table.grid(expand=True)
+        for _ in range(columns):
+            grid.add_column(ratio=1)
+        width = self._console.width // columns - 4
+        cards = [self._card(card, width, now) if card else "" for card in self._slots[: columns * rows]]
+        for i in range(0, len(cards), columns):
+            grid.add_row(*cards[i : i + columns])
+        return Group(self._head(), *self._addresses, grid)
+
+    def _head(self) -> Text:
+        live = sum(card is not None and card.ran is None for card in self._slots)
         text = Text.assemble(("agx demo", "bold cyan"), f"   {live} live")
-        for outcome, count in self._ledger.outcomes().items():
+        for outcome, count in sorted(self._ledger.outcomes().items()):
             text.append(f"   {_MARK[outcome]} {count} {outcome}", _STYLE[outcome])
         text.append(f"   {self._ledger.tokens().total():,} tokens")
-        return Group(text, *self._where())
+        return text
 
-    def _where(self) -> list[Text]:
-        return [Text.assemble((f"{name:>9}  ", "dim"), address) for name, address in self._addresses.items()]
-
-    def _card(self, card: Card, now: float) -> Panel:
-        style = _STYLE[card.ran.outcome] if card.ran else "cyan"
-        width = max(20, self._console.width // max(1, self._console.width // _CARD_WIDTH) - 4)
+    def _card(self, card: Card, width: int, now: float) -> Panel:
         lines = [Text(_cut(card.prompt, width), "italic dim")]
         for what, outcome in list(card.calls.values())[-2:]:
             colour = "green" if outcome == "ok" else "dim" if outcome == "…" else "yellow"
             lines.append(Text.assemble(("⚙ ", "blue"), _cut(what, width - len(outcome) - 3), " ", (outcome, colour)))
         room = _CARD_HEIGHT - 2 - len(lines)
-        wrapped = [line for paragraph in card.text.splitlines() for line in wrap(paragraph, width)]
-        if card.ran is None and not wrapped:
-            wrapped = ["thinking" if card.thinking else ""]
+        said = [line for paragraph in card.text.splitlines() for line in wrap(paragraph, width - 2)]
         if card.ran is None:
-            wrapped[-1] += " ▌"
-        lines += map(Text, wrapped[-room:])
+            said = said or ["thinking" if card.thinking else ""]
+            said[-1] = f"{said[-1]} ▌".strip()
+        lines += map(Text, said[-room:])
         seconds = card.ran.seconds if card.ran else now - card.began
-        ending = f"{_MARK[card.ran.outcome]} {card.ran.outcome}" if card.ran else "live"
+        state = f"{_MARK[card.ran.outcome]} {card.ran.outcome}" if card.ran else "live"
         return Panel(
             Group(*lines),
             title=f"[bold]{card.agent}[/] {card.scope}/{card.user}/{card.session}",
             title_align="left",
-            subtitle=f"{ending} · {seconds:.1f} s",
+            subtitle=f"{state} · {seconds:.1f} s",
             subtitle_align="right",
-            border_style=style,
+            border_style=_STYLE[card.ran.outcome] if card.ran else "cyan",
             height=_CARD_HEIGHT,
         )
 

@@ -16,7 +16,7 @@ from ..errors import AgxError
 
 _DEFAULT_PORT = 9464  # where people's Prometheus looks for it already
 _READY_TIMEOUT = 30.0  # seconds
-_TAKEN = "use"  # "address already in use", in the words of every platform and of the sidecar itself
+_TAKEN = "Address already in use"
 
 
 class SidecarProcess:

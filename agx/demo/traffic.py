@@ -22,6 +22,7 @@ from .agents import AGENTS, DemoDeps, ScriptedModel
 from .ledger import Ledger, Ran, count_tokens
 from .scenes import Scene
 
+_LAST_EVENT = 10.0  # seconds
 _PEOPLE = (("acme", "ada"), ("globex", "lin"), ("acme", "sam"), ("initech", "kim"))
 
 
@@ -57,10 +58,12 @@ class Card:
 class Traffic:
     """The demo's users. `model`: None lets a scripted model play, without a key and without the network."""
 
-    def __init__(self, model: Model | None, on_end: Callable[[Ran], None]) -> None:
-        self.ledger = Ledger()
-        self.cards: list[Card] = []
+    def __init__(
+        self, model: Model | None, ledger: Ledger, *, on_begin: Callable[[Card], None], on_end: Callable[[Ran], None]
+    ) -> None:
         self._model = model
+        self._ledger = ledger
+        self._on_begin = on_begin
         self._on_end = on_end
         self._numbers = itertools.count(1)
 
@@ -69,16 +72,16 @@ class Traffic:
         number = next(self._numbers)
         scope, user = _PEOPLE[number % len(_PEOPLE)]
         card = Card(scope, user, f"chat-{number}", scene.agent, scene.prompt)
-        self.cards.append(card)
+        self._on_begin(card)
         follower = asyncio.create_task(self._follow(card, scene))
         try:
             card.ran = await self._run(card, scene)
+            # The run returned, so its `end` is in the stream: whoever follows it must be done in a moment.
+            async with asyncio.timeout(_LAST_EVENT):
+                await follower
         finally:
-            # Its stream has an `end` by now; a run that never began has none to wait for.
-            if card.ran is None:
-                follower.cancel()
-            await asyncio.gather(follower, return_exceptions=True)
-        self.ledger.ran.append(card.ran)
+            follower.cancel()
+        self._ledger.ran.append(card.ran)
         self._on_end(card.ran)
 
     async def _follow(self, card: Card, scene: Scene) -> None:
@@ -108,7 +111,7 @@ class Traffic:
         except AgxError:
             raise  # the runtime could not work: nothing that a scene asks for
         except Exception as error:
-            outcome, error_type = "failed", type(error).__name__
+            outcome, error_type = "failed", f"{type(error).__module__}.{type(error).__qualname__}"
         return Ran(
             scope=card.scope,
             user=card.user,
