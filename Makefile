@@ -1,0 +1,39 @@
+# Everything a newcomer or CI runs. `make demo` and `make test` need only Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# What is not installed is deselected here, never skipped; CI installs it all.
+need = $(if $(shell command -v $(2)),, and not $(1))
+MARKS := not nothing$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format docs clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(READY) ## Show the whole flow: agents, a sidecar, live output, and the numbers compared
+	$(BIN)/agx demo
+
+test: $(READY) ## Run the tests (on real servers, which the packages bring along)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m '$(MARKS) and not image' $(ARGS)
+
+check: $(READY) ## Lint, types, and generated files up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

@@ -1,0 +1,115 @@
+"""Scripted agents and sessions for the tests of the runtime."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+import agx
+from agx import keys
+
+
+@dataclass(kw_only=True)
+class ScopeDeps(agx.Deps):
+    """Deps of scope 1, user 1, session s unless told otherwise."""
+
+    scope: keys.Id = 1
+    user_id: keys.Id = 1
+    session_id: keys.Id = "s"
+
+    def get_scope_id(self) -> keys.Id:
+        return self.scope
+
+
+@dataclass
+class KeptSession(agx.Session):
+    """A session that counts how often it was saved; its hooks may be told to fail or to wait."""
+
+    saves: int = 0
+    load_error: Exception | None = None
+    save_error: Exception | None = None
+    loading: asyncio.Event = field(default_factory=asyncio.Event)
+    saving: asyncio.Event = field(default_factory=asyncio.Event)
+    may_load: asyncio.Event | None = None
+    may_save: asyncio.Event | None = None
+
+    async def load(self) -> None:
+        self.loading.set()
+        if self.may_load is not None:
+            await self.may_load.wait()
+        if self.load_error is not None:
+            raise self.load_error
+
+    async def save(self) -> None:
+        self.saving.set()
+        if self.may_save is not None:
+            await self.may_save.wait()
+        if self.save_error is not None:
+            raise self.save_error
+        self.saves += 1
+
+
+@dataclass
+class Stage:
+    """An agent under a test's control: it says `words`, calls `work` where told to, and waits where told to."""
+
+    words: tuple[str, ...] = ("one ", "two ", "three")
+    call_tool: bool = False
+    silent: bool = False  # the model never says a thing
+    hold_after: int | None = None  # words after which the model waits for ever
+    model_error: Exception | None = None
+    tool_error: BaseException | None = None
+    hold_tool: bool = False
+    cancel_in_tool: bool = False
+    on_tool: Callable[[], None] | None = None
+    delegate: Agent[Any, str] | None = None  # the tool asks this agent
+    reached: asyncio.Event = field(default_factory=asyncio.Event)  # the place where the test wants to act
+
+    async def _speak(
+        self, messages: list[ModelMessage], info: AgentInfo
+    ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+        asked_before = any(isinstance(message, ModelResponse) and message.tool_calls for message in messages)
+        if self.call_tool and not asked_before:
+            yield {0: DeltaToolCall(name="work", json_args='{"n"', tool_call_id="call-1")}
+            yield {0: DeltaToolCall(json_args=": 1}", tool_call_id="call-1")}
+            return
+        if self.silent:
+            self.reached.set()
+            await asyncio.Event().wait()
+        for n, word in enumerate(self.words):
+            if n == self.hold_after:
+                self.reached.set()
+                await asyncio.Event().wait()
+            if self.model_error is not None and n == 1:
+                raise self.model_error
+            yield word
+            await asyncio.sleep(0)
+
+    def agent(self, **kwargs: Any) -> Agent[ScopeDeps, str]:
+        agent: Agent[ScopeDeps, str] = Agent(
+            FunctionModel(stream_function=self._speak), deps_type=ScopeDeps, name="staged", **kwargs
+        )
+
+        @agent.tool
+        async def work(ctx: RunContext[ScopeDeps], n: int) -> str:
+            """Work."""
+            if self.cancel_in_tool:
+                ctx.cancel()
+            if self.hold_tool:
+                self.reached.set()
+                await asyncio.Event().wait()
+            if self.on_tool is not None:
+                self.on_tool()
+            if self.tool_error is not None:
+                raise self.tool_error
+            if self.delegate is not None:
+                return (await self.delegate.run("Sub", deps=ctx.deps)).output
+            return f"worked {n}"
+
+        return agent
