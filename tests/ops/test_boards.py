@@ -1,0 +1,120 @@
+"""The boards as they are committed: complete, linked, laid out, and naming only what the sidecar has."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+
+import pytest
+from ops.boards import BOARDS, ROOT, metrics_in, panels, rules, targets
+
+from agx_sidecar.instruments import BY_NAME
+
+ALL_PANELS = [(name, panel) for name, board in BOARDS.items() for panel in panels(board)]
+RUNBOOKS = "https://github.com/opale/pydantic-ai-stream/blob/main/docs/runbooks.md"
+
+
+def test_the_committed_boards_are_what_the_code_makes() -> None:
+    subprocess.run([sys.executable, "-m", "dashboards", "--check"], cwd=ROOT, check=True, timeout=60)
+
+
+def test_boards_have_ids_of_their_own() -> None:
+    assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS) == 3
+    for name, board in BOARDS.items():
+        ids = [panel["id"] for panel in board["panels"]]
+        assert len(ids) == len(set(ids)), name
+
+
+def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
+    for name, board in BOARDS.items():
+        taken: dict[tuple[int, int], str] = {}
+        for panel in board["panels"]:
+            place = panel["gridPos"]
+            assert place["w"] > 0
+            assert place["x"] + place["w"] <= 24
+            for cell in itertools.product(
+                range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+            ):
+                assert cell not in taken, f"{name}: {panel['title']} covers {taken.get(cell)}"
+                taken[cell] = panel["title"]
+
+
+@pytest.mark.parametrize(("board", "panel"), ALL_PANELS, ids=[f"{b}-{p['title']}" for b, p in ALL_PANELS])
+def test_every_panel_has_a_unit_advice_and_a_runbook(board: str, panel: dict) -> None:  # type: ignore[type-arg]
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.removeprefix("## ").lower()).replace(" ", "-")
+        for line in (ROOT / "docs" / "runbooks.md").read_text().splitlines()
+        if line.startswith("## ")
+    }
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert len(panel["description"]) > 30
+    (link,) = panel["links"]
+    page, _, anchor = link["url"].partition("#")
+    assert page == RUNBOOKS
+    assert anchor in headings
+    references = [target["refId"] for target in panel["targets"]]
+    assert len(references) == len(set(references))
+    for target in panel["targets"]:
+        assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_every_board_asks_for_its_data_sources_and_offers_the_choices_it_uses() -> None:
+    for name, board in BOARDS.items():
+        offered = {variable["name"] for variable in board["templating"]["list"]}
+        text = str(board["panels"])
+        used = set(re.findall(r"\$\{?([a-z]+)\b", text)) - {"__"}
+        assert {"datasource", "traces", "job"} <= offered, name
+        assert used - {"__rate_interval", "__range", "__field", "__from", "__to"} <= offered, name
+        assert offered - {"traces"} <= used, f"{name} offers what no query reads"
+
+
+def test_the_choices_follow_from_metrics_that_there_are() -> None:
+    queries = [
+        variable["query"]
+        for board in BOARDS.values()
+        for variable in board["templating"]["list"]
+        if variable["type"] == "query"
+    ]
+    for query in queries:
+        metric, label = re.fullmatch(r"label_values\(([a-z_]+)(?:\{.*\})?, (\w+)\)", query).groups()  # type: ignore[union-attr]
+        instrument = BY_NAME[metric.removesuffix("_count")]
+        assert label in (*instrument.labels, "job")
+
+
+def test_every_metric_that_a_board_or_rule_names_is_in_the_catalogue() -> None:
+    named = {metric for target in targets() for metric in metrics_in(target.expr)}
+    named |= {metric for rule in rules() for metric in metrics_in(rule["expr"])}
+    assert named - BY_NAME.keys() == set()
+    # And the other way round: what nobody looks at should not be measured, or be shown.
+    assert BY_NAME.keys() - named == {"agx_runs_started_total", "gen_ai_invoke_agent_duration_seconds"}
+
+
+def test_fleet_series_are_aggregated_over_replicas_before_they_are_summed() -> None:
+    first = re.compile(r"(max without \(instance, pod\) \((?:(?:rate|increase)\()?|max(?: by \([^)]*\))? \()$")
+    for where, expr in [(t.name, t.expr) for t in targets()] + [(str(r), r["expr"]) for r in rules()]:
+        text = re.sub(r"\b(by|on) \([^)]*\)", r"\1 (labels)", re.sub(r"\s+", " ", expr))
+        for found in re.finditer(r"\b(?:agx|gen_ai)_[a-z0-9_]+(?=[{\[)])", text):
+            (metric,) = metrics_in(found[0])
+            before = text[: found.start()].replace("( ", "(")
+            if BY_NAME[metric].fleet:
+                assert first.search(before), f"{where}: {text}"
+
+
+def test_labels_in_queries_are_labels_of_their_metric() -> None:
+    for target in targets():
+        for metric, matchers in re.findall(r"\b((?:agx|gen_ai)_[a-z0-9_]+)\{([^}]*)\}", target.expr):
+            (name,) = metrics_in(metric)
+            used = set(re.findall(r"(\w+)\s*(?:=~|!=|=)", re.sub(r'"[^"]*"', '""', matchers)))
+            assert used <= {*BY_NAME[name].labels, "job", "le"}, target.name
+
+
+def test_exemplars_are_asked_for_where_there_are_durations() -> None:
+    shown = {target["expr"] for _, panel in ALL_PANELS for target in panel["targets"] if target.get("exemplar")}
+    for metric in (
+        "agx_run_duration_seconds",
+        "gen_ai_client_operation_duration_seconds",
+        "agx_cancel_latency_seconds",
+    ):
+        assert any(f"{metric}_bucket" in expr for expr in shown)
