@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,7 +109,8 @@ class Runtime:
         return WireEvent(body)
 
     def _part_start(self, index: int | None) -> Body:
-        body: Body = {"idx": self.idx, "event": "part_start"}
+        # A call approved since the run before has its result before the first request.
+        body: Body = {"idx": max(self.idx, 0), "event": "part_start"}
         return body if index is None else body | {"event_idx": index}
 
     def _delta(self, event: PartDeltaEvent) -> WireEvent | None:
@@ -184,16 +185,23 @@ def encode_body(body: Body, limit: int) -> bytes:
     data = _to_json(body)
     if len(data) <= limit:
         return data
-    cut: Body = {name: value if isinstance(value, int | str | None) else _text(value) for name, value in body.items()}
+    cut: Body = {name: value if _is_scalar(value) else _text(value) for name, value in body.items()}
     texts = sorted((name for name, value in cut.items() if isinstance(value, str)), key=lambda name: -len(cut[name]))
     cut["truncated"] = True
     for name in texts:
-        text = cut[name]
+        text = cut[name] = cut[name][:limit]
         while text and (excess := len(_to_json(cut)) - limit) > 0:
             # An escaped character takes up to six bytes, so one pass may cut too little, never too much by far.
             text = text[: -max(1, excess // 6)] if excess < len(text) else text[: len(text) // 2]
             cut[name] = text
+    if isinstance(body.get("args"), dict):
+        cut["args"] = {"raw": cut["args"]}  # an object still, as where they can't be parsed
     return _to_json(cut)
+
+
+def _is_scalar(value: object) -> bool:
+    # An integer may have thousands of digits, which can be cut only as text.
+    return value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 64)
 
 
 def _text(value: object) -> str:
@@ -204,17 +212,28 @@ def _to_json(body: Body) -> bytes:
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
-        plain = {name: _plain(value) for name, value in body.items()}
-        # The standard library takes integers of any size; of a lone surrogate a question mark is left.
-        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        return orjson.dumps({name: _plain(value) for name, value in body.items()})
 
 
 def _plain(value: object) -> object:
     try:
-        plain = to_jsonable_python(
-            value, serialize_unknown=True, bytes_mode="base64", inf_nan_mode="null", fallback=repr
-        )
-        json.dumps(plain)
+        plain = _tame(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64", fallback=repr))
+        orjson.dumps(plain)
     except Exception as error:  # a tool's own type may raise anything while it is serialised
         return {"unserialisable": type(value).__name__, "error": type(error).__name__}
     return plain
+
+
+def _tame(value: Any) -> Any:
+    """Return a value without what JSON's readers refuse or round: lone surrogates, NaN, integers above 64 bits."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, dict):
+        return {_tame(name): _tame(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_tame(item) for item in value]
+    return value

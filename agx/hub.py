@@ -65,18 +65,25 @@ class StreamEntry:
     @property
     def body(self) -> dict[str, Any]:
         """The body as an object; what someone else wrote that is none comes as `{"raw": text}`."""
+        body = self._parse()
+        return {"raw": self.raw_body.decode("utf-8", "replace")} if body is None else body
+
+    def _parse(self) -> dict[str, Any] | None:
         try:
             body = orjson.loads(self.raw_body)
         except orjson.JSONDecodeError:
-            return {"raw": self.raw_body.decode("utf-8", "replace")}
-        return body if isinstance(body, dict) else {"raw": body}
+            return None
+        return body if isinstance(body, dict) else None
 
     def to_dict(self) -> dict[str, Any]:
         return {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": self.body}
 
     def to_json(self) -> str:
         if self._json is None:
-            self._json = orjson.dumps(self.to_dict()).decode()
+            # An object goes out as it stands: what nests deeper than the encoder goes can still be passed on.
+            body = self.body if self._parse() is None else orjson.Fragment(self.raw_body)
+            event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
+            self._json = orjson.dumps(event).decode()
         return self._json
 
 

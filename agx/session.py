@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
+from pydantic_core import PydanticSerializationError
 from redis.exceptions import RedisError
 
 from . import keys
@@ -30,8 +32,15 @@ class Session(ABC):
         """Write `msgs` to the storage; called on every outcome."""
 
     def msgs_to_json(self) -> bytes:
-        """Return the messages as JSON."""
-        return ModelMessagesTypeAdapter.dump_json(self.msgs)
+        """Return the messages as JSON. What a tool returned that JSON can't hold is replaced, not the rest lost."""
+        try:
+            return ModelMessagesTypeAdapter.dump_json(self.msgs)
+        except PydanticSerializationError:
+            plain = ModelMessagesTypeAdapter.dump_python(
+                self.msgs, mode="json", fallback=lambda value: {"unserialisable": type(value).__name__}
+            )
+            # Of a lone surrogate a question mark is left.
+            return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")
 
     def msgs_from_json(self, data: bytes | str) -> None:
         """Take the messages from JSON; raises pydantic's ValidationError."""
