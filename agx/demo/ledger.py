@@ -27,6 +27,9 @@ class Ran:
     reason: str | None
     error_type: str | None
     tokens: Counter[TokenType]
+    all_reported: (
+        bool  # False if an answer came without usage, as one that was cut does: then tokens are at least these
+    )
     tool_calls: Counter[tuple[str, ToolOutcome]]
     model_requests: int | None  # None with a real model, which nobody else counts
     seconds: float
@@ -54,6 +57,11 @@ def count_tokens(messages: Iterable[ModelMessage]) -> Counter[TokenType]:
         if isinstance(message, ModelResponse):
             total += _disjoint(message.usage)
     return total
+
+
+def has_all_usage(messages: Iterable[ModelMessage]) -> bool:
+    """Return whether every answer came with its usage."""
+    return all(message.usage.has_values() for message in messages if isinstance(message, ModelResponse))
 
 
 def _disjoint(usage: RequestUsage) -> Counter[TokenType]:

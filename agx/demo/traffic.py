@@ -19,7 +19,7 @@ from ..listener import listen
 from ..runner import run
 from ..testing import MemorySession
 from .agents import AGENTS, DemoDeps, ScriptedModel
-from .ledger import Ledger, Ran, count_tokens
+from .ledger import Ledger, Ran, count_tokens, has_all_usage
 from .scenes import Scene
 
 _LAST_EVENT = 10.0  # seconds
@@ -121,6 +121,7 @@ class Traffic:
             reason=reason,
             error_type=error_type,
             tokens=count_tokens(session.msgs),
+            all_reported=has_all_usage(session.msgs),
             tool_calls=Counter(deps.tool_calls),
             model_requests=model.requests if isinstance(model, ScriptedModel) else None,
             seconds=time.perf_counter() - card.began,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ COMPLETED = Ran(
     reason=None,
     error_type=None,
     tokens=Counter({"input": 100, "output": 20}),
+    all_reported=True,
     tool_calls=Counter({("weather", "ok"): 2}),
     model_requests=2,
     seconds=1.5,
@@ -31,6 +33,7 @@ CANCELLED = Ran(
     reason="cancel",
     error_type=None,
     tokens=Counter({"input": 50, "output": 7}),
+    all_reported=True,
     tool_calls=Counter(),
     model_requests=1,
     seconds=0.5,
@@ -93,3 +96,11 @@ def test_a_count_under_the_wrong_label_differs_though_the_sums_agree() -> None:
     (row,) = [row for row in compare(Ledger([COMPLETED, CANCELLED]), swapped) if row.what == "tokens · output"]
     assert (row.ran, row.counted) == (27, 27)
     assert len(row.differences) == 2
+
+
+def test_tokens_are_a_lower_bound_where_an_answer_was_cut_without_usage() -> None:
+    ledger = Ledger([COMPLETED, replace(CANCELLED, all_reported=False)])
+    more = AGREEING.replace('type="output"} 7', 'type="output"} 9')
+    assert differing(compare(ledger, more)) == []
+    less = AGREEING.replace('type="output"} 7', 'type="output"} 6')
+    assert differing(compare(ledger, less)) == ["tokens (at least) · output"]
