@@ -31,7 +31,7 @@ from pydantic_ai.exceptions import (
     ToolRetryError,
 )
 from pydantic_ai.messages import AgentStreamEvent, ModelResponse, ToolCallPart
-from pydantic_ai.models import ModelRequestContext
+from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.tools import ToolDefinition
@@ -172,14 +172,14 @@ class AgxCapability(AbstractCapability[Any]):
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: AgentNode[Any]) -> AgentNode[Any]:
         # The only node hook that the final node of `run_stream()` fires.
-        self._begin_node(node)
+        self._begin_node(ctx, node)
         return node
 
     async def wrap_node_run(
         self, ctx: RunContext[Any], *, node: AgentNode[Any], handler: WrapNodeRunHandler[Any]
     ) -> NodeResult[Any]:
         recorder = self._recorder
-        if recorder is None or not self._begin_node(node):
+        if recorder is None or not self._begin_node(ctx, node):
             return await handler(node)
         try:
             result = await handler(node)
@@ -192,11 +192,11 @@ class AgxCapability(AbstractCapability[Any]):
         recorder.end_node("completed", None)
         return result
 
-    def _begin_node(self, node: AgentNode[Any]) -> bool:
+    def _begin_node(self, ctx: RunContext[Any], node: AgentNode[Any]) -> bool:
         kind = _NODE_KINDS.get(type(node))
         if kind is None or self._recorder is None:
             return False
-        self._recorder.begin_node(kind)
+        self._recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None)
         return True
 
     # --- events ---

@@ -25,6 +25,7 @@ from pydantic_ai.messages import (
     ToolResultEvent,
     ToolReturnPart,
 )
+from pydantic_ai.models import Model
 from pydantic_core import to_jsonable_python
 
 from .errors import BodyError
@@ -67,13 +68,16 @@ class Runtime:
     answered: bool = False  # the current model request gave the final answer
     kinds: dict[int, str] = field(default_factory=dict)  # part index -> kind, of the current request
 
-    def begin_node(self) -> WireEvent:
+    def begin_node(self, model: Model[Any] | None = None) -> WireEvent:
         """A model request begins."""
         self.idx += 1
         self.open = True
         self.answered = False
         self.kinds.clear()
-        return WireEvent({"idx": self.idx, "event": "llm-begin"})
+        body: Body = {"idx": self.idx, "event": "llm-begin"}
+        if model is not None:
+            body |= {"model": model.model_name, "provider": model.system}
+        return WireEvent(body)
 
     def end_node(self) -> WireEvent:
         """The model request is over, however it ended."""

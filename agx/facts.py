@@ -250,10 +250,20 @@ def _classify(data: bytes, error: ValidationError) -> UnknownFactError | Malform
 def span_id(run_id: str, what: str) -> str:
     """Return the span id of a part of a run, 16 hex digits.
 
-    Derived, not random: whoever finishes the run of a dead process (contract, section 5) makes the same ids, so
-    a span exported twice is the same span.
+    `what` is "run", "stream", or a `node_name()` or `tool_name()`. Derived, not random: whoever finishes the run of a
+    dead process (contract, section 5) makes the same ids, so a span exported twice is the same span.
     """
     return hashlib.blake2b(f"{run_id}/{what}".encode(), digest_size=8).hexdigest()
+
+
+def node_name(kind: NodeKind, idx: int) -> str:
+    """Return what names a node within its run, in fact ids and span ids alike."""
+    return f"{kind}.{idx}"
+
+
+def tool_name(idx: int, call_id: str) -> str:
+    """Return what names a tool call within its run; providers make call ids of any length."""
+    return f"tool.{idx}.{hashlib.blake2b(call_id.encode('utf-8', 'replace'), digest_size=8).hexdigest()}"
 
 
 def stream_span_id(run_id: str) -> str:

@@ -14,7 +14,11 @@ from .events import RUNTIME
 from .hub import READ, Feed, Hub, StreamEntry, StreamId, Subscriber, format_id, parse_id
 from .keys import Id, SessionKeys
 
-_LIVE_CHECK = 1.0  # seconds of silence after which a follower looks whether the run still lives
+_LIVE_CHECK = 1.0  # seconds of silence after which a listener looks whether the run still lives
+# Seconds that a run without a lease has to be closed by a sidecar, beyond the third of a lease's time in which a run
+# that had only lost its lease takes it again.
+_CLOSING_TIME = 3.0
+_LOST = orjson.dumps({"msg": "lost", "error_type": "lost"})
 
 
 @overload
@@ -52,7 +56,8 @@ async def listen(
     """Yield the events of a session's run, up to and including its `end`.
 
     Each is `{"id", "type", "origin", "body"}`: a JSON string, or a dict with `serialize=False`. A listener follows one
-    run: where the session is restarted meanwhile, an `info` with `{"gap": true, "superseded_by": run_id}` is the last.
+    run: where the session is restarted meanwhile, an `info` with `{"gap": true, "superseded_by": run_id}` is the last;
+    where its process died and no sidecar closed it, an `error` with `{"msg": "lost"}`.
 
     Args:
         wait: seconds to wait for a first event.
@@ -77,7 +82,8 @@ async def follow(
     await wait_for_starting(session)
     feed, subscriber = engine.hub.join(session)
     try:
-        reader = _Reader(engine.hub, session, feed, subscriber, cursor)
+        patience = engine.config.lease_ttl / 3 + _CLOSING_TIME
+        reader = _Reader(engine.hub, session, feed, subscriber, cursor=cursor, patience=patience)
         async for entry in reader.read(wait=wait, timeout=timeout):
             yield entry
     finally:
@@ -97,7 +103,14 @@ class _Reader:
     """One listener: catches up by reading for itself, then takes what the feed hands it."""
 
     def __init__(
-        self, hub: Hub, session: SessionKeys, feed: Feed, subscriber: Subscriber, cursor: StreamId | None
+        self,
+        hub: Hub,
+        session: SessionKeys,
+        feed: Feed,
+        subscriber: Subscriber,
+        *,
+        cursor: StreamId | None,
+        patience: float,
     ) -> None:
         self._hub = hub
         self._session = session
@@ -105,23 +118,34 @@ class _Reader:
         self._subscriber = subscriber
         self._resumes = cursor is not None
         self._cursor: StreamId = cursor or (0, 0)
+        self._patience = patience
         self._seen = False  # an entry of the run it follows
+        self._lost = False
 
     async def read(self, *, wait: float, timeout: float | None) -> AsyncGenerator[StreamEntry, None]:
-        if self._resumes and (gap := await self._check_gap()) is not None:
-            yield gap
-            if "superseded_by" in gap.body:
-                return
+        if self._resumes:
+            edges = await self._read_edges()
+            if edges is not None:
+                first, last = edges
+                if last.type == "end" and last.id <= self._cursor:
+                    return
+                if first.id > self._cursor:
+                    self._hub.gaps += 1
+                    yield (gap := _gap_before(self._cursor, first))
+                    if "superseded_by" in gap.body:
+                        return
         while True:
-            entries = await self._take(self._silence(wait, timeout), follows_live=timeout is None)
+            entries = await self._take(timeout if self._seen or self._resumes else wait)
             if entries is None:
+                if self._lost:
+                    yield StreamEntry(self._cursor, "error", RUNTIME, _LOST)
                 return
             for entry in entries:
                 if entry.id <= self._cursor:
                     continue
                 if entry.type == "begin" and (self._seen or self._resumes):
                     self._hub.gaps += 1
-                    yield _gap(self._cursor, superseded_by=str(entry.body.get("run_id", "")))
+                    yield _gap_before(self._cursor, entry)
                     return
                 self._seen = True
                 self._cursor = entry.id
@@ -129,32 +153,24 @@ class _Reader:
                 if entry.type == "end":
                     return
 
-    def _silence(self, wait: float, timeout: float | None) -> float:
-        if not self._seen and not self._resumes:
-            return wait
-        return _LIVE_CHECK if timeout is None else timeout
-
-    async def _check_gap(self) -> StreamEntry | None:
-        """Return the info that entries behind the cursor are gone, if they are."""
+    async def _read_edges(self) -> tuple[StreamEntry, StreamEntry] | None:
+        """Return the stream's first and last entry, if there are any."""
+        bus, stream = self._hub.bus, self._session.stream
         try:
-            first = await self._hub.bus.execute("XRANGE", self._session.stream, "-", "+", "COUNT", 1)
+            first, last = await asyncio.gather(
+                bus.execute("XRANGE", stream, "-", "+", "COUNT", 1),
+                bus.execute("XREVRANGE", stream, "+", "-", "COUNT", 1),
+            )
         except (RedisError, OSError):
             return None
-        if not first:
-            return None
-        entry = StreamEntry.of(*first[0])
-        if entry.id <= self._cursor:
-            return None
-        self._hub.gaps += 1
-        if entry.type == "begin":
-            return _gap(self._cursor, superseded_by=str(entry.body.get("run_id", "")))
-        return _gap(self._cursor)
+        return (StreamEntry.of(*first[0]), StreamEntry.of(*last[0])) if first and last else None
 
-    async def _take(self, silence: float, *, follows_live: bool) -> list[StreamEntry] | None:
-        """Return the next entries, or None where `silence` seconds passed without one."""
+    async def _take(self, silence: float | None) -> list[StreamEntry] | None:
+        """Return the next entries; None where `silence` seconds passed without one, or the run has died."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + silence
-        subscriber, feed = self._subscriber, self._feed
+        give_up = None if silence is None else loop.time() + silence
+        dead_since: float | None = None
+        subscriber = self._subscriber
         while True:
             if subscriber.entries:
                 entries = list(subscriber.entries)
@@ -165,16 +181,27 @@ class _Reader:
                     return entries
                 continue
             subscriber.news.clear()
+            now = loop.time()
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(
+                    now + _LIVE_CHECK if give_up is None else min(give_up, now + _LIVE_CHECK)
+                ):
                     await subscriber.news.wait()
+                continue
             except TimeoutError:
-                if subscriber.entries:
-                    continue
-                if not (follows_live and self._seen and await self._is_live()):
-                    feed.wake()
-                    return None
-                deadline = loop.time() + silence
+                pass
+            if subscriber.entries:
+                continue
+            if give_up is not None and loop.time() >= give_up:
+                return None
+            if not (self._seen or self._resumes) or await self._is_live():
+                dead_since = None
+            elif dead_since is None:
+                dead_since = now
+            elif now - dead_since > self._patience:
+                # Nobody closed it in this time: its process has died, and no sidecar told.
+                self._lost = True
+                return None
 
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""
@@ -202,5 +229,9 @@ class _Reader:
             return True  # an outage is no death
 
 
-def _gap(cursor: StreamId, **more: str) -> StreamEntry:
-    return StreamEntry(cursor, "info", RUNTIME, orjson.dumps({"gap": True, **more}))
+def _gap_before(cursor: StreamId, entry: StreamEntry) -> StreamEntry:
+    """Return the info that what followed the cursor is gone; by a restart of the session, if the entry is a `begin`."""
+    body: dict[str, object] = {"gap": True}
+    if entry.type == "begin":
+        body["superseded_by"] = str(entry.body.get("run_id", ""))
+    return StreamEntry(cursor, "info", RUNTIME, orjson.dumps(body))

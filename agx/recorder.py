@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from opentelemetry import trace as otel
 from opentelemetry.trace import Span
@@ -34,13 +34,15 @@ from .facts import (
     ToolEnded,
     ToolOutcome,
     Trace,
+    node_name,
+    tool_name,
 )
 from .modelcall import ModelRequest
 from .tracing import RunSpan, captures_content, close_span
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from pydantic_ai.models import ModelRequestContext
+    from pydantic_ai.models import Model, ModelRequestContext
 
     from .engine import Engine
     from .keys import SessionKeys
@@ -64,7 +66,7 @@ class _Header(TypedDict):
 @dataclass(slots=True)
 class _Node:
     kind: NodeKind
-    number: int
+    name: str
     place: Trace
     span: Span | None
     start_ns: int = field(default_factory=time.time_ns)
@@ -78,7 +80,7 @@ class Tool:
     name: str
     call_id: str
     idx: int
-    number: int
+    fact: str  # its name within the run
     place: Trace
     start_ns: int = field(default_factory=time.time_ns)
 
@@ -141,11 +143,9 @@ class Recorder:
         self._follows = follows
         self._runtime = runtime
         self._node: _Node | None = None
-        self._numbers = 0
-        self._tool_numbers = 0
+        self._names: set[str] = set()  # of nodes and tools, told or under way
         self._model_calls = 0
         self._tool_calls = 0
-        self._seen_calls: set[str] = set()  # tool calls whose fact is told, or will be by their end
         self._head: list[StreamEvent] = []
         self._tail: deque[StreamEvent] = deque(maxlen=MIRRORED)
         self._mirrored = 0
@@ -160,6 +160,11 @@ class Recorder:
             "traceparent": self.span.traceparent,
             "agent": self.agent,
             "follows": self._follows,
+            # What a sidecar has to know to finish a run whose process died (contract, section 5).
+            "service": self.engine.service.name,
+            "sdk": self.span.trace.sdk,
+            "parent_span_id": self.span.trace.parent_span_id,
+            "retention": self.engine.config.retention,
         }
 
     def started(self) -> None:
@@ -298,19 +303,25 @@ class Recorder:
 
     # --- nodes ---
 
-    def begin_node(self, kind: NodeKind) -> None:
+    def _name(self, name: str) -> str:
+        """Make a node's or tool's name unique: a model may give two calls one id."""
+        while name in self._names:
+            name += "+"
+        self._names.add(name)
+        return name
+
+    def begin_node(self, kind: NodeKind, model: Model[Any] | None = None) -> None:
         """A node begins, told by whichever hook comes first; a node that is open already just goes on."""
         if self._node is not None:
             if self._node.kind == kind:
                 return
             self.end_node("completed", None)
-        self._numbers += 1
-        place = self.span.trace
         if kind == "model_request":
-            self._put(self._runtime.begin_node())
-            place = self.span.child(f"n{self._numbers}")
+            self._put(self._runtime.begin_node(model))
+        name = self._name(node_name(kind, max(self._runtime.idx, 0)))
+        place = self.span.child(name) if kind == "model_request" else self.span.trace
         attributes = {names.NODE_KIND: kind, names.NODE_INDEX: max(self._runtime.idx, 0)}
-        self._node = _Node(kind, self._numbers, place, self.span.start_node(kind, attributes))
+        self._node = _Node(kind, name, place, self.span.start_node(kind, attributes))
 
     def end_node(self, outcome: Outcome, error: BaseException | None) -> None:
         """The open node, if any, ends."""
@@ -328,7 +339,7 @@ class Recorder:
             self._model_calls += 1
         self.engine.queues.put(
             NodeEnded(
-                **self._header(f"{self.run_id}:n{node.number}", node.place),
+                **self._header(f"{self.run_id}:{node.name}", node.place),
                 node=node.kind,
                 idx=max(self._runtime.idx, 0),
                 outcome=outcome,
@@ -342,7 +353,7 @@ class Recorder:
 
     def begin_model(self, request: ModelRequestContext) -> Context | None:
         """A model request leaves; returns the context for it."""
-        self.begin_node("model_request")
+        self.begin_node("model_request", request.model)
         assert self._node is not None
         self._node.request = ModelRequest(request.model, request.streaming)
         return self.node_context()
@@ -373,10 +384,9 @@ class Recorder:
 
     def begin_tool(self, call: ToolCallPart) -> Tool:
         """A tool is run."""
-        self._tool_numbers += 1
-        self._seen_calls.add(call.tool_call_id)
-        place = self.span.child(f"t{self._tool_numbers}")
-        return Tool(call.tool_name, call.tool_call_id, max(self._runtime.idx, 0), self._tool_numbers, place)
+        idx = max(self._runtime.idx, 0)
+        name = self._name(tool_name(idx, call.tool_call_id))
+        return Tool(call.tool_name, call.tool_call_id, idx, name, self.span.child(name))
 
     def tool_context(self, tool: Tool) -> Context | None:
         """Return the context in which a tool runs; with an SDK its node's, in which upstream opens `execute_tool`."""
@@ -390,7 +400,7 @@ class Recorder:
         error_type = describe_error(error) if error is not None and outcome == "error" else None
         self.engine.queues.put(
             ToolEnded(
-                **self._header(f"{self.run_id}:t{tool.number}", tool.place),
+                **self._header(f"{self.run_id}:{tool.fact}", tool.place),
                 tool=tool.name,
                 call_id=tool.call_id,
                 idx=tool.idx,
@@ -407,7 +417,7 @@ class Recorder:
         self._told_without_running(ToolCallPart(part.tool_name, tool_call_id=part.tool_call_id), tool_outcome(part))
 
     def _told_without_running(self, call: ToolCallPart, outcome: ToolOutcome) -> None:
-        if call.tool_call_id not in self._seen_calls:
+        if tool_name(max(self._runtime.idx, 0), call.tool_call_id) not in self._names:
             self.end_tool(self.begin_tool(call), outcome)
 
     def _header(self, fact_id: str, place: Trace) -> _Header:
