@@ -9,7 +9,6 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
-from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, infer_model
 from redis.asyncio import Redis
 from rich.console import Console
@@ -138,5 +137,5 @@ def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
 def _find_model(name: str) -> Model:
     try:
         return infer_model(name)
-    except (UserError, ImportError, ValueError) as error:
+    except Exception as error:  # each provider's client has its own words for a missing key
         raise AgxError(f"the model {name!r} can't be used: {error}") from None

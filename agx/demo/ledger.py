@@ -60,8 +60,9 @@ def count_tokens(messages: Iterable[ModelMessage]) -> Counter[TokenType]:
 
 
 def has_all_usage(messages: Iterable[ModelMessage]) -> bool:
-    """Return whether every answer came with its usage."""
-    return all(message.usage.has_values() for message in messages if isinstance(message, ModelResponse))
+    """Return whether every answer came with its usage; one that never began has none to come with."""
+    answers = [message for message in messages if isinstance(message, ModelResponse) and message.parts]
+    return all(answer.usage.has_values() for answer in answers)
 
 
 def _disjoint(usage: RequestUsage) -> Counter[TokenType]:

@@ -1,0 +1,114 @@
+"""`agx demo` as people start it: a process, its real children, and a verdict."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.model_server import ModelServer, say
+from support.waiting import wait_until_sync
+
+from agx import cli
+
+AGX = Path(sysconfig.get_path("scripts")) / "agx"
+LINE = re.compile(r"^. (completed|cancelled|failed) +(\w+) +(\S+) +(\d+) in +(\d+) out +([\d.]+) s", re.MULTILINE)
+
+
+@contextmanager
+def demo(tmp_path: Path, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A running demo and the file it writes to."""
+    output = tmp_path / "demo.txt"
+    # A directory of its own for temporary files, so that what it leaves is seen.
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), **environment}
+    with (
+        output.open("wb") as file,
+        subprocess.Popen([AGX, "demo", *options], stdout=file, stderr=subprocess.STDOUT, env=env) as process,
+    ):
+        try:
+            yield process, output
+        finally:
+            process.kill()
+
+
+def wait_for(output: Path, pattern: str) -> None:
+    wait_until_sync(lambda: re.search(pattern, output.read_text()), 60, what=f"{pattern} in the output")
+
+
+def test_once_runs_every_outcome_and_agrees_with_the_sidecar(tmp_path: Path) -> None:
+    with demo(tmp_path, "--once") as (process, output):
+        code = process.wait(90)
+        said = output.read_text()
+        assert code == 0, said
+    lines = LINE.findall(said)
+    assert Counter(outcome for outcome, *_ in lines) == {"completed": 5, "cancelled": 3, "failed": 2}
+    assert "✘ differs" not in said
+    tokens = sum(int(given) for _, _, _, given, _, _ in lines)
+    assert re.search(rf"tokens · input +{tokens} +{tokens} ", said)
+    assert "Every number agrees." in said
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_goes_on_until_ctrl_c_and_agrees_then_too(tmp_path: Path) -> None:
+    with demo(tmp_path) as (process, output):
+        wait_for(output, r"metrics +http://127\.0\.0\.1:\d+/metrics")
+        wait_for(output, r"(?m)^. (completed|cancelled|failed)")
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+        said = output.read_text()
+        assert code == 0, said
+    assert "Every number agrees." in said
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
+    with demo(tmp_path) as (process, output):
+        wait_for(output, r"metrics +http")
+        homes = list((tmp_path / "tmp").iterdir())
+        assert len(homes) == 2  # the server's and the sidecar's
+        process.kill()
+        process.wait()
+        wait_until_sync(lambda: not list((tmp_path / "tmp").iterdir()), what="its children are gone")
+
+
+def test_plays_with_a_real_model_over_http(tmp_path: Path, model_server: ModelServer) -> None:
+    model_server.script(*(say("An answer of a real model") for _ in range(10)))
+    key = {"OPENAI_BASE_URL": model_server.base_url, "OPENAI_API_KEY": "test"}
+    with demo(tmp_path, "--once", "--model", "openai-chat:gpt-4o-mini", **key) as (process, output):
+        assert process.wait(90) == 0, output.read_text()
+    assert len(model_server.requests) == 10
+
+
+@pytest.mark.parametrize(
+    ("environment", "model", "said"),
+    [
+        ({"AGX_SERVER_BINARY": "/nowhere"}, None, "AGX_SERVER_BINARY=/nowhere is no executable file"),
+        ({"OPENAI_API_KEY": ""}, "openai:gpt-4o-mini", "OPENAI_API_KEY"),
+        ({}, "nosuch:model", "Unknown model: nosuch:model"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    tmp_path: Path, environment: dict[str, str], model: str | None, said: str
+) -> None:
+    options = ["--model", model] if model else []
+    with demo(tmp_path, "--once", *options, **environment) as (process, output):
+        assert process.wait(30) == 1
+        (line,) = output.read_text().splitlines()
+        assert line.startswith("agx demo: ")
+        assert said in line
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli, "_DEMO_PACKAGES", ("rich", "no_such_package", "no_such.package"))
+    assert cli.main(["demo", "--once"]) == 1
+    assert capsys.readouterr().err == (
+        "agx demo: it needs no_such_package, no_such.package: pip install 'opale-agent-stream[demo]'\n"
+    )

@@ -1,0 +1,50 @@
+"""`agx.testing`: what it offers to users' own tests, used as they would."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+import agx
+from agx.testing import MemorySession, collect, embedded_redis
+
+
+@dataclass
+class Deps(agx.Deps):
+    def get_scope_id(self) -> int:
+        return 1
+
+
+async def test_a_users_test() -> None:
+    with embedded_redis() as url:
+        async with Redis.from_url(url) as client:
+            agx.configure(agx.Config(redis=client))
+            session = MemorySession("s")
+            agent = Agent(TestModel(custom_output_text="hello"), deps_type=Deps)
+            running = asyncio.create_task(agx.run(session, agent, "hi", Deps(user_id=1, session_id="s")))
+            events = await collect(1, 1, "s")
+            assert (await running).output == "hello"
+            assert (events[0]["type"], events[-1]["type"]) == ("begin", "end")
+            await agx.aclose()
+
+            later = MemorySession("s", store=session.store)
+            await later.load()
+            assert later.msgs == session.msgs
+            assert len(later.msgs) == 2
+    with SyncRedis.from_url(url) as gone, pytest.raises(RedisConnectionError):
+        gone.ping()
+
+
+async def test_collect_says_when_there_is_no_end(configured: Redis) -> None:
+    await agx.start(1, 1, "open")
+    with pytest.raises(TimeoutError, match="open"):
+        await collect(1, 1, "open", timeout=0.1)
+    await agx.stop(1, 1, "open")
+    assert [event["type"] for event in await collect(1, 1, "open")] == ["begin", "end"]
