@@ -20,7 +20,8 @@ from .exposition import Snapshot, render
 from .http import Answer, PageServer
 from .link import Link, open_client
 from .meta import wait_for_meta
-from .metrics import MetricsSink, PartitionsChangedError
+from .metrics import MetricsSink, PartitionsChangedError, leaf_of
+from .reaper import Reaper
 from .series import Series, Shown
 from .settings import Settings
 from .traces import TracesSink
@@ -60,6 +61,7 @@ class Sidecar:
         self._metrics: MetricsSink | None = None
         self._traces: TracesSink | None = None
         self._export: Export | None = None
+        self._reaper = Reaper(self._link, settings.prefix)
         self._loop = asyncio.get_running_loop()
         if "metrics" in settings.sinks:
             self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own)
@@ -134,8 +136,9 @@ class Sidecar:
                         tasks.create_task(self._metrics.run(partitions, stop))
                     if self._traces is not None:
                         tasks.create_task(self._traces.run(partitions, stop))
+                    tasks.create_task(self._reaper.run(partitions, stop))
             except* PartitionsChangedError as changed:
-                logger.warning("starting over: %s", changed.exceptions[0])
+                logger.warning("starting over: %s", leaf_of(changed))
                 start_over = True
             if self._traces is not None and not start_over:
                 await self._traces.leave(partitions)

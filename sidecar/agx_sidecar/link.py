@@ -76,14 +76,22 @@ class Link:
         self.up = False
         self.last_reply = float("-inf")  # monotonic
         self.last_error = "it has not answered yet"
+        self.steady_since = time.monotonic()  # since when it has answered without a break
         self._down_since: float | None = None
         self._said: dict[str, float] = {}
         self._clock_offset = time.time() - time.monotonic()
 
     async def call(self, *command: Any) -> Any:
         """Send a command once and return the reply; raises what redis-py raises."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task is not None else 0
         try:
-            reply = await self.client.execute_command(*command)
+            try:
+                reply = await self.client.execute_command(*command)
+            finally:
+                # redis-py sends under asyncio.wait_for(), which before Python 3.12 may swallow a cancellation.
+                if task is not None and task.cancelling() > cancels:
+                    raise asyncio.CancelledError
         except TROUBLE as error:
             # A refusal is an answer: the server is there.
             if not isinstance(error, ResponseError):
@@ -137,3 +145,4 @@ class Link:
         if self._down_since is not None:
             logger.info("Redis answers again after %.1f s", self.last_reply - self._down_since)
             self._down_since = None
+            self.steady_since = self.last_reply

@@ -32,6 +32,13 @@ class PartitionsChangedError(Exception):
     """The services agreed on another number of partitions: start over with those."""
 
 
+def leaf_of(error: BaseException) -> BaseException:
+    """Return the first exception that is no group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class Behind:
     """What stood in the queues when we took over and has not been read yet."""
 
@@ -104,9 +111,9 @@ class MetricsSink:
                 tasks.create_task(self._keep_lease())
                 tasks.create_task(self._lead(partitions))
         except* StoodDownError as stood_down:
-            logger.warning("no longer the leader: %s", stood_down.exceptions[0])
+            logger.warning("no longer the leader: %s", leaf_of(stood_down))
         except* NewerStateError as newer:
-            self._link.complain_once(f"not leading: the metric state is newer ({newer.exceptions[0]}): update this one")
+            self._link.complain_once(f"not leading: the metric state is newer ({leaf_of(newer)}): update this one")
             await self._link.persist("give the lease up", self._lease.release)
             await asyncio.sleep(_NEWER_PAUSE)
 

@@ -1,0 +1,249 @@
+"""Each metric of the catalogue, from facts made by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, started, tool, trace, usage
+
+from agx.facts import APPEND_BUCKETS, Fact, Service, StreamTotals, encode
+from agx_sidecar import instruments as i
+from agx_sidecar.fold import Fold, Position
+from agx_sidecar.series import Counter, Histogram, Series
+
+AT_MS = T0 // 1_000_000
+
+
+class Folding:
+    """A fold of one partition, fed with facts as they come from a queue."""
+
+    def __init__(self) -> None:
+        self.fold = Fold(Series(), Series(), {0: Position()})
+        self._ids = itertools.count()
+
+    def add(self, *these: Fact) -> None:
+        for fact in these:
+            self.add_raw(encode(fact))
+
+    def add_raw(self, payload: bytes | None) -> None:
+        self.fold.apply(0, f"{AT_MS}-{next(self._ids)}", payload)
+
+    def count(self, instrument: i.Instrument, *labels: str) -> int:
+        cell = self.fold.series.cells[instrument][labels]
+        assert isinstance(cell, Counter)
+        return cell.value
+
+    def own(self, instrument: i.Instrument, *labels: str) -> int:
+        cell = self.fold.own.cells[instrument][labels]
+        assert isinstance(cell, Counter)
+        return cell.value
+
+    def histogram(self, instrument: i.Instrument, *labels: str) -> Histogram:
+        cell = self.fold.series.cells[instrument][labels]
+        assert isinstance(cell, Histogram)
+        return cell
+
+    def observed(self, instrument: i.Instrument, *labels: str) -> tuple[int, int]:
+        """How many observations, and their sum."""
+        cell = self.histogram(instrument, *labels)
+        return sum(cell.counts), cell.sum
+
+
+@pytest.fixture
+def folding() -> Folding:
+    return Folding()
+
+
+def test_a_started_run_counts(folding: Folding) -> None:
+    folding.add(started())
+    assert folding.count(i.RUNS_STARTED, "acme", "support") == 1
+
+
+def test_a_completed_run_counts_its_duration_calls_and_stream(folding: Folding) -> None:
+    folding.add(ended())
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 1
+    assert folding.observed(i.RUN_DURATION, "support", "completed") == (1, 2_500_000_000)
+    assert folding.observed(i.INVOKE_DURATION, "support", "") == (1, 2_500_000_000)
+    assert folding.observed(i.INFERENCE_CALLS, "support", "") == (1, 2)
+    assert folding.observed(i.TOOL_CALLS_PER_RUN, "support", "") == (1, 1)
+    assert folding.count(i.STREAM_EVENTS, "acme") == 12
+    assert folding.count(i.STREAM_BYTES, "acme") == 3_400
+    assert folding.count(i.STREAM_RETRIES, "acme") == 1
+    assert folding.count(i.STREAM_FAILURES, "acme") == 0
+
+
+@pytest.mark.parametrize("outcome", ["failed", "lost"])
+def test_a_run_in_error_counts_its_type(folding: Folding, outcome: str) -> None:
+    folding.add(ended(outcome=outcome, error_type="ModelHTTPError"), ended("run-2", outcome=outcome))
+    assert folding.count(i.RUNS, "acme", "support", outcome) == 2
+    assert folding.count(i.RUN_ERRORS, "support", "ModelHTTPError") == 1
+    assert folding.count(i.RUN_ERRORS, "support", i.OTHER_ERROR) == 1
+    assert folding.observed(i.INVOKE_DURATION, "support", "ModelHTTPError") == (1, 2_500_000_000)
+
+
+def test_a_cancelled_run_is_no_error_and_tells_stage_reason_and_latency(folding: Folding) -> None:
+    cancelled = {"outcome": "cancelled", "reason": "cancel", "stage": "call_tools", "error_type": "Ignored"}
+    folding.add(ended(**cancelled, cancel_ms=1_000, end_ms=1_012))
+    folding.add(ended("run-2", outcome="cancelled", reason="task", stage=None))
+    assert folding.count(i.CANCELLATIONS, "acme", "support", "call_tools", "cancel") == 1
+    assert folding.count(i.CANCELLATIONS, "acme", "support", "none", "task") == 1
+    assert folding.observed(i.CANCEL_LATENCY, "call_tools") == (1, 12_000_000)
+    assert folding.observed(i.INVOKE_DURATION, "support", "")[0] == 2
+    assert sum(cell.value for cell in folding.fold.series.cells[i.RUN_ERRORS].values()) == 0  # type: ignore[union-attr]
+
+
+def test_a_model_request_counts_times_chunks_tokens_and_cost(folding: Folding) -> None:
+    folding.add(node())
+    model = ("chat", "openai", "gpt-4o-mini")
+    assert folding.observed(i.NODE_DURATION, "support", "model_request", "completed") == (1, 700_000_000)
+    assert folding.observed(i.OPERATION_DURATION, *model, "") == (1, 600_000_000)
+    assert folding.observed(i.FIRST_CHUNK, *model) == (1, 150_000_000)
+    assert folding.observed(i.OUTPUT_CHUNK, *model) == (10, 123_456_789)
+    assert folding.histogram(i.OUTPUT_CHUNK, *model).counts[:3] == [7, 0, 3]
+    assert folding.observed(i.TOKEN_USAGE, *model, "input") == (1, 1_000)
+    assert folding.observed(i.TOKEN_USAGE, *model, "output") == (1, 200)
+    used = [folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", kind) for kind in i.TOKEN_TYPES]
+    assert used == [650, 160, 300, 50, 40]
+    assert sum(used) == 1_000 + 200
+    assert folding.count(i.USAGE, "reported") == 1
+    # Per million tokens: 0.15 $ of input (writing to the cache is free at OpenAI), 0.075 cached, 0.60 of output.
+    assert folding.count(i.COST, "acme", "support", "gpt-4o-mini") == 700 * 150 + 300 * 75 + 200 * 600
+    assert folding.count(i.UNPRICED, "gpt-4o-mini") == 0
+
+
+def test_tokens_and_runs_of_agents_and_scopes_stay_apart(folding: Folding) -> None:
+    folding.add(node(), node("run-2", scope="other", agent="writer"))
+    assert folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", "input") == 650
+    assert folding.count(i.TOKENS, "other", "writer", "gpt-4o-mini", "input") == 650
+
+
+def test_a_model_without_a_price_is_counted_not_guessed(folding: Folding) -> None:
+    own = call(provider="our-gateway", request_model="ours", response_model=None)
+    folding.add(node(model=own))
+    assert folding.count(i.UNPRICED, "ours") == 1
+    assert folding.count(i.COST, "acme", "support", "ours") == 0
+
+
+def test_usage_that_is_missing_counts_no_tokens(folding: Folding) -> None:
+    missing = call(usage=usage(input=0, output=0, cache_read=0, cache_write=0, reasoning=0, source="missing"))
+    folding.add(node(model=missing, outcome="cancelled"))
+    assert folding.count(i.USAGE, "missing") == 1
+    assert folding.observed(i.TOKEN_USAGE, "chat", "openai", "gpt-4o-mini", "input") == (0, 0)
+    assert folding.observed(i.OPERATION_DURATION, "chat", "openai", "gpt-4o-mini", "")[0] == 1
+
+
+def test_estimated_usage_counts_and_says_so(folding: Folding) -> None:
+    folding.add(node(model=call(usage=usage(source="estimated"))))
+    assert folding.count(i.USAGE, "estimated") == 1
+    assert folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", "cache_read") == 300
+
+
+def test_a_failed_model_request_has_its_error_type(folding: Folding) -> None:
+    folding.add(node(outcome="failed", error_type="ModelHTTPError", model=call(first_chunk_ns=None, chunk_counts=())))
+    assert folding.observed(i.OPERATION_DURATION, "chat", "openai", "gpt-4o-mini", "ModelHTTPError")[0] == 1
+    assert folding.observed(i.FIRST_CHUNK, "chat", "openai", "gpt-4o-mini") == (0, 0)
+    assert folding.observed(i.OUTPUT_CHUNK, "chat", "openai", "gpt-4o-mini") == (0, 0)
+
+
+def test_a_node_of_another_kind_counts_its_duration_only(folding: Folding) -> None:
+    folding.add(node(node="call_tools", model=None, outcome="failed"))
+    assert folding.observed(i.NODE_DURATION, "support", "call_tools", "failed") == (1, 700_000_000)
+    assert i.OPERATION_DURATION not in folding.fold.series.cells
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error_type", "label"),
+    [
+        ("ok", None, ""),
+        ("retry", None, ""),
+        ("retry", "ModelRetry", "ModelRetry"),
+        ("error", "ValueError", "ValueError"),
+        ("error", None, i.OTHER_ERROR),
+        ("cancelled", "CancelledError", ""),
+        ("denied", None, ""),
+        ("deferred", None, ""),
+    ],
+)
+def test_a_tool_call_is_one_observation_however_it_ended(
+    folding: Folding, outcome: str, error_type: str | None, label: str
+) -> None:
+    folding.add(tool(outcome=outcome, error_type=error_type))
+    assert folding.count(i.TOOL_CALLS, "support", "lookup", outcome) == 1
+    assert folding.observed(i.TOOL_DURATION, "lookup", label) == (1, 30_000_000)
+
+
+def test_a_process_beat_adds_its_increments_and_is_kept_for_the_gauges(folding: Folding) -> None:
+    counts = [0] * (len(APPEND_BUCKETS) + 1)
+    counts[1] = 4
+    folding.add(beat(1, append_counts=tuple(counts), append_sum_ns=4_000_000), beat(2, listeners=9))
+    assert folding.count(i.LISTENER_GAPS, "shop") == 4
+    assert folding.count(i.LISTENER_REREADS, "shop") == 8
+    assert folding.observed(i.APPEND_LATENCY) == (4, 4_000_000)
+    assert folding.fold.beats["shop", "pod-1"][1].listeners == 9
+
+
+def test_counts_of_other_buckets_are_not_merged(folding: Folding) -> None:
+    folding.add(beat(1, append_counts=(1, 2, 3), append_sum_ns=5))
+    assert folding.observed(i.APPEND_LATENCY) == (0, 0)
+
+
+def test_a_repeated_fact_counts_once(folding: Folding) -> None:
+    folding.add(ended(), ended(), started())
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 1
+    assert folding.own(i.FACTS, "repeat") == 1
+    assert folding.own(i.FACTS, "run.end") == 1
+    assert folding.fold.positions[0].count == 3
+
+
+@pytest.mark.parametrize("payload", [None, b"", b"\xff", b"[]", b"{}", b'{"kind":"run.end","id":7}', b"null"])
+def test_a_malformed_fact_is_counted_and_passed_over(folding: Folding, payload: bytes | None) -> None:
+    folding.add_raw(payload)
+    folding.add(ended())
+    assert folding.own(i.MALFORMED) == 1
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 1
+    assert folding.fold.positions[0].count == 2
+
+
+def test_a_newer_fact_is_counted_as_unknown(folding: Folding) -> None:
+    folding.add_raw(b'{"kind":"weather","id":"x","v":1}')
+    folding.add_raw(encode(ended(v=99)))
+    assert folding.own(i.FACTS, "unknown") == 2
+    assert i.RUNS not in folding.fold.series.cells
+
+
+def test_series_of_an_agent_are_born_at_zero(folding: Folding) -> None:
+    folding.add(started())
+    for outcome in i.OUTCOMES:
+        assert folding.count(i.RUNS, "acme", "support", outcome) == 0
+        assert folding.observed(i.RUN_DURATION, "support", outcome) == (0, 0)
+    for stage, reason in itertools.product(i.STAGES, i.REASONS):
+        assert folding.count(i.CANCELLATIONS, "acme", "support", stage, reason) == 0
+    assert folding.count(i.RUN_ERRORS, "support", i.OTHER_ERROR) == 0
+    folding.add(tool())
+    for outcome in set(i.TOOL_OUTCOMES) - {"ok"}:
+        assert folding.count(i.TOOL_CALLS, "support", "lookup", outcome) == 0
+
+
+def test_an_exemplar_leads_to_the_trace_of_a_sampled_run_only(folding: Folding) -> None:
+    folding.add(ended("run-1", trace=trace(sampled=False)))
+    assert folding.histogram(i.RUN_DURATION, "support", "completed").exemplars is None
+    folding.add(ended("run-2"))
+    exemplars = folding.histogram(i.RUN_DURATION, "support", "completed").exemplars
+    assert exemplars is not None
+    assert [kept for kept in exemplars if kept] == [(TRACE_ID, 2_500_000_000, T0 + 2_500_000_000)]
+
+
+def test_a_clock_set_back_counts_as_no_time(folding: Folding) -> None:
+    folding.add(ended(end_ns=T0 - 1))
+    assert folding.observed(i.RUN_DURATION, "support", "completed") == (1, 0)
+
+
+def test_counters_never_fall_whatever_a_fact_says(folding: Folding) -> None:
+    folding.add(ended("run-1"), ended("run-2", stream=StreamTotals(events=-100, bytes=-1)))
+    assert folding.count(i.STREAM_EVENTS, "acme") == 12
+
+
+def test_two_processes_of_a_service_are_two_beats(folding: Folding) -> None:
+    folding.add(beat(1), beat(2, service=Service(SERVICE.name, None, "pod-2")))
+    assert set(folding.fold.beats) == {("shop", "pod-1"), ("shop", "pod-2")}
