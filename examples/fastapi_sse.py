@@ -23,7 +23,7 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import uvicorn
-from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import FastAPI, Header, HTTPException, Path, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry
@@ -113,35 +113,41 @@ class Question(BaseModel):
     prompt: str
 
 
+SessionId = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
+
+
 @app.post("/chat/{session_id}")
-async def chat(session_id: str, question: Question) -> Response:
+async def chat(session_id: SessionId, question: Question) -> Response:
     """Start a run in the background and stream its events. Going away does not cancel it."""
     deps = ChatDeps(user_id=USER, session_id=session_id)
     running = asyncio.create_task(agx.run(SqliteSession(session_id), agent, question.prompt, deps))
     running.add_done_callback(report)
     answer = asyncio.create_task(stream(agx.sse(SCOPE, USER, session_id)))
     await asyncio.wait({running, answer}, return_when=asyncio.FIRST_COMPLETED)
-    if running.done() and isinstance(running.exception(), agx.SessionBusyError):
+    if running.done() and isinstance(error := running.exception(), agx.SessionBusyError | agx.RedisUnavailableError):
         answer.cancel()
-        raise HTTPException(409, "this session is still answering: follow it, or cancel it first")
+        raise HTTPException(409 if isinstance(error, agx.SessionBusyError) else 503, str(error))
     return await answer
 
 
 @app.get("/chat/{session_id}/events")
-async def events(session_id: str, last_event_id: Annotated[str | None, Header()] = None) -> Response:
+async def events(session_id: SessionId, last_event_id: Annotated[str | None, Header()] = None) -> Response:
     """Stream a run's events, behind the last one that the client has seen: a browser's EventSource says which."""
     return await stream(agx.sse(SCOPE, USER, session_id, last_event_id=last_event_id))
 
 
 @app.post("/chat/{session_id}/cancel")
-async def cancel(session_id: str) -> dict[str, bool]:
+async def cancel(session_id: SessionId) -> dict[str, bool]:
     """Cancel the session's run, wherever it runs; false if there is none."""
     return {"cancelled": await agx.cancel(SCOPE, USER, session_id)}
 
 
 async def stream(frames: AsyncGenerator[str, None]) -> Response:
     """Answer with SSE, or with 204 where nothing is to come, which stops a browser's EventSource from asking again."""
-    first = await anext(frames, None)
+    try:
+        first = await anext(frames, None)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None  # a Last-Event-ID that none can be
     if first is None:
         return Response(status_code=204)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 from support.model_server import MODEL, Finish, ModelServer, Refusal, Silence, Text, call, say
 from support.waiting import wait_until_sync
 
-from agx.child import draw_ports
+from agx.server import EmbeddedServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_sse.py"
 
@@ -44,10 +45,10 @@ class Service:
         return ModelMessagesTypeAdapter.validate_json(row[0]) if row else []
 
 
-@pytest.fixture
-def service(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[Service]:
+@contextmanager
+def serving(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[Service]:
+    """The example as a process; what it logged is shown with a test that fails."""
     database = tmp_path / "chats.sqlite"
-    (port,) = draw_ports(1)
     environment = {
         **os.environ,
         "REDIS_URL": redis_url,
@@ -56,29 +57,35 @@ def service(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterat
         "OPENAI_BASE_URL": model_server.base_url,
         "OPENAI_API_KEY": "test",
         "GRACE": "0.5",
-        "PORT": str(port),
+        "PORT": "0",
     }
     log = tmp_path / "service.log"
     with (
         log.open("wb") as output,
         subprocess.Popen([sys.executable, EXAMPLE], env=environment, stdout=output, stderr=output) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client,
     ):
-        wait_until_sync(lambda: answers(client, process), what="the service is up")
         try:
-            yield Service(process, client, database)
+            url = wait_until_sync(lambda: address(log, process), what=f"an address in {log}")
+            with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+                yield Service(process, client, database)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
             print(log.read_text())
 
 
-def answers(client: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the service ended"
-    try:
-        return client.get("/openapi.json").status_code == 200
-    except httpx.TransportError:
-        return False
+@pytest.fixture
+def service(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[Service]:
+    with serving(redis_url, model_server, tmp_path) as service:
+        yield service
+
+
+def address(log: Path, process: subprocess.Popen[bytes]) -> str | None:
+    """Return where uvicorn listens: the system chose the port."""
+    found = re.search(r"Uvicorn running on (http://\S+)", log.read_text())
+    if process.poll() is not None:
+        raise RuntimeError(f"the service ended: {log.read_text()}")
+    return found[1] if found else None
 
 
 def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -189,3 +196,22 @@ def test_shutdown_ends_runs_and_saves_them(service: Service, model_server: Model
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(30) in {0, -signal.SIGTERM}
     assert "unfinished" in repr(service.messages("shut")[-1])
+
+
+def test_wrong_input_is_refused(service: Service) -> None:
+    for path in ("/chat/a:b", "/chat/" + "x" * 65, "/chat/%0A"):
+        assert service.client.post(path, json={"prompt": "Hi"}).status_code == 422
+        assert service.client.get(f"{path}/events").status_code == 422
+        assert service.client.post(f"{path}/cancel").status_code == 422
+    assert service.client.post("/chat/s", json={}).status_code == 422
+    refused = service.client.get("/chat/s/events", headers={"Last-Event-ID": "not-an-id"})
+    assert refused.status_code == 400, refused.text
+
+
+def test_a_missing_redis_is_said(model_server: ModelServer, tmp_path: Path) -> None:
+    with EmbeddedServer() as server, serving(server.url, model_server, tmp_path) as service:
+        server.kill()
+        refused = service.client.post("/chat/s", json={"prompt": "Hi"})
+        assert refused.status_code == 503, refused.text
+        assert "Redis could not be reached" in refused.json()["detail"]
+        assert model_server.requests == []
