@@ -13,7 +13,9 @@ T = TypeVar("T")
 _INTERVAL = 0.005  # seconds
 
 
-async def wait_until(condition: Callable[[], T | Awaitable[T]], timeout: float = 30, *, what: str | None = None) -> T:
+async def wait_until(
+    condition: Callable[[], T | None | Awaitable[T | None]], timeout: float = 30, *, what: str | None = None
+) -> T:
     """Return the condition's value once it is true; raise AssertionError after `timeout` seconds.
 
     The condition may be a function or a coroutine function. What it raises is raised, except an AssertionError, which
@@ -24,7 +26,7 @@ async def wait_until(condition: Callable[[], T | Awaitable[T]], timeout: float =
         last: object
         try:
             value = condition()
-            result: T = await value if inspect.isawaitable(value) else value
+            result: T | None = await value if inspect.isawaitable(value) else value
             if result:
                 return result
             last = result
@@ -35,7 +37,7 @@ async def wait_until(condition: Callable[[], T | Awaitable[T]], timeout: float =
         await asyncio.sleep(_INTERVAL)
 
 
-def wait_until_sync(condition: Callable[[], T], timeout: float = 30, *, what: str | None = None) -> T:
+def wait_until_sync(condition: Callable[[], T | None], timeout: float = 30, *, what: str | None = None) -> T:
     """The same without an event loop."""
     deadline = time.monotonic() + timeout
     while True:
