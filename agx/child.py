@@ -3,6 +3,7 @@
 A tiny shell waits at the end of a pipe that only this process holds open, and kills the child when it reads
 end-of-file. (Linux's PR_SET_PDEATHSIG was not taken: it fires when the *thread* that started the child ends, and its
 hook between fork and exec is unsafe beside gRPC's threads. And this works on macOS too.)
+A process that was forked from this one, and lives on, keeps the pipe open, so the children live as long.
 """
 
 from __future__ import annotations
