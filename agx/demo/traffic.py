@@ -49,6 +49,7 @@ class Card:
             if not self.thinking:
                 self.text += body.get("content", "") + body.get("content_delta", "")
         elif kind == "tool-call":
+            self.thinking = False
             args = ", ".join(str(value) for value in body["args"].values())
             self.calls[body["tool_call_id"]] = f"{body['tool_name']}({args})", "…"
         elif (call_id := body.get("tool_call_id")) in self.calls and "tool_outcome" in body:
