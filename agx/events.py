@@ -52,11 +52,31 @@ def tool_outcome(part: BaseToolReturnPart) -> ToolOutcome:
 
 @dataclass(frozen=True, slots=True)
 class WireEvent:
-    """An event as it goes to the stream. `delta` holds the text of a part_delta, which may still be merged."""
+    """An event as it goes to the stream."""
 
     body: Body
-    delta: str | None = None
     urgent: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Part:
+    """A part that deltas belong to; one object per part, so that what may be merged is told by identity."""
+
+    idx: int
+    event_idx: int
+    part_kind: str
+    part_delta_kind: str
+
+    def delta(self, text: str) -> Body:
+        """Return the body of a part_delta."""
+        return {
+            "idx": self.idx,
+            "event": "part_delta",
+            "event_idx": self.event_idx,
+            "part_kind": self.part_kind,
+            "part_delta_kind": self.part_delta_kind,
+            "content_delta": text,
+        }
 
 
 @dataclass(slots=True)
@@ -66,14 +86,14 @@ class Runtime:
     idx: int = -1  # of the current model request, from 0
     open: bool = False  # between llm-begin and llm-end
     answered: bool = False  # the current model request gave the final answer
-    kinds: dict[int, str] = field(default_factory=dict)  # part index -> kind, of the current request
+    parts: dict[int, Part] = field(default_factory=dict)  # by index, those of the current request that have deltas
 
     def begin_node(self, model: Model[Any] | None = None) -> WireEvent:
         """A model request begins."""
         self.idx += 1
         self.open = True
         self.answered = False
-        self.kinds.clear()
+        self.parts.clear()
         body: Body = {"idx": self.idx, "event": "llm-begin"}
         if model is not None:
             body |= {"model": model.model_name, "provider": model.system}
@@ -87,9 +107,10 @@ class Runtime:
     def convert(self, event: object) -> WireEvent | None:
         """Return the wire event of one of pydantic-ai's, or None where it says nothing new to a listener."""
         if isinstance(event, PartDeltaEvent):
-            return self._delta(event)
+            text = delta_text(event)
+            return WireEvent(self.part_of(event).delta(text)) if text else None
         if isinstance(event, PartStartEvent):
-            self.kinds[event.index] = event.part.part_kind
+            self.parts.pop(event.index, None)
             return self._whole(event.index, event.part) if isinstance(event.part, (TextPart, ThinkingPart)) else None
         if isinstance(event, PartEndEvent):
             # Everything but text and thinking is one event, whole: a call's arguments are complete only here.
@@ -99,6 +120,14 @@ class Runtime:
         if isinstance(event, ToolResultEvent):
             return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
         return None
+
+    def part_of(self, event: PartDeltaEvent) -> Part:
+        """Return the part that a text or thinking delta belongs to."""
+        part = self.parts.get(event.index)
+        if part is None:
+            kind = event.delta.part_delta_kind
+            part = self.parts[event.index] = Part(self.idx, event.index, kind, kind)
+        return part
 
     def convert_response(self, response: ModelResponse) -> list[WireEvent]:
         """Return the wire events of a response that came whole, from a model that does not stream."""
@@ -117,22 +146,6 @@ class Runtime:
         body: Body = {"idx": max(self.idx, 0), "event": "part_start"}
         return body if index is None else body | {"event_idx": index}
 
-    def _delta(self, event: PartDeltaEvent) -> WireEvent | None:
-        delta = event.delta
-        if not isinstance(delta, (TextPartDelta, ThinkingPartDelta)) or not delta.content_delta:
-            return None  # a tool call's delta: the call is one event, at its end
-        return WireEvent(
-            {
-                "idx": self.idx,
-                "event": "part_delta",
-                "event_idx": event.index,
-                "part_kind": self.kinds.get(event.index, delta.part_delta_kind),
-                "part_delta_kind": delta.part_delta_kind,
-                "content_delta": delta.content_delta,
-            },
-            delta=delta.content_delta,
-        )
-
     def _whole(self, index: int, part: ModelResponsePart) -> WireEvent:
         body = self._part_start(index) | {"part_kind": part.part_kind}
         if isinstance(part, (TextPart, ThinkingPart)):
@@ -145,6 +158,12 @@ class Runtime:
             # The bytes stay in the messages: a stream is no place for an image.
             body |= {"media_type": part.content.media_type, "size": len(part.content.data)}
         return WireEvent(body)
+
+
+def delta_text(event: PartDeltaEvent) -> str | None:
+    """Return a delta's text; None for a tool call's delta: the call is one event, at its end."""
+    delta = event.delta
+    return delta.content_delta if isinstance(delta, (TextPartDelta, ThinkingPartDelta)) else None
 
 
 def _return_fields(part: ToolReturnPart | NativeToolReturnPart) -> Body:

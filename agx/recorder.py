@@ -21,7 +21,7 @@ from pydantic_ai.messages import (
 )
 
 from . import conventions as names
-from .events import AGENT, RUNTIME, Body, Runtime, WireEvent, tool_outcome
+from .events import AGENT, RUNTIME, Body, Runtime, WireEvent, delta_text, tool_outcome
 from .facts import (
     NodeEnded,
     NodeKind,
@@ -280,12 +280,12 @@ class Recorder:
         """Take an event of pydantic-ai's, live."""
         if isinstance(event, PartDeltaEvent):
             # The token path: nothing here that need not be.
-            self._chunk()
-            if (wire := self._runtime.convert(event)) is not None and wire.delta is not None:
-                if self._node is not None and self._node.request is not None:
-                    self._node.request.chars += len(wire.delta)
-                if self.writer is not None:
-                    self.writer.put_delta(AGENT, wire.body, wire.delta)
+            text = delta_text(event)
+            if self._node is not None and (request := self._node.request) is not None:
+                request.chunk()
+                request.chars += len(text or "")
+            if text and self.writer is not None:
+                self.writer.put_delta(AGENT, self._runtime.part_of(event), text)
             return
         if isinstance(event, PartStartEvent):
             self._chunk()

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from . import keys
 from .connections import CONNECTION_ERRORS, Bus, Reply, Script
-from .events import encode_body
+from .events import Body, Part, encode_body
 from .facts import APPEND_BUCKETS, StreamTotals
 
 logger = logging.getLogger("agx")
@@ -65,13 +65,19 @@ return 'ok'
 
 @dataclass(slots=True)
 class Entry:
-    """An event that waits to be sent. A delta's text collects in `pieces` until then."""
+    """An event that waits to be sent: a body, or the deltas of one part, which collect in `pieces` until then."""
 
     type: str
     origin: str
-    body: dict[str, Any]
-    merge_key: tuple[int, int, str] | None = None
+    body: Body | None
+    part: Part | None = None
     pieces: list[str] = field(default_factory=list)
+
+    def take_body(self) -> Body:
+        """Return the body in its final form, the caller's to change."""
+        if self.part is not None:
+            return self.part.delta("".join(self.pieces))
+        return dict(self.body or {})
 
 
 @dataclass(slots=True)
@@ -234,16 +240,15 @@ class SessionWriter:
         self._pending.append(Entry(type, origin, body))
         self._writer.schedule(self, urgent=urgent)
 
-    def put_delta(self, origin: str, body: dict[str, Any], text: str) -> None:
+    def put_delta(self, origin: str, part: Part, text: str) -> None:
         """Hand a delta over; while it waits, further deltas of the same part join it."""
         self.last_put = time.monotonic()
         if self.fenced:
             return
-        merge_key = (body["idx"], body["event_idx"], body["part_kind"])
-        if self._pending and (last := self._pending[-1]).merge_key == merge_key:
+        if self._pending and (last := self._pending[-1]).part is part:
             last.pieces.append(text)
             return
-        self._pending.append(Entry("event", origin, body, merge_key, [text]))
+        self._pending.append(Entry("event", origin, None, part, [text]))
         self._writer.schedule(self, urgent=False)
 
     async def drain(self) -> None:
@@ -272,9 +277,9 @@ class SessionWriter:
         """Give an entry its id, its `seq` and its bytes, all final."""
         if seq is not None:
             self._seq = seq
-        if entry.merge_key is not None:
-            entry.body["content_delta"] = "".join(entry.pieces)
-        body = encode_body(entry.body | {"seq": self._seq}, self._writer.max_body)
+        plain = entry.take_body()
+        plain["seq"] = self._seq
+        body = encode_body(plain, self._writer.max_body)
         sent = _Sent(self._next_id(), entry.type, entry.origin, body, self._seq)
         self._seq += 1
         self._events += 1
