@@ -12,12 +12,11 @@ from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from . import facts, keys
+from .cluster import open_bus
 from .config import Config, current_config, describe_service
-from .connections import Bus, open_client
 from .hub import Hub
 from .lease import Leases
 from .queues import Queues
@@ -38,14 +37,13 @@ class Engine:
         self.service = describe_service(config)
         self.clock = ServerClock()
         # Appends never queue behind a lease or a read, so each kind has a connection of its own.
-        self.appends = Bus(open_client(config.redis))
-        self.control = Bus(open_client(config.redis))
-        self._reads = Bus(open_client(config.redis))
+        self.appends = open_bus(config.redis, self._on_break)
+        self.control = open_bus(config.redis, self._on_break)
+        self._reads = open_bus(config.redis, self._on_break)
         self.writer = Writer(self.appends, max_length=config.max_stream_length, max_body=config.max_body)
         self.queues = Queues(self.appends, config.key_prefix, max_length=config.queue_max_length)
         self.leases = Leases(self.control, config.key_prefix, self.clock, ttl=config.lease_ttl)
-        cluster = isinstance(config.redis, RedisCluster)
-        self.hub = Hub(open_client(config.redis), self._reads, cluster=cluster)
+        self.hub = Hub(self._reads)
         self.recorders: set[Recorder] = set()  # the live runs of this loop
         # By stream, who gives the events of a session that is open here their order.
         self.sessions: dict[str, Recorder | ManualSession] = {}
@@ -65,6 +63,9 @@ class Engine:
             await anext(self._keeper)
         if self.queues.partitions is None:
             self.queues.partitions = await self.leases.publish_meta(self.config.queue_partitions)
+
+    def _on_break(self) -> None:
+        """A connection was opened again: what had been acknowledged may be gone with a failed server."""
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Keep a reference to a task that outlives its caller."""

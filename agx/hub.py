@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from . import keys
-from .connections import Bus, Client, Reply
+from .connections import Bus, Reply
 
 logger = logging.getLogger("agx")
 
@@ -27,8 +28,8 @@ READ = 500  # entries a read
 QUEUE = 2_000  # entries a listener may lag behind before it reads for itself again
 POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
 _PING_AFTER = 3  # silent polls of the subscription before its connection is probed
-_POLL_KEYS = 100  # sessions one look covers
 _RECONNECT_FIRST, _RECONNECT_LAST = 0.05, 1.0
+_STEADY = 5.0  # seconds a subscription must have held for the next loss to be news
 
 StreamId = tuple[int, int]
 
@@ -144,15 +145,12 @@ class Feed:
 class Hub:
     """Subscriptions and feeds of a loop."""
 
-    def __init__(self, client: Client, bus: Bus, *, cluster: bool) -> None:
+    def __init__(self, bus: Bus) -> None:
         self.bus = bus
         self.gaps = self.rereads = self.listeners = 0
-        self._client = client
-        self._cluster = cluster
         self._feeds: dict[str, Feed] = {}
         self._callbacks: dict[bytes, Callable[[bytes], None]] = {}
         self._wanted: deque[tuple[str, bytes]] = deque()  # SUBSCRIBE and UNSUBSCRIBE still to be sent, in order
-        self._pubsub: PubSub | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
 
@@ -199,37 +197,47 @@ class Hub:
         self.rereads += 1
 
     async def _receive(self) -> None:
-        """Keep the subscriptions, through broken connections, and pass messages on."""
+        """Keep the subscriptions, through broken connections and changed servers, and pass messages on."""
         wait = _RECONNECT_FIRST
         while True:
-            self._pubsub = pubsub = self._client.pubsub()
-            updates: asyncio.Task[None] | None = None
-            try:
+            if not self._callbacks:
                 # At least one channel has to be there before anything can be read.
-                self._wanted.clear()
-                names = list(self._callbacks)
-                if not names:
-                    self._changed.clear()
-                    await self._changed.wait()
-                    continue
-                for start in range(0, len(names), 1_000):
-                    await pubsub.subscribe(*names[start : start + 1_000])
-                updates = asyncio.get_running_loop().create_task(self._update(pubsub), name="agx-hub-update")
-                wait = _RECONNECT_FIRST
-                for feed in list(self._feeds.values()):
-                    feed.wake()
-                await self._read(pubsub, updates)
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            started = time.monotonic()
+            try:
+                await self._follow_subscription()
             except (RedisError, OSError) as error:
+                if time.monotonic() - started > _STEADY:
+                    wait = _RECONNECT_FIRST
                 if wait == _RECONNECT_FIRST:
                     logger.warning("agx: the hub lost Redis (%s), listeners wait", type(error).__name__)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, _RECONNECT_LAST)
-            finally:
-                if updates is not None:
-                    updates.cancel()
-                    await asyncio.gather(updates, return_exceptions=True)
-                with contextlib.suppress(RedisError, OSError):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call] # redis-py has no types here
+
+    async def _follow_subscription(self) -> None:
+        """Subscribe to all that is wanted, and pass messages on until the connection breaks."""
+        client = await self.bus.open_subscriber()
+        pubsub = client.pubsub()
+        updates: asyncio.Task[None] | None = None
+        try:
+            self._wanted.clear()
+            if not (names := list(self._callbacks)):
+                return
+            for start in range(0, len(names), 1_000):
+                await pubsub.subscribe(*names[start : start + 1_000])
+            updates = asyncio.get_running_loop().create_task(self._update(pubsub), name="agx-hub-update")
+            for feed in list(self._feeds.values()):
+                feed.wake()
+            await self._read(pubsub, updates)
+        finally:
+            if updates is not None:
+                updates.cancel()
+                await asyncio.gather(updates, return_exceptions=True)
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call] # redis-py has no types here
+                await client.aclose()
 
     async def _read(self, pubsub: PubSub, updates: asyncio.Task[None]) -> None:
         silent = 0
@@ -237,6 +245,8 @@ class Hub:
             message = await pubsub.get_message(timeout=POLL)
             if updates.done():
                 updates.result()
+            if not self._callbacks:
+                return  # nobody listens any more
             if message is None:
                 silent += 1
                 if silent == _PING_AFTER:
@@ -268,21 +278,10 @@ class Hub:
         """Look once a second at sessions that were quiet: their writer may send no wake-ups."""
         while True:
             await asyncio.sleep(POLL)
-            quiet = []
-            for feed in self._feeds.values():
-                if feed.quiet and feed.cursor is not None:
-                    quiet.append(feed)
-                feed.quiet = True
-            if self._cluster:
-                for feed in quiet:
+            for feed in list(self._feeds.values()):
+                if feed.quiet:
                     feed.wake()
-                continue
-            for start in range(0, len(quiet), _POLL_KEYS):
-                some = {feed.stream: feed for feed in quiet[start : start + _POLL_KEYS]}
-                cursors = [format_id(feed.cursor or (0, 0)) for feed in some.values()]
-                with contextlib.suppress(RedisError, OSError):
-                    for stream, _ in await self.bus.execute("XREAD", "COUNT", 1, "STREAMS", *some, *cursors) or ():
-                        some[stream.decode()].wake()
+                feed.quiet = True
 
     async def aclose(self) -> None:
         """Stop the tasks and close the subscription."""
@@ -290,4 +289,3 @@ class Hub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
