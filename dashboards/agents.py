@@ -7,6 +7,7 @@ from dashboards.layout import Placed, Row
 from dashboards.panels import (
     GREEN,
     OUTCOMES,
+    PER_SECOND,
     PURPLE,
     QUANTILES,
     RED,
@@ -95,7 +96,7 @@ def _now() -> tuple[Placed, ...]:
     ended = big_number(
         Text("Runs", "Ended per second. Falls to 0: do the services start any?", "AgxSidecarDown"),
         rate(RUNS, SCOPE, AGENT),
-        "reqps",
+        PER_SECOND,
     )
     duration = big_number(
         Text("Duration p95", "High: compare First token and Node duration to see what waits.", "AgxSlowFirstToken"),
@@ -125,7 +126,7 @@ def _runs() -> tuple[Placed, ...]:
             "Red or purple grows: Errors by type, Lost runs. Blue: people cancel.",
             "AgxHighErrorRate",
         ),
-        "reqps",
+        PER_SECOND,
         Query(rate(RUNS, SCOPE, AGENT, by="outcome"), "{{outcome}}"),
         colours=OUTCOMES,
         stacked=True,
@@ -140,7 +141,7 @@ def _runs() -> tuple[Placed, ...]:
     )
     agents = lines(
         Text("Rate by agent", "An agent that vanishes has no callers, or its service is down.", "AgxSidecarDown"),
-        "reqps",
+        PER_SECOND,
         Query(rate(RUNS, SCOPE, AGENT, by="agent"), "{{agent}}"),
         traces=AGENT_TRACES,
     )
@@ -150,7 +151,6 @@ def _runs() -> tuple[Placed, ...]:
         Query(failing, "{{agent}}"),
         limit=threshold("error_ratio"),
         traces=AGENT_TRACES,
-        top=1,
     )
     scopes = lines(
         Text(
@@ -168,19 +168,28 @@ def _trouble() -> tuple[Placed, ...]:
     latency = "agx_cancel_latency_seconds"
     errors = lines(
         Text("Errors by type", "The exception's class. New since a deployment: roll that back.", "AgxHighErrorRate"),
-        "reqps",
+        PER_SECOND,
         Query(rate("agx_run_errors_total", AGENT, by="error_type"), "{{error_type}}"),
         stacked=True,
     )
     cancels = lines(
         Text(
-            "Cancellations by stage and reason",
-            "`shutdown`, `task`: services going down. `abandoned`: iter() left early.",
+            "Cancellations by reason",
+            "shutdown, task: services going down. abandoned: iter() left early.",
             "AgxSlowCancel",
         ),
-        "reqps",
-        Query(rate("agx_cancellations_total", SCOPE, AGENT, by="stage, reason"), "{{stage}}, {{reason}}"),
+        PER_SECOND,
+        Query(rate("agx_cancellations_total", SCOPE, AGENT, by="reason"), "{{reason}}"),
         stacked=True,
+    )
+    where = bars(
+        Text("Cancelled during", "In the time shown. Mostly in tools: people give up on a slow one.", "AgxSlowCancel"),
+        "short",
+        Query(
+            f"topk(7, {increase('agx_cancellations_total', SCOPE, AGENT, by='stage, reason')} > 0)",
+            "{{stage}}, {{reason}}",
+        ),
+        decimals=0,
     )
     slow = lines(
         Text(
@@ -190,14 +199,13 @@ def _trouble() -> tuple[Placed, ...]:
         Query(quantile(0.5, latency), "p50"),
         Query(quantile(0.95, latency), "p95", exemplars=True),
         colours=QUANTILES,
-        limit=threshold("cancel_seconds"),
     )
     lost = lines(
         Text("Lost runs", "Each is a process that died with a run in it: OOM, eviction, SIGKILL.", "AgxRunsLost"),
         "short",
         Query(increase(RUNS, SCOPE, AGENT, 'outcome="lost"', by="agent", window=INTERVAL), "{{agent}}"),
     )
-    return tuple((6, panel) for panel in (errors, cancels, slow, lost))
+    return ((8, errors), (8, cancels), (8, where), (12, slow), (12, lost))
 
 
 def _money() -> tuple[Placed, ...]:
@@ -241,6 +249,7 @@ def _money() -> tuple[Placed, ...]:
         "short",
         Query(increase("agx_cost_unpriced_total", MODEL, by="model"), "{{model}}"),
         colour=PURPLE,
+        decimals=0,
     )
     by = "scope, agent, model"
     spenders = grid(
@@ -248,7 +257,7 @@ def _money() -> tuple[Placed, ...]:
         "short",
         (
             (Query(f"topk(20, {increase(COST, SCOPE, AGENT, MODEL, by=by)})"), Column("Cost", "currencyUSD")),
-            (Query(f"topk(20, {increase(TOKENS, SCOPE, AGENT, MODEL, by=by)})"), Column("Tokens", "short")),
+            (Query(f"topk(20, {increase(TOKENS, SCOPE, AGENT, MODEL, by=by)})"), Column("Tokens", "short", 0)),
         ),
         {"scope": "Scope", "agent": "Agent", "model": "Model"},
     )

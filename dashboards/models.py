@@ -5,6 +5,7 @@ from __future__ import annotations
 from dashboards import layout
 from dashboards.layout import Placed, Row
 from dashboards.panels import (
+    PER_SECOND,
     QUANTILES,
     RED,
     TOOL_OUTCOMES,
@@ -64,7 +65,7 @@ def _now() -> tuple[Placed, ...]:
     requests = big_number(
         Text("Model requests", "Per second. More of them per run: see Model calls per run.", "AgxTokenBurn"),
         rate(CALLS, GENAI_MODEL),
-        "reqps",
+        PER_SECOND,
     )
     failing = big_number(
         Text(
@@ -91,7 +92,7 @@ def _now() -> tuple[Placed, ...]:
     calls = big_number(
         Text("Tool calls", "Per second. None while agents run: were their tools removed?", "AgxHighErrorRate"),
         rate(TOOL_CALLS, AGENT),
-        "reqps",
+        PER_SECOND,
     )
     broken = big_number(
         Text("Tool errors", "Share of calls that raised. High: see Errors by tool.", "AgxHighErrorRate"),
@@ -107,14 +108,14 @@ def _model_traffic() -> tuple[Placed, ...]:
     by_type = rate(CALLS, GENAI_MODEL, FAILED, by="gen_ai_request_model, error_type")
     requests = lines(
         Text("Requests by model", "One takes over from another: a fallback is at work.", "AgxHighErrorRate"),
-        "reqps",
+        PER_SECOND,
         Query(rate(CALLS, GENAI_MODEL, by=MODEL_BY), MODEL_NAME),
         stacked=True,
         traces=MODEL_TRACES,
     )
     errors = lines(
         Text("Errors by model", "Rate limits, 5xx: the provider. Cancelled requests are not here.", "AgxHighErrorRate"),
-        "reqps",
+        PER_SECOND,
         Query(by_type, "{{gen_ai_request_model}} {{error_type}}"),
         stacked=True,
         traces=MODEL_TRACES,
@@ -172,7 +173,7 @@ def _model_spread() -> tuple[Placed, ...]:
         Text(
             "Where usage comes from", "estimated, missing: cut answers. The cost is less sure then.", "AgxUnpricedCost"
         ),
-        "reqps",
+        PER_SECOND,
         Query(rate("agx_usage_total", by="source"), "{{source}}"),
         stacked=True,
     )
@@ -185,7 +186,7 @@ def _tools() -> tuple[Placed, ...]:
         Text(
             "Calls by outcome", "retry: the model got arguments wrong. denied: an approval said no.", "AgxHighErrorRate"
         ),
-        "reqps",
+        PER_SECOND,
         Query(rate(TOOL_CALLS, AGENT, by="outcome"), "{{outcome}}"),
         colours=TOOL_OUTCOMES,
         stacked=True,
@@ -195,7 +196,6 @@ def _tools() -> tuple[Placed, ...]:
         "percentunit",
         Query(share, "{{tool}}"),
         traces=TOOL_TRACES,
-        top=1,
     )
     duration = lines(
         Text("Tool duration", "Of all tools. The dots are sampled calls.", "AgxSlowCancel"),
@@ -221,8 +221,8 @@ def _tool_table() -> Panel:
         Text("Tools", "Every tool, in the time shown. Sort by a column to find the worst.", "AgxHighErrorRate"),
         "short",
         (
-            (Query(increase(TOOL_CALLS, AGENT, by="tool")), Column("Calls", "short")),
-            (Query(increase(TOOL_CALLS, AGENT, TOOL_ERROR, by="tool")), Column("Errors", "short")),
+            (Query(increase(TOOL_CALLS, AGENT, by="tool")), Column("Calls", "short", 0)),
+            (Query(increase(TOOL_CALLS, AGENT, TOOL_ERROR, by="tool")), Column("Errors", "short", 0)),
             (Query(renamed), Column("p95", "s")),
         ),
         {"tool": "Tool"},

@@ -16,6 +16,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 RUNBOOKS = "https://github.com/opale/pydantic-ai-stream/blob/main/docs/runbooks.md"
 PROMETHEUS = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
 
+PER_SECOND = "suffix:/s"
 GREEN, YELLOW, RED, BLUE, PURPLE, GREY = "green", "#EAB839", "red", "blue", "purple", "#8e8e8e"
 OUTCOMES = {"completed": GREEN, "cancelled": BLUE, "failed": RED, "lost": PURPLE}
 QUANTILES = {"p50": GREEN, "p95": YELLOW, "p99": RED}
@@ -49,6 +50,7 @@ class Column:
 
     title: str
     unit: str
+    decimals: int | None = None
 
 
 def big_number(
@@ -121,14 +123,16 @@ def heat(text: Text, unit: str, buckets: str) -> Panel:
         .steps(64)
     )
     panel.y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(c.AxisPlacement.LEFT))
-    return panel.cell_values(heatmap.CellValues().unit("reqps"))
+    return panel.cell_values(heatmap.CellValues().unit(PER_SECOND))
 
 
-def bars(text: Text, unit: str, query: Query, *, colour: str = BLUE) -> Panel:
+def bars(text: Text, unit: str, query: Query, *, colour: str = BLUE, decimals: int | None = None) -> Panel:
     """Return horizontal bars, one per series of an instant query, the longest first."""
     panel = _dressed(bargauge.Panel(), text, unit)
     panel.with_target(_target(Query(f"sort_desc({query.expr})", query.legend), 0).instant())
     panel.min(0).color_scheme(dashboard.FieldColor().mode(d.FieldColorModeId.FIXED).fixed_color(colour))
+    if decimals is not None:
+        panel.decimals(decimals)
     panel.display_mode(c.BarGaugeDisplayMode.BASIC).orientation(c.VizOrientation.HORIZONTAL).show_unfilled(True)
     panel.value_mode(c.BarGaugeValueMode.TEXT).sizing(c.BarGaugeSizing.MANUAL).max_viz_height(28)
     return panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -144,7 +148,7 @@ def grid(text: Text, unit: str, queries: tuple[tuple[Query, Column], ...], label
         name = f"Value #{_ref(position)}"
         order.append(name)
         renamed[name] = column.title
-        panel.override_by_name(column.title, [d.DynamicConfigValue("unit", column.unit)])
+        panel.override_by_name(column.title, _column(column))
     panel.with_transformation(d.DataTransformerConfig(id_val="merge", options={}))
     panel.with_transformation(
         d.DataTransformerConfig(
@@ -194,6 +198,11 @@ def _dashed() -> list[d.DynamicConfigValue]:
         d.DynamicConfigValue("custom.fillOpacity", 0),
         d.DynamicConfigValue("custom.stacking", {"mode": "none"}),
     ]
+
+
+def _column(column: Column) -> list[d.DynamicConfigValue]:
+    unit = [d.DynamicConfigValue("unit", column.unit)]
+    return unit if column.decimals is None else [*unit, d.DynamicConfigValue("decimals", column.decimals)]
 
 
 def _traces_link(traceql: str) -> dashboard.DashboardLink:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dashboards import layout
 from dashboards.layout import Placed, Row
-from dashboards.panels import GREEN, QUANTILES, RED, YELLOW, Column, Query, Text, big_number, grid, heat, lines
+from dashboards.panels import (
+    GREEN,
+    PER_SECOND,
+    QUANTILES,
+    RED,
+    YELLOW,
+    Column,
+    Query,
+    Text,
+    big_number,
+    grid,
+    heat,
+    lines,
+)
 from dashboards.promql import SCOPE, highest, increase, own, quantile, rate, rate_buckets, select, threshold, total
 
 APPEND = "agx_stream_append_latency_seconds"
@@ -104,14 +117,14 @@ def _streams() -> tuple[Placed, ...]:
             "Retries heal themselves. Failures: listeners miss events.",
             "AgxAppendErrors",
         ),
-        "reqps",
+        PER_SECOND,
         Query(rate("agx_stream_append_retries_total", SCOPE), "retries"),
         Query(rate("agx_stream_append_failures_total", SCOPE), "failures"),
         colours={"retries": YELLOW, "failures": RED},
     )
     events = lines(
         Text("Events by scope, top 10", "Appended per second. One far above: a tenant in a loop.", "AgxTokenBurn"),
-        "reqps",
+        PER_SECOND,
         Query(f"topk(10, {rate('agx_stream_events_total', SCOPE, by='scope')})", "{{scope}}"),
     )
     size = lines(
@@ -137,7 +150,7 @@ def _services() -> tuple[Placed, ...]:
         Text(
             "Gaps and re-reads", "Gaps: cursors older than the stream. Re-reads: listeners too slow.", "AgxAppendErrors"
         ),
-        "reqps",
+        PER_SECOND,
         Query(rate("agx_listener_gaps_total", by="service"), f"{name} gaps"),
         Query(rate("agx_listener_rereads_total", by="service"), f"{name} re-reads"),
     )
@@ -171,7 +184,7 @@ def _queues() -> tuple[Placed, ...]:
     )
     trimmed = lines(
         Text("Trimmed unread", "Facts gone before this sink read them. Raise queue_max_length.", "AgxFactsTrimmed"),
-        "reqps",
+        PER_SECOND,
         Query(rate("agx_queue_trimmed_total", by="sink"), "{{sink}}"),
     )
     return ((8, lag), (8, length), (8, trimmed))
@@ -186,7 +199,7 @@ def _sidecar() -> tuple[Placed, ...]:
     )
     facts = lines(
         Text("Facts read by kind", "Per second. Falls to 0 under traffic: see Lag.", "AgxSidecarLag"),
-        "reqps",
+        PER_SECOND,
         Query(own("agx_facts_total", by="kind", per_second=True), "{{kind}}"),
         stacked=True,
     )
@@ -194,7 +207,7 @@ def _sidecar() -> tuple[Placed, ...]:
         Text(
             "Spans exported and failed", "Failed: set aside for good, see the sidecar's log.", "AgxCollectorUnreachable"
         ),
-        "reqps",
+        PER_SECOND,
         Query(own("agx_spans_exported_total", per_second=True), "exported"),
         Query(own("agx_spans_failed_total", per_second=True), "failed"),
         colours={"exported": GREEN, "failed": RED},
@@ -205,16 +218,19 @@ def _sidecar() -> tuple[Placed, ...]:
             "Malformed: mixed versions. Over the cap: see __other__.",
             "AgxSidecarLag",
         ),
-        "reqps",
+        PER_SECOND,
         Query(own("agx_facts_malformed_total", per_second=True), "malformed"),
         Query(own("agx_label_overflow_total", by="label", per_second=True), "{{label}} overflow"),
     )
+    info = select("agx_build_info")
+    leads = f"{select('agx_sidecar_leader')} * on (job, pod, instance) group_left (version) {info}"
+    by = "job, pod, instance, version"
     versions = grid(
         Text("Replicas and versions", "Two versions: a rollout that did not finish.", "AgxSidecarReplicaDown"),
         "short",
         (
-            (Query(f"sum by (job, version, pod, instance) ({select('agx_build_info')})"), Column("Up", "short")),
-            (Query(f"sum by (job, pod, instance) ({select('agx_sidecar_leader')})"), Column("Leads", "short")),
+            (Query(f"sum by ({by}) ({leads})"), Column("Leads", "short")),
+            (Query(f"sum by ({by}) ({info})"), Column("Up", "short")),
         ),
         {"job": "Installation", "pod": "Pod", "instance": "Instance", "version": "Version"},
     )

@@ -85,6 +85,7 @@ class Traffic:
         self._redis = Redis.from_url(url)
         self._random = random.Random(seed)
         self._number = 0
+        self._lives: dict[str, int] = {}
         meta: dict[Any, Any] = {"format": FORMAT, "partitions": PARTITIONS, "lease_ttl": 15}
         self._redis.hset(keys.meta(PREFIX), mapping=meta)
         self._redis.expire(keys.meta(PREFIX), keys.INDEX_TTL)
@@ -115,13 +116,14 @@ class Traffic:
         pipeline.expire(key, keys.QUEUE_TTL)
 
     def _live(self, pipeline: Redis) -> None:
-        for scope in SCOPES:
-            key = keys.leases(PREFIX, keys.partition(scope, PARTITIONS))
-            pipeline.delete(key)
+        """Leases as live runs have them; their number wanders. Deadlines far off: no reaper has to look after them."""
         for scope, most in zip(SCOPES, (12, 7, 3), strict=True):
+            self._lives[scope] = min(most, max(1, self._lives.get(scope, most // 2) + self._random.randint(-1, 1)))
+            pipeline.delete(keys.leases(PREFIX, keys.partition(scope, PARTITIONS)))
+        for scope, lives in self._lives.items():
             key = keys.leases(PREFIX, keys.partition(scope, PARTITIONS))
-            for n in range(self._random.randint(1, most)):
-                pipeline.zadd(key, {f"{scope}:user:session-{n}:run-{n}": (time.time() + 600) * 1000})
+            deadline = (time.time() + 600) * 1000
+            pipeline.zadd(key, {f"{scope}:user:session-{n}:run-{n}": deadline for n in range(lives)})
             pipeline.expire(key, keys.INDEX_TTL)
 
     def _run(self, kind: Kind, scope: str, now: int) -> Iterator[Fact]:

@@ -1,0 +1,56 @@
+"""Draw the committed boards from live demo data into PNGs: `python -m dashboards.preview [--seconds N] [--into DIR]`.
+
+No Grafana is involved: each panel's own queries are run on a real Prometheus and plotted at the panel's own place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from dashboards.preview.draw import Window, draw
+from dashboards.preview.stack import ROOT, Stack, StackError, running
+from dashboards.preview.traffic import Traffic
+
+BOARDS = ROOT / "dashboards" / "json"
+TICK = 0.5  # seconds
+
+
+def main() -> int:
+    """Return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dashboards.preview", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=150, help="how long to let traffic flow (default 150)")
+    parser.add_argument("--into", type=Path, default=ROOT / "docs" / "boards", help="directory of the pictures")
+    options = parser.parse_args()
+    try:
+        with running() as stack:
+            window = _flow(stack, options.seconds)
+            options.into.mkdir(parents=True, exist_ok=True)
+            for path in sorted(BOARDS.glob("*.json")):
+                picture = options.into / f"{path.stem}.png"
+                draw(json.loads(path.read_text()), stack, window, picture)
+                print(f"drew {picture}")
+    except StackError as error:
+        print(f"dashboards.preview: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _flow(stack: Stack, seconds: float) -> Window:
+    """Let traffic flow, and say so; returns the time to show."""
+    traffic = Traffic(stack.redis_url)
+    start = time.time()
+    print(f"traffic for {seconds:.0f} s ...", flush=True)
+    while time.time() < start + seconds:
+        traffic.tick()
+        time.sleep(TICK)
+    traffic.close()
+    # The first seconds have no rates yet.
+    return Window(start + 15, time.time())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
