@@ -17,8 +17,9 @@ from .errors import (
 )
 from .events import Runtime
 from .listener import listen
+from .redis_session import RedisSession
 from .runner import run
-from .session import RedisSession, Session
+from .session import Session
 from .sse import sse
 from .stream import add, is_live, q, start, stop
 

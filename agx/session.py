@@ -1,4 +1,4 @@
-"""`Session`: the conversation that a run loads and saves, and one that lives in Redis."""
+"""`Session`: the conversation that a run loads and saves, and what a store of them can do."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, Protocol
 
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_core import PydanticSerializationError
-from redis.exceptions import RedisError
 
-from . import keys
-from .engine import current_engine
-from .errors import RedisUnavailableError
+from .errors import AgxError
+from .keys import Id
+
+TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
+
+
+class SessionConflictError(AgxError):
+    """Raised by `save()` when the stored conversation changed after `load()`; nothing was overwritten."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"session {session!r} was saved by someone else after it was loaded: load it again and repeat the turn"
+        )
 
 
 @dataclass(kw_only=True)
@@ -84,37 +94,28 @@ class Session(ABC):
         return nodes
 
 
-@dataclass
-class RedisSession(Session):
-    """A conversation kept in Redis, beside the runtime's keys.
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A conversation in a listing."""
 
-    Args:
-        ttl: seconds it is kept after it was last saved.
-    """
+    session_id: str
+    title: str
+    saved_at: datetime  # UTC
 
-    scope_id: keys.Id
-    user_id: keys.Id
-    session_id: keys.Id
-    ttl: int = 30 * 86_400
 
-    @property
-    def _key(self) -> tuple[Any, str]:
-        engine = current_engine()
-        session = keys.SessionKeys.of(engine.config.key_prefix, self.scope_id, self.user_id, self.session_id)
-        return engine, session.messages
+class SessionStore(Protocol):
+    """Where conversations are kept: opens one, lists a user's. `RedisSessions` and `SqlSessions` are ready to use."""
 
-    async def load(self) -> None:
-        engine, key = self._key
-        try:
-            data = await engine.control.execute("GET", key)
-        except (RedisError, OSError) as error:
-            raise RedisUnavailableError("load the session", error) from error
-        if data is not None:
-            self.msgs_from_json(data)
+    def open(self, scope_id: Id, user_id: Id, session_id: Id) -> Session:
+        """Return a session, not yet loaded, for one `run()`; raises ValueError or TypeError for a wrong id."""
+        ...
 
-    async def save(self) -> None:
-        engine, key = self._key
-        try:
-            await engine.control.execute("SET", key, self.msgs_to_json(), "EX", self.ttl)
-        except (RedisError, OSError) as error:
-            raise RedisUnavailableError("save the session", error) from error
+    async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> Sequence[StoredSession]:
+        """Return a user's conversations, the last saved first."""
+        ...
+
+
+def title_of(session: Session) -> str:
+    """Return how a listing names a conversation: without what PostgreSQL's text, or UTF-8, can't hold."""
+    title = session.get_user_prompt().replace("\0", "")[:TITLE_LENGTH]
+    return title.encode("utf-8", "replace").decode()
