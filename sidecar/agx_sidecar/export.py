@@ -50,7 +50,7 @@ def open_exporter(settings: Settings) -> SpanExporter:
     """
     try:
         return GrpcExporter() if settings.otlp_protocol == "grpc" else HttpExporter()
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # each exporter has error classes of its own
         raise SettingsError(f"the OTEL_EXPORTER_OTLP_* variables can't be used: {error}") from None
 
 

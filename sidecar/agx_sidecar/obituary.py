@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from agx.facts import (
-    Fact,
     ModelCall,
     NodeEnded,
     Outcome,
     Reason,
     RunEnded,
+    RunFact,
     RunStarted,
     Service,
     StreamEvent,
@@ -31,11 +31,12 @@ from agx.facts import (
 )
 from agx.keys import SessionKeys
 
-LOST = "lost"
+LOST: Literal["lost"] = "lost"
 MIRRORED = 64  # events at each end, as the runtime keeps them
 _RETENTION = 300.0  # seconds, where `begin` does not say
 
 Body = dict[str, Any]
+Owed = RunStarted | NodeEnded | ToolEnded | RunEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Obituary:
 
     error: Body | None
     end: Body | None
-    facts: list[Fact]
+    facts: list[Owed]
     retention: float
 
 
@@ -86,13 +87,14 @@ class _Request:
     answers: set[str] = field(default_factory=set)  # ids of output tools' calls, which no tool executes
 
 
-def write_obituary(session: SessionKeys, run_id: str, entries: Sequence[Entry], told: Sequence[Fact]) -> Obituary:
+def write_obituary(session: SessionKeys, run_id: str, entries: Sequence[Entry], queued: Sequence[RunFact]) -> Obituary:
     """Work out what a run whose process died has not told.
 
     Args:
         entries: its session stream; empty where another run has restarted it.
-        told: the run's facts that are still queued.
+        queued: the facts of the run and its sub-agents that are still in the queue.
     """
+    told = [fact for fact in queued if fact.run_id == run_id]
     begin = entries[0].body if entries and entries[0].type == "begin" else {}
     started = next((fact for fact in told if isinstance(fact, RunStarted)), None)
     ended = next((entry for entry in reversed(entries) if entry.type == "end"), None)
@@ -109,12 +111,13 @@ def write_obituary(session: SessionKeys, run_id: str, entries: Sequence[Entry], 
     if f"{run_id}:end" in known:
         return Obituary(error, end, [], retention)
     start_ns = started.start_ns if started is not None else entries[0].ns
-    facts: list[Fact] = []
+    facts: list[Owed] = []
     if started is None:
         facts.append(RunStarted(id=f"{run_id}:start", **header, start_ns=start_ns, follows=begin.get("follows")))
     last_ns = max([start_ns, *(entry.ns for entry in entries), *_ends(told)])
     facts += [fact for fact in _open_parts(header, entries, last_ns) if fact.id not in known]
     steps = [fact for fact in (*told, *facts) if isinstance(fact, NodeEnded | ToolEnded)]
+    facts += _sub_agents(run_id, queued, last_ns)
     facts.append(_run_ended(header, entries, ended, steps, start_ns=start_ns, last_ns=last_ns, begin=begin))
     return Obituary(error, end, facts, retention)
 
@@ -139,7 +142,30 @@ def _header(session: SessionKeys, run_id: str, begin: Body, started: RunStarted 
     }
 
 
-def _ends(told: Iterable[Fact]) -> Iterable[int]:
+def _sub_agents(run_id: str, queued: Sequence[RunFact], last_ns: int) -> Iterable[RunEnded]:
+    """A sub-agent has no lease of its own: it was lost with the run in whose tool it worked."""
+    ended = {fact.run_id for fact in queued if isinstance(fact, RunEnded)}
+    for fact in queued:
+        if isinstance(fact, RunStarted) and fact.parent_run_id == run_id and fact.run_id not in ended:
+            yield RunEnded(
+                id=f"{fact.run_id}:end",
+                scope=fact.scope,
+                user=fact.user,
+                session=fact.session,
+                run_id=fact.run_id,
+                parent_run_id=run_id,
+                agent=fact.agent,
+                service=fact.service,
+                trace=fact.trace,
+                outcome=LOST,
+                start_ns=fact.start_ns,
+                end_ns=max(last_ns, fact.start_ns),
+                error_type=LOST,
+                partial=True,
+            )
+
+
+def _ends(told: Iterable[RunFact]) -> Iterable[int]:
     return (fact.end_ns for fact in told if isinstance(fact, NodeEnded | ToolEnded))
 
 

@@ -1,4 +1,4 @@
-"""The reaper: finishes the runs whose process died. Every replica looks, exactly one wins each (contract, section 7)."""
+"""The reaper: finishes runs whose process died. Every replica looks, one wins each run (contract, section 7)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 import orjson
 
 from agx import keys
-from agx.facts import FIELD, Fact, MalformedFactError, UnknownFactError, decode, encode
+from agx.facts import FIELD, MalformedFactError, RunFact, UnknownFactError, decode, encode
 
 from .link import TROUBLE, Link
 from .meta import read_meta
@@ -159,9 +159,9 @@ class Reaper:
                 return entries
             cursor = f"({entries[-1].id}"
 
-    async def _read_told(self, n: int, run_id: str, begin_ms: int | None) -> list[Fact]:
-        """Return the run's facts that are still queued; they follow its `begin`."""
-        told: list[Fact] = []
+    async def _read_told(self, n: int, run_id: str, begin_ms: int | None) -> list[RunFact]:
+        """Return the facts of the run and of its sub-agents that are still queued; they follow its `begin`."""
+        told: list[RunFact] = []
         cursor = "-" if begin_ms is None else str(max(0, begin_ms - _BEFORE_BEGIN_MS))
         looked = 0
         needle = run_id.encode()
@@ -174,7 +174,7 @@ class Reaper:
                     fact = decode(fields[1])
                 except (UnknownFactError, MalformedFactError):
                     continue
-                if getattr(fact, "run_id", None) == run_id:
+                if isinstance(fact, RunFact):
                     told.append(fact)
             looked += len(found)
             if len(found) < _CHUNK:

@@ -1,0 +1,126 @@
+"""What a scraper gets: both formats, checked by promtool and by prometheus_client's own parsers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+
+import pytest
+from made_facts import TRACE_ID, ended, node, started, tool
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from agx.facts import encode
+from agx_sidecar import instruments as i
+from agx_sidecar.exposition import render
+from agx_sidecar.fold import Fold, Position
+from agx_sidecar.series import Series, Shown
+
+TEXT = "text/plain; version=0.0.4"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+@pytest.fixture
+def snapshot() -> dict[i.Instrument, list[Shown]]:
+    """Every instrument of the catalogue, with a cell at least."""
+    fold = Fold(Series(), Series(), {0: Position()})
+    facts = (started(), node(), tool(), ended(), ended("run-2", outcome="failed", error_type='Odd"\nname\\'))
+    for n, fact in enumerate(facts):
+        fold.apply(0, f"1700000000000-{n}", encode(fact))
+    return {
+        **{each: [Shown(tuple("x" for _ in each.labels), 1)] for each in i.CATALOGUE if each.kind != "histogram"},
+        **{each: [Shown((), 0, (0,) * 15)] for each in (i.APPEND_LATENCY,)},
+        **fold.series.show(),
+    }
+
+
+def test_promtool_finds_nothing_to_say(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+    body, _ = render(snapshot, TEXT)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+
+
+def test_every_metric_of_the_catalogue_is_there_with_its_labels(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+    body, content_type = render(snapshot, TEXT)
+    assert content_type.startswith("text/plain")
+    families = {family.name: family for family in parse_text(body.decode())}
+    for instrument in i.CATALOGUE:
+        name = instrument.name.removesuffix("_total") if instrument.kind == "counter" else instrument.name
+        family = families.pop(name)
+        assert family.type == instrument.kind
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(instrument.labels), sample
+    assert families == {}
+
+
+def test_openmetrics_has_exemplars_and_nothing_created(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+    body, content_type = render(snapshot, OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    assert b"_created" not in body
+    families = {family.name: family for family in parse_openmetrics(body.decode())}
+    exemplars = [
+        sample.exemplar
+        for sample in families["agx_run_duration_seconds"].samples
+        if sample.exemplar and sample.labels["outcome"] == "completed"
+    ]
+    assert [(exemplar.labels, exemplar.value) for exemplar in exemplars] == [({"trace_id": TRACE_ID}, 2.5)]
+    assert float(exemplars[0].timestamp) == 1_700_000_002.5
+
+
+def test_a_histogram_is_cumulated(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+    cell = Shown((), 3_500_000, tuple([2, 0, 1] + [0] * 12))
+    body, _ = render({i.APPEND_LATENCY: [cell]}, TEXT)
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    assert lines[:3] == [
+        'agx_stream_append_latency_seconds_bucket{le="0.0005"} 2.0',
+        'agx_stream_append_latency_seconds_bucket{le="0.001"} 2.0',
+        'agx_stream_append_latency_seconds_bucket{le="0.0025"} 3.0',
+    ]
+    assert lines[-3:] == [
+        'agx_stream_append_latency_seconds_bucket{le="+Inf"} 3.0',
+        "agx_stream_append_latency_seconds_count 3.0",
+        "agx_stream_append_latency_seconds_sum 0.0035",
+    ]
+
+
+def test_buckets_are_those_of_the_conventions() -> None:
+    def seconds(instrument: i.Instrument) -> list[float]:
+        return [bound / instrument.scale for bound in instrument.buckets]
+
+    assert seconds(i.OPERATION_DURATION) == [
+        0.01,
+        0.02,
+        0.04,
+        0.08,
+        0.16,
+        0.32,
+        0.64,
+        1.28,
+        2.56,
+        5.12,
+        10.24,
+        20.48,
+        40.96,
+        81.92,
+    ]
+    assert (
+        seconds(i.TOOL_DURATION) == seconds(i.FIRST_CHUNK) == seconds(i.OUTPUT_CHUNK) == seconds(i.OPERATION_DURATION)
+    )
+    assert seconds(i.INVOKE_DURATION) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6]
+    assert seconds(i.TOKEN_USAGE)[0] == 1
+    assert seconds(i.TOKEN_USAGE)[-1] == 67_108_864
+    assert seconds(i.INFERENCE_CALLS) == [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+def test_a_sum_never_falls_by_rounding() -> None:
+    """The same integer is always the same float, and more is never less: what floats added up can't promise."""
+    values = [0, 1, 10**9 - 1, 10**9, 10**9 + 1, 2**53, 2**53 + 1, 2**63, 2**63 + 12_345, 10**24]
+    rendered = []
+    for value in values:
+        body, _ = render({i.COST: [Shown(("a", "b", "c"), value)]}, TEXT)
+        found = re.search(rb"} (\S+)$", body, re.MULTILINE)
+        assert found
+        rendered.append(float(found[1]))
+    assert all(before <= after for before, after in itertools.pairwise(rendered))
+    assert rendered[3] == 1.0
