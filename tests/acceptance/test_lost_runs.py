@@ -1,0 +1,161 @@
+"""A service process is killed: a real sidecar finishes its run for listeners, metrics and traces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from sidecar.replica import Replica
+from support.agents import KeptSession, ScopeDeps, Stage
+from support.otlp import OtlpReceiver
+from support.told import read_told
+from support.waiting import wait_until
+
+import agx
+from agx import facts
+
+TESTS = Path(__file__).parent.parent
+
+
+@asynccontextmanager
+async def service(
+    url: str, stage: str, *, session: str = "s", sdk: bool = False
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that runs an agent and holds; killed with the block if it still lives."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "support.service", url, stage, session, "sdk" if sdk else "no-sdk",
+        stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"reached\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client, lease_ttl=0.9))
+        yield client
+        await agx.aclose()
+
+
+@pytest.fixture
+def sidecar(tmp_path: Path, redis_url: str, otlp: OtlpReceiver) -> Iterator[Replica]:
+    replica = Replica(tmp_path / "sidecar", redis_url, OTEL_EXPORTER_OTLP_ENDPOINT=otlp.endpoint_http)
+    yield replica
+    replica.end()
+
+
+async def _follow_to_the_end(session: str = "s") -> list[dict[str, object]]:
+    return [event async for event in agx.listen(1, 1, session, serialize=False)]
+
+
+# What has to have reached the server before the process is killed: what had not is nobody's to know.
+REACHED = {"talking": "part_delta", "silent": "llm-begin", "tool": "llm-end", "sub-agent": "llm-end"}
+
+
+async def _has_told(redis: Redis, stage: str) -> bool:
+    told = await read_told(redis)
+    agents = 2 if stage == "sub-agent" else 1
+    return len(told.of(facts.RunStarted)) == agents and any(
+        body["event"] == REACHED[stage] for body in told.bodies("event")
+    )
+
+
+@pytest.mark.parametrize("stage", REACHED)
+@pytest.mark.parametrize("sdk", [False, True], ids=["no-sdk", "sdk"])
+async def test_a_killed_run_is_finished(
+    stage: str, sdk: bool, redis: Redis, redis_url: str, sidecar: Replica, otlp: OtlpReceiver
+) -> None:
+    async with service(redis_url, stage, sdk=sdk) as process:
+        listening = asyncio.create_task(_follow_to_the_end())
+        await wait_until(lambda: _has_told(redis, stage))
+        process.kill()
+        events = await asyncio.wait_for(listening, 30)
+    assert [event["type"] for event in events[-2:]] == ["error", "end"]
+    assert events[-1]["body"]["outcome"] == "lost"  # type: ignore[index] # a body is an object
+    assert [event["body"]["seq"] for event in events] == list(range(len(events)))  # type: ignore[index]
+
+    runs = 2 if stage == "sub-agent" else 1
+    await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == runs)
+    scraped = sidecar.scrape()
+    assert scraped.total("agx_runs_started_total") == runs
+    assert scraped.total("agx_runs_total") == runs
+    await wait_until(lambda: scraped_live(sidecar) == 0)
+    told = await read_told(redis)
+    started = {fact.run_id: fact for fact in told.of(facts.RunStarted)}
+    assert {fact.run_id for fact in told.of(facts.RunEnded)} == set(started)
+    assert len({fact.id for fact in told.facts}) == len(told.facts)
+    assert not await redis.exists("agx:1:1:s:live")
+    assert [await redis.zcard(f"agx::leases:{n}") for n in range(8)] == [0] * 8
+    assert not await redis.zcard("agx:1:1")
+
+    run = next(fact for fact in told.of(facts.RunEnded) if fact.parent_run_id is None)
+    expected = {"agx.run staged", "agx.stream"} if sdk else {"invoke_agent staged", "agx.stream"}
+    if not sdk:
+        expected |= {"chat function::_speak"} | ({"execute_tool work"} if stage in ("tool", "sub-agent") else set())
+    else:
+        # Of the sub-agent's run, too, the dead SDK held the span.
+        assert run.trace.sdk
+    await wait_until(lambda: expected <= {span.name for span in otlp.spans})
+    spans = [span for span in otlp.spans if span.trace_id == run.trace.trace_id]
+    assert len({span.span_id for span in spans}) == len(spans)
+    root = next(span for span in spans if span.span_id == run.trace.span_id)
+    assert root.attributes["agx.run.outcome"] == "lost"
+    assert root.attributes["agx.trace.partial"] is True
+
+
+def scraped_live(sidecar: Replica) -> float:
+    return sidecar.scrape().total("agx_runs_live")
+
+
+async def test_a_stalled_process_finds_itself_fenced(redis: Redis, redis_url: str, sidecar: Replica) -> None:
+    async with service(redis_url, "talking") as process:
+        listening = asyncio.create_task(_follow_to_the_end())
+        process.send_signal(signal.SIGSTOP)
+        events = await asyncio.wait_for(listening, 30)
+        before = await read_told(redis)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        # It is asked nothing, and still finds out by itself at its next renewal or append.
+        assert await agx.cancel(1, 1, "s") in (True, False)
+        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"LeaseLostError\n"
+        await process.wait()
+    assert events[-1]["body"]["outcome"] == "lost"  # type: ignore[index]
+    after = await read_told(redis)
+    assert after.events == before.events
+    assert [fact.id for fact in after.of(facts.RunEnded)] == [fact.id for fact in before.of(facts.RunEnded)]
+    assert not await redis.exists("agx:1:1:s:live")
+
+
+async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, redis_url: str, sidecar: Replica) -> None:
+    async with service(redis_url, "talking") as process:
+        process.kill()
+        await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 1)
+        result = await agx.run(KeptSession(), Stage().agent(), "Again", deps=ScopeDeps())
+    assert result.output == "one two three"
+    await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="completed") == 1)
+    assert (await read_told(redis)).text == "one two three"
+
+
+async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis_url: str) -> None:
+    async with service(redis_url, "talking") as process:
+        listening = asyncio.create_task(_follow_to_the_end())
+        process.kill()
+        events = await asyncio.wait_for(listening, 30)
+    assert events[-1]["type"] == "error"
+    assert events[-1]["body"] == {"msg": "lost", "error_type": "lost"}
