@@ -152,10 +152,7 @@ class LiveRun:
             if not self._done.done():
                 self._done.set_result(None)
         if self._lease is not None:
-            if recorder.fenced:
-                engine.leases.forget(self._lease)
-            else:
-                await _give_up(engine, self._lease)
+            await _give_up(engine, self._lease)
 
 
 class _Told:

@@ -142,10 +142,10 @@ class _Drive:
         """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
         if not self.live.recorder.fenced:
             return True
-        lease = Lease(self._keys, self.live.recorder.run_id + "-save", lambda reason, mark_ms: None, lambda: None)
+        # Under the run's own id: `close()` gives it up.
+        lease = Lease(self._keys, self.live.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
         try:
             await self.live.engine.leases.acquire(lease)
-            await self.live.engine.leases.release(lease)
         except (AgxError, RedisError, OSError):
             return False
         return True
