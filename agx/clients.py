@@ -11,8 +11,9 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
+from .connections import SOCKET_TIMEOUT
+
 CONNECT_TIMEOUT = 1.5  # seconds; below the 2 s in which a start has to fail
-SOCKET_TIMEOUT = 5.0
 
 # What a pool or a cluster adds to its connections' settings for itself: another one makes its own.
 _POOL_OWN = (

@@ -18,7 +18,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .clients import CONNECT_TIMEOUT, open_client, open_node_client
-from .connections import CONNECTION_ERRORS, Arg, Bus, NodeBus, Reply, Script, new_reply
+from .connections import CONNECTION_ERRORS, Arg, Bus, NodeBus, Reply, Script, fail_reply
 
 _SLOTS = 16_384
 _HOPS = 5  # redirections of one command
@@ -63,7 +63,7 @@ class ClusterBus(Bus):
         return self._issue(key, lambda bus: bus.run(script, key, *args))
 
     def _issue(self, key: str, send: Callable[[NodeBus], asyncio.Future[Reply]]) -> asyncio.Future[Reply]:
-        routed = _Routed(key_slot(key.encode()), send, new_reply())
+        routed = _Routed(key_slot(key.encode()), send, asyncio.get_running_loop().create_future())
         self._route(routed)
         return routed.reply
 
@@ -96,11 +96,9 @@ class ClusterBus(Bus):
             return
         if isinstance(error, (*CONNECTION_ERRORS, ClusterDownError)):
             self._refresh()
-        if routed.reply.done():
-            return
         if error is not None:
-            routed.reply.set_exception(error)
-        else:
+            fail_reply(routed.reply, error)
+        elif not routed.reply.done():
             routed.reply.set_result(sent.result())
 
     def _node(self, address: Address) -> NodeBus:
@@ -146,7 +144,7 @@ class ClusterBus(Bus):
                 if self._slots[routed.slot] is not None:
                     self._route(routed)
                 elif not routed.reply.done():
-                    routed.reply.set_exception(failure)
+                    fail_reply(routed.reply, failure)
 
     def _candidates(self) -> list[Address]:
         """Return whom to ask: nodes that are known, then those that the user named."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any
 
+import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,6 +21,7 @@ Arg = bytes | str | int | float
 # A reply's shape depends on the command; each caller knows its own.
 Reply = Any
 
+SOCKET_TIMEOUT = 5.0  # seconds for the replies of a round trip
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
 
 _STALE_AFTER = 1.0  # seconds of idleness after which a connection is looked at before it is used
@@ -102,7 +105,7 @@ class NodeBus(Bus):
         return self._issue(("EVALSHA", digest, 1, key, *args), (script, (key, *args)))
 
     def _issue(self, args: tuple[Arg, ...], script: tuple[Script, tuple[Arg, ...]] | None) -> asyncio.Future[Reply]:
-        reply = new_reply()
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Call(args, reply, script))
         if self._sender is None:
             self._sender = asyncio.get_running_loop().create_task(self._send(), name="agx-bus")
@@ -125,12 +128,23 @@ class NodeBus(Bus):
 
     async def _round_trip(self, calls: list[_Call]) -> None:
         connection = await self._connect()
-        await connection.send_packed_command(connection.pack_commands([call.args for call in calls]))
+        # hiredis packs a command in 1 us, redis-py in 15; and one deadline for all replies is one timer, not one each.
+        packed = b"".join([hiredis.pack_command(call.args) for call in calls])  # type: ignore[arg-type] # its stub takes one argument
+        await connection.send_packed_command(packed, check_health=False)
+        async with asyncio.timeout(SOCKET_TIMEOUT):
+            read_only = await self._read_replies(connection, calls)
+        self._used = asyncio.get_running_loop().time()
+        if read_only:
+            # What was the primary is one no more; the name it was found by may lead elsewhere by now.
+            await connection.disconnect()
+
+    async def _read_replies(self, connection: AbstractConnection, calls: list[_Call]) -> bool:
+        """Settle the calls, in their order; returns whether the server has refused to write."""
         callbacks = self._client.response_callbacks
         read_only = False
         for call in calls:
             try:
-                reply = await connection.read_response()
+                reply = await connection.read_response(timeout=math.inf)
             except NoScriptError as error:
                 if call.script is None:
                     _fail([call], error)
@@ -142,12 +156,9 @@ class NodeBus(Bus):
                 _fail([call], error)
             else:
                 if not call.reply.done():
-                    parse = callbacks.get(str(call.args[0]))
+                    parse = None if call.script is not None else callbacks.get(str(call.args[0]))
                     call.reply.set_result(reply if parse is None else parse(reply))
-        self._used = asyncio.get_running_loop().time()
-        if read_only:
-            # What was the primary is one no more; the name it was found by may lead elsewhere by now.
-            await connection.disconnect()
+        return read_only
 
     async def _connect(self) -> AbstractConnection:
         """Return the connection, opened where it is not open, or has broken while it was idle."""
@@ -181,22 +192,16 @@ class NodeBus(Bus):
         await self._client.aclose()
 
 
-def new_reply() -> asyncio.Future[Reply]:
-    """Return a future whose exception need not be fetched: a caller that is cancelled never does."""
-    reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    reply.add_done_callback(_retrieve)
-    return reply
-
-
-def _retrieve(reply: asyncio.Future[Reply]) -> None:
-    if not reply.cancelled():
+def fail_reply(reply: asyncio.Future[Reply], error: BaseException) -> None:
+    """Give a reply its error, which need not be fetched: a caller that is cancelled never does."""
+    if not reply.done():
+        reply.set_exception(error)
         reply.exception()
 
 
 def _fail(calls: list[_Call], error: BaseException) -> None:
     for call in calls:
-        if not call.reply.done():
-            call.reply.set_exception(error)
+        fail_reply(call.reply, error)
 
 
 def _closing() -> RedisConnectionError:
