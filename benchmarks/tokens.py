@@ -1,0 +1,77 @@
+"""What a text delta costs, wall and CPU: bare loop, agx and peer in turn in one process, so that noise hits all alike."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+
+import agx
+
+from .agents import Drive, configure_agx, drive_agx, drive_bare, make_agent, new_session, peer_client, peer_drive
+from .workers import Line
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Microseconds of a client's core and of the clock per delta."""
+
+    wall_us: float
+    cpu_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """A contestant's medians, and the medians of its ratios to the bare loop of the same round."""
+
+    name: str
+    cost: Cost
+    wall_ratio: float
+    cpu_ratio: float
+
+
+async def flat_out(line: Line, url: str, sessions: int, deltas: int, rounds: int, peer_rounds: int) -> list[Costs]:
+    """Measure `sessions` runs at once, each of `deltas`, in rounds of all contestants."""
+    configure_agx(url)
+    async with peer_client(url) as redis:
+        peer = peer_drive(redis)
+        for drive in (drive_bare, drive_agx, peer):
+            await _round(drive, min(sessions, 5), 50)
+        rows: list[dict[str, Cost]] = []
+        for n in range(rounds):
+            row = {"limit": await _round(drive_bare, sessions, deltas), "agx": await _round(drive_agx, sessions, deltas)}
+            if n < peer_rounds:
+                row["peer"] = await _round(peer, sessions, deltas)
+            rows.append(row)
+    await agx.aclose()
+    return [_summarise(name, rows) for name in rows[0]]
+
+
+async def _round(drive: Drive, sessions: int, deltas: int) -> Cost:
+    agent = make_agent(deltas)
+    names = [new_session("flat") for _ in range(sessions)]
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(_run(drive, agent, name))
+    count = sessions * deltas
+    return Cost((time.perf_counter() - wall) * 1e6 / count, (time.process_time() - cpu) * 1e6 / count)
+
+
+async def _run(drive: Drive, agent: object, name: str) -> None:
+    await drive(agent, name)  # type: ignore[arg-type]
+
+
+def _summarise(name: str, rows: list[dict[str, Cost]]) -> Costs:
+    pairs = [(row[name], row["limit"]) for row in rows if name in row]
+    return Costs(
+        name,
+        Cost(
+            statistics.median(cost.wall_us for cost, _ in pairs), statistics.median(cost.cpu_us for cost, _ in pairs)
+        ),
+        statistics.median(cost.wall_us / limit.wall_us for cost, limit in pairs),
+        statistics.median(cost.cpu_us / limit.cpu_us for cost, limit in pairs),
+    )
