@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from . import facts, keys
+from .clock import ServerClock
 from .cluster import open_bus
+from .commit import GroupCommit
 from .config import Config, current_config, describe_service
 from .hub import Hub
 from .lease import Leases
 from .queues import Queues
-from .writer import ServerClock, Writer
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -30,7 +31,7 @@ _BEAT = 10.0  # seconds between `process` facts while anything is live
 
 
 class Engine:
-    """Writer, queues, leases, hub and connections of one loop and one configuration."""
+    """Group commit, queues, leases, hub and connections of one loop and one configuration."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -40,7 +41,7 @@ class Engine:
         self.appends = open_bus(config.redis, self._on_break)
         self.control = open_bus(config.redis, self._on_break)
         self._reads = open_bus(config.redis, self._on_break)
-        self.writer = Writer(self.appends, max_length=config.max_stream_length, max_body=config.max_body)
+        self.writer = GroupCommit(self.appends, max_length=config.max_stream_length, max_body=config.max_body)
         self.queues = Queues(self.appends, config.key_prefix, max_length=config.queue_max_length)
         self.leases = Leases(self.control, config.key_prefix, self.clock, ttl=config.lease_ttl)
         self.hub = Hub(self._reads)
@@ -112,8 +113,8 @@ class Engine:
         finally:
             await self._close_connections()
 
-    async def aclose(self, grace: float) -> None:
-        """Wait `grace` seconds for the runs, then cancel them (reason `shutdown`), and close everything."""
+    async def end_runs(self, grace: float) -> None:
+        """Wait `grace` seconds for the runs, then cancel them (reason `shutdown`); listeners still see their ends."""
         runs = set(self.runs)
         if runs and grace > 0:
             _, runs = await asyncio.wait(runs, timeout=grace)
@@ -121,9 +122,15 @@ class Engine:
             recorder.cancel("shutdown", None)
         if runs:
             await asyncio.wait(runs, timeout=self.config.lease_ttl)
+
+    async def aclose(self, grace: float) -> None:
+        """End the runs as `end_runs()` does, and close everything."""
+        await self.end_runs(grace)
         if self._background:
             await asyncio.wait(set(self._background), timeout=self.config.lease_ttl)
         if self._keeper is not None:
+            if self._beats is not None:
+                self._put_beat()
             with contextlib.suppress(TimeoutError, RedisError, OSError):
                 await asyncio.wait_for(self.queues.drain(), 1.0)
             await self._keeper.aclose()

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from redis.exceptions import RedisError
 
 from . import keys
+from .clock import ServerClock
 from .connections import Bus, Script
 from .errors import SessionBusyError
 from .facts import Reason
-from .writer import ServerClock
 
 logger = logging.getLogger("agx")
 

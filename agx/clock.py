@@ -1,0 +1,19 @@
+"""The server's time, by which ids are given and deadlines are set."""
+
+from __future__ import annotations
+
+import time
+
+
+class ServerClock:
+    """The server's time, carried on by the monotonic clock since it was last told."""
+
+    def __init__(self) -> None:
+        self._offset_ms = time.time() * 1_000 - time.monotonic() * 1_000
+
+    def sync(self, server_ms: int) -> None:
+        """Take over what a script's TIME said just now."""
+        self._offset_ms = server_ms - time.monotonic() * 1_000
+
+    def now_ms(self) -> int:
+        return int(self._offset_ms + time.monotonic() * 1_000)
