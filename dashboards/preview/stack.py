@@ -97,7 +97,9 @@ def _prometheus(cleanup: ExitStack, home: Path, sidecars: tuple[str, ...], scrap
     interval = f"{round(scrape * 1000)}ms"
     config["global"] = {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
     config["rule_files"] = [str(RULES)]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": list(sidecars)}]
+    (job,) = config["scrape_configs"]
+    del job["dns_sd_configs"]
+    job["static_configs"] = [{"targets": list(sidecars)}]
     path = home / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     port = draw_ports(1)[0]

@@ -16,6 +16,8 @@ import yaml
 from helm_python import Chart, HelmError
 from ops.chart import CHART, CRDS, ROOT, SWITCHES, notes, one, parent_chart, render, switched
 
+from agx_sidecar.settings import read_settings
+
 KUBERNETES = ("1.28", "1.33", "1.37")
 SECRETS = {
     "redis": {
@@ -194,24 +196,51 @@ def test_each_probe_uses_its_own_values() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/healthz"
 
 
-def test_secrets_come_by_reference_and_certificates_as_files() -> None:
-    pod = one(render(SECRETS), "Deployment")["spec"]["template"]["spec"]
+def _environment(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """What the sidecar's process would see, references to secrets as `secret/key`; and its pod."""
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    env = {entry["name"]: entry for entry in container["env"]}
-    for name, secret, key in (
-        ("AGX_REDIS_URL", "redis", "url"),
-        ("AGX_REDIS_PASSWORD", "redis", "pw"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "otlp", "headers"),
-    ):
-        reference = env[name]["valueFrom"]["secretKeyRef"]
-        assert (reference["name"], reference["key"]) == (secret, key)
-    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    there = {
+    environment = {}
+    for entry in container["env"]:
+        reference = entry.get("valueFrom", {}).get("secretKeyRef")
+        environment[entry["name"]] = f"{reference['name']}/{reference['key']}" if reference else entry["value"]
+    return environment, pod
+
+
+def test_secrets_come_by_reference_and_certificates_as_files() -> None:
+    environment, pod = _environment(SECRETS)
+    assert environment["AGX_REDIS_URL"] == "redis/url"
+    assert environment["AGX_REDIS_PASSWORD"] == "redis/pw"
+    assert environment["OTEL_EXPORTER_OTLP_HEADERS"] == "otlp/headers"
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    files = {
         f"{mounted[volume['name']]}/{item['path']}" for volume in pod["volumes"] for item in volume["secret"]["items"]
     }
-    pointed_at = {e["value"] for e in env.values() if str(e.get("value")).startswith("/etc/agx")}
-    assert pointed_at == there
-    assert len(there) == 6
+    pointed_at = {value for value in environment.values() if value.startswith("/etc/agx")}
+    assert len(files) == 6
+    # The URL is the secret's own, so it names Redis' client certificate itself.
+    assert files - pointed_at == {"/etc/agx/redis/cert.pem", "/etc/agx/redis/key.pem"}
+
+
+def test_the_sidecar_understands_what_the_chart_tells_it() -> None:
+    redis = {"url": "rediss://redis:6380/2", "existingSecret": "r", "secretKeys": {"ca": "ca", "cert": "c", "key": "k"}}
+    environment, _ = _environment(
+        {"redis": redis | {"keyPrefix": "mine"}, "otlp": SECRETS["otlp"], "sinks": ["traces"]}
+    )
+    settings = read_settings(environment)
+    assert (settings.redis.nodes, settings.redis.database, settings.redis.tls) == ((("redis", 6380),), 2, True)
+    assert settings.redis.password == "r/password"
+    assert settings.redis.options == {
+        "ssl_ca_certs": "/etc/agx/redis/ca.pem",
+        "ssl_certfile": "/etc/agx/redis/cert.pem",
+        "ssl_keyfile": "/etc/agx/redis/key.pem",
+    }
+    assert (settings.prefix, settings.sinks, settings.otlp_protocol) == ("mine", {"traces"}, "grpc")
+    assert (settings.http_host, settings.http_port) == ("0.0.0.0", 9464)
+    assert (settings.log_format, settings.log_level) == ("json", "INFO")
+    defaults = read_settings(_environment({})[0])
+    assert defaults.sinks == {"metrics"}
+    assert read_settings(_environment({"otlp": {"endpoint": "http://c:4318"}})[0]).sinks == {"metrics", "traces"}
 
 
 def test_replicas_are_left_to_the_autoscaler() -> None:

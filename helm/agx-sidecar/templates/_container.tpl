@@ -45,6 +45,9 @@ volumeMounts:
 {{- if and $secret $keys.url }}
 - name: AGX_REDIS_URL
   valueFrom: { secretKeyRef: { name: {{ $secret }}, key: {{ $keys.url }} } }
+{{- else if and $secret $keys.cert }}
+{{- $files := "ssl_certfile=/etc/agx/redis/cert.pem&ssl_keyfile=/etc/agx/redis/key.pem" }}
+- { name: AGX_REDIS_URL, value: {{ printf "%s%s%s" .Values.redis.url (ternary "&" "?" (contains "?" .Values.redis.url)) $files | quote }} }
 {{- else }}
 - { name: AGX_REDIS_URL, value: {{ .Values.redis.url | quote }} }
 {{- end }}
@@ -54,10 +57,6 @@ volumeMounts:
 {{- end }}
 {{- if and $secret $keys.ca }}
 - { name: AGX_REDIS_CA, value: /etc/agx/redis/ca.pem }
-{{- end }}
-{{- if and $secret $keys.cert }}
-- { name: AGX_REDIS_CERT, value: /etc/agx/redis/cert.pem }
-- { name: AGX_REDIS_KEY, value: /etc/agx/redis/key.pem }
 {{- end }}
 - { name: AGX_KEY_PREFIX, value: {{ .Values.redis.keyPrefix | quote }} }
 - { name: AGX_LOG_LEVEL, value: {{ .Values.logLevel }} }

@@ -1,0 +1,53 @@
+"""A service for compose.yaml whose users never sleep: the demo's agents, on the Redis of AGX_REDIS_URL.
+
+Its model is scripted: no key and no network. Runs complete, are cancelled, and fail, until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+
+from redis.asyncio import Redis
+
+import agx
+from agx.demo.ledger import Ledger, Ran
+from agx.demo.scenes import CANCELLED, COMPLETED, FAILED
+from agx.demo.traffic import Card, Traffic
+
+MIX = [COMPLETED] * 12 + [CANCELLED] * 3 + [FAILED]
+PAUSE = (0.2, 1.5)  # seconds between two arrivals
+GRACE = 5  # seconds that a shutdown gives to live runs
+
+
+async def main() -> None:
+    """Play scenes until SIGTERM, then let the live runs end."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with Redis.from_url(os.environ["AGX_REDIS_URL"]) as redis, asyncio.TaskGroup() as group:
+        agx.configure(agx.Config(redis=redis, service_name="demo"))
+        ledger = Ledger()
+
+        def tell(ran: Ran) -> None:
+            ledger.ran.clear()  # the sidecar keeps the books here
+            print(f"{ran.scope} {ran.agent} {ran.outcome} after {ran.seconds:.1f} s", flush=True)
+
+        traffic = Traffic(None, ledger, on_begin=_ignore, on_end=tell)
+        while not stop.is_set():
+            group.create_task(traffic.play(random.choice(random.choice(MIX))))
+            try:
+                await asyncio.wait_for(stop.wait(), random.uniform(*PAUSE))
+            except TimeoutError:
+                continue
+        await agx.aclose(GRACE)
+
+
+def _ignore(card: Card) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
