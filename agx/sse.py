@@ -1,15 +1,18 @@
-"""`sse()`: a session's run as server-sent events, for a browser's EventSource."""
+"""`sse()`: a session's run as server-sent events, for a browser's EventSource; and what keeps any such stream open."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
 
-from .hub import StreamEntry, format_id
+from .hub import format_id
 from .keys import Id
 from .listener import follow
 
 _WAIT = 3.0  # seconds for a first event, as in `listen()`
+_LINGER = 1.0  # seconds of silence after which a stream ends that is to be closed
 
 
 async def sse(
@@ -32,24 +35,53 @@ async def sse(
     Raises:
         ValueError, TypeError: an id that none can be.
     """
+    frames = _frames(scope_id, user_id, session_id, last_event_id)
+    async with aclosing(keep_open(frames, keep_alive=keep_alive)) as kept:
+        async for frame in kept:
+            yield frame
+
+
+async def _frames(scope_id: Id, user_id: Id, session_id: Id, last_event_id: str | None) -> AsyncGenerator[str, None]:
     events = follow(scope_id, user_id, session_id, wait=_WAIT, timeout=None, after=last_event_id or None)
-    following: asyncio.Task[StreamEntry] | None = None
+    async with aclosing(events):
+        async for entry in events:
+            yield f"id: {format_id(entry.id)}\ndata: {entry.to_json()}\n\n"
+
+
+async def keep_open(
+    frames: AsyncGenerator[str, None], *, keep_alive: float, closing: asyncio.Event | None = None
+) -> AsyncGenerator[str, None]:
+    """Yield the frames of an event stream, and a comment after `keep_alive` seconds of silence.
+
+    Args:
+        closing: set when the process shuts down: what is stored is still sent, then the stream ends; its client
+            resumes at another process.
+    """
+    closed = None if closing is None else asyncio.ensure_future(closing.wait())
+    following: asyncio.Task[str] | None = None
     try:
         while True:
             if following is None:
-                following = asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({following}, timeout=keep_alive)
-            if not done:
-                yield ": keep-alive\n\n"
-                continue
-            try:
-                entry = following.result()
-            except StopAsyncIteration:
+                following = asyncio.ensure_future(anext(frames))
+            ends = closed is not None and closed.done()
+            waited = {following} if closed is None or ends else {following, closed}
+            done, _ = await asyncio.wait(
+                waited, timeout=_LINGER if ends else keep_alive, return_when=asyncio.FIRST_COMPLETED
+            )
+            if following in done:
+                try:
+                    frame = following.result()
+                except StopAsyncIteration:
+                    return
+                following = None
+                yield frame
+            elif ends:
                 return
-            following = None
-            yield f"id: {format_id(entry.id)}\ndata: {entry.to_json()}\n\n"
+            elif not done:
+                yield ": keep-alive\n\n"
     finally:
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        await events.aclose()
+        waiting: list[asyncio.Future[Any]] = [task for task in (following, closed) if task is not None]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await frames.aclose()
