@@ -1,0 +1,247 @@
+"""`replay()`: a stored run as pydantic-ai's own events, as its agent gave them; what `events` did, undone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import orjson
+from pydantic_ai.exceptions import RunCancelled
+from pydantic_ai.messages import (
+    AgentStreamEvent,
+    CustomEvent,
+    FinalResultEvent,
+    FunctionToolCallEvent,
+    FunctionToolResultEvent,
+    ModelResponsePart,
+    NativeToolCallPart,
+    NativeToolReturnPart,
+    OutputToolCallEvent,
+    OutputToolResultEvent,
+    PartDeltaEvent,
+    PartEndEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ThinkingPartDelta,
+    ToolCallPart,
+    ToolReturnPart,
+)
+
+from .errors import AgxError
+from .events import RUNTIME, Body
+from .hub import StreamEntry
+from .keys import Id
+from .listener import follow
+
+PROMPT = "prompt"  # the origin of an `info` that tells what the user asked; it is no event of the agent's
+
+_Outcome = Literal["success", "failed", "denied", "interrupted", "retried"]
+_OUTCOMES: dict[object, _Outcome] = {
+    "ok": "success",
+    "retry": "retried",
+    "error": "failed",
+    "denied": "denied",
+    "cancelled": "interrupted",
+}
+
+
+class RunFailedError(AgxError):
+    """Raised at the end of a replay whose run failed, was lost, or was replaced by another before its end."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the run has no answer: {what}")
+
+
+@dataclass(kw_only=True)
+class InfoEvent(CustomEvent, name="agx-info"):
+    """What a tool said with `add_info()`; a front end gets the body (`data-agx-info`, or a CUSTOM event)."""
+
+    body: Body
+
+    def to_payload(self) -> Body:
+        """Return the body as the tool gave it."""
+        return self.body
+
+
+@dataclass(kw_only=True)
+class ErrorEvent(CustomEvent, name="agx-error"):
+    """What a tool said with `add_error()`: it did not end the run."""
+
+    body: Body
+
+    def to_payload(self) -> Body:
+        """Return the body as the tool gave it."""
+        return self.body
+
+
+async def replay(
+    scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3
+) -> AsyncGenerator[AgentStreamEvent, None]:
+    """Yield a session's latest run as pydantic-ai's events: what is stored at once, then what is live, up to its end.
+
+    For pydantic-ai's UI adapters, or any other consumer of `agent.run_stream_events()`. Model and tool events come as
+    they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file's bytes and a
+    provider's details are not stored, and there is no `AgentRunResultEvent`.
+
+    Args:
+        wait: seconds to wait for a first event.
+
+    Raises:
+        RunCancelled: the run was cancelled, after its last event.
+        RunFailedError: likewise failed, lost, or replaced by another run.
+        ValueError, TypeError: an id that none can be.
+    """
+    entries = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)
+    async for event in replay_entries(entries):
+        yield event
+
+
+async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[AgentStreamEvent, None]:
+    """Yield the events of a run whose entries come from its `begin` on; raises as `replay()` does."""
+    run = _Run()
+    async for entry in entries:
+        for event in run.read(entry.type, entry.origin, entry.body):
+            yield event
+    if run.begun and not run.ended:
+        raise RunFailedError("it was lost")
+
+
+@dataclass(slots=True)
+class _Run:
+    """What of a run has been replayed so far."""
+
+    begun: bool = False
+    ended: bool = False
+    _part: TextPart | ThinkingPart | None = None  # the one that is open
+    _index: int = 0
+    _pieces: list[str] = field(default_factory=list)  # its deltas
+    _previous: str | None = None  # kind of the part before, within a response
+    _calls: dict[str, ToolCallPart] = field(default_factory=dict)  # of the open response, not yet told as made
+    _output_calls: set[str] = field(default_factory=set)
+    _error: Body | None = None  # the run's own if its end is next, else a tool's
+
+    def read(self, type: str, origin: str, body: Body) -> Iterator[AgentStreamEvent]:
+        """Yield the events that an entry stands for."""
+        self.begun = True
+        if type == "end":
+            yield from self._end(body)
+            return
+        if self._error is not None:
+            yield ErrorEvent(body=self._error)
+            self._error = None
+        if type == "error":
+            self._error = body
+        elif type == "info" and origin == RUNTIME and body.get("gap") is True:
+            if "superseded_by" in body:
+                self.ended = True
+                raise RunFailedError("another run of the session has replaced it")
+        elif type == "info" and origin != PROMPT:
+            yield InfoEvent(body=body)
+        elif type == "event":
+            yield from self._read_event(body)
+
+    def _end(self, body: Body) -> Iterator[AgentStreamEvent]:
+        self.ended = True
+        outcome = body.get("outcome", "completed")  # a session opened by hand has none
+        if outcome == "cancelled":
+            raise RunCancelled("the run was cancelled")
+        if outcome != "completed":
+            raise RunFailedError(str((self._error or {}).get("msg", outcome)))
+        yield from self._close_part(None)
+
+    def _read_event(self, body: Body) -> Iterator[AgentStreamEvent]:
+        match body.get("event"):
+            case "llm-begin":
+                yield from self._end_response()
+                self._previous = None
+            case "llm-end":
+                yield from self._end_response()
+            case "part_start" if body.get("part_kind") == "tool-return":
+                yield from self._end_response()
+                yield self._tool_result(body)
+            case "part_start":
+                yield from self._start_part(body)
+            case "part_delta":
+                yield from self._add_delta(body)
+            case "answer":
+                if (call_id := body.get("tool_call_id")) is not None:
+                    self._output_calls.add(call_id)
+                yield FinalResultEvent(tool_name=body.get("tool_name"), tool_call_id=call_id)
+
+    def _end_response(self) -> Iterator[AgentStreamEvent]:
+        yield from self._close_part(None)
+        for call_id, call in self._calls.items():
+            valid = isinstance(call.args, dict)
+            if call_id in self._output_calls:
+                yield OutputToolCallEvent(call, args_valid=valid)
+            else:
+                yield FunctionToolCallEvent(call, args_valid=valid)
+        self._calls.clear()
+
+    def _start_part(self, body: Body) -> Iterator[AgentStreamEvent]:
+        kind = body.get("part_kind")
+        part = _make_part(kind, body)
+        index = int(body.get("event_idx") or 0)
+        yield from self._close_part(kind)
+        if part is not None:
+            yield PartStartEvent(index=index, part=part, previous_part_kind=cast("Any", self._previous))
+            if isinstance(part, (TextPart, ThinkingPart)):
+                self._part, self._index, self._pieces = part, index, []
+            else:
+                yield PartEndEvent(index=index, part=part)
+            if isinstance(part, ToolCallPart):
+                self._calls[part.tool_call_id] = part
+        self._previous = kind
+
+    def _add_delta(self, body: Body) -> Iterator[AgentStreamEvent]:
+        text, index = str(body.get("content_delta", "")), int(body.get("event_idx") or 0)
+        if self._part is None or self._index != index:
+            # Its start was trimmed from a very long stream.
+            yield from self._start_part(body | {"content": ""})
+        if self._part is not None:
+            self._pieces.append(text)
+            delta = TextPartDelta if isinstance(self._part, TextPart) else ThinkingPartDelta
+            yield PartDeltaEvent(index=index, delta=delta(content_delta=text))
+
+    def _close_part(self, next_kind: str | None) -> Iterator[AgentStreamEvent]:
+        part, self._part = self._part, None
+        if part is not None:
+            whole = replace(part, content="".join([part.content, *self._pieces]))
+            yield PartEndEvent(index=self._index, part=whole, next_part_kind=cast("Any", next_kind))
+
+    def _tool_result(self, body: Body) -> AgentStreamEvent:
+        part = ToolReturnPart(
+            tool_name=str(body.get("tool_name", "")),
+            content=body.get("content"),
+            tool_call_id=str(body.get("tool_call_id", "")),
+            outcome=_OUTCOMES.get(body.get("tool_outcome"), "success"),
+        )
+        return OutputToolResultEvent(part) if part.tool_call_id in self._output_calls else FunctionToolResultEvent(part)
+
+
+def _make_part(kind: object, body: Body) -> ModelResponsePart | None:
+    """Return the part that a `part_start` tells of; None where the stream does not hold what it is made of."""
+    name, call_id = str(body.get("tool_name", "")), str(body.get("tool_call_id", ""))
+    if kind == "text":
+        return TextPart(str(body.get("content", "")))
+    if kind == "thinking":
+        return ThinkingPart(str(body.get("content", "")))
+    if kind == "tool-call":
+        return ToolCallPart(name, _read_args(body), call_id)
+    if kind == "builtin-tool-call":
+        return NativeToolCallPart(name, _read_args(body), call_id)
+    if kind == "builtin-tool-return":
+        outcome = _OUTCOMES.get(body.get("tool_outcome"), "success")
+        return NativeToolReturnPart(name, body.get("content"), call_id, outcome=outcome)
+    return None
+
+
+def _read_args(body: Body) -> str | dict[str, Any]:
+    args = body.get("args")
+    if isinstance(args, dict):
+        return args["raw"] if args.keys() == {"raw"} and isinstance(args["raw"], str) else args
+    # Cut for their size (`"truncated": true`).
+    return args if isinstance(args, str) else orjson.dumps(args).decode()
