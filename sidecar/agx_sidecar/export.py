@@ -18,6 +18,8 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from agx.conventions import RUN_ID
+
 from . import instruments as i
 from .series import Series
 from .settings import Settings, SettingsError
@@ -52,6 +54,14 @@ def open_exporter(settings: Settings) -> SpanExporter:
         return GrpcExporter() if settings.otlp_protocol == "grpc" else HttpExporter()
     except Exception as error:  # each exporter has error classes of its own
         raise SettingsError(f"the OTEL_EXPORTER_OTLP_* variables can't be used: {error}") from None
+
+
+def _ids(item: Item) -> dict[str, str]:
+    """For logs as JSON."""
+    span = item.spans[0]
+    context = span.get_span_context()
+    run_id = (span.attributes or {}).get(RUN_ID, "")
+    return {"run_id": str(run_id), "trace_id": f"{context.trace_id:032x}" if context else ""}
 
 
 class LastWords(logging.Handler):
@@ -122,6 +132,7 @@ class Export:
             item.key,
             item.size,
             self._words.text,
+            extra=_ids(item),
         )
         self._count(i.SPANS_FAILED, len(item.spans))
 

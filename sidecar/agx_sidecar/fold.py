@@ -24,6 +24,8 @@ from .series import Labels, Series
 
 RECENT = 100_000  # facts among which a repeat is recognised
 
+BEAT_LIFE_MS = 30_000  # a process that has not told of itself for so long is gone
+
 ZERO_ID = "0-0"
 
 
@@ -118,7 +120,8 @@ class Fold:
         self._fold(fact, now, at_ms)
 
     def forget_idle(self, now: int) -> None:
-        """Retire idle series (`now` in s)."""
+        """Retire idle series and processes that are gone (`now` in s)."""
+        self.beats = {key: told for key, told in self.beats.items() if now * 1000 - told[0] <= BEAT_LIFE_MS}
         if self.series.retire(now - i.SERIES_IDLE):
             self._born.clear()
             self.changes += 1

@@ -8,11 +8,9 @@ from agx import keys
 
 from . import instruments as i
 from .backlog import Waiting
-from .fold import Fold
+from .fold import BEAT_LIFE_MS, Fold
 from .link import Link
 from .series import Shown
-
-BEAT_LIFE_MS = 30_000  # a service that has not told of itself for so long is gone
 
 # One key, the server's own clock: a lease past its deadline is no live run, even before the reaper saw it.
 _LIVE_SCRIPT = """
@@ -67,9 +65,8 @@ def _live_by_scope(fold: Fold, live: Mapping[str, int]) -> list[Shown]:
 def _by_service(fold: Fold, now_ms: int) -> dict[i.Instrument, list[Shown]]:
     """Sum listeners and buffers over a service's processes; of the silences the longest counts."""
     sums: dict[str, tuple[int, int, int]] = {}
-    for process, (at_ms, beat) in list(fold.beats.items()):
+    for at_ms, beat in fold.beats.values():
         if now_ms - at_ms > BEAT_LIFE_MS:
-            del fold.beats[process]
             continue
         name = fold.series.capped("service", beat.service.name)
         listeners, buffered, silence = sums.get(name, (0, 0, 0))

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 WRITE_PERIOD = 2.0  # seconds between two writes of the state
 MEASURE_PERIOD = 2.0  # seconds between two looks at leases and queues
-RETIRE_PERIOD = 600.0  # seconds
+RETIRE_PERIOD = 60.0  # seconds
 _NEWER_PAUSE = 10.0  # seconds before a newer state is looked at again
 
 
@@ -80,6 +80,8 @@ class MetricsSink:
         fold = self._fold
         if fold is None or not self.exporting:
             return {}
+        for label, count in fold.series.take_overflows().items():
+            self._own.counter(i.LABEL_OVERFLOW, (label,), 0).add(count, 0)
         gauges = show_gauges(fold, self._live, self._waiting, self._link.now_ms())
         return {**fold.series.show(), **gauges}
 

@@ -82,7 +82,7 @@ class Series:
 
     def __init__(self) -> None:
         self.cells: dict[Instrument, dict[Labels, Cell]] = {}
-        self.overflows: dict[str, int] = {}  # per label, since the owner took them
+        self._overflows: dict[str, int] = {}  # per label, since they were taken
         self._values: dict[str, set[str]] = {}  # per open label, those that have a series
 
     def find(self, instrument: Instrument, labels: Labels, now: int) -> Cell:
@@ -100,7 +100,7 @@ class Series:
             cell = self.put(instrument, admitted, now)
         for label, wanted, got in zip(instrument.labels, labels, admitted, strict=True):
             if wanted != got:
-                self.overflows[label] = self.overflows.get(label, 0) + 1
+                self._overflows[label] = self._overflows.get(label, 0) + 1
         return cell
 
     def counter(self, instrument: Instrument, labels: Labels, now: int) -> Counter:
@@ -154,6 +154,11 @@ class Series:
             if labels in cells or len(cells) < instrument.budget - 1:
                 return labels
         return labels
+
+    def take_overflows(self) -> dict[str, int]:
+        """Return, once, how often each label's value was replaced by `__other__`."""
+        taken, self._overflows = self._overflows, {}
+        return taken
 
     def retire(self, before: int) -> bool:
         """Drop series that are idle since `before` (s) and one of whose open labels is idle everywhere.
