@@ -9,13 +9,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis, RedisCluster, Sentinel
-from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from .settings import RedisSettings
+from agx.address import Client, RedisAddress, open_redis
 
 logger = logging.getLogger(__name__)
 
@@ -28,36 +26,18 @@ SOCKET_TIMEOUT = 5.0  # seconds; above BLOCK_MS, or every quiet second would loo
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds between two attempts
 _REPEAT_COMPLAINT = 60.0  # seconds before a refusal with the same text is said again
 
-Client = Redis | RedisCluster
 
-
-def open_client(settings: RedisSettings) -> Client:
+def open_client(address: RedisAddress) -> Client:
     """Return a client that connects on first use and never repeats a command by itself."""
-    common: dict[str, Any] = {
-        "username": settings.username,
-        "password": settings.password,
-        "socket_timeout": SOCKET_TIMEOUT,
-        "socket_connect_timeout": 3.0,
-        "client_name": "agx-sidecar",
-        "decode_responses": False,
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),
-        **settings.options,
-    }
-    if settings.topology == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in settings.nodes]
-        client: Client = RedisCluster(startup_nodes=nodes, ssl=settings.tls, **common)
-    elif settings.topology == "sentinel":
-        guard = {key: common[key] for key in ("socket_timeout", "socket_connect_timeout", *settings.options)}
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
-            settings.nodes, sentinel_kwargs={**guard, "ssl": settings.tls}, ssl=settings.tls, **common
-        )
-        client = sentinel.master_for(settings.master, db=settings.database)
-    elif settings.path is not None:
-        client = Redis(unix_socket_path=settings.path, db=settings.database, **common)
-    else:
-        (host, port), *_ = settings.nodes
-        client = Redis(host=host, port=port, db=settings.database, ssl=settings.tls, **common)
+    client = open_redis(
+        address,
+        socket_timeout=SOCKET_TIMEOUT,
+        socket_connect_timeout=3.0,
+        client_name="agx-sidecar",
+        decode_responses=False,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+    )
     # Entries are taken as the server sends them: redis-py would make a dict of each.
     for command in ("XREAD", "XREADGROUP", "XAUTOCLAIM", "XRANGE", "XREVRANGE"):
         client.set_response_callback(command, _as_sent)

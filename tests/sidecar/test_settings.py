@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from agx_sidecar.settings import RedisSettings, SettingsError, parse_redis, read_settings
+from agx.address import AddressError, RedisAddress, parse_redis
+from agx_sidecar.settings import SettingsError, read_settings
 
 
 def test_nothing_set_is_a_sidecar_for_local_metrics() -> None:
     settings = read_settings({})
-    assert settings.redis == RedisSettings("single", (("localhost", 6379),))
+    assert settings.redis == RedisAddress("single", (("localhost", 6379),))
     assert (settings.prefix, settings.sinks) == ("agx", frozenset({"metrics"}))
     assert (settings.http_host, settings.http_port) == ("127.0.0.1", 9464)
 
@@ -28,24 +29,24 @@ def test_a_collector_switches_traces_on(name: str) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://h:7000/3", RedisSettings("single", (("h", 7000),), database=3)),
-        ("redis://h?db=2", RedisSettings("single", (("h", 6379),), database=2)),
-        ("rediss://u:p%40ss@h", RedisSettings("single", (("h", 6379),), tls=True, username="u", password="p@ss")),
-        ("unix:///run/r.sock?db=1", RedisSettings("single", (), path="/run/r.sock", database=1)),
-        ("redis://[::1]:6380", RedisSettings("single", (("::1", 6380),))),
-        ("redis+cluster://a:1,b:2", RedisSettings("cluster", (("a", 1), ("b", 2)))),
-        ("rediss+cluster://:pw@a,b:2", RedisSettings("cluster", (("a", 6379), ("b", 2)), tls=True, password="pw")),
+        ("redis://h:7000/3", RedisAddress("single", (("h", 7000),), database=3)),
+        ("redis://h?db=2", RedisAddress("single", (("h", 6379),), database=2)),
+        ("rediss://u:p%40ss@h", RedisAddress("single", (("h", 6379),), tls=True, username="u", password="p@ss")),
+        ("unix:///run/r.sock?db=1", RedisAddress("single", (), path="/run/r.sock", database=1)),
+        ("redis://[::1]:6380", RedisAddress("single", (("::1", 6380),))),
+        ("redis+cluster://a:1,b:2", RedisAddress("cluster", (("a", 1), ("b", 2)))),
+        ("rediss+cluster://:pw@a,b:2", RedisAddress("cluster", (("a", 6379), ("b", 2)), tls=True, password="pw")),
         (
             "redis+sentinel://a,b:5/mymaster/4",
-            RedisSettings("sentinel", (("a", 26379), ("b", 5)), master="mymaster", database=4),
+            RedisAddress("sentinel", (("a", 26379), ("b", 5)), master="mymaster", database=4),
         ),
         (
             "rediss+sentinel://u:p@a:1/m",
-            RedisSettings("sentinel", (("a", 1),), master="m", tls=True, username="u", password="p"),
+            RedisAddress("sentinel", (("a", 1),), master="m", tls=True, username="u", password="p"),
         ),
         (
             "rediss://h?ssl_certfile=/c.pem&ssl_keyfile=/k.pem&protocol=3",
-            RedisSettings(
+            RedisAddress(
                 "single",
                 (("h", 6379),),
                 tls=True,
@@ -54,7 +55,7 @@ def test_a_collector_switches_traces_on(name: str) -> None:
         ),
     ],
 )
-def test_urls(url: str, expected: RedisSettings) -> None:
+def test_urls(url: str, expected: RedisAddress) -> None:
     assert parse_redis(url) == expected
 
 
@@ -78,7 +79,7 @@ def test_urls(url: str, expected: RedisSettings) -> None:
     ],
 )
 def test_a_wrong_url_is_said_without_its_password(url: str) -> None:
-    with pytest.raises(SettingsError, match=r"AGX_REDIS_URL can't be used: .{10,}") as caught:
+    with pytest.raises(AddressError, match=r"AGX_REDIS_URL can't be used: .{10,}") as caught:
         parse_redis(url)
     assert "secret" not in str(caught.value)
 
