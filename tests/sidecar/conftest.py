@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from replica import Queue, Replica
 
 StartReplica = Callable[..., Replica]
@@ -14,17 +16,16 @@ StartReplica = Callable[..., Replica]
 @pytest.fixture
 def queue(redis_url: str) -> Iterator[Queue]:
     """The worker's queues, with a meta."""
-    queue = Queue(redis_url)
-    yield queue
-    queue.close()
+    with Redis.from_url(redis_url) as client:
+        yield Queue(client)
 
 
 @pytest.fixture
-def start_replica(tmp_path: Path, redis_url: str) -> Iterator[StartReplica]:
-    """Starts sidecars on the worker's server, or on the URL given; environment variables by keyword."""
+def start_sidecar(tmp_path: Path) -> Iterator[StartReplica]:
+    """Starts sidecars on a URL; environment variables by keyword."""
     started: list[Replica] = []
 
-    def start(url: str = redis_url, **environment: str) -> Replica:
+    def start(url: str, **environment: str) -> Replica:
         replica = Replica(tmp_path / f"replica-{len(started)}", url, **environment)
         started.append(replica)
         return replica
@@ -33,3 +34,9 @@ def start_replica(tmp_path: Path, redis_url: str) -> Iterator[StartReplica]:
     for replica in started:
         if replica.alive:
             replica.end()
+
+
+@pytest.fixture
+def start_replica(start_sidecar: StartReplica, redis_url: str) -> StartReplica:
+    """Starts sidecars on the worker's server; environment variables by keyword."""
+    return partial(start_sidecar, redis_url)

@@ -111,8 +111,8 @@ class Replica:
 class Queue:
     """What services do: write the meta, and facts into the partitions."""
 
-    def __init__(self, url: str, partitions: int = PARTITIONS) -> None:
-        self.redis = redis.Redis.from_url(url)
+    def __init__(self, client: redis.Redis | redis.RedisCluster, partitions: int = PARTITIONS) -> None:
+        self.redis = client
         self.partitions = partitions
         self.redis.hset(keys.meta(PREFIX), mapping={"format": 1, "partitions": partitions, "lease_ttl": "15.0"})
         self.redis.expire(keys.meta(PREFIX), 600)
@@ -130,6 +130,3 @@ class Queue:
             pipeline.xadd(key, {facts.FIELD: payload})
             pipeline.expire(key, 600)
         pipeline.execute()
-
-    def close(self) -> None:
-        self.redis.close()

@@ -151,10 +151,9 @@ def test_when_redis_loses_everything_the_leader_keeps_its_counts(queue: Queue, s
     leader = wait_for_leader(*both)
     wait_for_runs(leader, 25)
     queue.redis.flushall()
-    again = Queue(f"redis://127.0.0.1:{queue.redis.connection_pool.connection_kwargs['port']}")
+    again = Queue(queue.redis)
     again.add(*some_runs("a", 25), *some_runs("b", 3))  # the services' repeats, and news
     wait_for_runs(leader, 28)
-    again.close()
     wait_until_sync(lambda: queue.redis.strlen(keys.metrics("agx")) > 200, what="a written state")
     assert sum(replica.leads() for replica in both) == 1
 
@@ -213,22 +212,20 @@ def test_without_a_meta_it_waits_and_is_ready(redis_url: str, start_replica: Sta
     replica = start_replica()
     wait_until_sync(lambda: "waiting for the first run" in replica.log)
     wait_until_sync(lambda: replica.get("/readyz")[0] == 200)
-    queue = Queue(redis_url)
-    queue.add(*some_runs("a", 2))
+    with redis_py.Redis.from_url(redis_url) as client:
+        Queue(client).add(*some_runs("a", 2))
     wait_for_runs(wait_for_leader(replica), 2)
-    queue.close()
 
 
 def test_more_partitions_are_followed_without_a_restart(queue: Queue, start_replica: StartReplica) -> None:
     queue.add(*some_runs("a", 10))
     leader = wait_for_leader(start_replica())
     wait_for_runs(leader, 10)
-    wider = Queue(f"redis://127.0.0.1:{queue.redis.connection_pool.connection_kwargs['port']}", partitions=9)
+    wider = Queue(queue.redis, partitions=9)
     wider.add(*some_runs("b", 10))
     wait_until_sync(lambda: "9 partitions" in leader.log)
     wait_for_leader(leader)
     wait_for_runs(leader, 20)
-    wider.close()
 
 
 def test_an_outage_of_redis_is_told_once_and_survived(queue: Queue, start_replica: StartReplica) -> None:
