@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +15,10 @@ from .facts import APPEND_BUCKETS
 if TYPE_CHECKING:
     from .writer import SessionWriter
 
+logger = logging.getLogger("agx")
+
 FLUSH_INTERVAL = 0.004  # seconds between two group commits of a loop; the first one after a pause leaves at once
+_REFRESH = 3_600.0  # seconds between refreshes of the streams' expiry, which lasts a day
 
 
 @dataclass(slots=True)
@@ -35,12 +40,17 @@ class AppendStats:
 class GroupCommit:
     """The group commit of a loop: what its sessions have collected leaves in one round trip."""
 
-    def __init__(self, bus: Bus, *, max_length: int, max_body: int) -> None:
+    def __init__(self, bus: Bus, *, max_length: int, max_body: int, keep: float) -> None:
         self.bus = bus
         self.max_length = max_length
         self.max_body = max_body
+        self.keep = keep  # seconds for which what was acknowledged is kept
         self.stats = AppendStats()
-        self.sessions: set[SessionWriter] = set()
+        self.sessions: set[SessionWriter] = set()  # open
+        self._closed: dict[str, SessionWriter] = {}  # by stream, while what was acknowledged is kept
+        self._troubled: set[SessionWriter] = set()
+        self._watch: asyncio.TimerHandle | None = None
+        self._refreshed = time.monotonic()
         self._dirty: set[SessionWriter] = set()
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_is_urgent = False
@@ -65,12 +75,73 @@ class GroupCommit:
         for session in dirty:
             session.send()
 
+    # --- sessions, and what they keep ---
+
+    def open(self, session: SessionWriter) -> None:
+        """Take a session in, whose `begin` is appended; what the run before it kept is the past."""
+        if (before := self._closed.pop(session.stream, None)) is not None:
+            before.forget()
+        self.sessions.add(session)
+        if self._watch is None:
+            self._watch_soon()
+
+    def close_session(self, session: SessionWriter, keep: float) -> None:
+        """Let a session go, `keep` seconds after now for good."""
+        self.sessions.discard(session)
+        self._closed[session.stream] = session
+        asyncio.get_running_loop().call_later(keep, self._forget, session)
+
+    def _forget(self, session: SessionWriter) -> None:
+        session.forget()
+        self.note_recovery(session)
+        if self._closed.get(session.stream) is session:
+            del self._closed[session.stream]
+
+    def _watch_soon(self) -> None:
+        self._watch = asyncio.get_running_loop().call_later(self.keep / 3, self._look)
+
+    def _look(self) -> None:
+        """Check what was appended last in sessions that are quiet now: nobody else would notice a failover there."""
+        self._watch = None
+        self.check_all(again=False)
+        if time.monotonic() - self._refreshed > _REFRESH:
+            self._refreshed = time.monotonic()
+            for session in self.sessions:
+                session.refresh()
+        if self.sessions or self._closed:
+            self._watch_soon()
+
+    def check_all(self, *, again: bool) -> None:
+        """Have every session look whether what was acknowledged is still there."""
+        for session in (*self.sessions, *self._closed.values()):
+            session.check(again=again)
+
+    # --- trouble, told once for all sessions ---
+
+    def note_trouble(self, session: SessionWriter, error: BaseException) -> None:
+        if not self._troubled:
+            logger.warning(
+                "agx: Redis refuses or can't be reached (%s: %s); runs go on, their events wait in memory",
+                type(error).__name__,
+                error,
+            )
+        self._troubled.add(session)
+
+    def note_recovery(self, session: SessionWriter) -> None:
+        if session in self._troubled:
+            self._troubled.discard(session)
+            if not self._troubled:
+                logger.warning("agx: Redis is back, all events that waited are appended")
+
     @property
     def buffered_events(self) -> int:
         return sum(session.buffered for session in self.sessions)
 
     def close(self) -> None:
-        """Stop the timer; what has not been sent is lost with the loop."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Stop the timers; what has not been sent is lost with the loop."""
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._watch = None
+        for session in (*self.sessions, *self._closed.values()):
+            session.forget()

@@ -41,8 +41,10 @@ class Engine:
         self.appends = open_bus(config.redis, self._on_break)
         self.control = open_bus(config.redis, self._on_break)
         self._reads = open_bus(config.redis, self._on_break)
-        self.writer = GroupCommit(self.appends, max_length=config.max_stream_length, max_body=config.max_body)
-        self.queues = Queues(self.appends, config.key_prefix, max_length=config.queue_max_length)
+        self.writer = GroupCommit(
+            self.appends, max_length=config.max_stream_length, max_body=config.max_body, keep=config.lease_ttl
+        )
+        self.queues = Queues(self.appends, config.key_prefix, max_length=config.queue_max_length, keep=config.lease_ttl)
         self.leases = Leases(self.control, config.key_prefix, self.clock, ttl=config.lease_ttl)
         self.hub = Hub(self._reads)
         self.recorders: set[Recorder] = set()  # the live runs of this loop
@@ -66,7 +68,10 @@ class Engine:
             self.queues.partitions = await self.leases.publish_meta(self.config.queue_partitions)
 
     def _on_break(self) -> None:
-        """A connection was opened again: what had been acknowledged may be gone with a failed server."""
+        """A connection was opened, again or to another server: what had been acknowledged may be gone with the last."""
+        self.writer.check_all(again=True)
+        self.queues.check_all()
+        self.leases.refresh_soon()
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Keep a reference to a task that outlives its caller."""

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from . import keys
 from .connections import Bus, Reply
+from .entryid import StreamId, format_id, parse_id
 
 logger = logging.getLogger("agx")
 
@@ -30,18 +31,6 @@ POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
 _PING_AFTER = 3  # silent polls of the subscription before its connection is probed
 _RECONNECT_FIRST, _RECONNECT_LAST = 0.05, 1.0
 _STEADY = 5.0  # seconds a subscription must have held for the next loss to be news
-
-StreamId = tuple[int, int]
-
-
-def parse_id(text: str) -> StreamId:
-    """Return a stream id as comparable numbers; raises ValueError."""
-    ms, _, n = text.partition("-")
-    return int(ms), int(n or 0)
-
-
-def format_id(entry_id: StreamId) -> str:
-    return f"{entry_id[0]}-{entry_id[1]}"
 
 
 @dataclass(slots=True)

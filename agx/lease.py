@@ -20,6 +20,7 @@ logger = logging.getLogger("agx")
 
 _BUSY_WAIT = 1.0  # seconds a run waits for the lease of one that has ended
 _BUSY_POLL = 0.05
+_RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 _ACQUIRE = Script("""
@@ -115,8 +116,7 @@ class Leases:
         lease.confirmed, lease.breaks = time.monotonic(), self._bus.breaks
         self._held[lease.run_id] = lease
         self._announce([lease])
-        self._bus.execute("ZADD", session.index, self._clock.now_ms(), session.session)
-        self._bus.execute("EXPIRE", session.index, keys.INDEX_TTL)
+        self._enter_index(lease)
         if self._renewal is None:
             self._renewal = asyncio.get_running_loop().create_task(self._renew_all(), name="agx-leases")
 
@@ -128,12 +128,21 @@ class Leases:
         self._bus.execute("ZREM", session.index, session.session)
         await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
 
+    def refresh_soon(self) -> None:
+        """Have the next renewal write again what lasts a day: a failed server may have lost it."""
+        self._refreshed = float("-inf")
+
     def forget(self, lease: Lease) -> None:
         """Stop renewing a lease without touching Redis: it is another's, or the process is to be taken for dead."""
         self._held.pop(lease.run_id, None)
         if not self._held and self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
+
+    def _enter_index(self, lease: Lease) -> None:
+        session = lease.session
+        self._bus.execute("ZADD", session.index, self._clock.now_ms(), session.session)
+        self._bus.execute("EXPIRE", session.index, keys.INDEX_TTL)
 
     def _deadlines(self, session: keys.SessionKeys) -> str:
         return keys.leases(self._prefix, keys.partition(session.scope, self._partitions))
@@ -149,27 +158,33 @@ class Leases:
             self._bus.execute("EXPIRE", key, keys.INDEX_TTL)
 
     async def _renew_all(self) -> None:
+        wait = self._ttl_ms / 3_000
         while True:
-            await asyncio.sleep(self._ttl_ms / 3_000)
+            await asyncio.sleep(wait)
             leases = list(self._held.values())
             # GETEX renews and reads in one command, and never brings a deleted lease back.
             renewals = [self._bus.execute("GETEX", lease.session.live, "PX", self._ttl_ms) for lease in leases]
             replies = await asyncio.gather(*renewals, return_exceptions=True)
-            confirmed = []
+            confirmed, unanswered = [], False
             for lease, reply in zip(leases, replies, strict=True):
-                if lease.run_id not in self._held or isinstance(reply, (RedisError, OSError)):
+                if isinstance(reply, (RedisError, OSError)):
+                    unanswered = True
+                    continue
+                if lease.run_id not in self._held:
                     continue
                 if isinstance(reply, BaseException):
                     raise reply
                 if await self._judge(lease, reply):
                     confirmed.append(lease)
+            # An outage uses the time up that a lease has left.
+            wait = min(_RENEW_AGAIN, self._ttl_ms / 3_000) if unanswered else self._ttl_ms / 3_000
+            confirmed = [lease for lease in confirmed if lease.run_id in self._held]  # not given up meanwhile
             self._announce(confirmed)
             if time.monotonic() - self._refreshed > _REFRESH:
                 self._refreshed = time.monotonic()
                 self._bus.run(_META, keys.meta(self._prefix), *self._meta_args)
                 for lease in confirmed:
-                    self._bus.execute("EXPIRE", lease.session.stream, keys.STREAM_TTL)
-                    self._bus.execute("EXPIRE", lease.session.index, keys.INDEX_TTL)
+                    self._enter_index(lease)
 
     async def _judge(self, lease: Lease, value: bytes | None) -> bool:
         """Decide what a renewal's reply means; returns whether the lease is ours."""

@@ -10,8 +10,9 @@ import orjson
 from redis.exceptions import RedisError
 
 from .engine import current_engine, wait_for_starting
+from .entryid import StreamId, format_id, parse_id
 from .events import RUNTIME
-from .hub import READ, Feed, Hub, StreamEntry, StreamId, Subscriber, format_id, parse_id
+from .hub import READ, Feed, Hub, StreamEntry, Subscriber
 from .keys import Id, SessionKeys
 
 _LIVE_CHECK = 1.0  # seconds of silence after which a listener looks whether the run still lives

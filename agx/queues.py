@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from redis.exceptions import RedisError
 
 from . import keys
 from .connections import Bus, Reply, Script
+from .entryid import parse_id
 from .facts import FIELD, Fact, ProcessBeat, encode
 
 logger = logging.getLogger("agx")
@@ -19,12 +21,23 @@ logger = logging.getLogger("agx")
 FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
 BATCH = 200  # facts a partition
 BUFFER = 20_000  # facts a loop keeps through an outage; beyond, the oldest go
+KEPT_BATCHES = 1_000  # a partition; the bound of what can be queued again
 _RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
 
 _ENQUEUE = Script(f"""
-for i = 3, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', '{FIELD}', ARGV[i]) end
+local id
+for i = 3, #ARGV do id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', '{FIELD}', ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-return #ARGV - 2
+return id
+""")
+
+# Whether an entry is there, or was there and has been trimmed.
+_IS_THERE = Script("""
+if #redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1]) > 0 then return 1 end
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+local before = redis.call('XREVRANGE', KEYS[1], '(' .. ARGV[1], '-', 'COUNT', 1)[1]
+if first and not before then return 1 end
+return 0
 """)
 
 
@@ -35,13 +48,24 @@ class _Queued:
     acknowledged: asyncio.Future[None] | None
 
 
+@dataclass(slots=True)
+class _Acknowledged:
+    """A batch that the server has, as far as it said."""
+
+    at: float
+    last_id: str
+    batch: list[_Queued]
+
+
 class Queues:
     """Appends facts to the partition of their scope. A fact may be queued twice after trouble; its id counts once."""
 
-    def __init__(self, bus: Bus, prefix: str, *, max_length: int) -> None:
+    def __init__(self, bus: Bus, prefix: str, *, max_length: int, keep: float) -> None:
         self._bus = bus
         self._prefix = prefix
         self._max_length = max_length
+        self._keep = keep  # seconds for which acknowledged facts are kept, in case a failover loses them
+        self._kept: dict[int, deque[_Acknowledged]] = {}
         self.partitions: int | None = None  # known from `meta` before the first run
         self.dropped = 0
         self._pending: deque[_Queued] = deque()
@@ -110,15 +134,17 @@ class Queues:
             sent = self._bus.run(
                 _ENQUEUE, keys.queue(self._prefix, n), length, keys.QUEUE_TTL, *(queued.data for queued in batch)
             )
-            sent.add_done_callback(functools.partial(self._on_reply, batch))
+            sent.add_done_callback(functools.partial(self._on_reply, n, batch))
 
-    def _on_reply(self, batch: list[_Queued], reply: asyncio.Future[Reply]) -> None:
+    def _on_reply(self, n: int, batch: list[_Queued], reply: asyncio.Future[Reply]) -> None:
         self._inflight -= 1
         error = reply.exception()
         if error is None:
             self._backoff = _RETRY_FIRST
             for queued in batch:
                 self._settle(queued)
+            self._kept.setdefault(n, deque()).append(_Acknowledged(time.monotonic(), reply.result().decode(), batch))
+            self._expire(n)
         elif isinstance(error, (RedisError, OSError)):
             self._pending.extendleft(reversed(batch))
             if not asyncio.get_running_loop().is_closed() and self._inflight == 0:
@@ -137,6 +163,34 @@ class Queues:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _expire(self, n: int) -> None:
+        kept, oldest = self._kept[n], time.monotonic() - self._keep
+        while kept and (kept[0].at < oldest or len(kept) > KEPT_BATCHES):
+            kept.popleft()
+
+    def check_all(self) -> None:
+        """Look, after a reconnection, whether what was acknowledged is still there."""
+        for n in self._kept:
+            self._expire(n)
+            if self._kept[n]:
+                last_id = self._kept[n][-1].last_id
+                there = self._bus.run(_IS_THERE, keys.queue(self._prefix, n), last_id)
+                there.add_done_callback(functools.partial(self._on_looked, n, last_id))
+
+    def _on_looked(self, n: int, last_id: str, there: asyncio.Future[Reply]) -> None:
+        if there.exception() is not None or there.result():
+            return  # a broken connection has it looked at again
+        lost = [kept for kept in self._kept[n] if parse_id(kept.last_id) <= parse_id(last_id)]
+        if not lost:
+            return
+        # From where on nobody knows; what was not lost counts once all the same.
+        facts = [queued for kept in lost for queued in kept.batch]
+        logger.warning("agx: a failover lost facts of the last %.0f s, which are queued again", self._keep)
+        for _ in lost:
+            self._kept[n].popleft()
+        self._pending.extendleft(reversed(facts))
+        self._schedule(0.0)
 
     def close(self) -> None:
         """Stop the timer; what has not been sent is lost with the loop."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from .hub import format_id
+from .entryid import format_id
 from .keys import Id
 from .listener import follow
 
@@ -35,13 +35,16 @@ async def sse(
     Raises:
         ValueError, TypeError: an id that none can be.
     """
-    frames = _frames(scope_id, user_id, session_id, last_event_id)
+    frames = event_frames(scope_id, user_id, session_id, last_event_id)
     async with aclosing(keep_open(frames, keep_alive=keep_alive)) as kept:
         async for frame in kept:
             yield frame
 
 
-async def _frames(scope_id: Id, user_id: Id, session_id: Id, last_event_id: str | None) -> AsyncGenerator[str, None]:
+async def event_frames(
+    scope_id: Id, user_id: Id, session_id: Id, last_event_id: str | None
+) -> AsyncGenerator[str, None]:
+    """Yield the frames that `sse()` keeps open."""
     events = follow(scope_id, user_id, session_id, wait=_WAIT, timeout=None, after=last_event_id or None)
     async with aclosing(events):
         async for entry in events:

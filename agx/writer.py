@@ -17,11 +17,14 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from . import keys
+from .appends import APPEND, BEGIN
 from .clock import ServerClock
 from .commit import GroupCommit
-from .connections import CONNECTION_ERRORS, Reply, Script
+from .connections import CONNECTION_ERRORS, Reply
+from .entryid import StreamId, format_id, parse_id
 from .events import Body, Part, encode_body
 from .facts import StreamTotals
+from .kept import Kept, Sent
 
 logger = logging.getLogger("agx")
 
@@ -30,37 +33,6 @@ COMMAND_TIMEOUT = 2.0  # seconds a start gives a command
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
 _PREVIOUS_END = 5.0  # seconds a run waits for the `end` of the one before, which may still be saving
 _PREVIOUS_POLL = 0.05
-
-# One batch, all or (where an id is refused) none of it. Whoever began a run or wrote an `end` behind our last entry
-# ended ours; other entries behind it are somebody's `add()`.
-_APPEND = Script("""
-local key = KEYS[1]
-for _, entry in ipairs(redis.call('XRANGE', key, '(' .. ARGV[1], '+')) do
-  local kind = entry[2][2]
-  if kind == 'begin' or kind == 'end' then return 'refused' end
-end
-local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-if top then
-  local ms, n = string.match(top[1], '(%d+)-(%d+)')
-  local our_ms, our_n = string.match(ARGV[5], '(%d+)-(%d+)')
-  ms, n, our_ms, our_n = tonumber(ms), tonumber(n), tonumber(our_ms), tonumber(our_n)
-  if our_ms < ms or (our_ms == ms and our_n <= n) then return 'refused' end
-end
-for i = 5, #ARGV, 4 do
-  redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], 'type', ARGV[i+1], 'origin', ARGV[i+2], 'body', ARGV[i+3])
-end
-redis.call('EXPIRE', key, ARGV[4])
-redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 3])
-return 'ok'
-""")
-
-# The restart of a session's stream: one command that drops the run before and refuses its late entries.
-_BEGIN = Script("""
-redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], 'type', 'begin', 'origin', ARGV[2], 'body', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-redis.call('PUBLISH', ARGV[5], ARGV[1])
-return 'ok'
-""")
 
 
 @dataclass(slots=True)
@@ -72,23 +44,13 @@ class Entry:
     body: Body | None
     part: Part | None = None
     pieces: list[str] = field(default_factory=list)
+    size: int = 0  # characters in `pieces`
 
     def take_body(self) -> Body:
         """Return the body in its final form, the caller's to change."""
         if self.part is not None:
             return self.part.delta("".join(self.pieces))
         return dict(self.body or {})
-
-
-@dataclass(slots=True)
-class _Sent:
-    """An entry as it was first sent; never changed afterwards."""
-
-    id: str
-    type: str
-    origin: str
-    body: bytes
-    seq: int
 
 
 class SessionWriter:
@@ -111,12 +73,16 @@ class SessionWriter:
         self.end_ms: int | None = None  # server time of our `end`
         self.last_put = time.monotonic()
         self._on_fenced = on_fenced
+        self._most_merged = writer.max_body // 8  # characters: an escaped one takes six bytes, and nothing may be cut
+        self._ending = False
         self._pending: deque[Entry] = deque()
-        self._sent: list[_Sent] = []  # the batch in flight
+        self._sent: list[Sent] = []  # the batch in flight
         self._sent_at_ns = 0
         self._seq = 0
         self._last = (0, 0)  # id of the last entry given
         self._acked = "0-0"
+        self._kept = Kept(writer.keep)
+        self._is_checked = True  # what is kept was seen in the stream since it was acknowledged
         self._waiters: list[asyncio.Future[None]] = []
         self._backoff = _RETRY_FIRST
         self._retry: asyncio.TimerHandle | None = None
@@ -144,17 +110,20 @@ class SessionWriter:
             )
             if not top or top[0][1].get(b"type") == b"end" or time.monotonic() - waited_since > _PREVIOUS_END:
                 if top:
-                    self._last = max(self._last, _parse(top[0][0].decode()))
+                    self._last = max(self._last, parse_id(top[0][0].decode()))
                 entry = self._stamp(Entry("begin", origin, body), seq=0)
                 args = (entry.id, origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel)
                 try:
-                    await asyncio.wait_for(self._writer.bus.run(_BEGIN, self._keys.stream, *args), COMMAND_TIMEOUT)
+                    await asyncio.wait_for(self._writer.bus.run(BEGIN, self._keys.stream, *args), COMMAND_TIMEOUT)
                 except ResponseError as error:
                     if "equal or smaller" not in str(error):
                         raise
                 else:
                     self._acked = entry.id
-                    self._writer.sessions.add(self)
+                    self._kept.begin = entry
+                    self._kept.add([entry])
+                    self._is_checked = False
+                    self._writer.open(self)
                     return
             await asyncio.sleep(_PREVIOUS_POLL)
 
@@ -163,6 +132,7 @@ class SessionWriter:
         self.last_put = time.monotonic()
         if self.fenced:
             return
+        self._ending = self._ending or type == "end"
         self._pending.append(Entry(type, origin, body))
         self._writer.schedule(self, urgent=urgent)
 
@@ -171,10 +141,11 @@ class SessionWriter:
         self.last_put = time.monotonic()
         if self.fenced:
             return
-        if self._pending and (last := self._pending[-1]).part is part:
+        if self._pending and (last := self._pending[-1]).part is part and last.size < self._most_merged:
             last.pieces.append(text)
+            last.size += len(text)
             return
-        self._pending.append(Entry("event", origin, None, part, [text]))
+        self._pending.append(Entry("event", origin, None, part, [text], len(text)))
         self._writer.schedule(self, urgent=False)
 
     async def drain(self) -> None:
@@ -185,10 +156,32 @@ class SessionWriter:
             await waiter
 
     def close(self) -> None:
-        """Forget the session; called when its `end` is acknowledged or it is fenced."""
-        self._writer.sessions.discard(self)
+        """Leave the session; called when its `end` is acknowledged or it is fenced. What is kept is watched on."""
+        self._writer.close_session(self, 0.0 if self.fenced else min(self._writer.keep, self.retention))
+
+    def forget(self) -> None:
+        """Let go of what is kept: the stream is another run's, or nobody's."""
+        self.fenced = True
         if self._retry is not None:
             self._retry.cancel()
+        self._release_waiters()
+
+    @property
+    def stream(self) -> str:
+        return self._keys.stream
+
+    def refresh(self) -> None:
+        """Put the stream's expiry off again, unless the `end` has set the last one."""
+        if not self._ending:
+            self._writer.bus.execute("EXPIRE", self._keys.stream, keys.STREAM_TTL)
+
+    def check(self, *, again: bool) -> None:
+        """Look whether what was acknowledged is still there; `again`: though it was seen before."""
+        # A batch in flight looks for itself.
+        if self.fenced or self._sent or self._resolving is not None or (self._is_checked and not again):
+            return
+        if self._kept:
+            self._reconcile()
 
     def send(self) -> None:
         """Send the next batch, unless one is in flight."""
@@ -199,14 +192,14 @@ class SessionWriter:
         self._sent_at_ns = time.perf_counter_ns()
         self._transmit()
 
-    def _stamp(self, entry: Entry, *, seq: int | None = None) -> _Sent:
+    def _stamp(self, entry: Entry, *, seq: int | None = None) -> Sent:
         """Give an entry its id, its `seq` and its bytes, all final."""
         if seq is not None:
             self._seq = seq
         plain = entry.take_body()
         plain["seq"] = self._seq
         body = encode_body(plain, self._writer.max_body)
-        sent = _Sent(self._next_id(), entry.type, entry.origin, body, self._seq)
+        sent = Sent(self._next_id(), entry.type, entry.origin, body, self._seq)
         self._seq += 1
         self._events += 1
         self._bytes += len(body)
@@ -214,22 +207,25 @@ class SessionWriter:
 
     def _transmit(self) -> None:
         self._retry = None
+        self._issue(self._acked, self._sent).add_done_callback(self._on_reply)
+
+    def _issue(self, behind: str, entries: list[Sent]) -> asyncio.Future[Reply]:
         args: list[bytes | str | int] = [
-            self._acked,
+            behind,
             self._keys.wake_channel,
             self._writer.max_length,
-            max(1, int(self.retention)) if self._sent[-1].type == "end" else keys.STREAM_TTL,
+            max(1, int(self.retention)) if entries[-1].type == "end" else keys.STREAM_TTL,
         ]
-        for entry in self._sent:
+        for entry in entries:
             args += (entry.id, entry.type, entry.origin, entry.body)
-        self._writer.bus.run(_APPEND, self._keys.stream, *args).add_done_callback(self._on_reply)
+        return self._writer.bus.run(APPEND, self._keys.stream, *args)
 
     def _on_reply(self, reply: asyncio.Future[Reply]) -> None:
         error = reply.exception()
         if error is None and reply.result() == b"ok":
             self._acknowledge()
         elif error is None:
-            self._resolving = asyncio.get_running_loop().create_task(self._resolve_refusal(), name="agx-refusal")
+            self._reconcile()
         elif isinstance(error, (RedisError, OSError)):
             self._retry_later(error)
         else:
@@ -237,87 +233,138 @@ class SessionWriter:
 
     def _acknowledge(self) -> None:
         self._writer.stats.observe(time.perf_counter_ns() - self._sent_at_ns)
-        last = self._sent[-1]
+        self._take_acknowledged(self._sent)
+        self._sent = []
+        self._go_on(urgent=False)
+
+    def _take_acknowledged(self, entries: list[Sent]) -> None:
+        self._kept.add(entries)
+        self._is_checked = False
+        last = entries[-1]
         self._acked = last.id
         if last.type == "end":
-            self.end_ms = _parse(last.id)[0]
-        self._sent.clear()
-        if self._backoff > _RETRY_FIRST:
-            logger.warning("agx: Redis is back, the events of session %s are appended again", self._keys.session)
+            self.end_ms = parse_id(last.id)[0]
+
+    def _go_on(self, *, urgent: bool) -> None:
+        """Redis has answered: send what waits."""
+        self._writer.note_recovery(self)
         self._backoff = _RETRY_FIRST
-        if self._pending:
-            self._writer.schedule(self, urgent=False)
+        if self._sent:
+            self._transmit()
+        elif self._pending:
+            self._writer.schedule(self, urgent=urgent)
         else:
             self._release_waiters()
 
     def _retry_later(self, error: BaseException) -> None:
-        self._retries += 1
-        if self._backoff == _RETRY_FIRST:
-            self._failures += not isinstance(error, CONNECTION_ERRORS)
-            logger.warning(
-                "agx: Redis refuses or can't be reached (%s: %s); the run goes on, events of session %s wait in memory",
-                type(error).__name__,
-                error,
-                self._keys.session,
-            )
+        if self._sent:
+            self._retries += 1
+            self._failures += self._backoff == _RETRY_FIRST and not isinstance(error, CONNECTION_ERRORS)
+        self._writer.note_trouble(self, error)
         loop = asyncio.get_running_loop()
         if not loop.is_closed():
-            self._retry = loop.call_later(self._backoff, self._transmit)
+            self._retry = loop.call_later(self._backoff, self._try_again)
         self._backoff = min(self._backoff * 2, _RETRY_LAST)
 
-    async def _resolve_refusal(self) -> None:
-        """Read what stands above our last acknowledged entry, and go on from there, or find ourselves fenced."""
+    def _try_again(self) -> None:
+        if self._sent:
+            self._transmit()
+        else:
+            self.check(again=True)
+
+    # --- after a refusal, or a reconnection ---
+
+    def _reconcile(self) -> None:
+        self._resolving = asyncio.get_running_loop().create_task(self._compare(), name="agx-compare")
+
+    async def _compare(self) -> None:
+        """Compare the stream with what we sent, and go on from there, or find ourselves fenced."""
         try:
-            above = await self._writer.bus.execute("XRANGE", self._keys.stream, f"({self._acked}", "+")
-        except (RedisError, OSError) as error:
-            self._resolving = None
-            self._retry_later(error)
-            return
-        self._resolving = None
-        ours = {entry.id.encode(): entry for entry in self._sent}
-        for entry_id, values in above:
-            if (mine := ours.get(entry_id)) is not None and values.get(b"body") == mine.body:
-                self._sent.remove(mine)
-                self._acked = mine.id
-                if mine.type == "end":
-                    self.end_ms = _parse(mine.id)[0]
-            elif values.get(b"type") in (b"begin", b"end"):
+            there = await self._read(self._acked)
+            lost = not there or there[0][0] != self._acked
+            if lost:
+                there = await self._read(next(iter(self._kept), self._kept.begin or self._sent[0]).id)
+            if self._is_anothers(there):
                 self._fence()
                 return
-            else:
-                self._last = max(self._last, _parse(entry_id.decode()))
-                self._acked = entry_id.decode()
-        if not self._sent:
-            if self._pending:
-                self._writer.schedule(self, urgent=True)
-            else:
-                self._release_waiters()
+            await self._settle(dict(there), restore=lost)
+        except (RedisError, OSError) as error:
+            self._resolving = None
+            if not self.fenced:
+                self._retry_later(error)
             return
-        # Their ids were refused for good, so nothing of them can arrive late: new ids, the same bodies.
-        for entry in self._sent:
+        self._resolving = None
+        self._is_checked = not lost
+        self._go_on(urgent=True)
+
+    async def _read(self, first: str) -> list[tuple[str, dict[bytes, bytes]]]:
+        entries = await self._writer.bus.execute("XRANGE", self._keys.stream, first, "+")
+        return [(entry_id.decode(), values) for entry_id, values in entries]
+
+    def _is_anothers(self, there: list[tuple[str, dict[bytes, bytes]]]) -> bool:
+        """Whether somebody else began or ended a run in these entries."""
+        ours = {entry.id: entry.body for entry in (*self._kept, *self._sent)}
+        if self._kept.begin is not None:
+            ours[self._kept.begin.id] = self._kept.begin.body
+        return any(
+            values.get(b"type") in (b"begin", b"end") and ours.get(entry_id) != values.get(b"body")
+            for entry_id, values in there
+            if entry_id != self._acked
+        )
+
+    async def _settle(self, there: dict[str, dict[bytes, bytes]], *, restore: bool) -> None:
+        """Take what the stream has of the batch in flight as acknowledged, and append again what it has lost."""
+        accepted = [entry for entry in self._sent if there.get(entry.id, {}).get(b"body") == entry.body]
+        if accepted:
+            self._sent = self._sent[len(accepted) :]  # a batch is appended whole, or none of it
+            self._take_acknowledged(accepted)
+        top = max(map(parse_id, there), default=(0, 0))
+        self._last = max(self._last, top)
+        if restore:
+            top = max(top, await self._restore([entry for entry in self._kept if entry.id not in there], top))
+        if self._sent and parse_id(self._sent[0].id) <= top:
+            # Their ids were refused for good, so nothing of them can arrive late: new ids, the same bodies.
+            self._give_new_ids(self._sent)
+
+    async def _restore(self, lost: list[Sent], top: StreamId) -> StreamId:
+        """Append what a failover has lost, with its ids where they still fit; returns the last id."""
+        whole = await self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1)
+        if not whole and self._kept.begin is not None and self._kept.begin not in lost:
+            lost.insert(0, self._kept.begin)
+        if lost:
+            if parse_id(lost[0].id) <= top:
+                # Somebody's add() came first: whoever saw the lost ones sees them again, but nobody misses them.
+                self._give_new_ids(lost)
+            reply = await self._issue("", lost)
+            if reply != b"ok":
+                raise ResponseError("the stream changed meanwhile")
+            logger.warning("agx: %d events of session %s were lost and appended again", len(lost), self._keys.session)
+            self._acked = lost[-1].id
+        elif whole:
+            self._acked = whole[0][0].decode()
+        return parse_id(self._acked)
+
+    def _give_new_ids(self, entries: list[Sent]) -> None:
+        for entry in entries:
             entry.id = self._next_id()
-        self._transmit()
 
     def _next_id(self) -> str:
         ms, n = self._last
         now = self._clock.now_ms()
         self._last = (now, 0) if now > ms else (ms, n + 1)
-        return f"{self._last[0]}-{self._last[1]}"
+        return format_id(self._last)
 
     def _fence(self) -> None:
         self.fenced = True
         self._pending.clear()
-        self._sent.clear()
+        self._sent = []
+        self._writer.note_recovery(self)
         self._release_waiters()
-        self._on_fenced()
+        if self.end_ms is None:
+            self._on_fenced()
 
     def _release_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _parse(entry_id: str) -> tuple[int, int]:
-    ms, _, n = entry_id.partition("-")
-    return int(ms), int(n or 0)
