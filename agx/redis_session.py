@@ -27,7 +27,7 @@ _SAVE = Script("""
 local held = redis.call('HMGET', KEYS[1], 'version', 'token')
 if held[2] == ARGV[2] then return 1 end
 if tonumber(held[1] or '0') > tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'version', ARGV[1] + 1, 'token', ARGV[2], 'saved_ms', ARGV[3], 'title', ARGV[4],
+redis.call('HSET', KEYS[1], 'version', ARGV[1] + 1, 'token', ARGV[2], 'saved_us', ARGV[3], 'title', ARGV[4],
   'messages', ARGV[5])
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 return 1
@@ -71,8 +71,8 @@ class RedisSession(Session):
             RedisUnavailableError: the outage lasted longer.
         """
         engine, session = self._place()
-        token, saved_ms = uuid.uuid4().hex, int(time.time() * 1_000)
-        content = (saved_ms, title_of(self), self.msgs_to_json(), self.ttl)
+        token, saved_us = uuid.uuid4().hex, time.time_ns() // 1_000
+        content = (saved_us, title_of(self), self.msgs_to_json(), self.ttl)
         saved = await _persist(
             engine, lambda: engine.control.run(_SAVE, session.messages, self._version, token, *content)
         )
@@ -81,7 +81,7 @@ class RedisSession(Session):
         self._version += 1
         listing = _listing(session)
         # A hint, which `list()` checks: a lost one is made good by the next save. It lives as long as the longest.
-        engine.control.execute("ZADD", listing, saved_ms, session.session)
+        engine.control.execute("ZADD", listing, saved_us, session.session)
         engine.control.execute("EXPIRE", listing, self.ttl, "NX")
         engine.control.execute("EXPIRE", listing, self.ttl, "GT")
 
@@ -116,16 +116,16 @@ class RedisSessions:
             members = await engine.control.execute("ZRANGE", listing, offset, offset + limit - 1, "REV")
             sessions = [SessionKeys.of(prefix, scope_id, user_id, member.decode()) for member in members]
             rows = await asyncio.gather(
-                *(engine.control.execute("HMGET", session.messages, "title", "saved_ms") for session in sessions)
+                *(engine.control.execute("HMGET", session.messages, "title", "saved_us") for session in sessions)
             )
         except (RedisError, OSError) as error:
             raise RedisUnavailableError("list the sessions", error) from error
         found = []
-        for session, (title, saved_ms) in zip(sessions, rows, strict=True):
-            if saved_ms is None:
+        for session, (title, saved_us) in zip(sessions, rows, strict=True):
+            if saved_us is None:
                 engine.control.execute("ZREM", listing, session.session)
                 continue
-            saved_at = datetime.fromtimestamp(int(saved_ms) / 1_000, UTC)
+            saved_at = datetime.fromtimestamp(int(saved_us) / 1_000_000, UTC)
             found.append(StoredSession(session.session, title.decode("utf-8", "replace"), saved_at))
         return found
 

@@ -1,0 +1,231 @@
+"""One contract for every store of sessions: what was saved is loaded, nobody's turn is overwritten, users are apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
+from support.agents import ScopeDeps, Stage
+from support.postgres import running_postgres
+from support.waiting import wait_until
+
+import agx
+from agx.connections import Bus
+from agx.redis_session import RedisSessions
+from agx.session import Session, SessionConflictError, SessionStore
+from agx.sql_session import SqlSessions, make_table
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(
+    params=["redis", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)],
+)
+async def store(request: pytest.FixtureRequest, configured: Redis, tmp_path: Path) -> AsyncIterator[SessionStore]:
+    if request.param == "redis":
+        yield RedisSessions(ttl=60)
+        return
+    url = f"sqlite+aiosqlite:///{tmp_path / 'chats.sqlite'}"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    async with sql_sessions(url) as sessions:
+        yield sessions
+
+
+@asynccontextmanager
+async def sql_sessions(url: str) -> AsyncIterator[SqlSessions]:
+    """Give a store whose table is dropped afterwards."""
+    engine = create_async_engine(url)
+    store = SqlSessions(engine)
+    await store.create_table()
+    await store.create_table()  # it is there already
+    try:
+        yield store
+    finally:
+        async with engine.begin() as connection:
+            await connection.run_sync(store.table.metadata.drop_all)
+        await engine.dispose()
+
+
+async def say(store: SessionStore, text: str, *, session: str = "s", user: int = 1, scope: int = 1) -> Session:
+    """Load a conversation, add a turn, save it."""
+    opened = store.open(scope, user, session)
+    await opened.load()
+    opened.msgs = [
+        *opened.msgs,
+        ModelRequest(parts=[UserPromptPart(text)]),
+        ModelResponse(parts=[TextPart(f"heard {text}")]),
+    ]
+    await opened.save()
+    return opened
+
+
+async def read(store: SessionStore, session: str = "s", user: int = 1, scope: int = 1) -> list[str]:
+    """Return a conversation as texts."""
+    opened = store.open(scope, user, session)
+    await opened.load()
+    return [str(part.content) for message in opened.msgs for part in message.parts if hasattr(part, "content")]
+
+
+async def test_what_was_saved_is_loaded(store: SessionStore) -> None:
+    assert await read(store) == []
+    await say(store, "one")
+    await say(store, "two ✓ \0 \U0001f600")
+    assert await read(store) == ["one", "heard one", "two ✓ \0 \U0001f600", "heard two ✓ \0 \U0001f600"]
+
+
+async def test_a_session_saves_again_and_again(store: SessionStore) -> None:
+    session = await say(store, "one")
+    session.msgs = [*session.msgs, ModelRequest(parts=[UserPromptPart("more")])]
+    await session.save()
+    assert (await read(store))[-1] == "more"
+
+
+async def test_an_update_is_never_lost(store: SessionStore) -> None:
+    await say(store, "one")
+    late = store.open(1, 1, "s")
+    await late.load()
+    await say(store, "two")
+    late.msgs = [*late.msgs, ModelRequest(parts=[UserPromptPart("late")])]
+    with pytest.raises(SessionConflictError, match="load it again"):
+        await late.save()
+    assert "late" not in await read(store)
+    await late.load()
+    assert len(late.msgs) == 4
+    late.msgs = [*late.msgs, ModelRequest(parts=[UserPromptPart("late")])]
+    await late.save()
+    assert (await read(store))[-1] == "late"
+
+
+async def test_of_two_first_turns_one_wins(store: SessionStore) -> None:
+    first, second = store.open(1, 1, "s"), store.open(1, 1, "s")
+    await first.load()
+    await second.load()
+    first.msgs = [ModelRequest(parts=[UserPromptPart("first")])]
+    second.msgs = [ModelRequest(parts=[UserPromptPart("second")])]
+    await first.save()
+    with pytest.raises(SessionConflictError):
+        await second.save()
+    assert await read(store) == ["first"]
+
+
+async def test_users_and_scopes_are_apart(store: SessionStore) -> None:
+    await say(store, "mine", user=1)
+    await say(store, "theirs", user=2)
+    await say(store, "elsewhere", scope=2)
+    assert await read(store, user=1) == ["mine", "heard mine"]
+    assert await read(store, user=2) == ["theirs", "heard theirs"]
+    assert [one.title for one in await store.list(1, 1)] == ["mine"]
+    assert [one.title for one in await store.list(2, 1)] == ["elsewhere"]
+    assert await store.list(3, 1) == []
+
+
+async def test_a_listing_has_the_last_saved_first_and_pages(store: SessionStore) -> None:
+    for name in ("a", "b", "c"):
+        await say(store, f"title of {name} \0\ud800" if name == "b" else f"title of {name}", session=name)
+    await say(store, "again", session="a")
+    found = await store.list(1, 1)
+    assert [(one.session_id, one.title) for one in found] == [
+        ("a", "title of a"),
+        ("c", "title of c"),
+        ("b", "title of b ?"),
+    ]
+    assert found[0].saved_at >= found[1].saved_at >= found[2].saved_at
+    assert [one.session_id for one in await store.list(1, 1, limit=1, offset=1)] == ["c"]
+
+
+@pytest.mark.parametrize("wrong", ["", "a:b", "a*", "a\n", None, True, 1.5])
+async def test_wrong_ids_are_refused(store: SessionStore, wrong: object) -> None:
+    opens: list[Callable[[], object]] = [
+        lambda: store.open(wrong, 1, "s"),  # type: ignore[arg-type] # what is tested
+        lambda: store.open(1, wrong, "s"),  # type: ignore[arg-type]
+        lambda: store.open(1, 1, wrong),  # type: ignore[arg-type]
+    ]
+    for opening in opens:
+        with pytest.raises((ValueError, TypeError)):
+            opening()
+    with pytest.raises((ValueError, TypeError)):
+        await store.list(1, wrong)  # type: ignore[arg-type]
+
+
+async def test_runs_keep_their_conversation(store: SessionStore) -> None:
+    agent = Stage().agent()
+    for prompt in ("first", "second"):
+        await agx.run(store.open(1, 1, "s"), agent, prompt, ScopeDeps())
+    assert await read(store) == ["first", "one two three", "second", "one two three"]
+
+
+async def test_a_run_that_lost_its_conversation_to_another_says_so_and_keeps_its_answer(store: SessionStore) -> None:
+    stage = Stage()
+    agent = stage.agent()
+
+    @agent.instructions
+    async def meanwhile() -> str:
+        await say(store, "meanwhile")
+        return ""
+
+    with pytest.raises(agx.SessionSaveError) as caught:
+        await agx.run(store.open(1, 1, "s"), agent, "mine", ScopeDeps())
+    assert isinstance(caught.value.__cause__, SessionConflictError)
+    assert caught.value.result is not None
+    assert caught.value.result.output == "one two three"
+    assert await read(store) == ["meanwhile", "heard meanwhile"]
+
+
+async def test_a_redis_session_may_be_saved_twice_by_one_save(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that was lost: the same save is sent again, and is no conflict with itself."""
+    store = RedisSessions(ttl=60)
+    session = await say(store, "one")
+    real, lost = Bus.run, iter([True, False])
+
+    async def losing(bus: Bus, *args: object) -> object:
+        reply = await real(bus, *args)  # type: ignore[arg-type]
+        if next(lost):
+            raise ConnectionError("the reply was lost")
+        return reply
+
+    monkeypatch.setattr(Bus, "run", losing)
+    session.msgs = [*session.msgs, ModelRequest(parts=[UserPromptPart("more")])]
+    await session.save()
+    monkeypatch.undo()
+    assert (await read(store))[-1] == "more"
+    assert await configured.hget("agx:1:1:s:msgs", "version") == b"2"  # type: ignore[misc] # redis-py's sync-or-async
+
+
+async def test_redis_sessions_expire_and_leave_the_listing(configured: Redis) -> None:
+    store = RedisSessions(ttl=60)
+    await say(store, "gone", session="gone")
+    await say(store, "kept", session="kept")
+    assert 0 < await configured.ttl("agx:1:1:gone:msgs") <= 60
+    assert 0 < await configured.ttl("agx:1:1::saved") <= 60
+    await configured.delete("agx:1:1:gone:msgs")
+    assert [one.session_id for one in await store.list(1, 1)] == ["kept"]
+
+    async def healed() -> bool:
+        return await configured.zrange("agx:1:1::saved", 0, -1) == [b"kept"]
+
+    await wait_until(healed)
+
+
+async def test_a_table_may_be_declared_in_the_users_own_metadata(tmp_path: Path) -> None:
+    metadata = sqlalchemy.MetaData()
+    table = make_table(metadata, "conversations")
+    assert metadata.tables["conversations"] is table
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'own.sqlite'}")
+    store = SqlSessions(engine, table)
+    await store.create_table()
+    await say(store, "mine")
+    assert await read(store) == ["mine", "heard mine"]
+    await engine.dispose()
