@@ -216,6 +216,7 @@ class Hub:
                 return
             for start in range(0, len(names), 1_000):
                 await pubsub.subscribe(*names[start : start + 1_000])
+                _check_cancelled()
             updates = asyncio.get_running_loop().create_task(self._update(pubsub), name="agx-hub-update")
             for feed in list(self._feeds.values()):
                 feed.wake()
@@ -232,6 +233,7 @@ class Hub:
         silent = 0
         while True:
             message = await pubsub.get_message(timeout=POLL)
+            _check_cancelled()
             if updates.done():
                 updates.result()
             if not self._callbacks:
@@ -258,6 +260,7 @@ class Hub:
                 names = [name for name, wanted in changes.items() if wanted == verb]
                 if names:
                     await send(*names)
+                    _check_cancelled()
             for name, verb in changes.items():
                 # What was written between the listener's first read and the subscription.
                 if verb == "subscribe" and (feed := self._feeds.get(name.decode().removesuffix(":wake"))):
@@ -278,3 +281,10 @@ class Hub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _check_cancelled() -> None:
+    """Raise a cancellation that was swallowed: redis-py sends under asyncio.wait_for(), which loses one before 3.12."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
