@@ -71,7 +71,12 @@ def board(uid: str, title: str, description: str, choices: tuple[Choice, ...], r
             built.with_panel(panel.id(number).grid_pos(d.GridPos(x=left, y=top, w=width, h=row.height)))
             left += width
         top += row.height
-    return json.dumps(built.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    document = json.loads(json.dumps(built.build(), cls=JSONEncoder))
+    for variable in document["templating"]["list"]:
+        # The SDK gives to every variable what only interval variables have.
+        for key in ("auto", "auto_count", "auto_min"):
+            del variable[key]
+    return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def _variable(choice: Choice) -> dashboard.QueryVariable:

@@ -161,6 +161,7 @@ def grid(text: Text, unit: str, queries: tuple[tuple[Query, Column], ...], label
         )
     )
     first = queries[0][1].title
+    panel.cell_options(c.TableAutoCellOptions())
     return panel.sort_by([common.TableSortByFieldState().display_name(first).desc(True)]).filterable(True)
 
 
