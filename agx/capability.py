@@ -37,12 +37,13 @@ from pydantic_ai.run import AgentRunResult
 from pydantic_ai.tools import ToolDefinition
 
 from .deps import Deps
+from .ending import Ending
 from .engine import current_engine
 from .facts import NodeKind, Outcome
 from .keys import Id, SessionKeys
 from .liverun import LiveRun, current_recorder, enclosing_recorder
 from .modelcall import can_stream
-from .recorder import Ending, Recorder
+from .recorder import Recorder
 from .tracing import attached, captures_content, has_no_sdk
 
 _ID = "agx"  # fixed: of two instances without one both would fire and everything would double

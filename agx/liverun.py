@@ -13,13 +13,14 @@ import orjson
 from redis.exceptions import RedisError
 
 from . import conventions as names
+from .ending import Ending
 from .engine import Engine, starting
 from .errors import RedisUnavailableError
 from .events import RUNTIME, Runtime
 from .facts import Reason
 from .keys import SessionKeys
 from .lease import Lease
-from .recorder import Ending, Recorder
+from .recorder import Recorder
 from .tracing import start_run
 from .writer import COMMAND_TIMEOUT, SessionWriter
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace as otel
-from opentelemetry.trace import Span
 from pydantic_ai.messages import (
     DeferredToolRequestsEvent,
     FunctionToolResultEvent,
@@ -21,24 +18,13 @@ from pydantic_ai.messages import (
 )
 
 from . import conventions as names
+from .ending import Ending
 from .events import AGENT, RUNTIME, Body, Runtime, WireEvent, delta_text, tool_outcome
-from .facts import (
-    NodeEnded,
-    NodeKind,
-    Outcome,
-    Reason,
-    RunEnded,
-    RunStarted,
-    Service,
-    StreamEvent,
-    ToolEnded,
-    ToolOutcome,
-    Trace,
-    node_name,
-    tool_name,
-)
+from .facts import Fact, NodeKind, Outcome, Reason, RunEnded, RunStarted, ToolOutcome, Trace, node_name, tool_name
+from .mirror import Mirror
 from .modelcall import ModelRequest
-from .tracing import RunSpan, captures_content, close_span
+from .steps import Header, Node, Tool
+from .tracing import RunSpan
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -47,63 +33,6 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .keys import SessionKeys
     from .writer import SessionWriter
-
-MIRRORED = 64  # events at each end of a run that its `agx.stream` span keeps
-
-
-class _Header(TypedDict):
-    id: str
-    scope: str
-    user: str | None
-    session: str | None
-    run_id: str
-    parent_run_id: str | None
-    agent: str
-    service: Service
-    trace: Trace
-
-
-@dataclass(slots=True)
-class _Node:
-    kind: NodeKind
-    name: str
-    place: Trace
-    span: Span | None
-    start_ns: int = field(default_factory=time.time_ns)
-    request: ModelRequest | None = None
-
-
-@dataclass(slots=True)
-class Tool:
-    """A tool call under way."""
-
-    name: str
-    call_id: str
-    idx: int
-    fact: str  # its name within the run
-    place: Trace
-    start_ns: int = field(default_factory=time.time_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended."""
-
-    outcome: Outcome
-    reason: Reason | None = None
-    error: BaseException | None = None
-
-    @property
-    def error_type(self) -> str | None:
-        return None if self.error is None else describe_error(self.error)
-
-
-def describe_error(error: BaseException) -> str:
-    """Return an exception's type as `error.type` says it."""
-    kind = type(error)
-    return (
-        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
-    )
 
 
 class Recorder:
@@ -136,19 +65,17 @@ class Recorder:
         self.cancel_reason: Reason | None = None
         self.cancel_ms: int | None = None
         self.stage: NodeKind | None = None
-        self.start_ns = time.time_ns()
+        self.start_ns = self.end_ns = time.time_ns()
         self.stop: Callable[[], None] | None = None  # stops the agent, from outside; known once it runs
         self.scope = scope
         self.parent = parent
         self._follows = follows
         self._runtime = runtime
-        self._node: _Node | None = None
+        self._node: Node | None = None
         self._names: set[str] = set()  # of nodes and tools, told or under way
         self._model_calls = 0
         self._tool_calls = 0
-        self._head: list[StreamEvent] = []
-        self._tail: deque[StreamEvent] = deque(maxlen=MIRRORED)
-        self._mirrored = 0
+        self._mirror = Mirror()
 
     # --- the run ---
 
@@ -170,12 +97,9 @@ class Recorder:
     def started(self) -> None:
         """Tell operators that the run began; its `begin`, if it has a stream, is appended."""
         if self.writer is not None:
-            self._mirror("begin", {})
-        self.engine.queues.put(
-            RunStarted(
-                **self._header(f"{self.run_id}:start", self.span.trace), start_ns=self.start_ns, follows=self._follows
-            )
-        )
+            self._mirror.add(time.time_ns(), "begin", {})
+        header = self._header("start", self.span.trace)
+        self._tell(RunStarted(**header, start_ns=self.start_ns, follows=self._follows))
 
     def cancel(self, reason: Reason, mark_ms: int | None) -> None:
         """Stop the run: mid-token, in a silent model, in an async tool. The first reason holds."""
@@ -183,7 +107,7 @@ class Recorder:
             return
         self.cancel_reason, self.cancel_ms = reason, mark_ms
         self.note_stage()
-        self._mirror("cancel", {"reason": reason})
+        self._mirror.add(time.time_ns(), "cancel", {"reason": reason})
         if self.stop is not None:
             self.stop()
 
@@ -201,6 +125,7 @@ class Recorder:
     def finish(self, ending: Ending) -> None:
         """Close what is open and hand over the last events; synchronous, so nothing can interrupt it."""
         self.finished = True
+        self.end_ns = time.time_ns()
         if ending.outcome == "cancelled":
             self.note_stage()
         self.end_node(ending.outcome, ending.error)
@@ -214,30 +139,27 @@ class Recorder:
         self.put("end", RUNTIME, end, urgent=True)
         if self.fenced:
             return  # the spans of a finished run were told by whoever finished it
-        message = str(ending.error) if ending.error is not None and captures_content() else None
-        self.span.end(ending.outcome, reason=ending.reason, error_type=ending.error_type, message=message)
+        self.span.end(ending.outcome, reason=ending.reason, error_type=ending.error_type, message=ending.message)
 
     def tell_end(self, ending: Ending) -> asyncio.Future[None]:
         """Tell operators how the run ended, once its `end` is acknowledged; done when the server has it."""
-        mirrored = (*self._head, *self._tail)
-        content = captures_content()
         return self.engine.queues.put_acknowledged(
             RunEnded(
-                **self._header(f"{self.run_id}:end", self.span.trace),
+                **self._header("end", self.span.trace),
                 outcome=ending.outcome,
                 reason=ending.reason,
                 stage=self.stage if ending.outcome == "cancelled" else None,
                 start_ns=self.start_ns,
-                end_ns=time.time_ns(),
+                end_ns=self.end_ns,
                 error_type=ending.error_type,
-                error_message=str(ending.error)[:1_000] if ending.error is not None and content else None,
+                error_message=ending.message,
                 cancel_ms=self.cancel_ms,
                 end_ms=None if self.writer is None else self.writer.end_ms,
                 model_calls=self._model_calls,
                 tool_calls=self._tool_calls,
                 stream=None if self.writer is None else self.writer.totals,
-                events=mirrored if self.writer is not None else (),
-                events_between=self._mirrored - len(mirrored),
+                events=self._mirror.events if self.writer is not None else (),
+                events_between=self._mirror.between,
                 follows=self._follows,
             )
         )
@@ -248,33 +170,11 @@ class Recorder:
         """Append an event of this run, in its order."""
         if self.writer is None or self.fenced:
             return
-        what = body.get("event", type) if type == "event" else type
-        attributes: dict[str, str | int] = {}
-        for name in (
-            "idx",
-            "part_kind",
-            "tool_name",
-            "tool_call_id",
-            "tool_outcome",
-            "outcome",
-            "reason",
-            "error_type",
-        ):
-            if isinstance(value := body.get(name), str | int):
-                attributes[name] = value
-        self._mirror("part" if what == "part_start" else what, attributes)
+        self._mirror.add(time.time_ns(), type, body)
         self.writer.put(type, origin, body, urgent=urgent)
 
     def _put(self, event: WireEvent) -> None:
         self.put("event", AGENT, event.body, urgent=event.urgent)
-
-    def _mirror(self, name: str, attributes: dict[str, str | int]) -> None:
-        event = StreamEvent(time.time_ns(), name, attributes)
-        self._mirrored += 1
-        if len(self._head) < MIRRORED:
-            self._head.append(event)
-        else:
-            self._tail.append(event)
 
     def on_event(self, event: object) -> None:
         """Take an event of pydantic-ai's, live."""
@@ -321,7 +221,7 @@ class Recorder:
         name = self._name(node_name(kind, max(self._runtime.idx, 0)))
         place = self.span.child(name) if kind == "model_request" else self.span.trace
         attributes = {names.NODE_KIND: kind, names.NODE_INDEX: max(self._runtime.idx, 0)}
-        self._node = _Node(kind, name, place, self.span.start_node(kind, attributes))
+        self._node = Node(kind, name, max(self._runtime.idx, 0), place, self.span.start_node(kind, attributes))
 
     def end_node(self, outcome: Outcome, error: BaseException | None) -> None:
         """The open node, if any, ends."""
@@ -330,26 +230,11 @@ class Recorder:
             return
         if node.kind == "model_request":
             self._put(self._runtime.end_node())
-        error_type = describe_error(error) if error is not None and outcome == "failed" else None
-        message = str(error)[:1_000] if error is not None and error_type is not None and captures_content() else None
-        if node.span is not None:
-            node.span.set_attribute(names.NODE_OUTCOME, outcome)
-            close_span(node.span, outcome, error_type, message)
         if node.request is not None:
             self._model_calls += 1
-        self.engine.queues.put(
-            NodeEnded(
-                **self._header(f"{self.run_id}:{node.name}", node.place),
-                node=node.kind,
-                idx=max(self._runtime.idx, 0),
-                outcome=outcome,
-                start_ns=node.start_ns,
-                end_ns=time.time_ns(),
-                error_type=error_type,
-                error_message=message,
-                model=None if node.request is None else node.request.describe(completed=outcome == "completed"),
-            )
-        )
+        if not self.fenced:
+            node.close(outcome, error)
+            self._tell(node.tell(self._header(node.name, node.place), outcome, error))
 
     def begin_model(self, request: ModelRequestContext) -> Context | None:
         """A model request leaves; returns the context for it."""
@@ -386,7 +271,7 @@ class Recorder:
         """A tool is run."""
         idx = max(self._runtime.idx, 0)
         name = self._name(tool_name(idx, call.tool_call_id))
-        return Tool(call.tool_name, call.tool_call_id, idx, name, self.span.child(name))
+        return Tool(call.tool_name, call.tool_call_id, name, idx, self.span.child(name))
 
     def tool_context(self, tool: Tool) -> Context | None:
         """Return the context in which a tool runs; with an SDK its node's, in which upstream opens `execute_tool`."""
@@ -397,20 +282,7 @@ class Recorder:
     def end_tool(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
         """A tool call is over, however it ended."""
         self._tool_calls += 1
-        error_type = describe_error(error) if error is not None and outcome == "error" else None
-        self.engine.queues.put(
-            ToolEnded(
-                **self._header(f"{self.run_id}:{tool.fact}", tool.place),
-                tool=tool.name,
-                call_id=tool.call_id,
-                idx=tool.idx,
-                outcome=outcome,
-                start_ns=tool.start_ns,
-                end_ns=time.time_ns(),
-                error_type=error_type,
-                error_message=str(error)[:1_000] if error_type is not None and captures_content() else None,
-            )
-        )
+        self._tell(tool.tell(self._header(tool.name, tool.place), outcome, error))
 
     def _refused(self, event: FunctionToolResultEvent) -> None:
         part = event.part
@@ -420,10 +292,15 @@ class Recorder:
         if tool_name(max(self._runtime.idx, 0), call.tool_call_id) not in self._names:
             self.end_tool(self.begin_tool(call), outcome)
 
-    def _header(self, fact_id: str, place: Trace) -> _Header:
+    def _tell(self, fact: Fact) -> None:
+        """Tell operators; a run that is fenced was told by whoever finished it."""
+        if not self.fenced:
+            self.engine.queues.put(fact)
+
+    def _header(self, name: str, place: Trace) -> Header:
         session = self.session
         return {
-            "id": fact_id,
+            "id": f"{self.run_id}:{name}",
             "scope": self.scope,
             "user": None if session is None else session.user,
             "session": None if session is None else session.session,

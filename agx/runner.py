@@ -16,13 +16,13 @@ from redis.exceptions import RedisError
 
 from .capability import AgxCapability
 from .deps import Deps
+from .ending import Ending
 from .engine import current_engine
 from .errors import AgxCanceledError, AgxError, LeaseLostError, SessionSaveError
 from .events import Runtime
 from .keys import SessionKeys
 from .lease import Lease
 from .liverun import LiveRun, finish_uncancelled
-from .recorder import Ending
 from .session import Session
 from .tracing import attached
 

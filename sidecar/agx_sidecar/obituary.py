@@ -19,7 +19,6 @@ from agx.facts import (
     RunFact,
     RunStarted,
     Service,
-    StreamEvent,
     StreamTotals,
     ToolEnded,
     ToolOutcome,
@@ -30,9 +29,9 @@ from agx.facts import (
     tool_name,
 )
 from agx.keys import SessionKeys
+from agx.mirror import Mirror
 
 LOST: Literal["lost"] = "lost"
-MIRRORED = 64  # events at each end, as the runtime keeps them
 _RETENTION = 300.0  # seconds, where `begin` does not say
 
 Body = dict[str, Any]
@@ -271,7 +270,9 @@ def _run_ended(
         outcome, reason = ended.body.get("outcome", LOST), ended.body.get("reason")
         errors = [str(entry.body.get("error_type", "_OTHER")) for entry in entries if entry.type == "error"]
         error_type = (errors[-1] if errors else "_OTHER") if outcome in ("failed", LOST) else None
-    head, tail, between = _mirror(entries)
+    mirror = Mirror()
+    for entry in entries:
+        mirror.add(entry.ns, entry.type, entry.body)
     return RunEnded(
         id=f"{header['run_id']}:end",
         **header,
@@ -284,26 +285,8 @@ def _run_ended(
         model_calls=sum(1 for step in steps if isinstance(step, NodeEnded) and step.model is not None),
         tool_calls=sum(1 for step in steps if isinstance(step, ToolEnded)),
         stream=StreamTotals(events=len(entries), bytes=sum(entry.size for entry in entries)),
-        events=(*head, *tail),
-        events_between=between,
+        events=mirror.events,
+        events_between=mirror.between,
         follows=begin.get("follows"),
         partial=True,
     )
-
-
-def _mirror(entries: Sequence[Entry]) -> tuple[list[StreamEvent], list[StreamEvent], int]:
-    told = [entry for entry in entries if entry.body.get("event") != "part_delta"]
-    events = [StreamEvent(entry.ns, _name(entry), _attributes(entry.body)) for entry in told]
-    head, rest = events[:MIRRORED], events[MIRRORED:]
-    tail = rest[-MIRRORED:]
-    return head, tail, len(rest) - len(tail)
-
-
-def _name(entry: Entry) -> str:
-    what = str(entry.body.get("event", entry.type)) if entry.type == "event" else entry.type
-    return "part" if what == "part_start" else what
-
-
-def _attributes(body: Body) -> dict[str, str | int]:
-    names = ("idx", "part_kind", "tool_name", "tool_call_id", "tool_outcome", "outcome", "reason", "error_type")
-    return {name: value for name in names if isinstance(value := body.get(name), str | int)}
