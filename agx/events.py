@@ -111,10 +111,10 @@ class Runtime:
             return WireEvent(self.part_of(event).delta(text)) if text else None
         if isinstance(event, PartStartEvent):
             self.parts.pop(event.index, None)
-            return self._whole(event.index, event.part) if isinstance(event.part, (TextPart, ThinkingPart)) else None
+            return None if isinstance(event.part, BaseToolCallPart) else self._whole(event.index, event.part)
         if isinstance(event, PartEndEvent):
-            # Everything but text and thinking is one event, whole: a call's arguments are complete only here.
-            return None if isinstance(event.part, (TextPart, ThinkingPart)) else self._whole(event.index, event.part)
+            # A call is one event, whole: its arguments are complete only here. Results and files have no end.
+            return self._whole(event.index, event.part) if isinstance(event.part, BaseToolCallPart) else None
         if isinstance(event, FinalResultEvent):
             return self.answer(event.tool_name, event.tool_call_id)
         if isinstance(event, ToolResultEvent):
