@@ -120,12 +120,13 @@ class _Run:
     _pieces: list[str] = field(default_factory=list)  # its deltas
     _previous: str | None = None  # kind of the part before, within a response
     _calls: dict[str, ToolCallPart] = field(default_factory=dict)  # of the open response, not yet told as made
-    _output_calls: set[str] = field(default_factory=set)
+    _finals: dict[str, FinalResultEvent] = field(default_factory=dict)  # by the output tool's call that gave it
     _error: Body | None = None  # the run's own if its end is next, else a tool's
 
     def read(self, type: str, origin: str, body: Body) -> Iterator[AgentStreamEvent]:
         """Yield the events that an entry stands for."""
         self.begun = True
+        body = {name: value for name, value in body.items() if name != "seq"}
         if type == "end":
             yield from self._end(body)
             return
@@ -167,15 +168,19 @@ class _Run:
             case "part_delta":
                 yield from self._add_delta(body)
             case "answer":
-                if (call_id := body.get("tool_call_id")) is not None:
-                    self._output_calls.add(call_id)
-                yield FinalResultEvent(tool_name=body.get("tool_name"), tool_call_id=call_id)
+                call_id = body.get("tool_call_id")
+                final = FinalResultEvent(tool_name=body.get("tool_name"), tool_call_id=call_id)
+                if call_id is None:
+                    yield final
+                else:
+                    # Told when the output tool's call began; on the stream the call comes later, and whole.
+                    self._finals[call_id] = final
 
     def _end_response(self) -> Iterator[AgentStreamEvent]:
         yield from self._close_part(None)
         for call_id, call in self._calls.items():
             valid = isinstance(call.args, dict)
-            if call_id in self._output_calls:
+            if call_id in self._finals:
                 yield OutputToolCallEvent(call, args_valid=valid)
             else:
                 yield FunctionToolCallEvent(call, args_valid=valid)
@@ -190,10 +195,12 @@ class _Run:
             yield PartStartEvent(index=index, part=part, previous_part_kind=cast("Any", self._previous))
             if isinstance(part, (TextPart, ThinkingPart)):
                 self._part, self._index, self._pieces = part, index, []
-            else:
+            elif isinstance(part, (ToolCallPart, NativeToolCallPart)):
+                if isinstance(part, ToolCallPart):
+                    self._calls[part.tool_call_id] = part
+                if (final := self._finals.get(part.tool_call_id)) is not None:
+                    yield final
                 yield PartEndEvent(index=index, part=part)
-            if isinstance(part, ToolCallPart):
-                self._calls[part.tool_call_id] = part
         self._previous = kind
 
     def _add_delta(self, body: Body) -> Iterator[AgentStreamEvent]:
@@ -219,7 +226,7 @@ class _Run:
             tool_call_id=str(body.get("tool_call_id", "")),
             outcome=_OUTCOMES.get(body.get("tool_outcome"), "success"),
         )
-        return OutputToolResultEvent(part) if part.tool_call_id in self._output_calls else FunctionToolResultEvent(part)
+        return OutputToolResultEvent(part) if part.tool_call_id in self._finals else FunctionToolResultEvent(part)
 
 
 def _make_part(kind: object, body: Body) -> ModelResponsePart | None:
