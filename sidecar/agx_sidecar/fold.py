@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agx.conventions import CHAT
 from agx.facts import (
     Fact,
     MalformedFactError,
@@ -11,6 +12,7 @@ from agx.facts import (
     NodeEnded,
     ProcessBeat,
     RunEnded,
+    RunFact,
     RunStarted,
     ToolEnded,
     UnknownFactError,
@@ -18,9 +20,9 @@ from agx.facts import (
 )
 
 from . import instruments as i
-from .births import bear_agent, bear_model, bear_tool
+from .cells import Cells, Model
 from .prices import Prices
-from .series import Labels, Series
+from .series import Series
 
 RECENT = 100_000  # facts among which a repeat is recognised
 
@@ -95,7 +97,7 @@ class Fold:
         self.beats: dict[tuple[str, str], tuple[int, ProcessBeat]] = {}  # per process: when (server ms), what
         self.changes = 0  # goes up with every entry, so that a state is written only if there is news
         self._prices = Prices()
-        self._born: set[Labels] = set()
+        self._cells = Cells(series)
 
     def apply(self, partition: int, entry_id: str, payload: bytes | None) -> None:
         """Count one queue entry; a malformed, unknown or repeated one moves the position only."""
@@ -123,7 +125,7 @@ class Fold:
         """Retire idle series and processes that are gone (`now` in s)."""
         self.beats = {key: told for key, told in self.beats.items() if now * 1000 - told[0] <= BEAT_LIFE_MS}
         if self.series.retire(now - i.SERIES_IDLE):
-            self._born.clear()
+            self._cells.forget()
             self.changes += 1
 
     def _fold(self, fact: Fact, now: int, at_ms: int) -> None:
@@ -140,86 +142,84 @@ class Fold:
                 self._fold_beat(fact, now, at_ms)
 
     def _fold_start(self, fact: RunStarted, now: int) -> None:
-        self._bear_agent(fact.scope, fact.agent, now)
-        self.series.counter(i.RUNS_STARTED, (fact.scope, fact.agent), now).add(1, now)
+        self._cells.of_start(fact.scope, fact.agent, now).add(1, now)
 
     def _fold_end(self, fact: RunEnded, now: int) -> None:
-        scope, agent, outcome = fact.scope, fact.agent, fact.outcome
-        trace = fact.trace.trace_id if fact.trace.sampled else None
-        duration = fact.end_ns - fact.start_ns
-        error = _error_type(outcome in {"failed", "lost"}, fact.error_type)
-        invoked = (agent, error)
-        self._bear_agent(scope, agent, now)
-        self.series.counter(i.RUNS, (scope, agent, outcome), now).add(1, now)
-        self.series.histogram(i.RUN_DURATION, (agent, outcome), now).observe(duration, now, trace, fact.end_ns)
-        self.series.histogram(i.INVOKE_DURATION, invoked, now).observe(duration, now, trace, fact.end_ns)
-        self.series.histogram(i.INFERENCE_CALLS, invoked, now).observe(fact.model_calls, now)
-        self.series.histogram(i.TOOL_CALLS_PER_RUN, invoked, now).observe(fact.tool_calls, now)
-        if error:
-            self.series.counter(i.RUN_ERRORS, (agent, error), now).add(1, now)
-        if outcome == "cancelled":
-            stage = fact.stage or i.NO_STAGE
-            self.series.counter(i.CANCELLATIONS, (scope, agent, stage, fact.reason or "cancel"), now).add(1, now)
-            if fact.cancel_ms is not None and fact.end_ms is not None:
-                latency = (fact.end_ms - fact.cancel_ms) * 1_000_000
-                self.series.histogram(i.CANCEL_LATENCY, (stage,), now).observe(latency, now, trace, fact.end_ns)
+        trace, at_ns = _trace_of(fact), fact.end_ns
+        duration = at_ns - fact.start_ns
+        error = _error_type(fact.outcome in {"failed", "lost"}, fact.error_type)
+        cells = self._cells.of_end(fact.scope, fact.agent, fact.outcome, error, now)
+        cells.runs.add(1, now)
+        cells.duration.observe(duration, now, trace, at_ns)
+        cells.invoke.observe(duration, now, trace, at_ns)
+        cells.inference_calls.observe(fact.model_calls, now)
+        cells.tool_calls.observe(fact.tool_calls, now)
+        if cells.errors is not None:
+            cells.errors.add(1, now)
+        if fact.outcome == "cancelled":
+            self._fold_cancel(fact, trace, now)
         if (stream := fact.stream) is not None:
-            self.series.counter(i.STREAM_EVENTS, (scope,), now).add(stream.events, now)
-            self.series.counter(i.STREAM_BYTES, (scope,), now).add(stream.bytes, now)
-            self.series.counter(i.STREAM_RETRIES, (scope,), now).add(stream.retries, now)
-            self.series.counter(i.STREAM_FAILURES, (scope,), now).add(stream.failures, now)
+            cells.events.add(stream.events, now)
+            cells.bytes.add(stream.bytes, now)
+            cells.retries.add(stream.retries, now)
+            cells.failures.add(stream.failures, now)
+
+    def _fold_cancel(self, fact: RunEnded, trace: str | None, now: int) -> None:
+        stage = fact.stage or i.NO_STAGE
+        labels = (fact.scope, fact.agent, stage, fact.reason or "cancel")
+        self.series.counter(i.CANCELLATIONS, labels, now).add(1, now)
+        if fact.cancel_ms is not None and fact.end_ms is not None:
+            latency = (fact.end_ms - fact.cancel_ms) * 1_000_000
+            self.series.histogram(i.CANCEL_LATENCY, (stage,), now).observe(latency, now, trace, fact.end_ns)
 
     def _fold_node(self, fact: NodeEnded, now: int) -> None:
-        trace = fact.trace.trace_id if fact.trace.sampled else None
-        duration = fact.end_ns - fact.start_ns
-        labels = (fact.agent, fact.node, fact.outcome)
-        self.series.histogram(i.NODE_DURATION, labels, now).observe(duration, now, trace, fact.end_ns)
+        trace = _trace_of(fact)
+        cell = self._cells.of_node(fact.agent, fact.node, fact.outcome, now)
+        cell.observe(fact.end_ns - fact.start_ns, now, trace, fact.end_ns)
         if (call := fact.model) is not None:
             self._fold_call(fact, call, trace, now)
 
     def _fold_call(self, fact: NodeEnded, call: ModelCall, trace: str | None, now: int) -> None:
-        model = ("chat", call.provider, call.request_model)
+        model = (CHAT, call.provider, call.request_model)
         error = _error_type(fact.outcome in {"failed", "lost"}, fact.error_type)
-        usage = call.usage
-        duration = call.end_ns - call.start_ns
-        if self._is_new(("model", fact.scope, fact.agent, *model)):
-            bear_model(self.series, fact.scope, fact.agent, model, now)
-        self.series.histogram(i.OPERATION_DURATION, (*model, error), now).observe(duration, now, trace, call.end_ns)
+        cells = self._cells.of_call(model, error, call.usage.source, now)
+        cells.duration.observe(call.end_ns - call.start_ns, now, trace, call.end_ns)
+        cells.usage.add(1, now)
+        first_chunk, chunks = self._cells.of_chunks(model, now)
         if call.first_chunk_ns is not None:
-            self.series.histogram(i.FIRST_CHUNK, model, now).observe(call.first_chunk_ns, now, trace, call.end_ns)
+            first_chunk.observe(call.first_chunk_ns, now, trace, call.end_ns)
         if call.chunk_counts:
-            self.series.histogram(i.OUTPUT_CHUNK, model, now).merge(call.chunk_counts, call.chunk_sum_ns, now)
-        self.series.counter(i.USAGE, (usage.source,), now).add(1, now)
+            chunks.merge(call.chunk_counts, call.chunk_sum_ns, now)
+        self._fold_usage(fact, call, model, now)
+
+    def _fold_usage(self, fact: NodeEnded, call: ModelCall, model: Model, now: int) -> None:
+        cells = self._cells.of_tokens(fact.scope, fact.agent, model, now)
+        usage = call.usage
         if usage.source == "missing":
             return
-        self.series.histogram(i.TOKEN_USAGE, (*model, "input"), now).observe(usage.input, now)
-        self.series.histogram(i.TOKEN_USAGE, (*model, "output"), now).observe(usage.output, now)
+        cells.input.observe(usage.input, now)
+        cells.output.observe(usage.output, now)
         parts = (
-            max(0, usage.input - usage.cache_read - usage.cache_write),
-            max(0, usage.output - usage.reasoning),
+            usage.input - usage.cache_read - usage.cache_write,
+            usage.output - usage.reasoning,
             usage.cache_read,
             usage.cache_write,
             usage.reasoning,
         )
-        used = (fact.scope, fact.agent, call.request_model)
-        for kind, tokens in zip(i.TOKEN_TYPES, parts, strict=True):
-            self.series.counter(i.TOKENS, (*used, kind), now).add(tokens, now)
+        for cell, tokens in zip(cells.tokens, parts, strict=True):
+            cell.add(tokens, now)
         cost = self._prices.nano_dollars(call)
         if cost is not None:
-            self.series.counter(i.COST, used, now).add(cost, now)
+            self._cells.of_cost(fact.scope, fact.agent, call.request_model, now).add(cost, now)
         elif any(parts):
             self.series.counter(i.UNPRICED, (call.request_model,), now).add(1, now)
 
     def _fold_tool(self, fact: ToolEnded, now: int) -> None:
-        error = (
-            fact.error_type or "" if fact.outcome == "retry" else _error_type(fact.outcome == "error", fact.error_type)
-        )
-        trace = fact.trace.trace_id if fact.trace.sampled else None
-        if self._is_new(("tool", fact.agent, fact.tool)):
-            bear_tool(self.series, fact.agent, fact.tool, now)
-        self.series.counter(i.TOOL_CALLS, (fact.agent, fact.tool, fact.outcome), now).add(1, now)
-        duration = fact.end_ns - fact.start_ns
-        self.series.histogram(i.TOOL_DURATION, (fact.tool, error), now).observe(duration, now, trace, fact.end_ns)
+        is_retry = fact.outcome == "retry"
+        error = fact.error_type or "" if is_retry else _error_type(fact.outcome == "error", fact.error_type)
+        cells = self._cells.of_tool(fact.agent, fact.tool, fact.outcome, error, now)
+        cells.calls.add(1, now)
+        cells.duration.observe(fact.end_ns - fact.start_ns, now, _trace_of(fact), fact.end_ns)
 
     def _fold_beat(self, fact: ProcessBeat, now: int, at_ms: int) -> None:
         service = (fact.service.name,)
@@ -229,18 +229,12 @@ class Fold:
         if fact.append_counts:
             self.series.histogram(i.APPEND_LATENCY, (), now).merge(fact.append_counts, fact.append_sum_ns, now)
 
-    def _bear_agent(self, scope: str, agent: str, now: int) -> None:
-        if self._is_new(("agent", scope, agent)):
-            bear_agent(self.series, scope, agent, now)
-
-    def _is_new(self, name: Labels) -> bool:
-        if name in self._born:
-            return False
-        if len(self._born) >= 10_000:  # names come from outside
-            self._born.clear()
-        self._born.add(name)
-        return True
-
 
 def _error_type(is_error: bool, name: str | None) -> str:
     return name or i.OTHER_ERROR if is_error else ""
+
+
+def _trace_of(fact: RunFact) -> str | None:
+    """Return the trace that an exemplar leads to; an unsampled one was exported by nobody."""
+    trace = fact.trace
+    return trace.trace_id if trace.sampled and len(trace.trace_id) == 32 else None

@@ -53,10 +53,10 @@ class Prices:
         if known.rates is not None:
             dollars_mega = _linear(known.rates, usage)
             return int((dollars_mega * (NANO // _MEGA)).to_integral_value(ROUND_HALF_EVEN))
-        when = datetime.fromtimestamp(call.start_ns / NANO, UTC)
         try:
+            when = datetime.fromtimestamp(call.start_ns / NANO, UTC)
             price = known.model.calc_price(_priced(usage), known.provider, genai_request_timestamp=when)
-        except (LookupError, ValueError):
+        except (LookupError, ValueError, OverflowError, OSError):  # the last three: no such time
             return None
         return int((price.total_price * NANO).to_integral_value(ROUND_HALF_EVEN))
 

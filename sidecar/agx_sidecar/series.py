@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +12,7 @@ from .instruments import CLOSED_LABELS, LABEL_CAP, LABEL_CAPS, OTHER, Instrument
 Labels = tuple[str, ...]
 Exemplar = tuple[str, int, int]  # trace id, value in the metric's integer unit, time in ns
 
+MOST = 2**63  # of anything in one fact; more is a mistake, and would break whoever has to show it
 LABEL_LENGTH = 200  # characters of a label value; more is somebody's mistake
 
 
@@ -26,7 +27,7 @@ class Counter:
 
     def add(self, amount: int, now: int) -> None:
         if amount > 0:
-            self.value += amount
+            self.value += min(amount, MOST)
         self.touched = now
 
 
@@ -43,23 +44,24 @@ class Histogram:
         self.exemplars: list[Exemplar | None] | None = None
 
     def observe(self, value: int, now: int, trace_id: str | None = None, at_ns: int = 0) -> None:
-        value = max(value, 0)  # a clock can be set back between begin and end
+        if not 0 <= value < MOST:  # below: a clock was set back between begin and end
+            value = 0 if value < 0 else MOST
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.sum += value
         self.touched = now
-        if trace_id is not None:
+        if trace_id is not None and at_ns < MOST:
             if self.exemplars is None:
                 self.exemplars = [None] * len(self.counts)
             self.exemplars[bucket] = (trace_id, value, at_ns)
 
-    def merge(self, counts: Iterable[int], total: int, now: int) -> None:
+    def merge(self, counts: Sequence[int], total: int, now: int) -> None:
         """Add what a process counted with the same bounds; counts of another length are not of these bounds."""
-        added = tuple(counts)
-        if len(added) != len(self.counts) or min(added) < 0 or total < 0:
+        if len(counts) != len(self.counts) or not 0 <= total < MOST:
             return
-        for bucket, count in enumerate(added):
-            self.counts[bucket] += count
+        for bucket, count in enumerate(counts):
+            if count > 0:
+                self.counts[bucket] += min(count, MOST)
         self.sum += total
         self.touched = now
 
@@ -82,6 +84,7 @@ class Series:
 
     def __init__(self) -> None:
         self.cells: dict[Instrument, dict[Labels, Cell]] = {}
+        self.diverted = 0  # label sets, so far, that count under `__other__`
         self._overflows: dict[str, int] = {}  # per label, since they were taken
         self._values: dict[str, set[str]] = {}  # per open label, those that have a series
 
@@ -98,6 +101,7 @@ class Series:
         cell = cells.get(admitted)
         if cell is None:
             cell = self.put(instrument, admitted, now)
+        self.diverted += admitted != labels
         for label, wanted, got in zip(instrument.labels, labels, admitted, strict=True):
             if wanted != got:
                 self._overflows[label] = self._overflows.get(label, 0) + 1

@@ -53,9 +53,8 @@ def test_a_successor_counts_on() -> None:
 def test_integers_of_any_size_survive() -> None:
     series = Series()
     big = 2**64 + 12_345_678_901
-    series.counter(i.COST, ("a", "b", "c"), 0).add(big, 0)
-    histogram = series.histogram(i.RUN_DURATION, ("a", "completed"), 0)
-    histogram.observe(big, 0)
+    series.counter(i.COST, ("a", "b", "c"), 0).value = big
+    series.histogram(i.RUN_DURATION, ("a", "completed"), 0).sum = big
     again, _ = load(pack(dump(series, {})))
     cost = again.cells[i.COST]["a", "b", "c"]
     assert isinstance(cost, Counter)
