@@ -35,17 +35,17 @@ async def sse(
     Raises:
         ValueError, TypeError: an id that none can be.
     """
-    frames = event_frames(scope_id, user_id, session_id, last_event_id)
+    frames = event_frames(scope_id, user_id, session_id, last_event_id, wait=_WAIT)
     async with aclosing(keep_open(frames, keep_alive=keep_alive)) as kept:
         async for frame in kept:
             yield frame
 
 
 async def event_frames(
-    scope_id: Id, user_id: Id, session_id: Id, last_event_id: str | None
+    scope_id: Id, user_id: Id, session_id: Id, last_event_id: str | None, *, wait: float
 ) -> AsyncGenerator[str, None]:
-    """Yield the frames that `sse()` keeps open."""
-    events = follow(scope_id, user_id, session_id, wait=_WAIT, timeout=None, after=last_event_id or None)
+    """Yield the frames that `sse()` keeps open; `wait` seconds for the first."""
+    events = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=last_event_id or None)
     async with aclosing(events):
         async for entry in events:
             yield f"id: {format_id(entry.id)}\ndata: {entry.to_json()}\n\n"

@@ -1,0 +1,85 @@
+"""What all routers have in common: who asks, errors as HTTP answers, event streams as responses."""
+
+# No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Path
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from .. import keys
+from ..errors import RedisUnavailableError, SessionBusyError
+from ..sse import keep_open
+from .runs import Who
+from .shutdown import closing_event
+
+ID_PATTERN = f"^{keys._ID.pattern}$"
+SessionId = Annotated[str, Path(pattern=ID_PATTERN, description="The session: one conversation of one user")]
+Authorize = Callable[..., Any]  # a FastAPI dependency that returns (scope_id, user_id), or raises HTTPException
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Cancelled(BaseModel):
+    """Whether there was a live run to cancel; it ends a moment later."""
+
+    cancelled: bool
+
+
+def make_who(authorize: Authorize) -> Callable[..., Who]:
+    """Return the dependency that gives every route the ids that `authorize` returned."""
+    if not callable(authorize):
+        raise TypeError("authorize must be a FastAPI dependency that returns (scope_id, user_id)")
+
+    def who(ids: Annotated[Any, Depends(authorize)]) -> Who:
+        scope_id, user_id = ids
+        keys.check_id(scope_id, "scope_id")
+        keys.check_id(user_id, "user_id")
+        return Who(scope_id, user_id)
+
+    return who
+
+
+COMMON: Responses = {
+    401: {"model": Problem, "description": "Not authenticated"},
+    403: {"model": Problem, "description": "Not allowed"},
+    503: {"model": Problem, "description": "Redis can't be reached"},
+}
+BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
+EVENTS: Responses = {
+    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+NOTHING: Responses = {204: {"description": "Nothing is to come: do not ask again"}}
+
+
+@contextmanager
+def answering_errors() -> Iterator[None]:
+    """Turn what a caller can do something about into its HTTP answer."""
+    try:
+        yield
+    except SessionBusyError as error:
+        raise HTTPException(409, str(error)) from error
+    except RedisUnavailableError as error:
+        # The cause stays in the log: it may hold addresses.
+        raise HTTPException(503, "Redis can't be reached, try again later") from error
+
+
+def stream_events(
+    frames: AsyncGenerator[str, None], *, keep_alive: float, headers: Mapping[str, str] | None = None
+) -> StreamingResponse:
+    """Answer with an event stream that is kept open through silence and ends at a shutdown."""
+    return StreamingResponse(
+        keep_open(frames, keep_alive=keep_alive, closing=closing_event()),
+        media_type="text/event-stream",
+        # Proxies must neither keep nor gather what is sent.
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})},
+    )

@@ -1,0 +1,179 @@
+"""`make_router()`: start, follow and cancel runs, list sessions, read conversations; events in agx's own words."""
+
+# No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Response, status
+from pydantic import BaseModel, Field
+from pydantic_ai.agent import AbstractAgent
+
+from ..canceller import cancel
+from ..session import SessionStore
+from ..sse import event_frames
+from ..stream import is_live, q
+from .answers import (
+    BUSY,
+    COMMON,
+    EVENTS,
+    NOTHING,
+    Authorize,
+    Cancelled,
+    SessionId,
+    answering_errors,
+    make_who,
+    stream_events,
+)
+from .history import read_latest_run, with_prompt
+from .runs import MakeDeps, Runs, Who, make_plain_deps
+
+_WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored
+_CURSOR = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
+
+
+class Question(BaseModel):
+    """What the user says."""
+
+    prompt: str = Field(min_length=1)
+
+
+class StartedRun(BaseModel):
+    """A run that has begun."""
+
+    session_id: str
+    run_id: str
+
+
+class LiveSessions(BaseModel):
+    """The sessions of the user that have a live run."""
+
+    sessions: list[str]
+
+
+class StoredConversation(BaseModel):
+    """A stored conversation; its title is the first prompt."""
+
+    session_id: str
+    title: str
+    saved_at: datetime
+
+
+class Conversations(BaseModel):
+    """A page of the user's stored conversations, the last saved first."""
+
+    conversations: list[StoredConversation]
+
+
+class Conversation(BaseModel):
+    """A conversation, and what is being answered in it."""
+
+    messages: list[dict[str, Any]] = Field(
+        description="pydantic-ai's messages; a prompt that is being answered is last"
+    )
+    run_id: str | None = Field(description="The latest run, as long as its events are kept")
+    live: bool = Field(description="Whether that run is live: follow its events")
+
+
+def make_router(
+    agent: AbstractAgent[Any, Any],
+    *,
+    authorize: Authorize,
+    sessions: SessionStore,
+    make_deps: MakeDeps = make_plain_deps,
+    keep_alive: float = 15,
+    retry: float = 1,
+    **kwargs: Any,
+) -> APIRouter:
+    """Return a router for an agent.
+
+    A client that goes away does not cancel its run; only `cancel`, or a shutdown, does.
+
+    Args:
+        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException;
+            nobody reaches a session of another scope or user.
+        sessions: where conversations are kept, `RedisSessions()` or `SqlSessions(engine)`.
+        make_deps: makes a run's deps of scope, user and session.
+        keep_alive: seconds of silence after which an event stream gets a comment.
+        retry: seconds that a browser's EventSource waits before it connects again.
+        kwargs: reach `agx.run()`, and so `Agent.iter()`.
+    """
+    who = make_who(authorize)
+    runs = Runs(agent, sessions, make_deps, kwargs)
+    router = APIRouter(responses=COMMON)
+    Asker = Annotated[Who, Depends(who)]
+
+    @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses=BUSY)
+    async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
+        """Start a run; follow its events."""
+        with answering_errors():
+            return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, question.prompt))
+
+    @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
+    async def follow_events(
+        session_id: SessionId, asker: Asker, last_event_id: Annotated[str | None, Header(pattern=_CURSOR)] = None
+    ) -> Response:
+        """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`."""
+        frames = event_frames(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT)
+        with answering_errors():
+            live = await is_live(asker.scope_id, asker.user_id, session_id)
+        # A live run is silent at times: only where there is none one has to look whether anything is to come.
+        first = None if live else await anext(frames, None)
+        if not live and first is None:
+            return Response(status_code=status.HTTP_204_NO_CONTENT)
+
+        async def all_frames() -> AsyncGenerator[str, None]:
+            async with aclosing(frames):
+                yield f"retry: {int(retry * 1_000)}\n\n"
+                if first is not None:
+                    yield first
+                async for frame in frames:
+                    yield frame
+
+        return stream_events(all_frames(), keep_alive=keep_alive)
+
+    @router.post("/sessions/{session_id}/cancel")
+    async def cancel_run(session_id: SessionId, asker: Asker) -> Cancelled:
+        """Cancel the session's run, in whatever process it runs."""
+        with answering_errors():
+            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
+
+    @router.get("/sessions/{session_id}/messages")
+    async def read_messages(session_id: SessionId, asker: Asker) -> Conversation:
+        """Return the conversation."""
+        with answering_errors():
+            session = sessions.open(asker.scope_id, asker.user_id, session_id)
+            await session.load()
+            latest = await read_latest_run(asker, session_id)
+        session.msgs = with_prompt(session, latest)
+        return Conversation(
+            messages=json.loads(session.msgs_to_json()),
+            run_id=latest.run_id if latest is not None else None,
+            live=latest is not None and latest.live,
+        )
+
+    @router.get("/sessions")
+    async def list_conversations(
+        asker: Asker,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> Conversations:
+        """List the user's stored conversations."""
+        with answering_errors():
+            found = await sessions.list(asker.scope_id, asker.user_id, limit=limit, offset=offset)
+        return Conversations(
+            conversations=[
+                StoredConversation(session_id=one.session_id, title=one.title, saved_at=one.saved_at) for one in found
+            ]
+        )
+
+    @router.get("/live")
+    async def list_live_sessions(asker: Asker) -> LiveSessions:
+        """List the user's sessions that have a live run."""
+        with answering_errors():
+            return LiveSessions(sessions=[session async for _, _, session in q(asker.scope_id, asker.user_id)])
+
+    return router

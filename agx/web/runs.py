@@ -1,0 +1,110 @@
+"""Runs that a request starts and that outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from pydantic_ai import RunContext
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.messages import UserContent
+
+from ..deps import Deps
+from ..errors import AgxCanceledError
+from ..keys import Id
+from ..liverun import enclosing_recorder
+from ..replay import PROMPT
+from ..runner import run
+from ..session import Session, SessionStore
+
+logger = logging.getLogger("agx")
+
+Prompt = str | Sequence[UserContent]
+MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Whom a request was authorized as."""
+
+    scope_id: Id
+    user_id: Id
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Starts an agent's runs; `kwargs` reach `agx.run()`."""
+
+    agent: AbstractAgent[Any, Any]
+    sessions: SessionStore
+    make_deps: MakeDeps
+    kwargs: dict[str, Any]
+
+    async def start(self, who: Who, session_id: str, prompt: Prompt) -> str:
+        """Start a run in a task of its own, and return its id once its agent begins.
+
+        Raises:
+            SessionBusyError: the session has a live run.
+            RedisUnavailableError: Redis can't be reached.
+            Exception: what `session.load()` raised.
+        """
+        session = self.sessions.open(who.scope_id, who.user_id, session_id)
+        asked = _Asked(session=session, prompt=prompt)
+        kwargs = {**self.kwargs, "capabilities": [*(self.kwargs.get("capabilities") or ()), asked]}
+        deps = self.make_deps(who.scope_id, who.user_id, session_id)
+        running = asyncio.create_task(run(session, self.agent, prompt, deps, **kwargs), name="agx-web-run")
+        running.add_done_callback(_report)
+        # A client that goes away cancels this wait, not the run.
+        first: set[asyncio.Future[Any]] = {running, asked.begun}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.begun.done():
+            await running
+        return await asked.begun
+
+
+@dataclass
+class _Asked(AbstractCapability[Any]):
+    """Tells the session's stream what was asked, for those who join before the session is saved."""
+
+    _: KW_ONLY
+    session: Session
+    prompt: Prompt
+    begun: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    id: str | None = "agx-asked"
+
+    async def before_run(self, ctx: RunContext[Any]) -> None:
+        recorder = enclosing_recorder()
+        assert recorder is not None
+        texts = (
+            [self.prompt] if isinstance(self.prompt, str) else [part for part in self.prompt if isinstance(part, str)]
+        )
+        # With the length of the conversation before, one can tell later whether it has been saved.
+        recorder.put("info", PROMPT, {"prompt": "\n".join(texts), "after": len(self.session.msgs)}, urgent=True)
+        self.begun.set_result(recorder.run_id)
+
+
+@dataclass
+class PlainDeps(Deps):
+    """The deps of agents that need none of their own."""
+
+    scope_id: Id
+
+    def get_scope_id(self) -> Id:
+        return self.scope_id
+
+
+def make_plain_deps(scope_id: Id, user_id: Id, session_id: str) -> PlainDeps:
+    return PlainDeps(scope_id, user_id=user_id, session_id=session_id)
+
+
+def _report(running: asyncio.Task[Any]) -> None:
+    """Log a run that ended badly: nobody awaits its task."""
+    if running.cancelled() or (error := running.exception()) is None:
+        return
+    if not isinstance(error, AgxCanceledError):
+        # Its message may hold what the user said.
+        logger.warning("agx: a run that a request started has failed (%s)", type(error).__name__)
