@@ -11,8 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from .connections import SOCKET_TIMEOUT
-
+SOCKET_TIMEOUT = 5.0  # seconds for the replies of a round trip
 CONNECT_TIMEOUT = 1.5  # seconds; below the 2 s in which a start has to fail
 
 # What a pool or a cluster adds to its connections' settings for itself: another one makes its own.
@@ -48,6 +47,14 @@ def open_client(source: Redis) -> Redis:
     kwargs["connection_class"] = pool.connection_class
     managed = SentinelConnectionPool(pool.service_name, ours, **kwargs)  # type: ignore[no-untyped-call]
     return Redis.from_pool(managed)
+
+
+async def close_client(client: Redis) -> None:
+    """Close a client of ours, with the connections to Sentinels that redis-py leaves open."""
+    await client.aclose()
+    if isinstance(client.connection_pool, SentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def open_node_client(source: RedisCluster, host: str, port: int) -> Redis:

@@ -17,11 +17,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .clients import SOCKET_TIMEOUT, close_client
+
 Arg = bytes | str | int | float
 # A reply's shape depends on the command; each caller knows its own.
 Reply = Any
 
-SOCKET_TIMEOUT = 5.0  # seconds for the replies of a round trip
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
 
 _STALE_AFTER = 1.0  # seconds of idleness after which a connection is looked at before it is used
@@ -189,7 +190,7 @@ class NodeBus(Bus):
         if (sender := self._sender) is not None:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
-        await self._client.aclose()
+        await close_client(self._client)
 
 
 def fail_reply(reply: asyncio.Future[Reply], error: BaseException) -> None:

@@ -20,6 +20,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from . import keys
+from .clients import close_client
 from .connections import Bus, Reply
 from .entryid import StreamId, format_id, parse_id
 
@@ -227,7 +228,7 @@ class Hub:
                 await asyncio.gather(updates, return_exceptions=True)
             with contextlib.suppress(RedisError, OSError):
                 await pubsub.aclose()  # type: ignore[no-untyped-call] # redis-py has no types here
-                await client.aclose()
+                await close_client(client)
 
     async def _read(self, pubsub: PubSub, updates: asyncio.Task[None]) -> None:
         silent = 0
