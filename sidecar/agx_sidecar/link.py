@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from agx.address import Client, RedisAddress, open_redis
 
@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TROUBLE = (RedisError, OSError, TimeoutError)
+# What a cluster says that has no node left is no RedisError.
+TROUBLE = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 BLOCK_MS = 1_000  # how long a reader's XREAD waits for news
 SOCKET_TIMEOUT = 5.0  # seconds; above BLOCK_MS, or every quiet second would look like an outage
