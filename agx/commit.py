@@ -101,9 +101,9 @@ class GroupCommit:
         self._watch = asyncio.get_running_loop().call_later(self.keep / 3, self._look)
 
     def _look(self) -> None:
-        """Check what was appended last in sessions that are quiet now: nobody else would notice a failover there."""
+        """Check the sessions that are quiet now: nothing else would notice there that a failover has lost something."""
         self._watch = None
-        self.check_all(again=False)
+        self.check_all()
         if time.monotonic() - self._refreshed > _REFRESH:
             self._refreshed = time.monotonic()
             for session in self.sessions:
@@ -111,10 +111,10 @@ class GroupCommit:
         if self.sessions or self._closed:
             self._watch_soon()
 
-    def check_all(self, *, again: bool) -> None:
-        """Have every session look whether what was acknowledged is still there."""
+    def check_all(self) -> None:
+        """Have every session look whether what was acknowledged lately is still there."""
         for session in (*self.sessions, *self._closed.values()):
-            session.check(again=again)
+            session.check()
 
     # --- trouble, told once for all sessions ---
 

@@ -69,7 +69,7 @@ class Engine:
 
     def _on_break(self) -> None:
         """A connection was opened, again or to another server: what had been acknowledged may be gone with the last."""
-        self.writer.check_all(again=True)
+        self.writer.check_all()
         self.queues.check_all()
         self.leases.refresh_soon()
 

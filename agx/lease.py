@@ -129,8 +129,10 @@ class Leases:
         await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
 
     def refresh_soon(self) -> None:
-        """Have the next renewal write again what lasts a day: a failed server may have lost it."""
+        """Write again what lasts a day, as of the next renewal: a failed server may have lost it."""
         self._refreshed = float("-inf")
+        if self._meta_args:
+            self._bus.run(_META, keys.meta(self._prefix), *self._meta_args)
 
     def forget(self, lease: Lease) -> None:
         """Stop renewing a lease without touching Redis: it is another's, or the process is to be taken for dead."""

@@ -20,9 +20,10 @@ from .events import RUNTIME, Runtime
 from .facts import Reason
 from .keys import SessionKeys
 from .lease import Lease
+from .reach import reach
 from .recorder import Recorder
 from .tracing import start_run
-from .writer import COMMAND_TIMEOUT, SessionWriter
+from .writer import SessionWriter
 
 logger = logging.getLogger("agx")
 
@@ -63,8 +64,8 @@ class LiveRun:
         run_id = uuid.uuid4().hex
         if session is None:
             try:
-                await asyncio.wait_for(engine.ready(), COMMAND_TIMEOUT)
-            except (RedisError, OSError, TimeoutError):
+                await reach(engine.ready)
+            except (RedisError, OSError):
                 logger.warning("agx: Redis can't be reached, facts of run %s wait in memory", run_id)
             live = cls(engine, _make_recorder(engine, run_id, agent, scope, runtime=runtime), None)
             live.recorder.started()
@@ -78,13 +79,11 @@ class LiveRun:
     ) -> LiveRun:
         lease: Lease | None = None
         try:
-            await asyncio.wait_for(engine.ready(), COMMAND_TIMEOUT)
+            await reach(engine.ready)
             told = _Told()
-            lease = Lease(session, run_id, told.cancel, told.lose)
-            await asyncio.wait_for(engine.leases.acquire(lease), COMMAND_TIMEOUT)
-            previous = await asyncio.wait_for(
-                engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1), COMMAND_TIMEOUT
-            )
+            lease = taken = Lease(session, run_id, told.cancel, told.lose)
+            await reach(lambda: engine.leases.acquire(taken))
+            previous = await reach(lambda: engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1))
             recorder = _make_recorder(
                 engine,
                 run_id,
@@ -109,7 +108,7 @@ class LiveRun:
         except BaseException as error:
             if lease is not None:
                 engine.keep(asyncio.get_running_loop().create_task(_give_up(engine, lease)))
-            if isinstance(error, (RedisError, OSError, TimeoutError)):
+            if isinstance(error, (RedisError, OSError)):
                 raise RedisUnavailableError("start the run", error) from error
             raise
         recorder.writer = writer

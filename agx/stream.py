@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ from .errors import RedisUnavailableError
 from .events import RUNTIME, Body, check_body, encode_body
 from .keys import Id, SessionKeys
 from .lease import Lease
-from .writer import COMMAND_TIMEOUT, SessionWriter
+from .reach import COMMAND_TIMEOUT, reach
+from .writer import SessionWriter
 
 T = TypeVar("T")
 
@@ -37,10 +38,10 @@ def _open(scope_id: Id, user_id: Id, session_id: Id) -> tuple[Engine, SessionKey
     return engine, SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
 
 
-async def _reach(doing: str, work: Awaitable[T]) -> T:
+async def _reach(doing: str, ask: Callable[[], Awaitable[T]]) -> T:
     try:
-        return await asyncio.wait_for(work, COMMAND_TIMEOUT)
-    except (RedisError, OSError, TimeoutError) as error:
+        return await reach(ask)
+    except (RedisError, OSError) as error:
         raise RedisUnavailableError(doing, error) from error
 
 
@@ -61,12 +62,12 @@ async def start(scope_id: Id, user_id: Id, session_id: Id) -> None:
         engine.writer, session, engine.clock, retention=engine.config.retention, on_fenced=lambda: None
     )
     with starting(session):
-        await _reach("start the session", engine.ready())
-        await _reach("start the session", engine.leases.acquire(lease))
+        await _reach("start the session", engine.ready)
+        await _reach("start the session", lambda: engine.leases.acquire(lease))
         try:
             body = {"session_id": session.session, "run_id": run_id, "manual": True}
             await writer.begin(body, origin=RUNTIME)
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, OSError) as error:
             engine.leases.forget(lease)
             raise RedisUnavailableError("start the session", error) from error
     engine.sessions[session.stream] = ManualSession(lease, writer)
@@ -85,16 +86,16 @@ async def stop(scope_id: Id, user_id: Id, session_id: Id, grace_period: float = 
         opened.writer.retention = grace_period
         opened.writer.put("end", RUNTIME, {}, urgent=True)
         try:
-            await _reach("stop the session", opened.writer.drain())
+            await _reach("stop the session", opened.writer.drain)
         finally:
             opened.writer.close()
-            await _reach("stop the session", engine.leases.release(opened.lease))
+            await _reach("stop the session", lambda: engine.leases.release(opened.lease))
         return
     # Opened by another process, which may be gone: the seed's protocol, command by command.
     await _append(engine, session, "end", RUNTIME, {})
     ttl = max(1, int(grace_period))
-    await _reach("stop the session", engine.control.execute("EXPIRE", session.stream, ttl))
-    await _reach("stop the session", engine.control.execute("DEL", session.live))
+    await _reach("stop the session", lambda: engine.control.execute("EXPIRE", session.stream, ttl))
+    await _reach("stop the session", lambda: engine.control.execute("DEL", session.live))
 
 
 async def add(
@@ -122,10 +123,16 @@ async def append(scope_id: Id, user_id: Id, session_id: Id, *, type: str, origin
 async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, body: Body) -> None:
     config = engine.config
     fields = ("type", type, "origin", origin, "body", encode_body(body, config.max_body))
-    appended = engine.control.execute("XADD", session.stream, "MAXLEN", "~", config.max_stream_length, "*", *fields)
-    expires = engine.control.execute("EXPIRE", session.stream, keys.STREAM_TTL)
-    entry_id = await _reach("add the event", appended)
-    await _reach("add the event", expires)
+    try:
+        # Once only: nobody could tell a second one from the first.
+        async with asyncio.timeout(COMMAND_TIMEOUT):
+            appended = engine.control.execute(
+                "XADD", session.stream, "MAXLEN", "~", config.max_stream_length, "*", *fields
+            )
+            engine.control.execute("EXPIRE", session.stream, keys.STREAM_TTL)
+            entry_id = await appended
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("add the event", error) from error
     engine.control.execute("PUBLISH", session.wake_channel, entry_id)
 
 
@@ -136,7 +143,7 @@ async def is_live(scope_id: Id, user_id: Id, session_id: Id) -> bool:
         RedisUnavailableError: nobody can tell.
     """
     engine, session = _open(scope_id, user_id, session_id)
-    held = await _reach("look at the session", engine.control.execute("GET", session.live))
+    held = await _reach("look at the session", lambda: engine.control.execute("GET", session.live))
     return held is not None and not held.startswith(b"cancel:")
 
 
@@ -149,11 +156,14 @@ async def q(scope_id: Id, user_id: Id) -> AsyncGenerator[tuple[Id, Id, str], Non
     engine = current_engine()
     prefix = engine.config.key_prefix
     index = SessionKeys.of(prefix, scope_id, user_id, "any").index
-    members = await _reach("list the sessions", engine.control.execute("ZRANGE", index, 0, -1))
+    members = await _reach("list the sessions", lambda: engine.control.execute("ZRANGE", index, 0, -1))
     sessions = [SessionKeys.of(prefix, scope_id, user_id, member.decode()) for member in members]
-    alive = [engine.control.execute("EXISTS", session.live) for session in sessions]
+    alive = await _reach(
+        "list the sessions",
+        lambda: asyncio.gather(*(engine.control.execute("EXISTS", session.live) for session in sessions)),
+    )
     for session, live in zip(sessions, alive, strict=True):
-        if await _reach("list the sessions", live):
+        if live:
             yield scope_id, user_id, session.session
         else:
             # A run that died left its entry: the index is a hint and heals here.

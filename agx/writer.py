@@ -25,11 +25,11 @@ from .entryid import StreamId, format_id, parse_id
 from .events import Body, Part, encode_body
 from .facts import StreamTotals
 from .kept import Kept, Sent
+from .reach import COMMAND_TIMEOUT, reach
 
 logger = logging.getLogger("agx")
 
 BATCH = 256  # entries
-COMMAND_TIMEOUT = 2.0  # seconds a start gives a command
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
 _PREVIOUS_END = 5.0  # seconds a run waits for the `end` of the one before, which may still be saving
 _PREVIOUS_POLL = 0.05
@@ -82,7 +82,6 @@ class SessionWriter:
         self._last = (0, 0)  # id of the last entry given
         self._acked = "0-0"
         self._kept = Kept(writer.keep)
-        self._is_checked = True  # what is kept was seen in the stream since it was acknowledged
         self._waiters: list[asyncio.Future[None]] = []
         self._backoff = _RETRY_FIRST
         self._retry: asyncio.TimerHandle | None = None
@@ -101,31 +100,42 @@ class SessionWriter:
         """Restart the stream with this run's `begin`, as soon as the run before has its `end`, at most 5 s.
 
         Raises:
-            RedisError, OSError, TimeoutError: not appended as far as is known.
+            RedisError, OSError: not appended as far as is known.
         """
         waited_since = time.monotonic()
+        trouble_since: float | None = None
+        entry: Sent | None = None
         while True:
-            top = await asyncio.wait_for(
-                self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1), COMMAND_TIMEOUT
+            top = await reach(lambda: self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
+            if entry is not None and top and top[0][0].decode() == entry.id:
+                break  # only the reply was lost
+            if top and top[0][1].get(b"type") != b"end" and time.monotonic() - waited_since < _PREVIOUS_END:
+                await asyncio.sleep(_PREVIOUS_POLL)
+                continue
+            if top:
+                self._last = max(self._last, parse_id(top[0][0].decode()))
+            entry = self._stamp(Entry("begin", origin, body), seq=0)
+            asked = time.monotonic()
+            try:
+                await self._issue_begin(entry)
+                break
+            except ResponseError as error:
+                if "equal or smaller" not in str(error):
+                    raise
+            except CONNECTION_ERRORS:
+                trouble_since = trouble_since or asked
+                if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
+                    raise
+        self._acked = entry.id
+        self._kept.begin = entry
+        self._kept.add([entry])
+        self._writer.open(self)
+
+    async def _issue_begin(self, entry: Sent) -> None:
+        async with asyncio.timeout(COMMAND_TIMEOUT):
+            await self._writer.bus.run(
+                BEGIN, self._keys.stream, entry.id, entry.origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel
             )
-            if not top or top[0][1].get(b"type") == b"end" or time.monotonic() - waited_since > _PREVIOUS_END:
-                if top:
-                    self._last = max(self._last, parse_id(top[0][0].decode()))
-                entry = self._stamp(Entry("begin", origin, body), seq=0)
-                args = (entry.id, origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel)
-                try:
-                    await asyncio.wait_for(self._writer.bus.run(BEGIN, self._keys.stream, *args), COMMAND_TIMEOUT)
-                except ResponseError as error:
-                    if "equal or smaller" not in str(error):
-                        raise
-                else:
-                    self._acked = entry.id
-                    self._kept.begin = entry
-                    self._kept.add([entry])
-                    self._is_checked = False
-                    self._writer.open(self)
-                    return
-            await asyncio.sleep(_PREVIOUS_POLL)
 
     def put(self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False) -> None:
         """Hand an event over; synchronous, and nothing is awaited on the token path."""
@@ -175,12 +185,10 @@ class SessionWriter:
         if not self._ending:
             self._writer.bus.execute("EXPIRE", self._keys.stream, keys.STREAM_TTL)
 
-    def check(self, *, again: bool) -> None:
-        """Look whether what was acknowledged is still there; `again`: though it was seen before."""
+    def check(self) -> None:
+        """Look whether what was acknowledged lately is still there."""
         # A batch in flight looks for itself.
-        if self.fenced or self._sent or self._resolving is not None or (self._is_checked and not again):
-            return
-        if self._kept:
+        if not (self.fenced or self._sent or self._resolving is not None) and self._kept:
             self._reconcile()
 
     def send(self) -> None:
@@ -239,7 +247,6 @@ class SessionWriter:
 
     def _take_acknowledged(self, entries: list[Sent]) -> None:
         self._kept.add(entries)
-        self._is_checked = False
         last = entries[-1]
         self._acked = last.id
         if last.type == "end":
@@ -270,7 +277,7 @@ class SessionWriter:
         if self._sent:
             self._transmit()
         else:
-            self.check(again=True)
+            self.check()
 
     # --- after a refusal, or a reconnection ---
 
@@ -294,7 +301,6 @@ class SessionWriter:
                 self._retry_later(error)
             return
         self._resolving = None
-        self._is_checked = not lost
         self._go_on(urgent=True)
 
     async def _read(self, first: str) -> list[tuple[str, dict[bytes, bytes]]]:

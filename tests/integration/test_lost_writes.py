@@ -1,0 +1,192 @@
+"""What a failover loses of what was acknowledged is appended again; shown by taking keys back in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from redis.asyncio import Redis
+from support.agents import KeptSession, ScopeDeps
+from support.told import read_facts, read_told
+from support.waiting import wait_until
+
+import agx
+from agx import facts, keys
+
+STREAM = "agx:1:1:s"
+
+
+class Talker:
+    """A model that says what the test puts, word by word, until it is done."""
+
+    def __init__(self) -> None:
+        self._words: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def say(self, *words: str) -> None:
+        for word in words:
+            self._words.put_nowait(word)
+
+    def finish(self) -> None:
+        self._words.put_nowait(None)
+
+    def agent(self) -> Agent[ScopeDeps, str]:
+        async def speak(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+            while (word := await self._words.get()) is not None:
+                yield word
+
+        return Agent(FunctionModel(stream_function=speak), deps_type=ScopeDeps, name="talker")
+
+
+async def lose(redis: Redis, key: str, dump: bytes) -> None:
+    """Take a key back to what it was, and break all connections, as a failover does."""
+    await redis.restore(key, 60_000, dump, replace=True)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+
+
+async def seen(redis: Redis, word: str) -> bool:
+    return any(word.encode() in fields[b"body"] for _, fields in await redis.xrange(STREAM))
+
+
+@pytest.fixture
+def talker() -> Talker:
+    return Talker()
+
+
+@pytest.fixture
+async def run(configured: Redis, talker: Talker) -> asyncio.Task[Any]:
+    return asyncio.create_task(agx.run(KeptSession(), talker.agent(), "Hi", deps=ScopeDeps()))
+
+
+async def hear() -> list[dict[str, Any]]:
+    return [event async for event in agx.listen(1, 1, "s", serialize=False)]
+
+
+def check_whole(events: list[dict[str, Any]], text: str) -> None:
+    assert [event["body"]["seq"] for event in events] == list(range(len(events)))
+    said = [event["body"] for event in events if event["type"] == "event"]
+    assert "".join(body.get("content_delta", body.get("content", "")) for body in said if "part_kind" in body) == text
+
+
+async def test_entries_lost_in_mid_run(configured: Redis, run: asyncio.Task[Any], talker: Talker) -> None:
+    hearing = asyncio.create_task(hear())
+    talker.say("one ")
+    await wait_until(lambda: seen(configured, "one "))
+    before = await configured.dump(STREAM)
+    talker.say("two ")
+    await wait_until(lambda: seen(configured, "two "))
+    entries = await configured.xrange(STREAM)
+    await lose(configured, STREAM, before)
+    talker.say("three")
+    talker.finish()
+
+    assert (await run).output == "one two three"
+    check_whole(await hearing, "one two three")
+    assert (await configured.xrange(STREAM))[: len(entries)] == entries  # the same ids, the same bodies
+
+
+async def test_entries_lost_while_the_model_is_silent(
+    configured: Redis, run: asyncio.Task[Any], talker: Talker
+) -> None:
+    """Nothing more is written, so only a look can tell; a listener that comes later must not miss them."""
+    talker.say("one ")
+    await wait_until(lambda: seen(configured, "one "))
+    before = await configured.dump(STREAM)
+    talker.say("two ")
+    await wait_until(lambda: seen(configured, "two "))
+    await lose(configured, STREAM, before)
+    assert not await seen(configured, "two ")
+    await agx.is_live(1, 1, "s")  # whichever connection is used next tells of the break
+    await wait_until(lambda: seen(configured, "two "))
+    talker.finish()
+    await run
+
+
+async def test_the_end_lost_after_the_run_returned(configured: Redis, run: asyncio.Task[Any], talker: Talker) -> None:
+    talker.say("all of it")
+    await wait_until(lambda: seen(configured, "all of it"))
+    before = await configured.dump(STREAM)
+    talker.finish()
+    await run
+    await lose(configured, STREAM, before)
+    await agx.is_live(1, 1, "s")
+    check_whole(await hear(), "all of it")
+    assert 60 < await configured.ttl(STREAM) <= 300
+
+
+async def test_everything_lost(configured: Redis, run: asyncio.Task[Any], talker: Talker) -> None:
+    """A server that kept nothing on disk is restarted: the run has its lease and its stream again."""
+    hearing = asyncio.create_task(hear())
+    talker.say("one ")
+    await wait_until(lambda: seen(configured, "one "))
+    await configured.flushall()
+    await configured.client_kill_filter(_type="normal", skipme=True)
+    talker.say("two")
+    await wait_until(lambda: seen(configured, "two"))
+    talker.finish()
+    assert (await run).output == "one two"
+    check_whole(await hearing, "one two")
+    told = await read_told(configured)
+    check_whole(told.events, "one two")
+    assert told.one(facts.RunEnded).outcome == "completed"
+
+
+async def test_lost_entries_behind_which_somebody_added(
+    configured: Redis, run: asyncio.Task[Any], talker: Talker
+) -> None:
+    """Their ids are taken, so they come under new ones: nobody misses them."""
+    talker.say("one ")
+    await wait_until(lambda: seen(configured, "one "))
+    before = await configured.dump(STREAM)
+    talker.say("two ")
+    await wait_until(lambda: seen(configured, "two "))
+    await configured.restore(STREAM, 60_000, before, replace=True)
+    await configured.xadd(STREAM, {"type": "info", "origin": "other", "body": "{}"})
+    talker.say("three")
+    talker.finish()
+    await run
+    told = await read_told(configured)
+    check_whole([event for event in told.events if event["origin"] != "other"], "one two three")
+
+
+async def test_a_run_that_another_replaced_meanwhile_writes_nothing(
+    configured: Redis, run: asyncio.Task[Any], talker: Talker
+) -> None:
+    talker.say("one ")
+    await wait_until(lambda: seen(configured, "one "))
+    body = '{"run_id": "another"}'
+    await configured.delete(STREAM)
+    await configured.xadd(STREAM, {"type": "begin", "origin": "opale", "body": body})
+    await configured.expire(STREAM, 60)
+    entries = await configured.xrange(STREAM)
+    await configured.client_kill_filter(_type="normal", skipme=True)
+    await agx.is_live(1, 1, "s")
+    with pytest.raises(agx.LeaseLostError):
+        await run
+    assert await configured.xrange(STREAM) == entries
+
+
+async def test_facts_lost(configured: Redis, run: asyncio.Task[Any], talker: Talker) -> None:
+    queue = keys.queue("agx", keys.partition("1", 8))
+
+    async def started() -> bool:
+        return any(isinstance(fact, facts.RunStarted) for fact in await read_facts(configured))
+
+    await wait_until(started)
+    before = await configured.dump(queue)
+    talker.say("one")
+    talker.finish()
+    await run
+    all_ids = {fact.id for fact in await read_facts(configured)}
+    await lose(configured, queue, before)
+    assert {fact.id for fact in await read_facts(configured)} < all_ids
+    await agx.is_live(1, 1, "s")
+
+    async def again() -> bool:
+        return {fact.id for fact in await read_facts(configured)} == all_ids
+
+    await wait_until(again)
