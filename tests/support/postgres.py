@@ -28,12 +28,13 @@ def running_postgres() -> Iterator[str]:
         if os.geteuid() == 0:
             wrapper = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
             shutil.chown(home, "postgres", "postgres")
-        initdb = [*wrapper, binaries / "initdb", "--auth=trust", "--username=agx", "--no-sync", "-D", home / "data"]
+        data = str(home / "data")
+        initdb = [*wrapper, str(binaries / "initdb"), "--auth=trust", "--username=agx", "--no-sync", "-D", data]
         subprocess.run(initdb, check=True, capture_output=True, timeout=60)
         settings = [f"unix_socket_directories={home}", "listen_addresses=", "fsync=off"]
-        command = [*wrapper, binaries / "postgres", "-D", home / "data", *(f"-c{setting}" for setting in settings)]
+        command = [*wrapper, str(binaries / "postgres"), "-D", data, *(f"-c{setting}" for setting in settings)]
         log = home / "postgres.log"
-        child = Child([str(word) for word in command], log=log, home=home)
+        child = Child(command, log=log, home=home)
         try:
             wait_until_sync(lambda: _answers(child, log, home, binaries), what="PostgreSQL is up")
             yield f"postgresql+asyncpg://agx@/postgres?host={home}"

@@ -1,0 +1,279 @@
+"""The router as docs/how-to/fastapi.md has it: a process under uvicorn, real HTTP, a model over HTTP."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGTERM
+
+import pytest
+from fastapi import FastAPI
+from pydantic_ai import Agent
+from redis import Redis
+from support.docs import code_blocks
+from support.model_server import Finish, ModelServer, Silence, Text, say
+from support.web import BOB, WebService, read_events, running_service, text_of
+
+from agx.redis_session import RedisSessions
+from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
+
+
+@pytest.fixture
+def service(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[WebService]:
+    with running_service("service", tmp_path, redis_url, model_server) as service:
+        yield service
+
+
+def until_text(service: WebService, session: str, text: str) -> str:
+    """Follow a run until it has said something; return the id of that event, and go away."""
+    with service.client.stream("GET", f"/api/sessions/{session}/events") as response:
+        seen = []
+        for event in read_events(response):
+            seen.append(event)
+            if text_of(seen) == text:
+                return str(event["id"])
+    raise AssertionError(f"it never said {text!r}")
+
+
+def test_a_run_is_started_followed_and_kept(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(say("Hello there"), say("Hello again"))
+    run_id = service.start("first", "Hi")
+    with service.client.stream("GET", "/api/sessions/first/events") as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        found = list(read_events(response))
+    assert found[0]["body"]["run_id"] == run_id
+    assert text_of(found) == "Hello there"
+    assert found[-1]["body"]["outcome"] == "completed"
+
+    again = service.start("first", "And now?")
+    assert again != run_id
+    service.client.get("/api/sessions/first/events")
+    kept = service.client.get("/api/sessions/first/messages").json()
+    assert [part["content"] for message in kept["messages"] for part in message["parts"]] == [
+        "Hi",
+        "Hello there",
+        "And now?",
+        "Hello again",
+    ]
+    assert (kept["run_id"], kept["live"]) == (again, False)
+    (listed,) = service.client.get("/api/sessions").json()["conversations"]
+    assert (listed["session_id"], listed["title"]) == ("first", "Hi")
+
+
+def test_events_say_when_to_retry_resume_and_end_with_204(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(say("one two three"))
+    service.start("s", "Count")
+    path = "/api/sessions/s/events"
+    whole = service.client.get(path)
+    assert whole.text.startswith("retry: 1000\n\n")
+    found = list(read_events(whole))
+    resumed = service.client.get(path, headers={"Last-Event-ID": found[2]["id"]})
+    assert list(read_events(resumed)) == found[3:]
+    assert service.client.get(path, headers={"Last-Event-ID": found[-1]["id"]}).status_code == 204
+    assert service.client.get("/api/sessions/never/events").status_code == 204
+    assert service.client.get(path, headers={"Last-Event-ID": "nonsense"}).status_code == 422
+
+
+def test_a_silent_live_run_is_joined_at_once_and_going_away_cancels_nothing(
+    service: WebService, model_server: ModelServer
+) -> None:
+    model_server.script((Text("half "), Silence(), Text("and half"), Finish()))
+    service.start("s", "Go on")
+    cursor = until_text(service, "s", "half ")
+    assert service.client.get("/api/live").json() == {"sessions": ["s"]}
+    headers = {"Last-Event-ID": cursor}
+    with service.client.stream("GET", "/api/sessions/s/events", headers=headers) as response:
+        # The answer's head is there although nothing has been said since.
+        assert response.status_code == 200
+        model_server.release()
+        rest = list(read_events(response))
+    assert text_of(rest) == "and half"
+    assert rest[-1]["body"]["outcome"] == "completed"
+    assert service.client.get("/api/live").json() == {"sessions": []}
+
+
+def test_a_prompt_is_in_the_conversation_while_it_is_answered(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(say("Yes."), (Text("Hm"), Silence(), Finish()))
+    service.start("s", "First?")
+    service.client.get("/api/sessions/s/events")
+    run_id = service.start("s", "Second?")
+    until_text(service, "s", "Hm")
+    kept = service.client.get("/api/sessions/s/messages").json()
+    assert [part["content"] for message in kept["messages"] for part in message["parts"]] == [
+        "First?",
+        "Yes.",
+        "Second?",
+    ]
+    assert (kept["run_id"], kept["live"]) == (run_id, True)
+    model_server.release()
+
+
+def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServer) -> None:
+    model_server.script((Text("partial"), Silence()))
+    service.start("s", "Go on")
+    until_text(service, "s", "partial")
+    refused = service.client.post("/api/sessions/s/runs", json={"prompt": "Me too"})
+    assert refused.status_code == 409, refused.text
+    assert "cancel" in refused.json()["detail"]
+    assert service.client.post("/api/sessions/s/cancel").json() == {"cancelled": True}
+    with service.client.stream("GET", "/api/sessions/s/events") as response:
+        end = list(read_events(response))[-1]
+    assert (end["body"]["outcome"], end["body"]["reason"]) == ("cancelled", "cancel")
+    assert "partial" in service.client.get("/api/sessions/s/messages").text
+    assert service.client.post("/api/sessions/s/cancel").json() == {"cancelled": False}
+
+
+def test_nobody_reaches_what_is_not_theirs(service: WebService, model_server: ModelServer) -> None:
+    model_server.script((Text("secret"), Silence(), Finish()))
+    service.start("s", "Mine")
+    until_text(service, "s", "secret")
+    client = service.client
+    assert client.post("/api/sessions/s/cancel", headers=BOB).json() == {"cancelled": False}
+    assert client.get("/api/live", headers=BOB).json() == {"sessions": []}
+    assert client.get("/api/sessions/s/messages", headers=BOB).json() == {"messages": [], "run_id": None, "live": False}
+    assert client.get("/api/sessions/s/events", headers=BOB).status_code == 204
+    for wrong in ({"Authorization": "Bearer nobody"}, {"Authorization": ""}):
+        for path in ("sessions/s/events", "sessions/s/messages", "live", "sessions"):
+            assert client.get(f"/api/{path}", headers=wrong).status_code == 401, path
+    assert client.get("/api/live").json() == {"sessions": ["s"]}
+    model_server.release()
+
+
+def test_wrong_ids_are_refused(service: WebService) -> None:
+    for wrong in ("a%3Ab", "a%2Ab", "a%0A", "%20", "ä", "x" * 201):
+        assert service.client.get(f"/api/sessions/{wrong}/messages").status_code == 422, wrong
+        assert service.client.post(f"/api/sessions/{wrong}/runs", json={"prompt": "Hi"}).status_code == 422, wrong
+
+
+def test_sigterm_ends_runs_cleanly_while_they_are_followed(
+    service: WebService, model_server: ModelServer, redis_url: str
+) -> None:
+    model_server.script((Text("unfinished"), Silence()))
+    service.start("s", "Go on")
+    with service.client.stream("GET", "/api/sessions/s/events") as response:
+        following = read_events(response)
+        while "unfinished" not in str(next(following)):
+            pass
+        # uvicorn hands the signal on once it has shut down in good order.
+        assert service.end(SIGTERM) == -SIGTERM, service.log.read_text()
+        *_, end = following
+    assert (end["type"], end["body"]["outcome"], end["body"]["reason"]) == ("end", "cancelled", "shutdown")
+    log = service.log.read_text()
+    assert "Application shutdown complete" in log
+    assert "Traceback" not in log
+    with Redis.from_url(redis_url) as client:
+        assert client.exists("agx:acme:ada:s:live") == 0
+        kept = client.hget("agx:acme:ada:s:msgs", "messages")
+    assert isinstance(kept, bytes)
+    assert b"unfinished" in kept
+
+
+def test_sigterm_closes_streams_of_runs_elsewhere(redis_url: str, model_server: ModelServer, tmp_path: Path) -> None:
+    model_server.script((Text("here"), Silence(), Text(" and there"), Finish()))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with (
+        running_service("service", tmp_path / "one", redis_url, model_server) as runs,
+        running_service("service", tmp_path / "two", redis_url, model_server) as follows,
+    ):
+        runs.start("s", "Go on")
+        cursor = until_text(follows, "s", "here")
+        with follows.client.stream("GET", "/api/sessions/s/events") as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert follows.end(SIGTERM) == -SIGTERM
+            assert '"end"' not in "".join(lines)
+        headers = {"Last-Event-ID": cursor}
+        with runs.client.stream("GET", "/api/sessions/s/events", headers=headers) as response:
+            model_server.release()
+            assert text_of(list(read_events(response))) == " and there"
+
+
+def test_a_redis_that_is_gone_is_a_503(model_server: ModelServer, tmp_path: Path) -> None:
+    with running_service("service", tmp_path, "redis://127.0.0.1:1/0", model_server) as service:
+        for path in ("sessions/s/events", "sessions/s/messages", "live", "sessions"):
+            answer = service.client.get(f"/api/{path}")
+            assert answer.status_code == 503, path
+            assert "127.0.0.1" not in answer.text
+        assert service.client.post("/api/sessions/s/runs", json={"prompt": "Hi"}).status_code == 503
+        assert service.client.post("/api/sessions/s/cancel").status_code == 503
+        service.end()
+
+
+def test_the_pages_commands_work(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(say("Hello from the shell"))
+    commands = next(block for block in code_blocks("how-to/fastapi.md", "bash") if "curl" in block)
+    script = commands.replace("http://localhost:8000", service.url)
+    said = subprocess.run(["bash", "-euc", script], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert '"run_id"' in said
+    assert '"content_delta":" shell"' in said or "from the shell" in said
+    assert '{"cancelled":false}' in said
+    assert '"title":"Say hello"' in said
+
+
+async def test_the_pages_database_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = {}
+    exec(code_blocks("how-to/fastapi.md", "python")[1], page)
+    await page["sessions"].create_table()
+    assert await page["sessions"].list("acme", "ada") == []
+    await page["engine"].dispose()
+    assert (tmp_path / "chats.sqlite").exists()
+
+
+def test_the_openapi_names_every_answer(service: WebService) -> None:
+    paths = service.client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {
+        "/api/sessions/{session_id}/runs",
+        "/api/sessions/{session_id}/events",
+        "/api/sessions/{session_id}/cancel",
+        "/api/sessions/{session_id}/messages",
+        "/api/sessions",
+        "/api/live",
+    }
+    for path, operations in paths.items():
+        for operation in operations.values():
+            assert operation["security"], path
+            assert operation["description"], path
+            assert {"401", "403", "503"} < set(operation["responses"]), path
+    events = paths["/api/sessions/{session_id}/events"]["get"]
+    assert list(events["responses"]["200"]["content"]) == ["text/event-stream"]
+    assert "204" in events["responses"]
+
+
+@pytest.mark.parametrize("make", [make_router, make_vercel_ai_router, make_ag_ui_router])
+def test_nobody_gets_in_by_default(make: object) -> None:
+    with pytest.raises(TypeError, match="authorize"):
+        make(Agent("test"), sessions=RedisSessions())  # type: ignore[operator] # what is tested
+    with pytest.raises(TypeError, match="dependency"):
+        make(Agent("test"), sessions=RedisSessions(), authorize=None)  # type: ignore[operator]
+
+
+def test_wrong_ids_from_authorize_never_reach_redis() -> None:
+    from fastapi.testclient import TestClient
+
+    app = FastAPI()
+    app.include_router(make_router(Agent("test"), sessions=RedisSessions(), authorize=lambda: ("acme", "a:b")))
+    with TestClient(app) as client, pytest.raises(ValueError, match="user_id"):
+        client.get("/live")
+
+
+@pytest.mark.parametrize("missing", [("fastapi", "agx.web", "web"), ("sqlalchemy", "agx.sql_session", "sql")])
+def test_what_is_missing_is_named(missing: tuple[str, str, str]) -> None:
+    package, module, extra = missing
+    code = f"""
+import sys
+import agx
+assert not any(name.partition('.')[0] in ('fastapi', 'starlette', 'sqlalchemy') for name in sys.modules)
+sys.modules['{package}'] = None
+try:
+    import {module}
+except ImportError as error:
+    assert "opale-agent-stream[{extra}]" in str(error), error
+else:
+    raise SystemExit("it was imported")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
