@@ -237,8 +237,6 @@ class Hub:
             _check_cancelled()
             if updates.done():
                 updates.result()
-            if not self._callbacks:
-                return  # nobody listens any more
             if message is None:
                 silent += 1
                 if silent == _PING_AFTER:
@@ -255,6 +253,10 @@ class Hub:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if not self._callbacks:
+                # Without a channel nothing can be read: the last ones stay until others come, or a service with one
+                # run at a time would open a connection for each.
+                continue
             changes = {name: verb for verb, name in self._wanted}  # the last word on a channel counts
             self._wanted.clear()
             for verb, send in (("subscribe", pubsub.subscribe), ("unsubscribe", pubsub.unsubscribe)):
