@@ -105,7 +105,10 @@ def _now() -> tuple[Placed, ...]:
 
 
 def _model_traffic() -> tuple[Placed, ...]:
-    by_type = rate(CALLS, GENAI_MODEL, FAILED, by="gen_ai_request_model, error_type")
+    share = ratio(
+        rate(CALLS, GENAI_MODEL, FAILED, by="gen_ai_request_model"),
+        rate(CALLS, GENAI_MODEL, by="gen_ai_request_model"),
+    )
     requests = lines(
         Text("Requests by model", "One takes over from another: a fallback is at work.", "AgxHighErrorRate"),
         PER_SECOND,
@@ -114,21 +117,24 @@ def _model_traffic() -> tuple[Placed, ...]:
         traces=MODEL_TRACES,
     )
     errors = lines(
-        Text("Errors by model", "Rate limits, 5xx: the provider. Cancelled requests are not here.", "AgxHighErrorRate"),
-        PER_SECOND,
-        Query(by_type, "{{gen_ai_request_model}} {{error_type}}"),
-        stacked=True,
+        Text(
+            "Errors by model",
+            "Share of its requests; cancelled ones do not count. A click opens traces.",
+            "AgxHighErrorRate",
+        ),
+        "percentunit",
+        Query(share, "{{gen_ai_request_model}}"),
         traces=MODEL_TRACES,
     )
-    tokens = lines(
-        Text("Tokens per request p95", "Input rises: conversations or tool results without a bound.", "AgxTokenBurn"),
-        "short",
-        Query(
-            quantile(0.95, "gen_ai_client_token_usage", GENAI_MODEL, by="gen_ai_request_model, gen_ai_token_type"),
-            "{{gen_ai_request_model}} {{gen_ai_token_type}}",
+    types = lines(
+        Text(
+            "Errors by type", "Rate limits and 5xx: the provider. Others: what the service sends.", "AgxHighErrorRate"
         ),
+        PER_SECOND,
+        Query(rate(CALLS, GENAI_MODEL, FAILED, by="error_type"), "{{error_type}}"),
+        stacked=True,
     )
-    return tuple((8, panel) for panel in (requests, errors, tokens))
+    return tuple((8, panel) for panel in (requests, errors, types))
 
 
 def _model_latency() -> tuple[Placed, ...]:
@@ -169,6 +175,14 @@ def _model_spread() -> tuple[Placed, ...]:
         "s",
         rate_buckets(FIRST_CHUNK, GENAI_MODEL),
     )
+    tokens = lines(
+        Text("Tokens per request p95", "Input rises: conversations or tool results without a bound.", "AgxTokenBurn"),
+        "short",
+        Query(
+            quantile(0.95, "gen_ai_client_token_usage", GENAI_MODEL, by="gen_ai_request_model, gen_ai_token_type"),
+            "{{gen_ai_request_model}} {{gen_ai_token_type}}",
+        ),
+    )
     source = lines(
         Text(
             "Where usage comes from", "estimated, missing: cut answers. The cost is less sure then.", "AgxUnpricedCost"
@@ -177,7 +191,7 @@ def _model_spread() -> tuple[Placed, ...]:
         Query(rate("agx_usage_total", by="source"), "{{source}}"),
         stacked=True,
     )
-    return tuple((8, panel) for panel in (duration, first, source))
+    return tuple((6, panel) for panel in (duration, first, tokens, source))
 
 
 def _tools() -> tuple[Placed, ...]:

@@ -158,16 +158,16 @@ def _timeseries(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, 
 
 
 def _legend(box: Axes, panel: dict[str, Any], lines: list[Line], unit: str) -> None:
-    width = box.get_position().width * 24 * CELL_W * 14  # characters that fit
+    width = box.get_position().width * 24 * CELL_W * 17  # characters that fit
     x = 0.012
     for number, line in enumerate(lines):
         entry = f"{line.name}  {text(line.last, unit)}"
-        if x + (len(entry) + 5) / width > 1:
+        if x + (len(entry) + 4) / width > 1:
             box.text(x, 0.055, f"+{len(lines) - number}", color=FAINT, fontsize=8, va="center")
             return
         box.plot([x, x + 1.6 / width], [0.055, 0.055], color=_colour(panel, line.name, number), linewidth=3)
-        box.text(x + 2.4 / width, 0.055, entry, color=FAINT, fontsize=8, va="center")
-        x += (len(entry) + 5) / width
+        box.text(x + 2.4 / width, 0.055, entry, color=FAINT, fontsize=7.5, va="center")
+        x += (len(entry) + 4) / width
 
 
 def _stat(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
@@ -198,7 +198,7 @@ def _heatmap(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, hea
         places = np.searchsorted(columns, line.at)
         cumulative[row, places] = np.nan_to_num(line.values)
     cells = np.diff(cumulative, axis=0, prepend=0)
-    used = np.flatnonzero(cells.sum(axis=1) > 0)
+    used = np.flatnonzero(cells.sum(axis=1) > 1e-9)
     axes = _inner(box, head, bottom=0.1)
     low, high = (max(0, used[0] - 1), min(len(lines) - 1, used[-1] + 1)) if len(used) else (0, len(lines) - 1)
     shown = np.sqrt(np.where(cells > 1e-9, cells, np.nan))[low : high + 1]

@@ -12,7 +12,7 @@ _BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
 def text(value: float, unit: str, decimals: int | None = None) -> str:
     """Return a value with its unit; a dash for no number. `decimals` is heeded where Grafana would not scale."""
     if not math.isfinite(value):
-        return "-"
+        return "+Inf" if value > 0 else "-"
     if decimals == 0 and unit == "short" and abs(value) < 1000:
         return f"{value:.0f}"
     return _UNITS[unit](value)

@@ -322,6 +322,56 @@ def test_rules_arrive_unchanged_but_for_the_thresholds_that_were_given() -> None
         assert rule["annotations"]["dashboard_url"].startswith("https://grafana.example.org/d/agx-")
 
 
+@pytest.mark.prometheus
+@pytest.mark.parametrize("values", [switched(True, "prometheusRule.enabled"), KNOBS], ids=["defaults", "knobs"])
+def test_promtool_finds_the_rendered_rules_valid(values: dict[str, Any], tmp_path: Path) -> None:
+    (rule,) = [manifest for manifest in render(values) if manifest["kind"] == "PrometheusRule"]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump(rule["spec"]))
+    subprocess.run(["promtool", "check", "rules", path], check=True, timeout=30)
+
+
+def _scrape_configs() -> dict[str, dict[str, Any]]:
+    """Both monitors as a plain scrape configuration would say it."""
+    manifests = render(KNOBS | {"nameOverride": "", "podMonitor": KNOBS["serviceMonitor"]})
+    endpoints = {
+        "service": one(manifests, "ServiceMonitor")["spec"]["endpoints"],
+        "pod": one(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"],
+    }
+    return {
+        name: {
+            "job_name": name,
+            "honor_labels": endpoint["honorLabels"],
+            "metrics_path": endpoint["path"],
+            "scrape_interval": endpoint["interval"],
+            "scrape_timeout": endpoint["scrapeTimeout"],
+            "relabel_configs": [_plain(rule) for rule in endpoint["relabelings"]],
+            "metric_relabel_configs": [_plain(rule) for rule in endpoint["metricRelabelings"]],
+        }
+        for name, (endpoint,) in endpoints.items()
+    }
+
+
+def _plain(relabeling: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub(r"[A-Z]", lambda found: "_" + found[0].lower(), key): value for key, value in relabeling.items()}
+
+
+def test_monitors_relabel_as_the_plain_scrape_file_does_and_then_as_the_user_wants() -> None:
+    (plain,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
+    for config in _scrape_configs().values():
+        *ours, theirs = config["metric_relabel_configs"]
+        assert ours == plain["metric_relabel_configs"]
+        assert theirs["action"] == "drop"
+        assert config["honor_labels"] == plain["honor_labels"] is True
+
+
+@pytest.mark.prometheus
+def test_prometheus_would_take_what_the_monitors_say(tmp_path: Path) -> None:
+    path = tmp_path / "prometheus.yml"
+    path.write_text(yaml.safe_dump({"scrape_configs": list(_scrape_configs().values())}))
+    subprocess.run(["promtool", "check", "config", path], check=True, timeout=30)
+
+
 def test_nothing_depends_on_what_a_cluster_offers() -> None:
     templates = "".join(path.read_text() for path in (CHART / "templates").rglob("*.*"))
     assert ".Capabilities" not in templates
