@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis.exceptions import RedisError
 
-from .connections import Script
+from .connections import Bus, Script
 from .engine import current_engine
 from .errors import RedisUnavailableError
 from .keys import Id, SessionKeys
@@ -14,6 +14,7 @@ from .keys import Id, SessionKeys
 _CANCEL = Script("""
 local held = redis.call('GET', KEYS[1])
 if not held then return 0 end
+if ARGV[2] and held ~= ARGV[2] and string.find(held, 'cancel:' .. ARGV[2] .. ':', 1, true) ~= 1 then return 0 end
 if held == '1' then
   redis.call('DEL', KEYS[1])
 elseif string.sub(held, 1, 7) ~= 'cancel:' then
@@ -24,6 +25,15 @@ end
 redis.call('PUBLISH', ARGV[1], held)
 return 1
 """)
+
+
+async def mark_cancelled(bus: Bus, session: SessionKeys, run_id: str | None = None) -> bool:
+    """Mark a session's lease and tell its run; returns whether there was one.
+
+    `run_id`: only this run; None takes whichever is live. Raises RedisError or OSError.
+    """
+    only = () if run_id is None else (run_id,)
+    return bool(await bus.run(_CANCEL, session.live, session.cancel_channel, *only))
 
 
 async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
@@ -38,6 +48,6 @@ async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     try:
-        return bool(await engine.control.run(_CANCEL, session.live, session.cancel_channel))
+        return await mark_cancelled(engine.control, session)
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("cancel the run", error) from error

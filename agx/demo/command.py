@@ -45,8 +45,10 @@ async def _demo(redis_url: str, *, once: bool, model: Model | None) -> int:
     sidecar = SidecarProcess(redis_url)
     stop = asyncio.Event()
     try:
-        await sidecar.start(fixed_port=not once)
-        addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"} | ({} if once else {"to end": "Ctrl-C"})
+        await sidecar.start(watched=not once)
+        addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"}
+        if not once:
+            addresses |= {"console": sidecar.console_url, "to end": "Ctrl-C"}
         ledger = Ledger()
         screen = Screen(Console(), ledger, addresses)
         traffic = Traffic(model, ledger, on_begin=screen.place, on_end=screen.tell)

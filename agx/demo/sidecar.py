@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from ..child import Child, draw_ports
 from ..errors import AgxError
 
-_DEFAULT_PORT = 9464  # where people's Prometheus looks for it already
+_DEFAULT_PORTS = (9464, 9465)  # /metrics, where people's Prometheus looks for it already, and the console
 _READY_TIMEOUT = 30.0  # seconds
 _TAKEN = "Address already in use"
 
@@ -26,24 +27,34 @@ class SidecarProcess:
         self._home = Path(tempfile.mkdtemp(prefix="agx-demo-"))
         self._redis_url = redis_url
         self._child: Child | None = None
-        self._port = 0
+        self._port = self._console_port = 0
+        self._token = secrets.token_urlsafe(24)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
-    async def start(self, *, fixed_port: bool) -> None:
-        """Start it and wait until it is ready, on the usual port if that is free and `fixed_port` asks for it.
+    @property
+    def console_url(self) -> str:
+        """The console's address; behind the # is the token, which its page takes and no request repeats."""
+        return f"http://127.0.0.1:{self._console_port}/#token={self._token}"
+
+    async def start(self, *, watched: bool) -> None:
+        """Start it and wait until it is ready; with a console and on the usual ports, if free, where it is `watched`.
 
         Raises AgxError with its log if it ends or isn't ready in time.
         """
-        for port in [_DEFAULT_PORT] * fixed_port + draw_ports(10):
-            self._port = port
+        for ports in [_DEFAULT_PORTS] * watched + list(zip(draw_ports(10), draw_ports(10), strict=True)):
+            self._port, self._console_port = ports
             environment = {
                 **os.environ,
                 "AGX_REDIS_URL": self._redis_url,
                 "AGX_HTTP_HOST": "127.0.0.1",
-                "AGX_HTTP_PORT": str(port),
+                "AGX_HTTP_PORT": str(self._port),
+                "AGX_CONSOLE": "full" if watched else "off",
+                "AGX_CONSOLE_PORT": str(self._console_port),
+                "AGX_CONSOLE_TOKEN": self._token,
+                "AGX_CONSOLE_CONTENT": "1",
             }
             command = [sys.executable, "-m", "agx_sidecar"]
             self._child = Child(command, log=self._log, home=self._home, environment=environment)

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis.exceptions import ResponseError
@@ -15,9 +15,10 @@ from redis.exceptions import ResponseError
 from agx import __version__
 
 from . import instruments as i
+from .console.console import Console
 from .export import Export, open_exporter
 from .exposition import Snapshot, render
-from .http import Answer, PageServer
+from .http import Answer, HttpServer, Request, route
 from .link import Link, open_client
 from .meta import wait_for_meta
 from .metrics import MetricsSink, PartitionsChangedError, leaf_of
@@ -69,11 +70,13 @@ class Sidecar:
             self._export = Export(open_exporter(settings), self._own)
             self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
             self._traces.counts_malformed = self._metrics is None
-        self._pages = PageServer(
+        self._pages = HttpServer(
             settings.http_host,
             settings.http_port,
-            {"/metrics": self._show_metrics, "/healthz": self._show_health, "/readyz": self._show_readiness},
+            route({"/metrics": self._show_metrics, "/healthz": self._show_health, "/readyz": self._show_readiness}),
+            port_variable="AGX_HTTP_PORT",
         )
+        self._console = Console(settings, settings.console) if settings.console is not None else None
         self._bear_own()
 
     async def run(self) -> None:
@@ -87,8 +90,10 @@ class Sidecar:
             self._pages.port,
             self._settings.redis.place,
             self._settings.prefix,
-            "+".join(sorted(self._settings.sinks)),
+            "+".join(sorted(self._settings.sinks)) or "none",
         )
+        if self._console is not None:
+            self._console.start()
         try:
             with stop_on_signals(stop):
                 async with asyncio.TaskGroup() as tasks:
@@ -136,7 +141,9 @@ class Sidecar:
                         tasks.create_task(self._metrics.run(partitions, stop))
                     if self._traces is not None:
                         tasks.create_task(self._traces.run(partitions, stop))
-                    tasks.create_task(self._reaper.run(partitions, stop))
+                    if self._settings.sinks:  # without, it is a console's: that writes nothing by itself
+                        tasks.create_task(self._reaper.run(partitions, stop))
+                    tasks.create_task(stop.wait())
             except* PartitionsChangedError as changed:
                 logger.warning("starting over: %s", leaf_of(changed))
                 start_over = True
@@ -190,10 +197,10 @@ class Sidecar:
         fleet = self._metrics.show() if self._metrics is not None else {}
         return self._show_own(), fleet
 
-    def _show_metrics(self, headers: Mapping[str, str]) -> Answer:
+    def _show_metrics(self, request: Request) -> Answer:
         with self._rendering:
             own, fleet = asyncio.run_coroutine_threadsafe(self._snapshot(), self._loop).result(timeout=HEALTHY_WITHIN)
-            accept = headers.get("accept", "")
+            accept = request.headers.get("accept", "")
             try:
                 body, content_type = render({**own, **fleet}, accept)
                 if fleet and self._metrics is not None and not self._metrics.exporting:
@@ -205,13 +212,13 @@ class Sidecar:
             self._render_error = None
         return Answer(200, body, content_type)
 
-    def _show_health(self, headers: Mapping[str, str]) -> Answer:
+    def _show_health(self, request: Request) -> Answer:
         age = time.monotonic() - self._ticked
         if age > HEALTHY_WITHIN:
             return Answer(503, f"the event loop has not ticked for {age:.0f} s\n".encode())
         return Answer(200, b"ok\n")
 
-    def _show_readiness(self, headers: Mapping[str, str]) -> Answer:
+    def _show_readiness(self, request: Request) -> Answer:
         age = time.monotonic() - self._link.last_reply
         if age > READY_WITHIN:
             return Answer(
@@ -223,6 +230,8 @@ class Sidecar:
 
     def _close(self) -> None:
         self._pages.close()
+        if self._console is not None:
+            self._console.close()
         if self._export is not None:
             self._export.close()
 

@@ -1,4 +1,4 @@
-"""Serves /metrics, /healthz and /readyz, each request in a thread, so that a scrape never stalls consumption."""
+"""A small HTTP server for /metrics and its like: each request in a thread, so a scrape never stalls consumption."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 from .settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
 _SOCKET_TIMEOUT = 10.0  # seconds a client may be silent
+_MAX_BODY = 4_096  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks. Names of headers are in lower case; of a name given twice the last value counts."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    client: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +39,30 @@ class Answer:
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Page = Callable[[Mapping[str, str]], Answer]  # from the request's headers, names in lower case
+Page = Callable[[Request], Answer]
 
 
-class PageServer:
-    """A small HTTP server for GET and HEAD of a few pages."""
+def route(pages: Mapping[str, Page]) -> Page:
+    """Return one page that hands GET and HEAD to the pages by their paths."""
 
-    def __init__(self, host: str, port: int, pages: Mapping[str, Page]) -> None:
+    def respond(request: Request) -> Answer:
+        page = pages.get(request.path)
+        if page is None:
+            return Answer(404, f"not found; there are {', '.join(sorted(pages))}\n".encode())
+        if request.method not in ("GET", "HEAD"):
+            return Answer(405, b"only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
+        return page(request)
+
+    return respond
+
+
+class HttpServer:
+    """A small HTTP server; each request in a thread."""
+
+    def __init__(self, host: str, port: int, respond: Page, *, port_variable: str) -> None:
         """Bind, so that a taken port is known before anything else is started.
 
         Raises:
@@ -41,7 +70,7 @@ class PageServer:
         """
 
         class Handler(_Handler):
-            routes = pages
+            page = staticmethod(respond)
 
         class Server(ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -51,7 +80,7 @@ class PageServer:
             self._server = Server((host, port), Handler)
         except OSError as error:
             raise SettingsError(
-                f"can't listen on {host}:{port} ({error.strerror or error}): set AGX_HTTP_HOST and AGX_HTTP_PORT "
+                f"can't listen on {host}:{port} ({error.strerror or error}): set AGX_HTTP_HOST and {port_variable} "
                 "to an address that is free"
             ) from None
         self.port: int = self._server.server_address[1]
@@ -69,32 +98,47 @@ class PageServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    routes: Mapping[str, Page]
+    page: Page
     timeout = _SOCKET_TIMEOUT
     protocol_version = "HTTP/1.1"
     server_version = "agx-sidecar"
     sys_version = ""
 
     def do_GET(self) -> None:
-        page = self.routes.get(self.path.partition("?")[0])
+        path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        if page is None:
-            known = ", ".join(sorted(self.routes))
-            self._answer(Answer(404, f"not found; there are {known}\n".encode()), headers)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > _MAX_BODY or "transfer-encoding" in headers:
+            self.close_connection = True  # what was not read would be taken for the next request
+            self._answer(Answer(413, f"a body has to say its length, at most {_MAX_BODY} bytes\n".encode()), headers)
             return
         try:
-            answer = page(headers)
+            request = Request(
+                self.command,
+                path,
+                dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20)),
+                headers,
+                self.rfile.read(int(length)),
+                str(self.client_address[0]),
+            )
+        except ValueError:
+            self._answer(Answer(400, b"too many parameters\n"), headers)
+            return
+        try:
+            answer = self.page(request)
         except Exception:  # one broken page must not look like a dead sidecar
-            logger.exception("%s failed", self.path.partition("?")[0])
+            logger.exception("%s failed", path)
             answer = Answer(500, b"failed; the sidecar's log says why\n")
         self._answer(answer, headers)
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def _answer(self, answer: Answer, headers: Mapping[str, str]) -> None:
         body = answer.body
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
         if "gzip" in headers.get("accept-encoding", "") and len(body) > 1_000:
             body = gzip.compress(body, 5)
             self.send_header("Content-Encoding", "gzip")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Literal
 
 from agx.address import AddressError, RedisAddress, read_address, read_prefix
@@ -12,9 +13,22 @@ from agx.errors import AgxError
 
 Sink = Literal["metrics", "traces"]
 
+_TOKEN_LENGTH = 16
+
 
 class SettingsError(AgxError):
     """Raised where the environment says something that the sidecar can't do; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleSettings:
+    """The console's settings. Without a token it is for this machine only."""
+
+    can_cancel: bool
+    shows_content: bool
+    host: str
+    port: int
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,7 @@ class Settings:
     sinks: frozenset[Sink] = frozenset({"metrics"})
     http_host: str = "127.0.0.1"
     http_port: int = 9464
+    console: ConsoleSettings | None = None
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
     otlp_protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
@@ -44,12 +59,17 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         redis, prefix = read_address(environ), read_prefix(environ)
     except AddressError as error:
         raise SettingsError(str(error)) from None
+    sinks, host = _sinks(environ), environ.get("AGX_HTTP_HOST") or "127.0.0.1"
+    console = _console(environ, host)
+    if not sinks and console is None:
+        raise SettingsError("AGX_SINKS=none leaves nothing to do: set AGX_CONSOLE=read or full too, or name a sink")
     return Settings(
         redis=redis,
         prefix=prefix,
-        sinks=_sinks(environ),
-        http_host=environ.get("AGX_HTTP_HOST") or "127.0.0.1",
+        sinks=sinks,
+        http_host=host,
         http_port=_port(environ, "AGX_HTTP_PORT", 9464),
+        console=console,
         log_level=_choice(environ, "AGX_LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", str.upper),
         log_format="json"
         if _choice(environ, "AGX_LOG_FORMAT", ("text", "json"), "text", str.lower) == "json"
@@ -68,10 +88,40 @@ def _sinks(environ: Mapping[str, str]) -> frozenset[Sink]:
             environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
         )
         return frozenset({"metrics", "traces"} if has_collector else {"metrics"})
+    if text == "none":
+        return frozenset()
     sinks = {part.strip() for part in text.split(",")}
     if not sinks <= {"metrics", "traces"}:
-        raise SettingsError(f"AGX_SINKS must be metrics, traces or metrics,traces, not {text!r}")
+        raise SettingsError(f"AGX_SINKS must be metrics, traces, metrics,traces or none, not {text!r}")
     return frozenset[Sink](sink for sink in ("metrics", "traces") if sink in sinks)
+
+
+def _console(environ: Mapping[str, str], host: str) -> ConsoleSettings | None:
+    mode = _choice(environ, "AGX_CONSOLE", ("off", "read", "full"), "off", str.lower)
+    if mode == "off":
+        return None
+    token = environ.get("AGX_CONSOLE_TOKEN") or None
+    if token is None and not _is_loopback(host):
+        raise SettingsError(
+            f"AGX_CONSOLE on {host} can be reached from other machines: set AGX_CONSOLE_TOKEN to a long random text, "
+            "or AGX_HTTP_HOST to 127.0.0.1"
+        )
+    if token is not None and len(token) < _TOKEN_LENGTH:
+        raise SettingsError(f"AGX_CONSOLE_TOKEN must have at least {_TOKEN_LENGTH} characters; make it a random text")
+    return ConsoleSettings(
+        can_cancel=mode == "full",
+        shows_content=_choice(environ, "AGX_CONSOLE_CONTENT", ("0", "1"), "0", str) == "1",
+        host=host,
+        port=_port(environ, "AGX_CONSOLE_PORT", 9465),
+        token=token,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:

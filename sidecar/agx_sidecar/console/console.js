@@ -1,0 +1,88 @@
+// Keeps a page current: asks for it again and changes only what is different, so that focus, scroll and selection stay.
+"use strict";
+
+const state = document.getElementById("state");
+const pause = document.getElementById("pause");
+let timer = 0;
+
+const view = () => document.getElementById("view");
+const every = () => Number(view()?.dataset.every || 0);
+
+function morph(old, fresh) {
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  const wanted = new Set([...fresh.children].map((child) => child.id).filter(Boolean));
+  for (const child of [...old.children]) if (child.id && !wanted.has(child.id)) child.remove();
+  let at = old.firstChild;
+  for (const next of [...fresh.childNodes]) {
+    let same = at;
+    if (next.id) same = [...old.children].find((child) => child.id === next.id);
+    else if (at && at.id) same = null;
+    if (!same || same.nodeName !== next.nodeName) {
+      old.insertBefore(document.importNode(next, true), at);
+      continue;
+    }
+    if (same === at) at = at.nextSibling;
+    else old.insertBefore(same, at);
+    if (same.nodeType === Node.ELEMENT_NODE) morph(same, next);
+    else if (same.data !== next.data) same.data = next.data;
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
+  }
+}
+
+function show(text) {
+  if (state.textContent !== text) state.textContent = text;
+}
+
+async function refresh() {
+  const log = document.getElementById("log");
+  const follows = log && log.scrollTop + log.clientHeight > log.scrollHeight - 8;
+  try {
+    const answer = await fetch(location.pathname + location.search, { credentials: "same-origin", redirect: "error" });
+    if (answer.status === 401 || answer.status === 403) return location.reload();
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("view");
+    if (!paused() && fresh) {
+      morph(view(), fresh);
+      if (fresh.dataset.title) document.title = `${fresh.dataset.title} · agx`;
+      show(answer.ok ? "" : "Trouble; trying again");
+    }
+  } catch {
+    show("No connection; trying again");
+  }
+  if (follows) document.getElementById("log")?.scrollTo(0, 1e9);
+  plan();
+}
+
+const paused = () => pause.getAttribute("aria-pressed") === "true";
+
+function plan() {
+  clearTimeout(timer);
+  pause.hidden = every() === 0;
+  if (every() && !paused() && !document.hidden) timer = setTimeout(refresh, every());
+}
+
+pause.addEventListener("click", () => {
+  pause.setAttribute("aria-pressed", String(!paused()));
+  show(paused() ? "Paused" : "");
+  plan();
+});
+document.addEventListener("visibilitychange", plan);
+document.addEventListener("submit", (event) => {
+  const ask = event.target.dataset.ask;
+  if (ask && !confirm(ask)) event.preventDefault();
+});
+
+// A link may carry the token behind its #, which no browser sends: into no log, no proxy, no referrer.
+const login = document.getElementById("login");
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) history.replaceState(null, "", location.pathname + location.search);
+if (given && login && !document.getElementById("wrong")) {
+  document.getElementById("token").value = given;
+  login.submit();
+}
+document.getElementById("log")?.scrollTo(0, 1e9);
+plan();

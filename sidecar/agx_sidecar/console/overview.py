@@ -1,0 +1,99 @@
+"""Reads what the front page shows: live runs by their leases, the ended ones among the newest facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agx.connections import Bus
+from agx.facts import RunEnded
+from agx.fleet import LiveRun, find_live, read_clock, read_last, read_newest, read_partitions
+from agx.hub import StreamEntry
+
+PAGE = 100  # live runs
+_ENDED = 100  # rows of each list
+_DEPTHS = (500, 5_000, 50_000)  # facts a partition; the queues hold 12,500 each at their defaults
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of the fleet is asked for."""
+
+    text: str = ""  # a part of a scope, user, session, run or agent
+    page: int = 1
+    depth: int = 1  # how far back, from 1 to 3
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Asked:
+        """Read a query; what makes no sense is taken as not asked for."""
+        return cls(query.get("q", "").strip()[:200], _number(query.get("page"), 10_000), _number(query.get("depth"), 3))
+
+    @property
+    def facts(self) -> int:
+        return _DEPTHS[self.depth - 1]
+
+    def matches(self, *words: str | None) -> bool:
+        return self.text.lower() in "/".join(word or "" for word in words).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The fleet at one moment. Times: milliseconds of the server's clock."""
+
+    asked: Asked
+    now_ms: int
+    has_services: bool  # False: none has ever run on this prefix
+    live: int = 0
+    shown: tuple[tuple[LiveRun, StreamEntry | None], ...] = ()  # a page of the live ones, with their last entries
+    pages: int = 1
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    bad: tuple[RunEnded, ...] = ()  # lost and failed
+    good: tuple[RunEnded, ...] = ()
+    read: int = 0
+    since_ms: int = 0  # 0: everything that is kept was read
+
+
+async def read_overview(bus: Bus, prefix: str, asked: Asked) -> Overview:
+    """Look at leases and queues; raises RedisError or OSError."""
+    now_ms, partitions = await read_clock(bus), await read_partitions(bus, prefix)
+    if partitions is None:
+        return Overview(asked, now_ms, has_services=False)
+    live = [run for run in await find_live(bus, prefix, partitions) if _is_asked(asked, run)]
+    pages = max(1, -(-len(live) // PAGE))
+    first = (min(asked.page, pages) - 1) * PAGE
+    page = live[first : first + PAGE]
+    last = await read_last(bus, page)
+    newest = await read_newest(bus, prefix, partitions, asked.facts, "run.end")
+    ended = [
+        fact
+        for fact in newest.facts
+        if isinstance(fact, RunEnded)
+        and fact.parent_run_id is None  # a sub-agent's run is shown in its parent's
+        and asked.matches(fact.scope, fact.user, fact.session, fact.run_id, fact.agent)
+    ]
+    bad = [fact for fact in ended if fact.outcome in ("lost", "failed")]
+    good = [fact for fact in ended if fact.outcome not in ("lost", "failed")]
+    return Overview(
+        asked,
+        now_ms,
+        has_services=True,
+        live=len(live),
+        shown=tuple(zip(page, last, strict=True)),
+        pages=pages,
+        outcomes=Counter(fact.outcome for fact in ended),
+        # Of the bad ones the lost come first, then the newest: the sort keeps their order.
+        bad=tuple(sorted(bad, key=lambda fact: fact.outcome != "lost")[:_ENDED]),
+        good=tuple(good[:_ENDED]),
+        read=newest.read,
+        since_ms=newest.since_ms,
+    )
+
+
+def _is_asked(asked: Asked, run: LiveRun) -> bool:
+    session = run.session
+    return asked.matches(session.scope, session.user, session.session, run.run_id, run.agent)
+
+
+def _number(text: str | None, most: int) -> int:
+    return max(1, min(int(text), most)) if text and text.isascii() and text.isdecimal() and len(text) < 9 else 1

@@ -1,0 +1,182 @@
+"""A run's page: how it stands, the waterfall of its nodes, tools and tokens, its events, and the cancel button."""
+
+from __future__ import annotations
+
+from agx.facts import RunEnded
+
+from .eventlog import Line, remembered_lines, write_lines
+from .html import Html, h
+from .trail import Trail
+from .waterfall import Bar, Waterfall, draw_waterfall
+from .words import badge, clock, duration, who
+
+_WIDE = 1_000  # units of the time axis
+_TICKS = 4
+
+
+def run_view(trail: Trail, *, can_cancel: bool, content: bool) -> Html:
+    """Return the part of the page that is kept current; `content` shows what people and models said."""
+    place, ended = trail.place, trail.ended
+    fall = draw_waterfall(trail)
+    agent = fall.bars[0].name if fall.bars and fall.bars[0].kind == "run" else "unknown agent"
+    state = trail.state
+    return h(
+        "main",
+        h("p", h("a", "All runs", href="/"), class_="back"),
+        h("h1", agent, " ", badge(state)),
+        h("p", who(place.scope, place.user, place.session), " · run ", h("code", place.run_id)),
+        _facts(trail, fall, ended, content=content),
+        _cancel(trail, can_cancel=can_cancel) if trail.is_live else None,
+        _waterfall(fall),
+        _tokens(fall),
+        _events(trail, ended, content=content),
+        id="view",
+        data_every=1000 if trail.is_live else 0,
+        data_title=f"{agent} · {state}",
+    )
+
+
+def unknown_view() -> Html:
+    """Return what is said of a run that nobody remembers."""
+    return h(
+        "main",
+        h("p", h("a", "All runs", href="/"), class_="back"),
+        h("h1", "Nothing is known of this run"),
+        h("p", "It has no lease, its stream has expired, and its facts are no longer in the queue."),
+        id="view",
+        data_every=0,
+        data_title="unknown run",
+    )
+
+
+def _facts(trail: Trail, fall: Waterfall, ended: RunEnded | None, *, content: bool) -> Html:
+    fact = ended or trail.started
+    service = fact.service if fact is not None else None
+    last = fall.tokens[-1] if fall.tokens else None
+    rows = [
+        ("Began", clock(fall.start_ns // 1_000_000)),
+        ("Took" if ended else "Running for", duration(fall.end_ns - fall.start_ns)),
+        ("Tokens", f"{last.input:,} in, {last.output:,} out" if last else "none reported yet"),
+        ("Why", " · ".join(word for word in (ended.reason, ended.stage, ended.error_type) if word) if ended else ""),
+        ("Error", (ended.error_message or "") if ended and content else ""),
+        ("Service", " ".join(word for word in (service.name, service.version) if word) if service else ""),
+        ("Trace", fact.trace.trace_id if fact is not None else ""),
+        ("Note", "finished by a sidecar after its process died" if ended and ended.partial else ""),
+    ]
+    return h("dl", [h("div", h("dt", name), h("dd", said)) for name, said in rows if said], class_="facts")
+
+
+def _cancel(trail: Trail, *, can_cancel: bool) -> Html:
+    place = trail.place
+    if not can_cancel:
+        return h("p", "This console may only read: AGX_CONSOLE=full would let it cancel.", class_="quiet")
+    if trail.lease == "cancelling":
+        return h("p", "It has been told to stop.", class_="quiet", role="status")
+    fields = {"scope": place.scope, "user": place.user, "session": place.session, "run": place.run_id}
+    hidden = [h("input", type="hidden", name=name, value=value) for name, value in fields.items()]
+    button = h("button", "Cancel this run", id="cancel", class_="danger")
+    return h("form", hidden, button, method="post", action="/cancel", data_ask="Cancel this run?")
+
+
+def _waterfall(fall: Waterfall) -> Html:
+    rows = [_row(fall, bar) for bar in fall.bars]
+    ticks = [fall.start_ns + (fall.end_ns - fall.start_ns) * n // _TICKS for n in range(_TICKS + 1)]
+    axis = h("span", [h("span", duration(at - fall.start_ns)) for at in ticks], class_="axis", aria_hidden="true")
+    heads = [h("th", name, scope="col", class_=kind) for name, kind in (("What", ""), ("Began", "number"),
+             ("Took", "number"), ("Tokens", "number"), ("Outcome", ""))]  # fmt: skip
+    table = h(
+        "table",
+        h("caption", "Nodes and tools by their start", class_="unseen"),
+        h("thead", h("tr", heads, h("th", h("span", "Time", class_="unseen"), axis, scope="col", class_="time"))),
+        h("tbody", rows),
+        class_="waterfall",
+    )
+    box = h("div", table, class_="scroll", tabindex=0, role="region", aria_label="Waterfall")
+    return h("section", h("h2", "Waterfall", id="h-fall"), box, aria_labelledby="h-fall")
+
+
+def _row(fall: Waterfall, bar: Bar) -> Html:
+    end_ns = fall.end_ns if bar.end_ns is None else bar.end_ns
+    used = bar.usage
+    estimated = "~" if used is not None and used.source == "estimated" else ""
+    outcome = bar.outcome or "open"
+    error = h("span", bar.error_type.rpartition(".")[2], class_="why") if bar.error_type else None
+    return h(
+        "tr",
+        h("th", h("span", bar.name, class_=f"kind {bar.kind} d{min(bar.depth, 9)}"), scope="row"),
+        h("td", f"+{duration(bar.start_ns - fall.start_ns)}", class_="number"),
+        h("td", duration(end_ns - bar.start_ns), class_="number"),
+        h("td", f"{estimated}{used.input:,} → {estimated}{used.output:,}" if used else "", class_="number"),
+        h("td", badge(outcome), " ", error),
+        h("td", _bar(fall, bar, end_ns), class_="time"),
+    )
+
+
+def _bar(fall: Waterfall, bar: Bar, end_ns: int) -> Html:
+    x, end = _x(fall, bar.start_ns), _x(fall, end_ns)
+    shapes = [h("rect", x=x, y=3, width=max(3, end - x), height=12, rx=2, class_=f"bar {bar.kind} {bar.outcome}")]
+    if bar.first_chunk_ns is not None:
+        # Until its first chunk a model is only waited for.
+        first = _x(fall, bar.first_chunk_ns)
+        shapes.append(h("rect", x=x, y=3, width=max(0, first - x), height=12, rx=2, class_="wait"))
+    return h("svg", shapes, viewBox=f"0 0 {_WIDE} 18", preserveAspectRatio="none", aria_hidden="true", class_="lane")
+
+
+def _x(fall: Waterfall, at_ns: int) -> int:
+    at = (at_ns - fall.start_ns) * _WIDE // (fall.end_ns - fall.start_ns)
+    return max(0, min(_WIDE, at))
+
+
+def _tokens(fall: Waterfall) -> Html | None:
+    if not fall.tokens:
+        return None
+    last = fall.tokens[-1]
+    most = max(1, last.input + last.output)
+    lines = []
+    for kind in ("input", "output"):
+        points, y = [f"0,{60}"], 60
+        for step in fall.tokens:
+            x = _x(fall, step.at_ns)
+            level = 60 - (step.input if kind == "input" else step.output) * 56 // most
+            points += [f"{x},{y}", f"{x},{level}"]
+            y = level
+        points.append(f"{_WIDE},{y}")
+        lines.append(h("polyline", points=" ".join(points), class_=f"tokens {kind}"))
+    said = f"{last.input:,} tokens in and {last.output:,} out, after {len(fall.tokens)} model requests"
+    picture = h("svg", lines, viewBox=f"-4 0 {_WIDE + 8} 62", preserveAspectRatio="none", role="img", aria_label=said)
+    legend = h("figcaption", h("span", "in", class_="key input"), " ", h("span", "out", class_="key output"), " ", said)
+    heading = h("h2", "Tokens over time", id="h-tokens")
+    return h("section", heading, h("figure", picture, legend), aria_labelledby="h-tokens")
+
+
+def _events(trail: Trail, ended: RunEnded | None, *, content: bool) -> Html:
+    if trail.entries:
+        lines = write_lines(trail.entries, content=content)
+        note = "" if content else "Texts are hidden: AGX_CONSOLE_CONTENT=1 would show them."
+    else:
+        lines = list(remembered_lines(ended)) if ended is not None else []
+        note = "The stream has expired: these are the events that its last fact remembers."
+        if ended is not None and ended.events_between:
+            note += f" {ended.events_between:,} in the middle were left out."
+    start_ms = lines[0].at_ms if lines else 0
+    rows = [_line(line, start_ms) for line in lines]
+    log = h("div", h("ol", rows, class_="log"), id="log", class_="scroll", tabindex=0, role="region",
+            aria_label="Events, oldest first")  # fmt: skip
+    heading = h("h2", "Events ", h("span", f"{len(lines):,}", class_="count"), id="h-events")
+    if not lines:
+        log = h("p", "None yet." if trail.is_live else "None are kept.", class_="quiet")
+    return h("section", heading, h("p", note, class_="quiet") if note else None, log, aria_labelledby="h-events")
+
+
+def _line(line: Line, start_ms: int) -> Html:
+    about = line.about
+    if line.pieces:
+        about = f"{about} · {line.chars:,} characters in {line.pieces:,} events"
+    return h(
+        "li",
+        h("span", f"+{(line.at_ms - start_ms) / 1_000:.2f} s", class_="at", title=clock(line.at_ms)),
+        h("span", line.what, class_=f"what {line.what if line.what.isascii() and line.what.isalpha() else ''}"),
+        h("span", about, class_="about"),
+        h("span", line.text, class_="text") if line.text else None,
+        id=line.key,
+    )

@@ -1,0 +1,141 @@
+"""What a run's trail is on a time axis: a bar per run, node and tool, and tokens as they were used. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from agx.facts import NodeEnded, RunEnded, RunStarted, ToolEnded, Usage
+
+from .trail import Trail
+
+Kind = Literal["run", "model", "step", "tool"]
+
+_DEEPEST = 12  # a fact that names its own run as its parent ends here
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One row. Times: nanoseconds of the service's clock; `end_ns` None is still open."""
+
+    kind: Kind
+    name: str
+    depth: int
+    start_ns: int
+    end_ns: int | None
+    outcome: str | None = None  # None while it is open
+    error_type: str | None = None
+    first_chunk_ns: int | None = None  # when it came
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStep:
+    """The tokens used up to a moment."""
+
+    at_ns: int
+    input: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waterfall:
+    """A run's bars, in their order, and its tokens, within its time."""
+
+    start_ns: int
+    end_ns: int  # of what is still open: now
+    bars: tuple[Bar, ...]
+    tokens: tuple[TokenStep, ...]
+
+
+def draw_waterfall(trail: Trail) -> Waterfall:
+    """Lay a run out; open parts come from the stream, whose times are the server's, moved to the service's clock."""
+    skew_ns = _skew(trail)
+    bars = [*_run_bars(trail, trail.place.run_id, 0), *_open_bars(trail, skew_ns)]
+    starts = [bar.start_ns for bar in bars]
+    ends = [bar.end_ns for bar in bars if bar.end_ns is not None]
+    now_ns = trail.now_ms * 1_000_000 - skew_ns
+    start = min(starts, default=now_ns)
+    end = max([*ends, start + 1] if trail.ended is not None or not trail.is_live else [*ends, now_ns, start + 1])
+    return Waterfall(start, end, tuple(bars), tuple(_tokens(trail)))
+
+
+def _skew(trail: Trail) -> int:
+    """Return by how much the server's clock is ahead of the service's, as their two notes of the begin say."""
+    if trail.started is None or trail.begin is None:
+        return 0
+    return trail.begin.id[0] * 1_000_000 - trail.started.start_ns
+
+
+def _run_bars(trail: Trail, run_id: str, depth: int) -> Iterator[Bar]:
+    """Yield a run's bar, then what is in it by start; a sub-agent's run where it began."""
+    started = next((fact for fact in trail.of(RunStarted) if fact.run_id == run_id), None)
+    ended = next((fact for fact in trail.of(RunEnded) if fact.run_id == run_id), None)
+    fact = ended or started
+    if fact is not None:
+        outcome = ended.outcome if ended else None
+        error = ended.error_type if ended else None
+        yield Bar("run", fact.agent, depth, fact.start_ns, ended.end_ns if ended else None, outcome, error)
+    parts = [[_node_bar(node, depth + 1)] for node in trail.of(NodeEnded) if node.run_id == run_id]
+    parts += [
+        [Bar("tool", tool.tool, depth + 2, tool.start_ns, tool.end_ns, tool.outcome, tool.error_type)]
+        for tool in trail.of(ToolEnded)
+        if tool.run_id == run_id
+    ]
+    if depth < _DEEPEST:
+        subs = {fact.run_id for fact in trail.facts if fact.parent_run_id == run_id}
+        parts += [bars for sub in subs if (bars := list(_run_bars(trail, sub, depth + 3)))]
+    # Of two that begin together the longer encloses the other.
+    for bars in sorted(parts, key=lambda bars: (bars[0].start_ns, -(bars[0].end_ns or 0))):
+        yield from bars
+
+
+def _node_bar(node: NodeEnded, depth: int) -> Bar:
+    name = node.node.replace("_", " ")
+    first = usage = None
+    if node.model is not None:
+        name = f"{name} {node.idx + 1} · {node.model.response_model or node.model.request_model}"
+        usage = node.model.usage
+        if node.model.first_chunk_ns is not None:
+            first = node.model.start_ns + node.model.first_chunk_ns
+    kind: Kind = "step" if node.model is None else "model"
+    return Bar(kind, name, depth, node.start_ns, node.end_ns, node.outcome, node.error_type, first, usage)
+
+
+def _open_bars(trail: Trail, skew_ns: int) -> Iterator[Bar]:
+    """Yield what the stream has seen begin and nobody has seen end."""
+    if not trail.is_live:
+        return
+    run_id = trail.place.run_id
+    if trail.started is None and trail.begin is not None:
+        agent = str(trail.begin.body.get("agent", "a session opened by hand"))
+        yield Bar("run", agent, 0, trail.begin.id[0] * 1_000_000 - skew_ns, None)
+    requests: dict[int, Bar] = {}
+    calls: dict[str, Bar] = {}
+    for entry in trail.entries:
+        body = entry.body
+        idx, call_id = body.get("idx"), str(body.get("tool_call_id"))
+        if entry.type != "event" or not isinstance(idx, int):
+            continue
+        at_ns = entry.id[0] * 1_000_000 - skew_ns
+        if body.get("event") == "llm-end":
+            requests.pop(idx, None)
+        elif body.get("event") == "answer" or body.get("part_kind") == "tool-return":
+            calls.pop(call_id, None)
+        elif body.get("part_kind") == "tool-call":
+            calls[call_id] = Bar("tool", str(body.get("tool_name")), 2, at_ns, None)
+        if body.get("event") == "llm-begin":
+            requests[idx] = Bar("model", f"model request {idx + 1} · {body.get('model', 'unknown')}", 1, at_ns, None)
+    known = {node.idx for node in trail.of(NodeEnded) if node.run_id == run_id and node.model is not None}
+    ended = {tool.call_id for tool in trail.of(ToolEnded) if tool.run_id == run_id}
+    yield from (bar for idx, bar in requests.items() if idx not in known)
+    yield from (bar for call_id, bar in calls.items() if call_id not in ended)
+
+
+def _tokens(trail: Trail) -> Iterator[TokenStep]:
+    given = taken = 0
+    for node in sorted(trail.of(NodeEnded), key=lambda node: node.end_ns):
+        if node.model is not None:
+            given, taken = given + node.model.usage.input, taken + node.model.usage.output
+            yield TokenStep(node.model.end_ns, given, taken)
