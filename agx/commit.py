@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("agx")
 
 FLUSH_INTERVAL = 0.004  # seconds between two group commits of a loop; the first one after a pause leaves at once
+_URGE_EVERY = 0.1  # seconds
 _REFRESH = 3_600.0  # seconds between refreshes of the streams' expiry, which lasts a day
 
 
@@ -49,6 +50,7 @@ class GroupCommit:
         self.sessions: set[SessionWriter] = set()  # open
         self._closed: dict[str, SessionWriter] = {}  # by stream, while what was acknowledged is kept
         self._troubled: set[SessionWriter] = set()
+        self._urged = 0.0  # when the troubled were last told that another has got through
         self._watch: asyncio.TimerHandle | None = None
         self._refreshed = time.monotonic()
         self._dirty: set[SessionWriter] = set()
@@ -128,10 +130,15 @@ class GroupCommit:
         self._troubled.add(session)
 
     def note_recovery(self, session: SessionWriter) -> None:
-        if session in self._troubled:
-            self._troubled.discard(session)
-            if not self._troubled:
-                logger.warning("agx: Redis is back, all events that waited are appended")
+        if session not in self._troubled:
+            return
+        self._troubled.discard(session)
+        if not self._troubled:
+            logger.warning("agx: Redis is back, all events that waited are appended")
+        elif time.monotonic() - self._urged > _URGE_EVERY:
+            self._urged = time.monotonic()
+            for other in list(self._troubled):
+                other.retry_now()
 
     @property
     def buffered_events(self) -> int:

@@ -214,7 +214,6 @@ class SessionWriter:
         return sent
 
     def _transmit(self) -> None:
-        self._retry = None
         self._issue(self._acked, self._sent).add_done_callback(self._on_reply)
 
     def _issue(self, behind: str, entries: list[Sent]) -> asyncio.Future[Reply]:
@@ -273,7 +272,14 @@ class SessionWriter:
             self._retry = loop.call_later(self._backoff, self._try_again)
         self._backoff = min(self._backoff * 2, _RETRY_LAST)
 
+    def retry_now(self) -> None:
+        """Try again without waiting any longer, where a retry waits: another session has got through."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._try_again()
+
     def _try_again(self) -> None:
+        self._retry = None
         if self._sent:
             self._transmit()
         else:
