@@ -253,12 +253,12 @@ class Hub:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if not self._callbacks:
-                # Without a channel nothing can be read: the last ones stay until others come, or a service with one
-                # run at a time would open a connection for each.
-                continue
             changes = {name: verb for verb, name in self._wanted}  # the last word on a channel counts
             self._wanted.clear()
+            if not self._callbacks and (kept := next((name for name in changes if name in pubsub.channels), None)):
+                # Without a channel nothing can be read: one stays until another comes, or a service with one run at a
+                # time would open a connection for each.
+                self._wanted.append((changes.pop(kept), kept))
             for verb, send in (("subscribe", pubsub.subscribe), ("unsubscribe", pubsub.unsubscribe)):
                 names = [name for name, wanted in changes.items() if wanted == verb]
                 if names:
