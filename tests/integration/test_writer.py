@@ -1,0 +1,237 @@
+"""The append rule (contract, section 4): whatever happens on the way, no gap, no repeat, and nothing behind a fence."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from redis.asyncio import Redis
+from support.agents import KeptSession, ScopeDeps
+from support.proxy import Proxy
+from support.waiting import wait_until
+
+import agx
+from agx.server import EmbeddedServer
+
+STREAM = "agx:1:1:s"
+
+
+@dataclass
+class Entry:
+    """An entry of the stream, as a stranger reads it."""
+
+    id: tuple[int, int]
+    type: str
+    body: dict[str, Any]
+
+
+@dataclass
+class Line:
+    """A session opened through a proxy, and a client that goes straight to the server."""
+
+    proxy: Proxy
+    redis: Redis
+    said: int = 0
+
+    async def say(self, count: int = 1) -> None:
+        for _ in range(count):
+            await agx.add(1, 1, "s", type="info", origin="test", body={"n": self.said})
+            self.said += 1
+
+    async def intrude(self, type: str = "info", *, id: str = "*", **options: Any) -> tuple[int, int]:
+        """Append as another process would: without a `seq`."""
+        fields = {"type": type, "origin": "other", "body": '{"run_id": "another"}'}
+        entry_id = await self.redis.xadd(STREAM, fields, id=id, **options)
+        await self.redis.expire(STREAM, 60)
+        return _parse(entry_id)
+
+    async def read(self) -> list[Entry]:
+        return [
+            Entry(_parse(entry_id), fields[b"type"].decode(), orjson.loads(fields[b"body"]))
+            for entry_id, fields in await self.redis.xrange(STREAM)
+        ]
+
+    async def arrived(self) -> bool:
+        """Whether all that was said is there."""
+        return sum("n" in entry.body for entry in await self.read()) >= self.said
+
+    async def settled(self) -> list[Entry]:
+        """Wait until all that was said is there, and return the stream, which nothing may change any more."""
+        await wait_until(self.arrived)
+        # The next reply tells that no resend is under way: one batch of a session is in flight.
+        await self.say()
+        await wait_until(self.arrived)
+        return await self.read()
+
+    def check(self, entries: list[Entry]) -> None:
+        """Our entries have no gap and no repeat, and all ids rise."""
+        ours = [entry for entry in entries if "seq" in entry.body]
+        assert [entry.body["seq"] for entry in ours] == list(range(len(ours)))
+        assert [entry.body["n"] for entry in ours if "n" in entry.body] == list(range(self.said))
+        ids = [entry.id for entry in entries]
+        assert ids == sorted(set(ids))
+
+
+def _parse(entry_id: bytes) -> tuple[int, int]:
+    ms, _, n = entry_id.decode().partition("-")
+    return int(ms), int(n)
+
+
+@pytest.fixture
+async def proxied(server: EmbeddedServer, redis_url: str) -> AsyncIterator[Line]:
+    async with Proxy(server.port) as proxy, Redis.from_url(proxy.url) as ours, Redis.from_url(redis_url) as straight:
+        agx.configure(agx.Config(redis=ours, lease_ttl=3.0))
+        yield Line(proxy, straight)
+        await agx.aclose()
+
+
+@pytest.fixture
+async def line(proxied: Line) -> Line:
+    await agx.start(1, 1, "s")
+    await proxied.say()
+    await wait_until(proxied.arrived)
+    return proxied
+
+
+async def test_a_lost_reply_repeats_nothing(line: Line) -> None:
+    """The server has appended the batch; the same ids again are refused, and what is there counts."""
+    for _ in range(10):
+        line.proxy.lose_replies()
+        await line.say(3)
+        await wait_until(line.arrived)
+        await wait_until(lambda: line.proxy.replies_to_lose == 0)
+    line.check(await line.settled())
+
+
+async def test_cut_connections_lose_nothing(line: Line) -> None:
+    for _ in range(10):
+        await line.say(5)
+        line.proxy.cut()
+        await line.say(5)
+    line.check(await line.settled())
+
+
+async def test_an_outage_is_waited_out(line: Line) -> None:
+    line.proxy.refuse()
+    before = await line.read()
+    await line.say(300)  # more than one batch
+    assert await line.read() == before
+    line.proxy.accept()
+    line.check(await line.settled())
+
+
+async def test_a_refused_id_goes_above_who_took_it(line: Line) -> None:
+    """Somebody's entry lies in our future: its id is above all that our clock gives."""
+    ahead = await line.intrude(id=f"{(await line.read())[-1].id[0] + 60_000}-5")
+    await line.say(3)
+    entries = await line.settled()
+    line.check(entries)
+    assert all(entry.id > ahead for entry in entries if entry.body.get("n", 0) > 0)
+
+
+async def test_entries_of_others_stand_between(line: Line) -> None:
+    intruded = []
+    for _ in range(20):
+        await line.say()
+        intruded.append(await line.intrude())
+    entries = await line.settled()
+    line.check(entries)
+    assert [entry.id for entry in entries if "seq" not in entry.body] == intruded
+
+
+async def test_a_lost_reply_with_anothers_entry_behind(line: Line) -> None:
+    """The resend is refused by somebody's entry, not by our own; ours is found below it all the same."""
+    line.proxy.lose_replies(1_000)
+    await line.say(3)
+    await wait_until(line.arrived)
+    await line.intrude()
+    line.proxy.lose_replies(0)
+    line.check(await line.settled())
+
+
+@pytest.mark.parametrize("type", ["begin", "end"])
+async def test_another_run_fences(line: Line, type: str) -> None:
+    """A `begin`, or an `end` that we did not write, ends our run: nothing of ours comes behind it."""
+    await line.intrude(type)
+    before = await line.read()
+    await line.say(3)
+    await agx.stop(1, 1, "s")
+    assert await line.read() == before
+
+
+async def test_a_lost_reply_and_another_run_fence(line: Line) -> None:
+    line.proxy.lose_replies(1_000)
+    await line.say(3)
+    await wait_until(line.arrived)
+    await line.intrude("begin", maxlen=1, approximate=False)
+    before = await line.read()
+    line.proxy.lose_replies(0)
+    await line.say(3)
+    await agx.stop(1, 1, "s")
+    assert await line.read() == before
+
+
+async def test_the_begin_itself_may_lose_its_reply(proxied: Line) -> None:
+    """`start()` asks again; what it finds is its own."""
+    await agx.is_live(1, 1, "s")  # connected
+    for _ in range(5):
+        proxied.proxy.lose_replies()
+        await agx.start(1, 1, "s")
+        entries = await proxied.read()
+        assert [(entry.type, entry.body["seq"]) for entry in entries] == [("begin", 0)]
+        await agx.stop(1, 1, "s")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_mixture_of_faults(line: Line, seed: int) -> None:
+    dice = random.Random(seed)
+    intruded = 0
+    for _ in range(60):
+        await line.say(dice.randrange(4))
+        match dice.choice(["cut", "lose", "intrude", "ahead", "pause", "pause"]):
+            case "cut":
+                line.proxy.cut()
+            case "lose":
+                line.proxy.lose_replies()
+            case "intrude":
+                await line.intrude()
+                intruded += 1
+            case "ahead":
+                await line.intrude(id=f"{(await line.read())[-1].id[0] + 1_000}-7")
+                intruded += 1
+            case "pause":
+                await asyncio.sleep(0)
+    entries = await line.settled()
+    line.check(entries)
+    assert sum("seq" not in entry.body for entry in entries) == intruded
+
+
+async def test_a_runs_text_is_whole_through_all_of_it(proxied: Line) -> None:
+    """Deltas that wait out trouble are merged, so fewer entries come, and every word."""
+    words = [f"word{n} " for n in range(2_000)]
+
+    async def speak(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        for n, word in enumerate(words):
+            if n % 150 == 75:
+                proxied.proxy.cut()
+            elif n % 150 == 0:
+                proxied.proxy.lose_replies()
+            await asyncio.sleep(0)
+            yield word
+
+    agent: Agent[ScopeDeps, str] = Agent(FunctionModel(stream_function=speak), deps_type=ScopeDeps)
+    result = await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps())
+    entries = await proxied.read()
+    assert result.output == "".join(words)
+    assert entries[-1].type == "end"
+    proxied.check(entries)
+    said = (entry.body for entry in entries if entry.body.get("part_kind") == "text")
+    assert "".join(body.get("content_delta", body.get("content", "")) for body in said) == result.output
