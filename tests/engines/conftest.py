@@ -60,7 +60,7 @@ def cluster_place(rig: ClusterRig) -> Place:
         "cluster",
         lambda: RedisCluster(startup_nodes=nodes),
         lambda: [SyncRedis(port=server.port) for server in rig.primaries()],
-        {"AGX_REDIS_URL": rig.url},
+        {"redis_url": rig.url},
     )
 
 
@@ -69,7 +69,7 @@ def sentinel_place(rig: SentinelRig) -> Place:
         client: Redis = Sentinel(rig.sentinels).master_for(MASTER)  # type: ignore[no-untyped-call] # redis-py has none
         return client
 
-    return Place("sentinel", open_client, lambda: [SyncRedis(port=rig.primary().port)], {"AGX_REDIS_URL": rig.url})
+    return Place("sentinel", open_client, lambda: [SyncRedis(port=rig.primary().port)], {"redis_url": rig.url})
 
 
 def tls_place(rig: TlsRig, user: str = "admin") -> Place:
@@ -77,7 +77,7 @@ def tls_place(rig: TlsRig, user: str = "admin") -> Place:
         "tls",
         lambda: Redis.from_url(rig.url(user), ssl_ca_certs=str(rig.ca)),
         lambda: [rig.admin()],
-        {"AGX_REDIS_URL": rig.url(user), "AGX_REDIS_CA": str(rig.ca)},
+        {"redis_url": rig.url(user), "AGX_REDIS_CA": str(rig.ca)},
     )
 
 

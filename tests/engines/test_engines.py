@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import sys
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 from conftest import Place
+from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.waiting import wait_until
 
 import agx
-from agx.child import Child
 from agx.testing import collect
 
 
@@ -88,38 +84,16 @@ async def test_a_listener_hears_of_an_event_at_once(place: Place) -> None:
 
 
 async def test_sidecar_counts_the_runs(place: Place, tmp_path: Path) -> None:
-    for name in ("one", "two", "three"):
+    scopes = ("one", "two", "three")
+    for name in scopes:
         await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps(scope=name))
-    sidecar = Child(
-        [sys.executable, "-m", "agx_sidecar"],
-        log=tmp_path / "log",
-        home=tmp_path,
-        environment={**_plain_environment(), **place.environment, "AGX_HTTP_PORT": "0", "AGX_LEADER_LEASE": "1"},
-    )
+    sidecar = Replica(tmp_path / "sidecar", **place.environment)
     try:
-        port = await wait_until(lambda: re.search(r":(\d+)/metrics", (tmp_path / "log").read_text()))
-
-        async def counted() -> bool:
-            text = await asyncio.to_thread(_get, int(port[1]))
-            return all(
-                f'agx_runs_total{{agent="staged",outcome="completed",scope="{name}"}} 1.0' in text
-                for name in ("one", "two", "three")
+        await wait_until(
+            lambda: asyncio.to_thread(
+                lambda: [sidecar.scrape().total("agx_runs_total", scope=name) for name in scopes] == [1, 1, 1]
             )
-
-        await wait_until(counted)
+        )
     finally:
-        assert sidecar.end() == 0, (tmp_path / "log").read_text()
-    assert "Traceback" not in (tmp_path / "log").read_text()
-
-
-def _plain_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("AGX_", "OTEL_"))}
-
-
-def _get(port: int) -> str:
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode()
-    finally:
-        connection.close()
+        assert sidecar.end() == 0, sidecar.log
+    assert "Traceback" not in sidecar.log

@@ -12,9 +12,9 @@ from conftest import Place, cluster_place, configured_on, sentinel_place
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps
 from support.rigs import cluster_rig, sentinel_rig
-from support.sidecars import Sidecar
 from support.waiting import wait_until
 
 import agx
@@ -87,7 +87,7 @@ async def fail_over(
     place: Place, home: Path, victim: EmbeddedServer, successor: Callable[[], EmbeddedServer | None]
 ) -> str:
     """Kill a primary under 200 runs; returns the seconds until it was replaced, and until every run had gone on."""
-    sidecar = Sidecar(home / "sidecar", {**place.environment, "AGX_LEADER_LEASE": "1"})
+    sidecar = Replica(home / "sidecar", **place.environment)
     try:
         streaming = Streaming()
         streaming.start()
@@ -103,8 +103,9 @@ async def fail_over(
         await streaming.finish()
 
         def counted() -> bool:
-            completed = sidecar.total("agx_runs_total", outcome="completed")
-            return completed == RUNS == sidecar.total("agx_runs_started_total") == sidecar.total("agx_runs_total")
+            scraped = sidecar.scrape()
+            completed = scraped.total("agx_runs_total", outcome="completed")
+            return completed == RUNS == scraped.total("agx_runs_started_total") == scraped.total("agx_runs_total")
 
         await wait_until(lambda: asyncio.to_thread(counted), what="all runs are counted as completed")
         assert "Traceback" not in sidecar.log
