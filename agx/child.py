@@ -61,6 +61,14 @@ class Child:
         """Whether the child has ended of itself."""
         return self._process.poll() is not None
 
+    def wait(self, timeout: float) -> bool:
+        """Wait so many seconds for the child to end of itself; returns whether it has."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal that ends the child, wait for it, and return its exit code; SIGKILL follows in the end."""
         # The guard first: it must not kill a stranger who got the child's pid.

@@ -9,26 +9,24 @@ import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 
-from pydantic_ai.models import Model, infer_model
 from redis.asyncio import Redis
 from rich.console import Console
 
 from ..config import Config, configure
 from ..engine import aclose
-from ..errors import AgxError
 from ..server import EmbeddedServer
 from .comparison import Row, compare
 from .ledger import Ledger
-from .scenes import CANCELLED, COMPLETED, FAILED, ONCE, Scene
+from .scenes import CANCELLED, COMPLETED, FAILED, LOST, ONCE, Scene
 from .screen import Screen
 from .sidecar import SidecarProcess
-from .traffic import Traffic
+from .traffic import LEASE_TTL, Traffic, find_model
 
 _AT_ONCE = 4  # runs
 _FRAME = 1 / 12  # seconds
 _SETTLE = 15.0  # seconds in which the sidecar has to have counted what has ended
 _PAUSE = (0.3, 1.6)  # seconds between two arrivals of the endless traffic
-_MIX = [COMPLETED] * 12 + [CANCELLED] * 3 + [FAILED]
+_MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]
 
 
 def run_demo(*, once: bool, model: str | None) -> int:
@@ -36,12 +34,13 @@ def run_demo(*, once: bool, model: str | None) -> int:
 
     Raises AgxError where the server, the sidecar or the model can't be had.
     """
-    chosen = _find_model(model) if model else None
+    if model:
+        find_model(model)  # before anything is started
     with EmbeddedServer() as server:
-        return asyncio.run(_demo(server.url, once=once, model=chosen))
+        return asyncio.run(_demo(server.url, once=once, model=model))
 
 
-async def _demo(redis_url: str, *, once: bool, model: Model | None) -> int:
+async def _demo(redis_url: str, *, once: bool, model: str | None) -> int:
     sidecar = SidecarProcess(redis_url)
     stop = asyncio.Event()
     try:
@@ -51,9 +50,9 @@ async def _demo(redis_url: str, *, once: bool, model: Model | None) -> int:
             addresses |= {"console": sidecar.console_url, "to end": "Ctrl-C"}
         ledger = Ledger()
         screen = Screen(Console(), ledger, addresses)
-        traffic = Traffic(model, ledger, on_begin=screen.place, on_end=screen.tell)
+        traffic = Traffic(redis_url, model, ledger, on_begin=screen.place, on_end=screen.tell)
         async with Redis.from_url(redis_url) as client:
-            configure(Config(redis=client, service_name="agx-demo"))
+            configure(Config(redis=client, service_name="agx-demo", lease_ttl=LEASE_TTL))
             with _stopped_by_signals(stop):
                 await _show(screen, (_play_once if once else _play_on)(traffic, stop), stop)
         rows = await _settle(sidecar, ledger)
@@ -98,6 +97,11 @@ async def _show(screen: Screen, traffic: Coroutine[None, None, None], stop: asyn
             screen.draw()
             await asyncio.wait({playing}, timeout=_FRAME)
         await aclose()
+        while not playing.done():
+            # Runs of killed processes, which the sidecar has yet to notice.
+            screen.draw(ending=True)
+            await asyncio.wait({playing}, timeout=_FRAME)
+        await aclose()
         try:
             await playing
         except ExceptionGroup as group:
@@ -134,10 +138,3 @@ def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
         yield
     finally:
         restore()
-
-
-def _find_model(name: str) -> Model:
-    try:
-        return infer_model(name)
-    except Exception as error:  # each provider's client has its own words for a missing key
-        raise AgxError(f"the model {name!r} can't be used: {error}") from None

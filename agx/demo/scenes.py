@@ -27,12 +27,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One run: what is asked, and when somebody presses stop: after so many characters, or at a tool call."""
+    """One run: what is asked, and what becomes of it.
+
+    Somebody presses stop after `cancel_after` characters, or at a tool call; or its process, one of its own then, is
+    killed after `kill_after` characters.
+    """
 
     agent: str
     prompt: str
     turns: tuple[Turn, ...] = field(repr=False)
     cancel_after: int | Literal["tool call"] | None = None
+    kill_after: int | None = None
 
 
 BRIEFING = Scene(
@@ -125,8 +130,25 @@ DECLINED = Scene(
     ),
 )
 OVERLOADED = Scene("analyst", "How is the weekend going?", (Turn(overloaded=True),))
+POWER_CUT = Scene(
+    "travel",
+    "Tell me the whole history of the Orient Express.",
+    (
+        Turn(
+            say="It left Paris for the first time in the autumn of 1883, with forty passengers, two chefs and enough "
+            "champagne for a week. Behind Vienna the line was not finished, so everybody changed to a ferry, and then "
+            "to another train, and",
+            silent_after=True,
+        ),
+    ),
+    kill_after=120,
+)
 
 COMPLETED = (BRIEFING, REFUND, REPORT, HAIKU, LATE)
 CANCELLED = (STOPPED_READING, STOPPED_TOOL, STUCK_PROVIDER)
 FAILED = (DECLINED, OVERLOADED)
-ONCE = (BRIEFING, REFUND, STOPPED_READING, REPORT, DECLINED, HAIKU, STOPPED_TOOL, OVERLOADED, STUCK_PROVIDER, LATE)
+LOST = (POWER_CUT,)
+ONCE = (
+    *(POWER_CUT, BRIEFING, REFUND, POWER_CUT, STOPPED_READING, REPORT),
+    *(DECLINED, HAIKU, STOPPED_TOOL, OVERLOADED, STUCK_PROVIDER, LATE),
+)

@@ -76,7 +76,7 @@ class Screen:
         verdict = Text("They differ.", "bold red") if differences else Text("Every number agrees.", "bold green")
         self._console.print(verdict)
 
-    def draw(self) -> None:
+    def draw(self, *, ending: bool = False) -> None:
         """Draw this moment; does nothing where the output is no terminal."""
         if not self._console.is_terminal:
             return
@@ -86,7 +86,7 @@ class Screen:
                 self._slots[i] = None
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
-        self._live.update(self._picture(now), refresh=True)
+        self._live.update(self._picture(now, ending=ending), refresh=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -98,7 +98,7 @@ class Screen:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.stop()
 
-    def _picture(self, now: float) -> RenderableType:
+    def _picture(self, now: float, *, ending: bool) -> RenderableType:
         columns = max(1, self._console.width // _CARD_WIDTH)
         rows = max(1, (self._console.height - 6) // _CARD_HEIGHT)
         grid = Table.grid(expand=True)
@@ -108,15 +108,15 @@ class Screen:
         cards = [self._card(card, width, now) if card else "" for card in self._slots[: columns * rows]]
         for i in range(0, len(cards), columns):
             grid.add_row(*cards[i : i + columns])
-        return Group(self._head(), *self._addresses, grid)
+        return Group(self._head(ending=ending), *self._addresses, grid)
 
-    def _head(self) -> Text:
+    def _head(self, *, ending: bool) -> Text:
         live = sum(card is not None and card.ran is None for card in self._slots)
         text = Text.assemble(("agx demo", "bold cyan"), f"   {live} live")
         for outcome, count in sorted(self._ledger.outcomes().items()):
             text.append(f"   {_MARK[outcome]} {count} {outcome}", _STYLE[outcome])
         text.append(f"   {self._ledger.tokens().total():,} tokens")
-        return text
+        return text.append("   ending", "bold") if ending else text
 
     def _card(self, card: Card, width: int, now: float) -> Panel:
         lines = [Text(_cut(card.prompt, width), "italic dim")]

@@ -19,7 +19,7 @@ from support.waiting import wait_until_sync
 from agx import cli
 
 AGX = Path(sysconfig.get_path("scripts")) / "agx"
-LINE = re.compile(r"^. (completed|cancelled|failed) +(\w+) +(\S+) +(\d+) in +(\d+) out +([\d.]+) s", re.MULTILINE)
+LINE = re.compile(r"^. (completed|cancelled|failed|lost) +(\w+) +(\S+) +(\d+) in +(\d+) out +([\d.]+) s", re.MULTILINE)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def test_once_runs_every_outcome_and_agrees_with_the_sidecar(tmp_path: Path) -> 
         said = output.read_text()
         assert code == 0, said
     lines = LINE.findall(said)
-    assert Counter(outcome for outcome, *_ in lines) == {"completed": 5, "cancelled": 3, "failed": 2}
+    assert Counter(outcome for outcome, *_ in lines) == {"completed": 5, "cancelled": 3, "failed": 2, "lost": 2}
     assert "✘ differs" not in said
     tokens = sum(int(given) for _, _, _, given, _, _ in lines)
     assert re.search(rf"tokens · input +{tokens} +{tokens} ", said)
@@ -60,7 +60,7 @@ def test_once_runs_every_outcome_and_agrees_with_the_sidecar(tmp_path: Path) -> 
 def test_goes_on_until_ctrl_c_and_agrees_then_too(tmp_path: Path) -> None:
     with demo(tmp_path) as (process, output):
         wait_for(output, r"metrics +http://127\.0\.0\.1:\d+/metrics")
-        wait_for(output, r"(?m)^. (completed|cancelled|failed)")
+        wait_for(output, r"(?m)^. (completed|cancelled|failed|lost)")
         process.send_signal(signal.SIGINT)
         code = process.wait(60)
         said = output.read_text()
@@ -80,11 +80,11 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_plays_with_a_real_model_over_http(tmp_path: Path, model_server: ModelServer) -> None:
-    model_server.script(*(say("An answer of a real model") for _ in range(10)))
+    model_server.script(*(say("An answer of a real model") for _ in range(12)))
     key = {"OPENAI_BASE_URL": model_server.base_url, "OPENAI_API_KEY": "test"}
     with demo(tmp_path, "--once", "--model", "openai-chat:gpt-4o-mini", **key) as (process, output):
         assert process.wait(90) == 0, output.read_text()
-    assert len(model_server.requests) == 10
+    assert len(model_server.requests) == 12
 
 
 @pytest.mark.parametrize(
