@@ -94,11 +94,16 @@ class Feed:
         self.stream = stream
         self.cursor: StreamId | None = None  # up to here it has been handed out
         self.subscribers: set[Subscriber] = set()
-        self.quiet = False  # nothing new since the last look
+        self.quiet = False  # no wake-up since the last look
         self._bus = bus
         self._on_overflow = on_overflow
         self._reading = False
         self._again = False
+
+    def on_wake_up(self, _: bytes) -> None:
+        """The writer says that there is something new."""
+        self.quiet = False
+        self.wake()
 
     def wake(self) -> None:
         """Read what is new, soon."""
@@ -117,7 +122,6 @@ class Feed:
             return  # the next look tries again
         entries = [StreamEntry.of(*entry) for entry in read.result()]
         if entries:
-            self.quiet = False
             self.cursor = entries[-1].id
             for subscriber in self.subscribers:
                 if not subscriber.caught_up:
@@ -169,7 +173,7 @@ class Hub:
         feed = self._feeds.get(session.stream)
         if feed is None:
             feed = self._feeds[session.stream] = Feed(self.bus, session.stream, self._count_reread)
-            self.subscribe(session.wake_channel, lambda _: feed.wake())
+            self.subscribe(session.wake_channel, feed.on_wake_up)
         subscriber = Subscriber()
         feed.subscribers.add(subscriber)
         self.listeners += 1
