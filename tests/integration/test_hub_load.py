@@ -1,0 +1,228 @@
+"""The hub under load: everybody gets everything once and in order, and whoever leaves leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from support.waiting import wait_until
+
+import agx
+
+SESSIONS = [f"s{n}" for n in range(20)]
+EVENTS = 60  # a session, besides `begin` and `end`
+JOINS = 1_000
+MOST_CONNECTIONS = 4  # appends, control, reads, subscription
+
+
+class Looking(Redis):
+    """A client that sees what agx has at the server."""
+
+    others = 0  # connections that are not agx's
+
+    async def count_connections(self) -> int:
+        return len(await self.client_list()) - self.others
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Looking]:
+    """agx with a client of its own, and one for the test to look with."""
+    async with Redis.from_url(redis_url) as ours, Looking.from_url(redis_url) as looking:
+        looking.others = len(await looking.client_list())
+        agx.configure(agx.Config(redis=ours))
+        yield looking
+        await agx.aclose()
+
+
+async def write(session: str, dice: random.Random) -> None:
+    """Fill one session, in bursts, so that reads and wake-ups overlap in every way."""
+    for n in range(EVENTS):
+        await agx.add(1, 1, session, type="info", origin="test", body={"n": n})
+        if dice.random() < 0.3:
+            await asyncio.sleep(dice.random() * 0.03)
+    await agx.stop(1, 1, session, grace_period=60)
+
+
+def check_order(events: list[dict[str, Any]], first: int) -> None:
+    assert [event["body"]["seq"] for event in events] == list(range(first, first + len(events)))
+
+
+async def follow(session: str, dice: random.Random, outcomes: Counter[str]) -> None:
+    """Join, perhaps leave early, perhaps resume where one left, and check what came."""
+    heard: list[dict[str, Any]] = []
+    after: str | None = None
+    rounds = dice.choice([1, 1, 2, 3])
+    for left in reversed(range(rounds)):
+        leave_at = dice.randrange(1, EVENTS) if left or dice.random() < 0.3 else None
+        taken = 0
+        async with aclosing(agx.listen(1, 1, session, serialize=False, after=after)) as events:
+            async for event in events:
+                heard.append(event)
+                after = event["id"]
+                taken += 1
+                if taken == leave_at:
+                    break
+        if heard and heard[-1]["type"] == "end":
+            break
+    check_order(heard, 0)
+    complete = heard[-1]["type"] == "end"
+    assert not complete or len(heard) == EVENTS + 2
+    outcomes["complete" if complete else "left"] += 1
+
+
+async def test_a_thousand_joins_leaves_and_cancels(redis: Looking) -> None:
+    dice = random.Random(7)
+    outcomes: Counter[str] = Counter()
+    for session in SESSIONS:
+        await agx.start(1, 1, session)
+    before = asyncio.all_tasks()
+    writers = [asyncio.create_task(write(session, random.Random(session))) for session in SESSIONS]
+    followers: list[asyncio.Task[None]] = []
+    cancelled: list[asyncio.Task[None]] = []
+    most_connections = 0
+    for n in range(JOINS):
+        followers.append(asyncio.create_task(follow(dice.choice(SESSIONS), random.Random(n), outcomes)))
+        if dice.random() < 0.3 and (listening := [task for task in followers if not task.done()]):
+            victim = dice.choice(listening)
+            followers.remove(victim)
+            cancelled.append(victim)
+            victim.cancel()
+        if n % 5 == 0:
+            await asyncio.sleep(dice.random() * 0.01)
+        if n % 100 == 0:
+            most_connections = max(most_connections, await redis.count_connections())
+    await asyncio.gather(*writers)
+    await asyncio.gather(*followers)
+    await asyncio.gather(*cancelled, return_exceptions=True)
+
+    for task in cancelled:
+        assert task.cancelled() or task.exception() is None
+    assert outcomes["complete"] > JOINS / 4
+    assert outcomes["left"] > JOINS / 20
+    assert sum(task.cancelled() for task in cancelled) > JOINS / 5
+    assert most_connections <= MOST_CONNECTIONS
+    await check_nothing_is_left(redis, before)
+
+
+async def check_nothing_is_left(redis: Looking, before: set[asyncio.Task[Any]]) -> None:
+    """No task but the hub's own two or three, no connection beyond the few, and no subscription of those who left."""
+    await wait_until(lambda: listeners() == 0)
+    kept = {"agx-hub-receive", "agx-hub-look", "agx-hub-update", "agx-beats"}
+    await wait_until(lambda: {task.get_name() for task in asyncio.all_tasks() - before} <= kept)
+    assert len(asyncio.all_tasks() - before) <= len(kept)
+    assert await redis.count_connections() <= MOST_CONNECTIONS
+
+    async def subscribed() -> bool:
+        # One channel stays while nobody listens, because a subscription to nothing can't be read.
+        return len(await redis.pubsub_channels()) <= 1
+
+    await wait_until(subscribed)
+
+
+def listeners() -> int:
+    from agx.engine import current_engine
+
+    return current_engine().hub.listeners
+
+
+async def test_everybody_on_one_session(redis: Looking) -> None:
+    """300 listeners of one session share what is read; each gets all of it, whenever it joined."""
+    await agx.start(1, 1, "s")
+    before = asyncio.all_tasks()
+    outcomes: Counter[str] = Counter()
+
+    async def whole() -> None:
+        heard = [event async for event in agx.listen(1, 1, "s", serialize=False)]
+        check_order(heard, 0)
+        assert len(heard) == EVENTS + 2
+        outcomes["complete"] += 1
+
+    writer = asyncio.create_task(write("s", random.Random(1)))
+    reads = (await redis.info("commandstats")).get("cmdstat_xrange", {}).get("calls", 0)
+    followers = []
+    for n in range(300):
+        followers.append(asyncio.create_task(whole()))
+        if n % 10 == 0:
+            await asyncio.sleep(0.002)
+    await asyncio.gather(writer, *followers)
+    reads = (await redis.info("commandstats"))["cmdstat_xrange"]["calls"] - reads
+    assert outcomes["complete"] == 300
+    # Each catches up by itself, with two or three reads; what comes then is read once for all.
+    assert reads < 300 * 6 + EVENTS * 3
+    await check_nothing_is_left(redis, before)
+
+
+async def test_a_slow_listener_is_not_skipped(redis: Looking) -> None:
+    """It falls behind its queue, reads for itself again, and misses nothing; nobody waits for it."""
+    from agx.engine import current_engine
+    from agx.hub import QUEUE
+
+    count = 3 * QUEUE
+    await agx.start(1, 1, "s")
+    slow = agx.listen(1, 1, "s", serialize=False)
+    heard = [await anext(slow)]
+
+    async def quick() -> int:
+        return len([event async for event in agx.listen(1, 1, "s")])
+
+    quickly = asyncio.create_task(quick())
+    await agx.add(1, 1, "s", type="info", origin="test", body={"n": -1})
+    heard.append(await anext(slow))  # it is caught up: entries are handed to it from here on
+    for n in range(count):
+        await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
+        if n % 200 == 0:
+            await asyncio.sleep(0.001)
+    await agx.stop(1, 1, "s", grace_period=60)
+    assert await quickly == count + 3
+    heard += [event async for event in slow]
+    check_order(heard, 0)
+    assert len(heard) == count + 3
+    assert current_engine().hub.rereads > 0
+
+
+async def test_writers_without_wake_ups_are_noticed(redis: Looking) -> None:
+    """A seed client sends none: it is looked at once a second."""
+    stream = "agx:1:1:seed"
+    heard: list[dict[str, Any]] = []
+
+    async def hear() -> None:
+        async for event in agx.listen(1, 1, "seed", serialize=False):
+            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+
+    await redis.xadd(stream, {"type": "begin", "origin": "seed", "body": "{}"})
+    await redis.expire(stream, 60)
+    hearing = asyncio.create_task(hear())
+    await wait_until(lambda: len(heard) == 1)
+    for n in range(3):
+        await redis.xadd(stream, {"type": "info", "origin": "seed", "body": f'{{"n": {n}}}'})
+        await wait_until(lambda n=n: len(heard) == n + 2)
+    await redis.xadd(stream, {"type": "end", "origin": "seed"})
+    await hearing
+    assert [event["type"] for event in heard] == ["begin", "info", "info", "info", "end"]
+
+
+async def test_a_broken_connection_loses_no_listener(redis: Looking) -> None:
+    """Subscription and reads break again and again; every listener goes on where it was."""
+    await agx.start(1, 1, "s")
+    outcomes: Counter[str] = Counter()
+
+    async def whole() -> None:
+        heard = [event async for event in agx.listen(1, 1, "s", serialize=False)]
+        check_order(heard, 0)
+        outcomes["complete"] += heard[-1]["type"] == "end"
+
+    followers = [asyncio.create_task(whole()) for _ in range(20)]
+    for n in range(40):
+        await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
+        if n % 10 == 5:
+            await redis.client_kill_filter(_type="pubsub", skipme=True)
+            await redis.client_kill_filter(_type="normal", skipme=True)
+    await agx.stop(1, 1, "s", grace_period=60)
+    await asyncio.gather(*followers)
+    assert outcomes["complete"] == 20
