@@ -82,6 +82,11 @@ class Sidecar:
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT, then drain."""
         stop = asyncio.Event()
+        with stop_on_signals(stop):
+            await self._serve(stop)
+        logger.info("stopped")
+
+    async def _serve(self, stop: asyncio.Event) -> None:
         self._pages.start()
         logger.info(
             "agx-sidecar %s: http://%s:%d/metrics, Redis at %s, prefix %s, sinks %s",
@@ -95,16 +100,14 @@ class Sidecar:
         if self._console is not None:
             self._console.start()
         try:
-            with stop_on_signals(stop):
-                async with asyncio.TaskGroup() as tasks:
-                    helpers = [tasks.create_task(self._tick()), tasks.create_task(self._watch_redis())]
-                    await self._work_until(stop)
-                    for helper in helpers:
-                        helper.cancel()
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [tasks.create_task(self._tick()), tasks.create_task(self._watch_redis())]
+                await self._work_until(stop)
+                for helper in helpers:
+                    helper.cancel()
         finally:
             await asyncio.to_thread(self._close)
             await self._link.client.aclose()
-        logger.info("stopped")
 
     async def _work_until(self, stop: asyncio.Event) -> None:
         work = asyncio.create_task(self._work(stop))

@@ -42,7 +42,11 @@ class MirroredSpan(ReadableSpan):
 
 
 def spans_of(fact: Fact) -> list[ReadableSpan]:
-    """Return the spans that the sidecar exports for a fact; most facts of an SDK's service have none."""
+    """Return the spans that the sidecar exports for a fact; most facts of an SDK's service have none.
+
+    Raises:
+        ValueError: its trace or span ids are no hexadecimal numbers.
+    """
     if not isinstance(fact, NodeEnded | ToolEnded | RunEnded) or not fact.trace.sampled:
         return []
     if isinstance(fact, RunEnded):
@@ -214,19 +218,28 @@ def _status(outcome: str, error_type: str | None, message: str | None) -> Status
 _UNSET = Status(StatusCode.UNSET)
 
 
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
 def _context(trace: Trace, span_id: str) -> SpanContext:
-    return SpanContext(
-        int(trace.trace_id, 16),
-        int(span_id, 16),
-        False,
-        TraceFlags(TraceFlags.SAMPLED),
-        _trace_state(trace.trace_state),
-    )
+    return _make_context(trace.trace_id, span_id, trace.trace_state)
 
 
-@lru_cache(maxsize=256)
-def _trace_state(header: str | None) -> TraceState:
-    return TraceState.from_header([header]) if header else TraceState()
+@lru_cache(maxsize=4096)  # a run's is the parent of all its steps'
+def _make_context(trace_id: str, span_id: str, state: str | None) -> SpanContext:
+    trace_state = TraceState.from_header([state]) if state else TraceState()
+    return SpanContext(int(trace_id, 16), int(span_id, 16), False, _SAMPLED, trace_state)
+
+
+class _ServiceResource(Resource):
+    """A resource that is hashed once: the exporter groups spans by it, and upstream's hash writes JSON each time."""
+
+    def __init__(self, attributes: dict[str, str]) -> None:
+        super().__init__(attributes)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @lru_cache(maxsize=1024)
@@ -236,7 +249,7 @@ def _resource(service: Service) -> Resource:
         attributes["service.version"] = service.version
     if service.instance is not None:
         attributes["service.instance.id"] = service.instance
-    return Resource(attributes)
+    return _ServiceResource(attributes)
 
 
 def _link(traceparent: str | None) -> Link | None:

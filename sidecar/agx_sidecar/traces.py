@@ -9,10 +9,11 @@ import socket
 import uuid
 from collections.abc import Sequence
 
+from opentelemetry.sdk.trace import ReadableSpan
 from redis.exceptions import ResponseError
 
 from agx import keys
-from agx.facts import Fact, MalformedFactError, UnknownFactError, decode
+from agx.facts import UnknownFactError, decode
 
 from . import instruments as i
 from .export import MAX_BYTES, MAX_SPANS, PROBES, Export, Item
@@ -95,10 +96,9 @@ class TracesSink:
         for entry_id, payload in entries:
             if (key, entry_id) in self._in_flight:
                 continue
-            fact = self._decode(payload)
-            spans = spans_of(fact) if fact is not None else ()
-            if fact is not None and spans:
-                items.append(Item(key, entry_id, fact.id, len(payload or b""), tuple(spans)))
+            fact_id, spans = self._read_spans(payload)
+            if spans:
+                items.append(Item(key, entry_id, fact_id, len(payload or b""), tuple(spans)))
             else:
                 done.append(entry_id)
         if items:
@@ -108,15 +108,17 @@ class TracesSink:
         if done:
             await self._link.persist("acknowledge facts", lambda: self._link.call("XACK", key, GROUP, *done))
 
-    def _decode(self, payload: bytes | None) -> Fact | None:
+    def _read_spans(self, payload: bytes | None) -> tuple[str, list[ReadableSpan]]:
+        """Return a fact's id and its spans; none of what is newer, malformed, or has ids that are none."""
         try:
-            return decode(payload or b"")
+            fact = decode(payload or b"")
+            return fact.id, spans_of(fact)
         except UnknownFactError:
-            return None
-        except MalformedFactError:
+            return "", []
+        except ValueError:
             if self.counts_malformed:
                 self._count(i.MALFORMED)
-            return None
+            return "", []
 
     async def _send(self) -> None:
         batch: list[Item] = []

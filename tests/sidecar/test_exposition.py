@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import subprocess
@@ -124,3 +125,23 @@ def test_a_sum_never_falls_by_rounding() -> None:
         rendered.append(float(found[1]))
     assert all(before <= after for before, after in itertools.pairwise(rendered))
     assert rendered[3] == 1.0
+
+
+async def test_facts_are_folded_while_a_page_is_rendered() -> None:
+    """How long the longest pause is, `python -m benchmarks.sidecar` measures."""
+    fold = Fold(Series(), Series(), {0: Position()})
+    for scope, agent in itertools.product(range(60), range(30)):
+        names = {"scope": f"s{scope}", "agent": f"a{agent}"}
+        fold.apply(0, f"1700000000000-{scope * 30 + agent}", encode(ended(f"{scope}-{agent}", **names)))
+    snapshot = fold.series.show()
+    alone, _ = render(snapshot, TEXT)
+    assert alone.count(b"\n") > 5_000
+
+    scrape = asyncio.create_task(asyncio.to_thread(render, snapshot, TEXT))
+    folded = 0
+    while not scrape.done():
+        fold.apply(0, f"1700000000001-{folded}", encode(ended(f"new-{folded}")))
+        folded += 1
+        await asyncio.sleep(0)
+    assert folded > 20
+    assert (await scrape)[0] == alone  # all of the moment at which it was taken

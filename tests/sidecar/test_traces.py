@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 import pytest
 from conftest import StartReplica
 from made_facts import CHAT_SPAN, RUN_SPAN, TOOL_SPAN, TRACE_ID, ended, node, started, tool, trace
+from redis import Redis
 from replica import Queue, Replica
+from support.leaks import leak_checked
 from support.otlp import OtlpReceiver, ReceivedSpan
 from support.waiting import wait_until_sync
 
 from agx import keys
 from agx.facts import Fact, StreamEvent, stream_span_id
+from agx.server import EmbeddedServer
 from agx_sidecar.spans import spans_of
 from agx_sidecar.traces import GROUP
 
@@ -155,6 +159,7 @@ def test_two_replicas_share_the_work_and_export_everything_once(
     queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver
 ) -> None:
     both = [start_replica(**over_http(otlp)), start_replica(**over_http(otlp))]
+    wait_until_sync(lambda: all(replica.get("/readyz")[0] == 200 for replica in both))
     for n in range(50):
         queue.add(*a_run(f"run-{n}"))
     wait_until_sync(lambda: by_run(otlp.spans) == {f"run-{n}": WHOLE for n in range(50)})
@@ -217,7 +222,18 @@ def test_traces_alone_count_malformed_facts_too(queue: Queue, start_replica: Sta
     assert not queue.redis.exists(keys.leader("agx"))
 
 
-def test_trims_before_delivery_are_counted(queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver) -> None:
+@pytest.mark.parametrize("name", ["server", pytest.param("redis7_server", marks=pytest.mark.redis7)])
+def test_trims_before_delivery_are_counted(
+    name: str, request: pytest.FixtureRequest, start_sidecar: StartReplica, otlp: OtlpReceiver
+) -> None:
+    """Valkey and Redis 7.0 count in different ways what a group has read."""
+    server: EmbeddedServer = request.getfixturevalue(name)
+    start_replica = partial(start_sidecar, server.url)
+    with leak_checked(server.url) as url, Redis.from_url(url) as client:
+        _check_trims(Queue(client), start_replica, otlp)
+
+
+def _check_trims(queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver) -> None:
     queue.add(*a_run("run-1"))
     replica = start_replica(**over_http(otlp))
     wait_until_sync(lambda: by_run(otlp.spans) == {"run-1": WHOLE})
