@@ -10,6 +10,7 @@ from ag_ui.core import BaseEvent, MessagesSnapshotEvent, UserMessage
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
@@ -20,13 +21,13 @@ from ..listener import follow
 from ..replay import replay_entries
 from ..session import SessionStore
 from .answers import (
+    BAD,
     BUSY,
     COMMON,
     EVENTS,
     ID_PATTERN,
     Authorize,
     Cancelled,
-    Problem,
     SessionId,
     answering_errors,
     make_who,
@@ -36,6 +37,16 @@ from .history import read_latest_run, with_prompt
 from .prompt import prompt_of
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 
+_USER_MESSAGE: JsonDict = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "role": {"const": "user"},
+        "content": {"type": "string", "minLength": 1},
+    },
+    "required": ["id", "role", "content"],
+}
+
 
 class RunInput(BaseModel):
     """AG-UI's RunAgentInput. The server keeps the conversation: of the messages only the last is read."""
@@ -44,7 +55,11 @@ class RunInput(BaseModel):
 
     thread_id: str = Field(pattern=ID_PATTERN, description="The session")
     run_id: str = Field(description="The client's id of this request, which it gets back")
-    messages: list[dict[str, Any]] = Field(default_factory=list, description="The last one is the user's")
+    messages: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="AG-UI's messages; to start a run, the last one is the user's",
+        json_schema_extra={"items": {"anyOf": [_USER_MESSAGE, {"type": "object"}]}},
+    )
 
 
 def make_ag_ui_router(
@@ -69,7 +84,7 @@ def make_ag_ui_router(
     router = APIRouter(responses=COMMON)
     Asker = Annotated[Who, Depends(who)]
 
-    @router.post("", response_class=Response, responses={**EVENTS, **BUSY, 400: {"model": Problem}})
+    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **BUSY})
     async def run_agent(request: RunInput, asker: Asker) -> Response:
         """Start a run with the last message, and stream its events."""
         prompt = prompt_of(lambda: _load(request.messages))
@@ -77,7 +92,7 @@ def make_ag_ui_router(
             await runs.start(asker, request.thread_id, prompt)
         return stream_events(_frames(request, _entries(asker, request), None), keep_alive=keep_alive)
 
-    @router.post("/connect", response_class=Response, responses=EVENTS)
+    @router.post("/connect", response_class=Response, responses={**EVENTS, **BAD})
     async def connect(request: RunInput, asker: Asker) -> Response:
         """Join a thread: its messages, then the events of the run that is live, if one is, from its beginning."""
         with answering_errors():

@@ -55,9 +55,14 @@ COMMON: Responses = {
     503: {"model": Problem, "description": "Redis can't be reached"},
 }
 BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
-EVENTS: Responses = {
-    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+BAD: Responses = {400: {"model": Problem, "description": "The body can't be read"}}
+# The schema of one event: OpenAPI 3.1 has no word for a stream of them.
+_EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["data"],
 }
+EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": _EVENT}}}}
 NOTHING: Responses = {204: {"description": "Nothing is to come: do not ask again"}}
 
 

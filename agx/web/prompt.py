@@ -18,12 +18,14 @@ def prompt_of(load: Callable[[], Sequence[ModelMessage]]) -> Prompt:
         HTTPException: 400, nothing is left, or `load` could not make anything of the message.
     """
     try:
-        messages = sanitize_messages(load())
-    except (ValidationError, ValueError, TypeError, AssertionError) as error:
+        asked = [part for message in load() for part in message.parts if isinstance(part, UserPromptPart)]
+        messages = sanitize_messages([ModelRequest(parts=asked)])
+    except (ValueError, TypeError, AssertionError, UserWarning) as error:
+        # It warns of what it drops: where warnings are errors, such a message is refused.
         raise HTTPException(400, f"the last message can't be read: {_describe(error)}") from error
     said: list[UserContent] = []
     for message in messages:
-        for part in message.parts if isinstance(message, ModelRequest) else ():
+        for part in message.parts:
             if isinstance(part, UserPromptPart):
                 said += [part.content] if isinstance(part.content, str) else part.content
     if not any(said):

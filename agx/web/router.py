@@ -17,6 +17,7 @@ from ..session import SessionStore
 from ..sse import event_frames
 from ..stream import is_live, q
 from .answers import (
+    BAD,
     BUSY,
     COMMON,
     EVENTS,
@@ -32,7 +33,7 @@ from .history import read_latest_run, with_prompt
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 
 _WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored
-_CURSOR = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
+_CURSOR = r"^([0-9]{1,19}(-[0-9]{1,19})?)?$"
 
 
 class Question(BaseModel):
@@ -106,7 +107,7 @@ def make_router(
     router = APIRouter(responses=COMMON)
     Asker = Annotated[Who, Depends(who)]
 
-    @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses=BUSY)
+    @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY})
     async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
         """Start a run; follow its events."""
         with answering_errors():
@@ -114,7 +115,7 @@ def make_router(
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
     async def follow_events(
-        session_id: SessionId, asker: Asker, last_event_id: Annotated[str | None, Header(pattern=_CURSOR)] = None
+        session_id: SessionId, asker: Asker, last_event_id: Annotated[str, Header(pattern=_CURSOR)] = ""
     ) -> Response:
         """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`."""
         frames = event_frames(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT)

@@ -14,7 +14,7 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import UserContent
 
 from ..deps import Deps
-from ..errors import AgxCanceledError
+from ..errors import AgxCanceledError, SessionBusyError
 from ..keys import Id
 from ..liverun import enclosing_recorder
 from ..replay import PROMPT
@@ -105,6 +105,6 @@ def _report(running: asyncio.Task[Any]) -> None:
     """Log a run that ended badly: nobody awaits its task."""
     if running.cancelled() or (error := running.exception()) is None:
         return
-    if not isinstance(error, AgxCanceledError):
+    if not isinstance(error, AgxCanceledError | SessionBusyError):
         # Its message may hold what the user said.
         logger.warning("agx: a run that a request started has failed (%s)", type(error).__name__)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Response, status
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
@@ -18,6 +19,7 @@ from ..listener import follow
 from ..replay import replay_entries
 from ..session import SessionStore
 from .answers import (
+    BAD,
     BUSY,
     COMMON,
     EVENTS,
@@ -25,7 +27,6 @@ from .answers import (
     NOTHING,
     Authorize,
     Cancelled,
-    Problem,
     SessionId,
     answering_errors,
     make_who,
@@ -35,13 +36,37 @@ from .history import read_latest_run, with_prompt
 from .prompt import prompt_of
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 
+_USER_MESSAGE: JsonDict = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "role": {"const": "user"},
+        "parts": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string", "minLength": 1}},
+                "required": ["type", "text"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "required": ["id", "role", "parts"],
+    "additionalProperties": False,
+}
+
 
 class ChatRequest(BaseModel, extra="allow"):
     """What the AI SDK's transport sends. The server keeps the conversation: only the last message is read."""
 
     id: str = Field(pattern=ID_PATTERN, description="The chat: the session")
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
-    messages: list[dict[str, Any]] = Field(min_length=1, description="UIMessages; the last one is the user's")
+    messages: list[dict[str, Any]] = Field(
+        min_length=1,
+        description="UIMessages; the last one is the user's",
+        json_schema_extra={"items": {"anyOf": [_USER_MESSAGE, {"type": "object"}]}},
+    )
 
 
 class ChatHistory(BaseModel):
@@ -87,7 +112,7 @@ def make_vercel_ai_router(
 
         return stream_events(frames(), keep_alive=keep_alive, headers=stream.response_headers)
 
-    @router.post("", response_class=Response, responses={**EVENTS, **BUSY, 400: {"model": Problem}})
+    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **BUSY})
     async def send_message(request: ChatRequest, asker: Asker) -> Response:
         """Start a run with the last message, and stream its answer."""
         if request.trigger != "submit-message":
@@ -98,7 +123,7 @@ def make_vercel_ai_router(
         return stream_run(asker, request.id, run_id)
 
     @router.get("/{session_id}/stream", response_class=Response, responses={**EVENTS, **NOTHING})
-    async def resume_stream(session_id: SessionId, asker: Asker, run: str | None = None) -> Response:
+    async def resume_stream(session_id: SessionId, asker: Asker, run: str = "") -> Response:
         """Stream the answer that is being given, from its beginning; 204 where there is none.
 
         With `run`, also one that has ended since the page read of it in the conversation.
@@ -115,7 +140,7 @@ def make_vercel_ai_router(
         with answering_errors():
             return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
 
-    @router.get("/{session_id}", response_model_exclude_none=True)
+    @router.get("/{session_id}")
     async def read_history(session_id: SessionId, asker: Asker) -> ChatHistory:
         """Return the conversation as UIMessages."""
         with answering_errors():
