@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="run agents on an embedded server, with the sidecar beside them, and watch",
         description="Starts an embedded Valkey and the sidecar, and runs agents whose scripted model needs no key. "
-        "Some runs complete, some are cancelled, some fail, some lose their process. At the end, what ran is compared with the sidecar's "
-        "/metrics; the exit code is 0 only if they agree exactly.",
+        "Some runs complete, some are cancelled, some fail, some lose their process. At the end, what ran is compared "
+        "with the sidecar's /metrics; the exit code is 0 only if they agree exactly.",
     )
     demo.add_argument("--once", action="store_true", help="a few runs of each outcome, then end; else until Ctrl-C")
     demo.add_argument(
