@@ -8,6 +8,7 @@ from .connections import Bus, Script
 from .engine import current_engine
 from .errors import RedisUnavailableError
 from .keys import Id, SessionKeys
+from .reach import reach
 
 # The first mark wins, so the latency that is measured is the first caller's. A seed client's lease is the value 1 and
 # its run looks only whether the key is there.
@@ -48,6 +49,6 @@ async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     try:
-        return await mark_cancelled(engine.control, session)
+        return await reach(lambda: mark_cancelled(engine.control, session))
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("cancel the run", error) from error

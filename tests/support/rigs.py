@@ -222,6 +222,11 @@ class TlsRig:
         """Return a client that may do all."""
         return Redis(port=self.port, ssl=True, ssl_ca_certs=str(self.ca), username="admin", password="admin")
 
+    @property
+    def plain_url(self) -> str:
+        """The same server without TLS, as `admin`."""
+        return f"redis://admin:admin@127.0.0.1:{self._server.port}"
+
     def url(self, user: str) -> str:
         """For the sidecar's AGX_REDIS_URL, and for `from_url(..., ssl_ca_certs=)`."""
         return f"rediss://{user}:{user}@127.0.0.1:{self.port}"

@@ -1,0 +1,262 @@
+"""The published ACL rules suffice, and allow nothing more: each allowed command is used, each other key is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+
+import pytest
+from conftest import tls_place
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis, RedisCluster
+from sidecar.replica import Replica
+from support.agents import KeptSession, ScopeDeps, Stage
+from support.otlp import OtlpReceiver
+from support.rigs import ClusterRig, TlsRig
+from support.waiting import wait_until
+
+import agx
+from agx.testing import collect
+
+pytestmark = pytest.mark.redis7
+
+TESTS = Path(__file__).parents[1]
+PAGE = TESTS.parent / "docs" / "how-to" / "redis.md"
+
+
+def published_rules() -> dict[str, str]:
+    """Return the rules of the page's ACL file, by user, without their passwords."""
+    block = re.search(r"```acl\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block, "the page has no ACL file"
+    lines = re.findall(r"^user (\S+) on >\S+ (.*)$", block[1].replace("\\\n", " "), re.MULTILINE)
+    return {name: " ".join(rule.split()) for name, rule in lines}
+
+
+@pytest.fixture
+def rig(tls: TlsRig) -> TlsRig:
+    tls.set_users(published_rules())
+    with tls.admin() as admin:
+        admin.flushall()
+        admin.acl_log_reset()
+    return tls
+
+
+async def as_user(rig: TlsRig, user: str) -> AsyncIterator[Redis]:
+    client = tls_place(rig, user).open()
+    assert isinstance(client, Redis)
+    agx.configure(agx.Config(redis=client, lease_ttl=0.9))
+    yield client
+    await agx.aclose()
+    await client.aclose()
+
+
+def commands_used(rig: TlsRig) -> set[str]:
+    with rig.admin() as admin:
+        stats = admin.info("commandstats")
+    return {name.removeprefix("cmdstat_") for name in stats}
+
+
+def commands_allowed(user: str) -> set[str]:
+    return set(re.findall(r"\+([\w|]+)", published_rules()[user]))
+
+
+def check_commands(rig: TlsRig, user: str, refused: Collection[str] = ()) -> None:
+    """Nothing that the user tried was refused, unless it was to be; and it used all that it may."""
+    with rig.admin() as admin:
+        log = [entry for entry in admin.acl_log() if entry["username"] == user and entry["object"] not in refused]
+    assert not log
+    assert commands_allowed(user) - commands_used(rig) == set(), "allowed, and never used"
+
+
+async def reset_stats(rig: TlsRig) -> None:
+    with rig.admin() as admin:
+        admin.config_resetstat()
+
+
+async def test_service(rig: TlsRig) -> None:
+    """Everything a service does, a broken connection included."""
+    async for _ in as_user(rig, "agx-service"):
+        await reset_stats(rig)
+        await agx.start(1, 1, "quiet")
+        quiet = asyncio.create_task(_hear("quiet"))  # long enough for the hub to probe its connection
+        session = agx.RedisSession(scope_id=1, user_id=1, session_id="s")
+        run = asyncio.create_task(agx.run(session, Stage(call_tool=True).agent(), "Hi", deps=ScopeDeps()))
+        await collect(1, 1, "s")
+        await run
+        await session.load()
+
+        stage = Stage(silent=True)
+        run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
+        await stage.reached.wait()
+        assert await agx.is_live(1, 1, "s2")
+        assert (1, 1, "s2") in [found async for found in agx.q(1, 1)]
+        with rig.admin() as admin:
+            admin.client_kill_filter(_type="normal", skipme=True)
+        assert await agx.cancel(1, 1, "s2")
+        with pytest.raises(agx.AgxCanceledError):
+            await run
+        # What a seed client has opened is closed command by command.
+        await agx.add(1, 1, "s3", type="info", origin="me")
+        await agx.stop(1, 1, "s3")
+        await wait_until(lambda: commands_allowed("agx-service") - commands_used(rig) == set())
+        await agx.stop(1, 1, "quiet")
+        assert (await quiet)[-1] == "end"
+    check_commands(rig, "agx-service")
+
+
+async def test_listener(rig: TlsRig) -> None:
+    with rig.admin() as admin:
+        admin.xadd("agx:1:1:s", {"type": "begin", "origin": "opale", "body": "{}"})
+        admin.set("agx:1:1:s:live", "run", px=60_000)
+        admin.zadd("agx:1:1", {"s": 1})
+    async for _ in as_user(rig, "agx-listener"):
+        await reset_stats(rig)
+        assert await agx.is_live(1, 1, "s")
+        assert [found async for found in agx.q(1, 1)] == [(1, 1, "s")]
+        hearing = asyncio.create_task(_hear("s"))
+        resumed = [event async for event in agx.listen(1, 1, "s", after="1-0", timeout=0.1, serialize=False)]
+        assert resumed[0]["body"]["gap"]
+        await wait_until(lambda: commands_allowed("agx-listener") - {"unsubscribe"} <= commands_used(rig))
+        with rig.admin() as admin:
+            admin.xadd("agx:1:1:s", {"type": "end", "origin": "opale", "body": "{}"})
+        assert await hearing == ["begin", "end"]
+        assert await _hear("other", wait=0.01) == []  # its subscription replaces the first
+        await wait_until(lambda: "unsubscribe" in commands_used(rig))
+        with pytest.raises(agx.AgxError):
+            await agx.cancel(1, 1, "s")
+        with pytest.raises(agx.AgxError):
+            await agx.add(1, 1, "s", type="info", origin="me")
+    check_commands(rig, "agx-listener", refused={"evalsha", "xadd", "expire"})
+
+
+async def _hear(session: str, wait: float = 30) -> list[str]:
+    return [event["type"] async for event in agx.listen(1, 1, session, wait=wait, timeout=60, serialize=False)]
+
+
+async def test_sidecar(rig: TlsRig, tmp_path: Path, otlp: OtlpReceiver) -> None:
+    """Both sinks, a collector that is away, a run whose process has died, a standby that takes over."""
+    async for _ in as_user(rig, "admin"):
+        await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps())
+    await _die_talking(rig)
+    otlp.fail_with(503)
+    await reset_stats(rig)
+    environment = {
+        "AGX_REDIS_CA": str(rig.ca),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.endpoint_http,
+    }
+    first = Replica(tmp_path / "first", rig.url("agx-sidecar"), **environment)
+    try:
+        await _wait_for(first, completed=1, lost=1)
+        await wait_until(lambda: "xpending" in commands_used(rig))
+        otlp.recover()
+        await wait_until(lambda: len({span.trace_id for span in otlp.spans}) == 2)
+        second = Replica(tmp_path / "second", rig.url("agx-sidecar"), **environment)
+        try:
+            await wait_until(lambda: "pttl" in commands_used(rig), what="the second one stands by")
+            assert first.end() == 0, first.log
+            await _wait_for(second, completed=1, lost=1)
+        finally:
+            assert second.end() == 0, second.log
+    finally:
+        if first.alive:
+            first.end()
+    check_commands(rig, "agx-sidecar")
+
+
+async def _die_talking(rig: TlsRig) -> None:
+    """Run an agent in a process of its own and kill that."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "support.service", rig.plain_url, "talking", "doomed", "no-sdk",
+        stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"reached\n"
+    process.kill()
+    await process.wait()
+    process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
+
+
+async def _wait_for(sidecar: Replica, **outcomes: int) -> None:
+    def counted() -> bool:
+        scraped = sidecar.scrape()
+        return all(scraped.total("agx_runs_total", outcome=name) == count for name, count in outcomes.items())
+
+    await wait_until(lambda: asyncio.to_thread(counted), what=f"{outcomes}: {sidecar.log}")
+
+
+REFUSED = {
+    "agx-service": [
+        "SET other:1:1:s x", "GET agx::leader", "SET agx::leader x", "GET agx::metrics", "XADD agx::other * a b",
+        "PUBLISH other x", "SUBSCRIBE other", "SUBSCRIBE agx:1:1:s", "FLUSHALL", "KEYS *", "SCAN 0",
+        "CONFIG GET *", "ACL LIST", "SCRIPT FLUSH", "CLIENT LIST",
+        "XTRIM agx:1:1:s MAXLEN 0", "RENAME agx:1:1:s agx:1:1:t",
+    ],
+    "agx-listener": [
+        "XRANGE other:1:1:s - +", "XRANGE agx::queue:0 - +", "ZRANGE agx::leases:0 0 -1", "HGETALL agx::meta",
+        "XADD agx:1:1:s * a b", "SET agx:1:1:s:live x", "DEL agx:1:1:s:live", "GETEX agx:1:1:s:live", "ZREM agx:1:1 s",
+        "GET agx:1:1:s:msgs", "HMGET agx:1:1:s:msgs messages", "EVAL x 1 agx:1:1:s", "PUBLISH agx:1:1:s:wake x",
+        "PUBLISH agx:1:1:s:cancel x", "SUBSCRIBE agx:1:1:s:cancel", "FLUSHALL", "KEYS *", "CONFIG GET *",
+    ],
+    "agx-sidecar": [
+        "XRANGE other:1:1:s - +", "GET agx:1:1:s:msgs", "HMGET agx:1:1:s:msgs messages", "HSET agx::meta a b",
+        "SET agx:1:1:s x", "DEL agx:1:1:s", "PUBLISH agx:1:1:s:cancel x",
+        "SUBSCRIBE agx:1:1:s:wake", "ZADD agx::leases:0 1 x",
+        "FLUSHALL", "KEYS *", "CONFIG SET maxmemory 1", "ACL LIST",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("user", "command"), [(user, command) for user, these in REFUSED.items() for command in these])
+def test_what_is_refused(rig: TlsRig, user: str, command: str) -> None:
+    with rig.admin() as admin:
+        verdict = admin.execute_command("ACL", "DRYRUN", user, *command.split())
+    assert verdict != b"OK"
+    assert b"no permissions" in verdict or b"NOPERM" in verdict, verdict
+
+
+ADDED_IN_A_CLUSTER = {
+    "agx-service": "+cluster|slots",
+    "agx-listener": "+cluster|slots",
+    "agx-sidecar": "+cluster|slots +command +command|getkeys",
+}
+
+
+async def test_in_a_cluster(cluster: ClusterRig, tmp_path: Path) -> None:
+    """With what the page adds for a cluster; Valkey takes the same rules."""
+    for added in ADDED_IN_A_CLUSTER.values():
+        assert all(part in PAGE.read_text() for part in added.split())
+    for server in cluster.servers:
+        with SyncRedis(port=server.port) as admin:
+            for user, rule in published_rules().items():
+                added = f"{rule} {ADDED_IN_A_CLUSTER[user]}"
+                admin.execute_command("ACL", "SETUSER", user, "reset", "on", f">{user}", *_rule_parts(added))
+    cluster.flush()
+
+    async def as_cluster_user(user: str) -> None:
+        client = RedisCluster(host="127.0.0.1", port=cluster.servers[0].port, username=user, password=user)
+        agx.configure(agx.Config(redis=client))
+
+    await as_cluster_user("agx-service")
+    for name in ("a", "b", "c", "d"):
+        await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps(session_id=name))
+    await agx.aclose()
+    await as_cluster_user("agx-listener")
+    for name in ("a", "b", "c", "d"):
+        assert (await _hear(name))[-1] == "end"
+    await agx.aclose()
+    url = cluster.url.replace("redis+cluster://", "redis+cluster://agx-sidecar:agx-sidecar@")
+    sidecar = Replica(tmp_path / "sidecar", url)
+    try:
+        await _wait_for(sidecar, completed=4)
+    finally:
+        assert sidecar.end() == 0, sidecar.log
+    assert "permission" not in sidecar.log
+
+
+def _rule_parts(rule: str) -> list[str]:
+    """Return a rule's parts; a selector in brackets is one."""
+    return re.findall(r"\([^)]*\)|\S+", rule)
