@@ -42,13 +42,13 @@ class TracesSink:
         self._export = export
         self._own = own
         self._claim_idle = claim_idle
-        self._waiting: asyncio.Queue[list[Item]] = asyncio.Queue(maxsize=4)  # full: reading pauses
+        self._waiting: asyncio.Queue[list[Item]]
         self._in_flight: set[tuple[str, str]] = set()
         self._drained = asyncio.Event()
-        self._drained.set()
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Work until `stop`, then export what was read."""
+        self._forget_in_flight()
         async with asyncio.TaskGroup() as tasks:
             readers = [tasks.create_task(self._read(keys.queue(self._prefix, n))) for n in range(partitions)]
             readers += [tasks.create_task(self._take_over(keys.queue(self._prefix, n))) for n in range(partitions)]
@@ -58,6 +58,12 @@ class TracesSink:
                 reader.cancel()
             await self._drained.wait()
             sender.cancel()
+
+    def _forget_in_flight(self) -> None:
+        """Begin anew: what an earlier run was about to send is pending, and claimed again in its time."""
+        self._waiting = asyncio.Queue(maxsize=4)  # full: reading pauses
+        self._in_flight.clear()
+        self._drained.set()
 
     async def leave(self, partitions: int) -> None:
         """Remove this consumer from the groups, where nothing of it is pending."""
