@@ -129,7 +129,7 @@ def _ended_row(now_ms: int, fact: RunEnded) -> Html:
 
 def _section(key: str, title: str, count: int, *content: Html | None) -> Html:
     heading = h("h2", title, " ", h("span", f"{count:,}", class_="count"), id=f"h-{key}")
-    return h("section", heading, *content, aria_labelledby=f"h-{key}")
+    return h("section", heading, *content)
 
 
 def _table(caption: str, heads: tuple[str, ...], rows: list[Html]) -> Html:

@@ -92,7 +92,7 @@ def _waterfall(fall: Waterfall) -> Html:
         class_="waterfall",
     )
     box = h("div", table, class_="scroll", tabindex=0, role="region", aria_label="Waterfall")
-    return h("section", h("h2", "Waterfall", id="h-fall"), box, aria_labelledby="h-fall")
+    return h("section", h("h2", "Waterfall", id="h-fall"), box)
 
 
 def _row(fall: Waterfall, bar: Bar) -> Html:
@@ -146,7 +146,7 @@ def _tokens(fall: Waterfall) -> Html | None:
     picture = h("svg", lines, viewBox=f"-4 0 {_WIDE + 8} 62", preserveAspectRatio="none", role="img", aria_label=said)
     legend = h("figcaption", h("span", "in", class_="key input"), " ", h("span", "out", class_="key output"), " ", said)
     heading = h("h2", "Tokens over time", id="h-tokens")
-    return h("section", heading, h("figure", picture, legend), aria_labelledby="h-tokens")
+    return h("section", heading, h("figure", picture, legend))
 
 
 def _events(trail: Trail, ended: RunEnded | None, *, content: bool) -> Html:
@@ -165,7 +165,7 @@ def _events(trail: Trail, ended: RunEnded | None, *, content: bool) -> Html:
     heading = h("h2", "Events ", h("span", f"{len(lines):,}", class_="count"), id="h-events")
     if not lines:
         log = h("p", "None yet." if trail.is_live else "None are kept.", class_="quiet")
-    return h("section", heading, h("p", note, class_="quiet") if note else None, log, aria_labelledby="h-events")
+    return h("section", heading, h("p", note, class_="quiet") if note else None, log)
 
 
 def _line(line: Line, start_ms: int) -> Html:

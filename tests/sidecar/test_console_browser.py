@@ -1,0 +1,195 @@
+"""The console in a real Chromium: opened by its link, a live run followed and cancelled, hostile names harmless."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from conftest import StartReplica
+from playwright.async_api import Browser, Page, async_playwright, expect
+from redis.asyncio import Redis
+from support.agents import KeptSession, ScopeDeps, Stage
+from support.waiting import wait_until
+from visitor import TOKEN, console_port
+
+import agx
+
+pytestmark = [pytest.mark.browser]
+
+ATTACK = "<img src=x onerror=\"document.title='attacked'\">"
+
+expect.set_options(timeout=30_000)  # ms
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+class Tab:
+    """A page of the browser, what its scripts complained of, and what it asked other machines for."""
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.page = page
+        self.origin = origin
+        self.complaints: list[str] = []
+        self.strangers: list[str] = []
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        page.on("request", lambda asked: asked.url.startswith(origin) or self.strangers.append(asked.url))
+
+
+@pytest.fixture
+async def tab(browser: Browser, start_replica: StartReplica, configured: Redis) -> Tab:
+    """A tab of a browser that knows nothing yet, and a console that shows texts and may cancel."""
+    sidecar = start_replica(AGX_CONSOLE="full", AGX_CONSOLE_PORT="0", AGX_CONSOLE_TOKEN=TOKEN, AGX_CONSOLE_CONTENT="1")
+    page = await (await browser.new_context()).new_page()
+    return Tab(page, f"http://127.0.0.1:{console_port(sidecar)}")
+
+
+async def open_by_link(tab: Tab) -> None:
+    await tab.page.goto(f"{tab.origin}/#token={TOKEN}")
+    await expect(tab.page.get_by_role("heading", name="Runs")).to_be_visible()
+    assert tab.page.url == f"{tab.origin}/"  # the token is out of the address and the history
+    tab.complaints.clear()  # of the 401 that asked for the token
+
+
+async def test_a_wrong_token_is_refused_and_the_right_one_opens(tab: Tab) -> None:
+    page = tab.page
+    await page.goto(f"{tab.origin}/#token=not-the-token-but-as-long")
+    await expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+    await page.get_by_label("Token").fill("wrong again")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert")).to_be_visible()
+    await page.get_by_label("Token").fill(TOKEN)
+    await page.get_by_role("button", name="Open").click()
+    await expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+    assert await page.evaluate("document.cookie") == ""  # no script can read it
+
+
+async def test_a_live_run_is_followed_and_cancelled(tab: Tab) -> None:
+    await open_by_link(tab)
+    page = tab.page
+    await expect(page.get_by_text("No service has run on this prefix yet")).to_be_visible()
+    stage = Stage(words=("Hello ", "there"), hold_after=1)
+    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(session_id="chat-1")))
+    # It comes by itself, without a reload.
+    await page.get_by_role("region", name="Live runs").get_by_role("link", name="staged").click()
+    await expect(page.get_by_role("heading", name="staged")).to_contain_text("live")
+    log = page.get_by_role("region", name="Events")
+    await expect(log).to_contain_text("Hello")
+    await expect(page.get_by_role("region", name="Waterfall").get_by_text("model request 1")).to_be_visible()
+    await agx.add(1, 1, "chat-1", type="info", origin="custom", body={"msg": "as it comes"})
+    await expect(log).to_contain_text("as it comes")
+    questions: list[str] = []
+
+    async def accept(dialog: object) -> None:
+        questions.append(dialog.message)  # type: ignore[attr-defined] # playwright's Dialog
+        await dialog.accept()  # type: ignore[attr-defined]
+
+    page.on("dialog", accept)
+    await page.get_by_role("button", name="Cancel this run").click()
+    with pytest.raises(agx.AgxCanceledError):
+        await asyncio.wait_for(running, 30)
+    assert questions == ["Cancel this run?"]
+    await expect(page.get_by_role("heading", name="staged")).to_contain_text("cancelled")
+    await expect(page.get_by_role("button", name="Cancel this run")).to_have_count(0)
+    await page.get_by_role("link", name="All runs").click()
+    row = page.get_by_role("region", name="Cancelled and completed").get_by_role("row", name="staged")
+    await expect(row).to_contain_text("1/1/chat-1")
+    assert (tab.complaints, tab.strangers) == ([], [])
+
+
+async def test_updates_keep_the_keyboards_place_and_can_be_paused(tab: Tab, configured: Redis) -> None:
+    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="first"))
+    await open_by_link(tab)
+    page = tab.page
+    link = page.get_by_role("link", name="staged")
+    await expect(link).to_have_count(1)
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    for _ in range(20):
+        await page.keyboard.press("Tab")
+        if await link.evaluate("it => it === document.activeElement"):
+            break
+    await expect(link).to_be_focused()
+    kept = await link.evaluate_handle("it => it")
+    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="second"))
+    await expect(page.get_by_role("link", name="staged")).to_have_count(2)
+    assert await kept.evaluate("it => it === document.activeElement")
+    await page.get_by_role("button", name="Pause updates").click()
+    await expect(page.get_by_role("button", name="Pause updates")).to_have_attribute("aria-pressed", "true")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="third"))
+    await wait_until(lambda: _sees(tab, "third"))
+    assert asked == []
+    await page.get_by_role("button", name="Pause updates").click()
+    await expect(page.get_by_role("link", name="staged")).to_have_count(3)
+
+
+async def _sees(tab: Tab, session: str) -> bool:
+    """Whether the console itself knows of a session, asked beside the page."""
+    return session in await (await tab.page.context.request.get(f"{tab.origin}/")).text()
+
+
+async def test_hostile_names_and_texts_do_nothing(tab: Tab) -> None:
+    await open_by_link(tab)
+    page = tab.page
+    stage = Stage(words=(ATTACK, "</span><script>document.title='attacked'</script>", "held"), hold_after=2)
+    agent = stage.agent()
+    agent.name = ATTACK
+    running = asyncio.create_task(agx.run(KeptSession(), agent, ATTACK, ScopeDeps(session_id="chat-1")))
+    await page.get_by_role("region", name="Live runs").get_by_role("link", name=ATTACK).click()
+    await expect(page.get_by_role("region", name="Events")).to_contain_text("<script>document.title")
+    assert await page.locator("main img, main script").count() == 0
+    assert "attacked" not in (await page.title()).replace(ATTACK, "")
+    assert await agx.cancel(1, 1, "chat-1")
+    with pytest.raises(agx.AgxCanceledError):
+        await asyncio.wait_for(running, 30)
+    assert (tab.complaints, tab.strangers) == ([], [])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_is_legible_in_light_and_dark(
+    browser: Browser, start_replica: StartReplica, configured: Redis, scheme: str
+) -> None:
+    sidecar = start_replica(AGX_CONSOLE="read", AGX_CONSOLE_PORT="0")
+    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    page = await (await browser.new_context(color_scheme=scheme)).new_page()
+    await page.goto(f"http://127.0.0.1:{console_port(sidecar)}/")
+    await page.get_by_role("link", name="staged").click()
+    await expect(page.get_by_role("heading", name="staged")).to_be_visible()
+    ratios = await page.evaluate(_CONTRASTS)
+    assert len(ratios) > 20
+    assert min(ratios) >= 4.5  # WCAG AA
+
+
+# The contrast of every text with the ground that is behind it.
+_CONTRASTS = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = (text) => {
+    const [r, g, b] = parse(text).map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (it) => {
+    for (; it; it = it.parentElement) {
+      const colour = getComputedStyle(it).backgroundColor;
+      if (parse(colour)[3] !== 0) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const ratios = [];
+  while (texts.nextNode()) {
+    const it = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !it.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(it).color), light(ground(it))];
+    ratios.push((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return ratios;
+}"""

@@ -1,0 +1,91 @@
+"""Somebody who uses the console over plain HTTP, and runs that are made by hand for him to see."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from urllib.parse import urlencode
+
+import orjson
+import redis
+from replica import PARTITIONS, PREFIX, Replica
+from support.waiting import wait_until_sync
+
+from agx import keys
+
+TOKEN = "a-token-of-sixteen-characters-or-more"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An answer."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    def rows(self) -> list[str]:
+        """The ids of the runs in the tables, from above."""
+        return re.findall(r'<tr id="r-([^"]+)"', self.text)
+
+
+def console_port(sidecar: Replica) -> int:
+    found = wait_until_sync(lambda: re.search(r"console at http://[^ ]+:(\d+)/", sidecar.log), what="a console")
+    return int(found[1])
+
+
+@dataclass
+class Visitor:
+    """A browser without its face: keeps the cookie and sends the origin, unless told otherwise."""
+
+    port: int
+    cookie: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, **headers: str) -> Seen:
+        return self._ask("GET", path, None, headers)
+
+    def post(self, path: str, form: dict[str, str], **headers: str) -> Seen:
+        return self._ask("POST", path, urlencode(form), {"Origin": self.origin, **headers})
+
+    def log_in(self, token: str = TOKEN) -> Seen:
+        seen = self.post("/login", {"token": token})
+        if "set-cookie" in seen.headers:
+            self.cookie = seen.headers["set-cookie"].split(";")[0]
+        return seen
+
+    def _ask(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> Seen:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        cookie = {"Cookie": self.cookie} if self.cookie else {}
+        try:
+            connection.request(method, path, body, {**cookie, **headers})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            return Seen(answer.status, {name.lower(): value for name, value in answer.getheaders()}, text)
+        finally:
+            connection.close()
+
+
+def begin_live(client: redis.Redis, session: keys.SessionKeys, run_id: str, *, agent: str = "support") -> None:
+    """Write what a service writes when a run begins: lease, deadline, `begin`."""
+    now = int(time.time() * 1_000)
+    body = {"session_id": session.session, "run_id": run_id, "agent": agent, "seq": 0}
+    leases = keys.leases(PREFIX, keys.partition(session.scope, PARTITIONS))
+    pipeline = client.pipeline(transaction=False)
+    pipeline.set(session.live, run_id, ex=600)
+    pipeline.zadd(leases, {session.lease_member(run_id): now + 600_000})
+    pipeline.expire(leases, 600)
+    pipeline.xadd(session.stream, {"type": "begin", "origin": "opale", "body": orjson.dumps(body)})
+    pipeline.expire(session.stream, 600)
+    pipeline.execute()
+
+
+def say(client: redis.Redis, session: keys.SessionKeys, **body: object) -> None:
+    """Append an event to a run made by hand."""
+    client.xadd(session.stream, {"type": "event", "origin": "pydantic-ai", "body": orjson.dumps(body)})
