@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 need = $(if $(shell command -v $(2)),, and not $(1))
 MARKS := not nothing$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
 WORKERS ?= 2
+# Without its dependencies: it asks for all of pydantic-ai, whose releases lag behind the slim ones.
+PEER := pydantic-ai-stream==0.1.1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs clean
@@ -17,7 +19,8 @@ help: ## Show the targets
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,ops]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(PEER)
 	touch $@
 
 demo: $(READY) ## Show the whole flow: agents, a sidecar, live output, and the numbers compared
