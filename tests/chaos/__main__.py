@@ -1,0 +1,72 @@
+"""`make chaos`: plays all scenes, prints the table of faults and their effects, and fails unless the promises hold.
+
+CHAOS_MINUTES (5): how long faults strike, over all scenes. CHAOS_SEED: repeats the same choices of faults.
+CHAOS_SCENES: names of scenes, separated by commas; all by default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .scenes import SCENES, Scene, play
+from .verdict import Verdict
+
+_COLUMNS = ("scene", "faults", "runs", "outcomes", "not started", "events lost", "repeated", "listeners hung",
+            "spans missing", "facts missed", "held")  # fmt: skip
+_BROKEN_SHOWN = 20
+
+
+def chosen_scenes() -> list[Scene]:
+    names = [name.strip() for name in os.environ.get("CHAOS_SCENES", "").split(",") if name.strip()]
+    if unknown := set(names) - {scene.name for scene in SCENES}:
+        sys.exit(f"CHAOS_SCENES: {sorted(unknown)} unknown; there are {', '.join(scene.name for scene in SCENES)}")
+    return [scene for scene in SCENES if not names or scene.name in names]
+
+
+def print_table(verdicts: Sequence[Verdict]) -> None:
+    rows = [_COLUMNS, *(_row(verdict) for verdict in verdicts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for n, row in enumerate(rows):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        if n == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    faults = ", ".join(f"{count} {what}" for what, count in sorted(verdict.faults.items()))
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(verdict.outcomes.items()))
+    counts = (verdict.unavailable, verdict.lost, verdict.repeated, verdict.hung, verdict.spans_missing,
+              verdict.facts_missed)  # fmt: skip
+    held = "yes" if not verdict.broken else f"NO ({len(verdict.broken)})"
+    return (verdict.name, faults, str(verdict.runs), outcomes, *(str(count) for count in counts), held)
+
+
+async def main() -> int:
+    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+    minutes = float(os.environ.get("CHAOS_MINUTES") or 5)
+    scenes = chosen_scenes()
+    seconds = minutes * 60 / len(scenes)
+    print(f"chaos: {len(scenes)} scenes of {seconds:.0f} s, CHAOS_SEED={seed}", flush=True)
+    verdicts = []
+    for scene in scenes:
+        started = time.monotonic()
+        home = Path(tempfile.mkdtemp(prefix="agx-chaos-"))
+        verdict = await play(scene, seconds, seed, home)
+        verdicts.append(verdict)
+        held = "held" if not verdict.broken else f"BROKEN, see {home}"
+        print(f"  {scene.name}: {verdict.runs} runs, {held}, {time.monotonic() - started:.0f} s", flush=True)
+        for broken in verdict.broken[:_BROKEN_SHOWN]:
+            print(f"    {broken}", flush=True)
+    print_table(verdicts)
+    return 1 if any(verdict.broken or not verdict.runs for verdict in verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

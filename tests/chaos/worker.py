@@ -1,0 +1,134 @@
+"""A service to be killed: it runs agents all the time, and writes down what became of each.
+
+Arguments: the URL of Redis, the ledger's path, this worker's name, how many runs at a time, the leases' TTL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import orjson
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+
+import agx
+
+from .clients import open_client
+from .plan import Plan, plan_of, scope_of
+
+SERVICE = "chaos"
+USER = "u"
+_PAUSE_AFTER_FAILURE = 0.2  # seconds before a slot tries again to start a run
+
+
+@dataclass(kw_only=True)
+class ChaosDeps(agx.Deps):
+    scope: str
+
+    def get_scope_id(self) -> str:
+        return self.scope
+
+
+@dataclass
+class CountedSession(agx.Session):
+    saves: int = 0
+
+    async def load(self) -> None:
+        pass
+
+    async def save(self) -> None:
+        self.saves += 1
+
+
+class Ledger:
+    """Lines that are in the file when `write()` returns, however the process ends."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, session: str, event: str, what: str = "") -> None:
+        os.write(self._file, orjson.dumps({"session": session, "event": event, "what": what}) + b"\n")
+
+
+def make_agent(plan: Plan) -> Agent[ChaosDeps, str]:
+    """Return an agent that goes by a plan."""
+
+    async def speak(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+        asked_before = any(isinstance(message, ModelResponse) for message in messages)
+        if plan.calls_tool and not asked_before:
+            yield {0: DeltaToolCall(name="work", json_args="{}", tool_call_id="call-1")}
+            return
+        for n in range(plan.words):
+            yield f"{n} "
+            await asyncio.sleep(plan.pause)
+
+    agent: Agent[ChaosDeps, str] = Agent(FunctionModel(stream_function=speak), deps_type=ChaosDeps, name="chaotic")
+
+    @agent.tool
+    async def work(ctx: RunContext[ChaosDeps]) -> str:
+        """Work."""
+        await asyncio.sleep(plan.pause * 10)
+        return "worked"
+
+    return agent
+
+
+async def run_one(ledger: Ledger, name: str) -> bool:
+    """Run one session; returns whether it could be started."""
+    plan, session = plan_of(name), CountedSession()
+    ledger.write(name, "entered")
+    try:
+        deps = ChaosDeps(scope=scope_of(name), user_id=USER, session_id=name)
+        result = await agx.run(session, make_agent(plan), "Go", deps=deps)
+    except agx.RedisUnavailableError as error:
+        ledger.write(name, "unavailable", str(error))
+        return False
+    except agx.AgxCanceledError:
+        ledger.write(name, "cancelled")
+    except agx.LeaseLostError:
+        ledger.write(name, "fenced")
+        return True
+    except Exception as error:
+        ledger.write(name, "failed", f"{type(error).__name__}: {error}")
+        return True
+    else:
+        ledger.write(name, "completed" if result.output == plan.text else "wrong")
+    if session.saves != 1:
+        ledger.write(name, "unsaved")
+    return True
+
+
+async def serve(url: str, path: str, name: str, slots: int, lease_ttl: float) -> None:
+    """Keep so many runs going until SIGTERM, then let them end."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    client, ledger = open_client(url), Ledger(path)
+    agx.configure(agx.Config(redis=client, lease_ttl=lease_ttl, service_name=SERVICE))
+
+    async def work(slot: int) -> None:
+        for n in itertools.count():
+            if stop.is_set():
+                return
+            if not await run_one(ledger, f"{name}-{slot}-{n}"):
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+
+    await asyncio.gather(*(work(slot) for slot in range(slots)))
+    await agx.aclose(grace=60)
+    await client.aclose()
+    ledger.write("", "left")
+
+
+def main() -> None:
+    url, path, name, slots, lease_ttl = sys.argv[1:]
+    asyncio.run(serve(url, path, name, int(slots), float(lease_ttl)))
+
+
+if __name__ == "__main__":
+    main()
