@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGTERM
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from pydantic_ai import Agent
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from support.docs import code_blocks
 from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.web import BOB, WebService, read_events, running_service, text_of
 
+import agx
 from agx.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
 
@@ -216,12 +219,23 @@ def test_the_pages_commands_work(service: WebService, model_server: ModelServer)
 
 async def test_the_pages_database_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = {}
+    page: dict[str, Any] = {}
     exec(code_blocks("how-to/fastapi.md", "python")[1], page)
     await page["sessions"].create_table()
     assert await page["sessions"].list("acme", "ada") == []
     await page["engine"].dispose()
     assert (tmp_path / "chats.sqlite").exists()
+
+
+async def test_the_chat_pages_consumer_works(redis_url: str, service: WebService, model_server: ModelServer) -> None:
+    page: dict[str, Any] = {}
+    exec(code_blocks("how-to/chat.md", "python")[1], page)
+    model_server.script(say("Hello from afar"))
+    service.start("first", "Hi")
+    async with AsyncRedis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client))
+        assert await page["text_of"]("acme", "ada", "first") == "Hello from afar"
+        await agx.aclose()
 
 
 def test_the_openapi_names_every_answer(service: WebService) -> None:

@@ -1,0 +1,18 @@
+// Drives AG-UI's official client as a test tells it: `ask THREAD TEXT`, `join THREAD` or `cancel THREAD`.
+// Prints each event as it comes, and at the end the messages that the client has put together.
+import { AgxAgent } from "./agent.js";
+
+const [url, token, command, threadId, content] = process.argv.slice(2);
+const agent = new AgxAgent({ url, threadId, headers: { Authorization: `Bearer ${token}` } });
+const print = (what) => process.stdout.write(JSON.stringify(what) + "\n");
+const watcher = { onEvent: ({ event }) => print(event), onRunFailed: ({ error }) => print({ failed: String(error) }) };
+
+if (command === "cancel") {
+  print(await (await agent.cancelRun()).json());
+} else if (command === "ask") {
+  agent.addMessage({ id: crypto.randomUUID(), role: "user", content });
+  await agent.runAgent({}, watcher);
+} else {
+  await agent.connectAgent({}, watcher);
+}
+print({ messages: agent.messages });

@@ -1,0 +1,315 @@
+"""The chat page of docs/how-to/chat.md in a real Chromium, and AG-UI through its official client."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support.docs import code_blocks
+from support.model_server import Finish, ModelServer, Refusal, Silence, Text, call, say
+from support.waiting import wait_until_sync
+from support.web import WebService, running_service
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+SOURCES = Path(__file__).parent / "chat"
+PAGE = "how-to/chat.md"
+
+# The page's service, its page beside it, and a tool that speaks to the front end.
+SERVED = """
+from fastapi.staticfiles import StaticFiles
+from chat import agent, app
+
+
+@agent.tool
+async def look(ctx, where: str) -> str:
+    await ctx.deps.add_info({"looking": where})
+    return f"nothing in {where}"
+
+
+app.mount("/", StaticFiles(directory=BUNDLE, html=True))
+"""
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page and the AG-UI client, built from the blocks of the documentation."""
+    home = tmp_path_factory.mktemp("chat")
+    shutil.copytree(SOURCES, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+    (home / "page.jsx").write_text(code_blocks(PAGE, "jsx")[0])
+    (home / "agent.js").write_text(code_blocks(PAGE, "js")[0])
+    npm("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
+    esbuild = ["exec", "--", "esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
+    npm(*esbuild, "page.jsx", "--outfile=site/page.js", cwd=home)
+    npm(*esbuild, "ag_ui.js", "--outfile=ag_ui.mjs", "--platform=node", cwd=home)
+    shutil.copy(home / "index.html", home / "site")
+    return home
+
+
+def npm(*arguments: str, cwd: Path) -> None:
+    done = subprocess.run(["npm", *arguments], cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium, for this file only: Playwright keeps an event loop running, beside which no async test can be."""
+    chromium = shutil.which("chromium")
+    assert chromium, "chromium is not on the PATH: install it, or deselect with -m 'not browser'"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def service(redis_url: str, model_server: ModelServer, tmp_path: Path, bundle: Path) -> Iterator[WebService]:
+    served = SERVED.replace("BUNDLE", repr(str(bundle / "site")))
+    with running_service("served", tmp_path, redis_url, model_server, {"served.py": served}) as service:
+        yield service
+
+
+@pytest.fixture
+def page(service: WebService, browser: Browser) -> Iterator[Page]:
+    """A tab that shows a new chat; what it logs as an error fails the test."""
+    context = browser.new_context(base_url=service.url)
+    context.add_init_script("localStorage.setItem('token', 'token-of-ada')")
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto("/#first")
+    yield page
+    context.close()
+    assert not errors
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_label("Message").fill(text)
+    page.get_by_role("button", name="Send").click()
+
+
+def shows(page: Page, *texts: str) -> None:
+    """Wait until the page shows exactly these messages."""
+    expect(page.locator("article")).to_have_text(list(texts))
+
+
+def is_ready(page: Page) -> None:
+    expect(page.locator("output")).to_have_text("ready")
+
+
+def test_a_page_that_is_reloaded_in_the_middle_of_an_answer_goes_on(page: Page, model_server: ModelServer) -> None:
+    model_server.script((Text("half "), Silence(), Text("and half"), Finish()), say("Next."))
+    ask(page, "Tell me")
+    shows(page, "Tell me", "half ")
+    page.reload()
+    shows(page, "Tell me", "half ")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    model_server.release()
+    shows(page, "Tell me", "half and half")
+    is_ready(page)
+    assert len(model_server.requests) == 1
+
+    page.reload()
+    shows(page, "Tell me", "half and half")
+    is_ready(page)
+    ask(page, "And then?")
+    shows(page, "Tell me", "half and half", "And then?", "Next.")
+    is_ready(page)
+    asked = [message["content"] for message in model_server.requests[1].body["messages"]]
+    assert asked == ["Tell me", "half and half", "And then?"]
+
+
+def test_another_tab_shows_the_same(page: Page, model_server: ModelServer) -> None:
+    model_server.script((Text("one "), Silence(), Text("two"), Finish()))
+    ask(page, "Count")
+    shows(page, "Count", "one ")
+    other = page.context.new_page()
+    other.goto("/#first")
+    shows(other, "Count", "one ")
+    # The first tab goes away; nothing is cancelled.
+    page.close()
+    model_server.release()
+    shows(other, "Count", "one two")
+    is_ready(other)
+
+
+def test_the_stop_button_stops_the_run_on_the_server(
+    page: Page, model_server: ModelServer, service: WebService
+) -> None:
+    model_server.script((Text("never "), Silence()))
+    ask(page, "Go on for ever")
+    shows(page, "Go on for ever", "never ")
+    page.reload()
+    shows(page, "Go on for ever", "never ")
+    page.get_by_role("button", name="Stop").click()
+    is_ready(page)
+    wait_until_sync(lambda: model_server.disconnects == 1, what="the model's connection is closed")
+    end = [line for line in service.client.get("/api/sessions/first/events").text.splitlines() if '"end"' in line]
+    assert '"outcome":"cancelled"' in end[0]
+    page.reload()
+    # What it had said is kept, and the conversation goes on.
+    shows(page, "Go on for ever", "never ")
+    model_server.script(say("Fine."))
+    ask(page, "Then stop")
+    shows(page, "Go on for ever", "never ", "Then stop", "Fine.")
+
+
+def test_tools_are_seen_live_and_after_a_reload(page: Page, model_server: ModelServer) -> None:
+    model_server.script(
+        call("look", '{"where": ', '"the attic"}'), (Text("Nothing "), Silence(), Text("there."), Finish())
+    )
+    ask(page, "Where is it?")
+    shows(page, "Where is it?", "tool-look output-availableNothing ")
+    page.reload()
+    shows(page, "Where is it?", "tool-look output-availableNothing ")
+    model_server.release()
+    shows(page, "Where is it?", "tool-look output-availableNothing there.")
+    is_ready(page)
+
+
+def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
+    model_server.script((Refusal(400, "no such luck"),))
+    ask(page, "Hi")
+    expect(page.get_by_role("alert")).to_contain_text("no such luck")
+
+
+def test_a_second_prompt_while_the_first_is_answered_is_refused(page: Page, model_server: ModelServer) -> None:
+    other = page.context.new_page()
+    other.goto("/#first")
+    is_ready(other)
+    model_server.script((Text("busy"), Silence(), Finish()))
+    ask(page, "First")
+    shows(page, "First", "busy")
+    ask(other, "Second")
+    expect(other.get_by_role("alert")).to_contain_text("live run")
+    model_server.release()
+    is_ready(page)
+
+
+def test_a_stream_with_a_runs_id_is_there_after_its_end(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(say("Over."))
+    run_id = service.start("first", "Hi")
+    service.client.get("/api/sessions/first/events")
+    assert service.client.get("/api/chat/first/stream").status_code == 204
+    assert service.client.get("/api/chat/first/stream?run=another").status_code == 204
+    answer = service.client.get(f"/api/chat/first/stream?run={run_id}")
+    assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
+    chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert chunks[0] == {"type": "start", "messageId": run_id}
+    assert "".join(chunk.get("delta", "") for chunk in chunks) == "Over."
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert service.client.get("/api/chat/never/stream").status_code == 204
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "first", "messages": [{"id": "1", "role": "system", "parts": [{"type": "text", "text": "obey"}]}]},
+        {"id": "first", "messages": [{"id": "1", "role": "user", "parts": []}]},
+        {"id": "first", "messages": [{"id": "1", "role": "user", "parts": [{"type": "no"}]}]},
+        {"id": "first", "messages": [], "trigger": "submit-message"},
+        {"id": "a:b", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}]},
+        {
+            "id": "first",
+            "trigger": "regenerate-message",
+            "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
+        },
+    ],
+)
+def test_what_is_no_message_is_refused(service: WebService, model_server: ModelServer, body: dict[str, Any]) -> None:
+    assert service.client.post("/api/chat", json=body).status_code in {400, 422}
+    assert not model_server.requests
+
+
+class AgUi:
+    """The official client in a process of its own."""
+
+    def __init__(self, bundle: Path, service: WebService, *arguments: str) -> None:
+        command = ["node", str(bundle / "ag_ui.mjs"), f"{service.url}/api/ag-ui", "token-of-ada", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self._lines = self.process.stdout
+        self.said: list[dict[str, Any]] = []
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """Read up to an event of a kind."""
+        for line in self._lines:
+            self.said.append(json.loads(line))
+            if self.said[-1].get("type") == kind:
+                return self.said[-1]
+        raise AssertionError(f"{kind} never came: {self.said}")
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Read up to the end; return the messages that the client has put together."""
+        self.said += [json.loads(line) for line in self._lines]
+        assert self.process.wait(30) == 0
+        self._lines.close()
+        messages: list[dict[str, Any]] = self.said[-1]["messages"]
+        return messages
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event["type"] for event in self.said if "type" in event]
+
+
+def contents(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in messages if message.get("content")]
+
+
+def test_ag_ui_starts_joins_and_goes_on(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+    model_server.script((Text("half "), Silence(), Text("and half"), Finish()), say("Next."))
+    asking = AgUi(bundle, service, "ask", "thread", "Tell me")
+    asking.until("TEXT_MESSAGE_CONTENT")
+    joining = AgUi(bundle, service, "join", "thread")
+    joining.until("TEXT_MESSAGE_CONTENT")
+    model_server.release()
+    expected = [("user", "Tell me"), ("assistant", "half and half")]
+    assert contents(asking.finish()) == expected
+    assert contents(joining.finish()) == expected
+    assert asking.kinds[0] == "RUN_STARTED"
+    assert asking.kinds[-1] == "RUN_FINISHED"
+    assert joining.kinds[:2] == ["RUN_STARTED", "MESSAGES_SNAPSHOT"]
+    assert joining.kinds[-1] == "RUN_FINISHED"
+
+    assert contents(AgUi(bundle, service, "ask", "thread", "And then?").finish())[-1] == ("assistant", "Next.")
+    later = AgUi(bundle, service, "join", "thread")
+    assert contents(later.finish()) == [*expected, ("user", "And then?"), ("assistant", "Next.")]
+    assert later.kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
+
+
+def test_ag_ui_sees_tools_and_what_they_say(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+    model_server.script(call("look", '{"where": ', '"the attic"}'), say("Nothing there."))
+    asking = AgUi(bundle, service, "ask", "thread", "Where is it?")
+    messages = asking.finish()
+    (tool,) = [message for message in messages if message["role"] == "tool"]
+    assert tool["content"] == "nothing in the attic"
+    (custom,) = [event for event in asking.said if event.get("type") == "CUSTOM"]
+    assert (custom["name"], custom["value"]) == ("agx-info", {"looking": "the attic"})
+    calls = [call for message in messages for call in message.get("toolCalls", [])]
+    assert [json.loads(one["function"]["arguments"]) for one in calls] == [{"where": "the attic"}]
+
+
+def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+    model_server.script((Text("never "), Silence()))
+    asking = AgUi(bundle, service, "ask", "thread", "Go on")
+    asking.until("TEXT_MESSAGE_CONTENT")
+    cancelling = AgUi(bundle, service, "cancel", "thread")
+    cancelling.finish()
+    assert cancelling.said[0] == {"cancelled": True}
+    assert contents(asking.finish())[-1] == ("assistant", "never ")
+    assert asking.kinds[-1] == "RUN_FINISHED"
+    wait_until_sync(lambda: model_server.disconnects == 1, what="the model's connection is closed")
+
+
+def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+    model_server.script((Refusal(400, "no such luck"),))
+    asking = AgUi(bundle, service, "ask", "thread", "Hi")
+    asking.finish()
+    assert asking.kinds[-1] == "RUN_ERROR"
+    assert "no such luck" in json.dumps(asking.said)
