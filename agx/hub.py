@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import hiredis
 import orjson
-from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from . import keys
@@ -29,6 +31,7 @@ logger = logging.getLogger("agx")
 READ = 500  # entries a read
 QUEUE = 2_000  # entries a listener may lag behind before it reads for itself again
 POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
+_NAMES = 1_000  # channels a command
 _PING_AFTER = 3  # silent polls of the subscription before its connection is probed
 _RECONNECT_FIRST, _RECONNECT_LAST = 0.05, 1.0
 _STEADY = 5.0  # seconds a subscription must have held for the next loss to be news
@@ -147,12 +150,13 @@ class Hub:
         self._wanted: deque[tuple[str, bytes]] = deque()  # SUBSCRIBE and UNSUBSCRIBE still to be sent, in order
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
+        self._silent = 0  # polls since the last message
 
     def subscribe(self, channel: str, callback: Callable[[bytes], None]) -> None:
         """Have `callback(message)` called for each message of a channel; one per channel. Messages may be lost."""
         name = channel.encode()
         self._callbacks[name] = callback
-        self._wanted.append(("subscribe", name))
+        self._wanted.append(("SUBSCRIBE", name))
         self._changed.set()
         if not self._tasks:
             loop = asyncio.get_running_loop()
@@ -165,7 +169,7 @@ class Hub:
         """Stop listening to a channel."""
         name = channel.encode()
         if self._callbacks.pop(name, None) is not None:
-            self._wanted.append(("unsubscribe", name))
+            self._wanted.append(("UNSUBSCRIBE", name))
             self._changed.set()
 
     def join(self, session: keys.SessionKeys) -> tuple[Feed, Subscriber]:
@@ -213,64 +217,57 @@ class Hub:
     async def _follow_subscription(self) -> None:
         """Subscribe to all that is wanted, and pass messages on until the connection breaks."""
         client = await self.bus.open_subscriber()
-        pubsub = client.pubsub()
         updates: asyncio.Task[None] | None = None
         try:
+            # The connection itself: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
+            connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
             self._wanted.clear()
-            if not (names := list(self._callbacks)):
-                return
-            for start in range(0, len(names), 1_000):
-                await pubsub.subscribe(*names[start : start + 1_000])
-                _check_cancelled()
-            updates = asyncio.get_running_loop().create_task(self._update(pubsub), name="agx-hub-update")
+            await _send(connection, "SUBSCRIBE", list(self._callbacks))
+            updates = asyncio.get_running_loop().create_task(self._update(connection), name="agx-hub-update")
             for feed in list(self._feeds.values()):
                 feed.wake()
-            await self._read(pubsub, updates)
+            await self._read(connection, updates)
         finally:
             if updates is not None:
                 updates.cancel()
                 await asyncio.gather(updates, return_exceptions=True)
             with contextlib.suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call] # redis-py has no types here
                 await close_client(client)
 
-    async def _read(self, pubsub: PubSub, updates: asyncio.Task[None]) -> None:
-        silent = 0
+    async def _read(self, connection: AbstractConnection, updates: asyncio.Task[None]) -> None:
+        self._silent = 0
         while True:
-            message = await pubsub.get_message(timeout=POLL)
-            _check_cancelled()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL):
+                    await self._pass_on(connection)
             if updates.done():
                 updates.result()
-            if message is None:
-                silent += 1
-                if silent == _PING_AFTER:
-                    await pubsub.ping()
-                elif silent > 2 * _PING_AFTER:
-                    raise ConnectionError("no answer to a PING")
-                continue
-            silent = 0
-            if message["type"] == "message" and (callback := self._callbacks.get(message["channel"])):
-                callback(message["data"])
+            self._silent += 1
+            if self._silent == _PING_AFTER:
+                await _send(connection, "PING", [b"agx"])
+            elif self._silent > 2 * _PING_AFTER:
+                raise ConnectionError("no answer to a PING")
 
-    async def _update(self, pubsub: PubSub) -> None:
+    async def _pass_on(self, connection: AbstractConnection) -> None:
+        while True:
+            # A read that is cancelled, between two messages or within one, loses nothing.
+            message = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            self._silent = 0
+            if message[0] == b"message" and (callback := self._callbacks.get(message[1])):
+                callback(message[2])
+
+    async def _update(self, connection: AbstractConnection) -> None:
         """Send what changed; many joins and leaves become few commands."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             changes = {name: verb for verb, name in self._wanted}  # the last word on a channel counts
             self._wanted.clear()
-            if not self._callbacks and (kept := next((name for name in changes if name in pubsub.channels), None)):
-                # Without a channel nothing can be read: one stays until another comes, or a service with one run at a
-                # time would open a connection for each.
-                self._wanted.append((changes.pop(kept), kept))
-            for verb, send in (("subscribe", pubsub.subscribe), ("unsubscribe", pubsub.unsubscribe)):
-                names = [name for name, wanted in changes.items() if wanted == verb]
-                if names:
-                    await send(*names)
-                    _check_cancelled()
+            for verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
+                await _send(connection, verb, [name for name, wanted in changes.items() if wanted == verb])
             for name, verb in changes.items():
                 # What was written between the listener's first read and the subscription.
-                if verb == "subscribe" and (feed := self._feeds.get(name.decode().removesuffix(":wake"))):
+                if verb == "SUBSCRIBE" and (feed := self._feeds.get(name.decode().removesuffix(":wake"))):
                     feed.wake()
 
     async def _look(self) -> None:
@@ -288,6 +285,13 @@ class Hub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _send(connection: AbstractConnection, verb: str, names: list[bytes]) -> None:
+    for start in range(0, len(names), _NAMES):
+        command = hiredis.pack_command((verb, *names[start : start + _NAMES]))  # type: ignore[arg-type] # as in the bus
+        await connection.send_packed_command(command, check_health=False)
+        _check_cancelled()
 
 
 def _check_cancelled() -> None:
