@@ -14,6 +14,8 @@ from pydantic_ai.messages import (
     ModelResponse,
     PartDeltaEvent,
     PartStartEvent,
+    TextPart,
+    ThinkingPart,
     ToolCallPart,
 )
 
@@ -181,14 +183,13 @@ class Recorder:
         if isinstance(event, PartDeltaEvent):
             # The token path: nothing here that need not be.
             text = delta_text(event)
-            if self._node is not None and (request := self._node.request) is not None:
-                request.chunk()
-                request.chars += len(text or "")
+            self._chunk(len(text or ""))
             if text and self.writer is not None:
                 self.writer.put_delta(AGENT, self._runtime.part_of(event), text)
             return
         if isinstance(event, PartStartEvent):
-            self._chunk()
+            content = event.part.content if isinstance(event.part, (TextPart, ThinkingPart)) else ""
+            self._chunk(len(content))
         elif isinstance(event, FunctionToolResultEvent):
             self._refused(event)
         elif isinstance(event, DeferredToolRequestsEvent):
@@ -197,9 +198,10 @@ class Recorder:
         if (wire := self._runtime.convert(event)) is not None:
             self._put(wire)
 
-    def _chunk(self) -> None:
-        if self._node is not None and self._node.request is not None:
-            self._node.request.chunk()
+    def _chunk(self, chars: int) -> None:
+        if self._node is not None and (request := self._node.request) is not None:
+            request.chunk()
+            request.chars += chars
 
     # --- nodes ---
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from pydantic_ai import ModelRetry
@@ -496,3 +497,19 @@ async def test_busy_session_is_refused(redis: Redis) -> None:
     with pytest.raises(agx.AgxCanceledError):
         await running
     assert not await agx.cancel(1, 1, "s")
+
+
+@pytest.mark.parametrize(("words", "tokens"), [(("x" * 40, "more"), 10), (("ab", "c" * 9, "more"), 3)])
+async def test_a_cut_answer_without_usage_is_estimated(redis: Redis, words: tuple[str, ...], tokens: int) -> None:
+    # The scripted model knows its usage; a provider that sends it last does not, when it is cut off.
+    stage = Stage(words=words, hold_after=len(words) - 1)
+    agent = stage.agent()
+    running = asyncio.create_task(agx.run(KeptSession(), agent, "Hello", deps=ScopeDeps()))
+    await stage.reached.wait()
+    with patch("pydantic_ai.usage.RequestUsage.has_values", return_value=False):
+        assert await agx.cancel(1, 1, "s")
+        with pytest.raises(agx.AgxCanceledError):
+            await running
+    told = await read_told(redis)
+    (call,) = [fact.model for fact in told.of(facts.NodeEnded) if fact.model is not None]
+    assert (call.usage.source, call.usage.output) == ("estimated", tokens)
