@@ -20,8 +20,8 @@ from .export import Export, open_exporter
 from .exposition import Snapshot, render
 from .http import Answer, HttpServer, Request, route
 from .link import Link, open_client
-from .meta import wait_for_meta
-from .metrics import MetricsSink, PartitionsChangedError, leaf_of
+from .meta import PartitionsChangedError, wait_for_meta, watch_meta
+from .metrics import MetricsSink, leaf_of
 from .reaper import Reaper
 from .series import Series, Shown
 from .settings import Settings
@@ -140,13 +140,15 @@ class Sidecar:
             start_over = False
             try:
                 async with asyncio.TaskGroup() as tasks:
+                    watch = tasks.create_task(watch_meta(self._link, self._settings.prefix, partitions))
                     if self._metrics is not None:
                         tasks.create_task(self._metrics.run(partitions, stop))
                     if self._traces is not None:
                         tasks.create_task(self._traces.run(partitions, stop))
                     if self._settings.sinks:  # without, it is a console's: that writes nothing by itself
                         tasks.create_task(self._reaper.run(partitions, stop))
-                    tasks.create_task(stop.wait())
+                    await stop.wait()
+                    watch.cancel()
             except* PartitionsChangedError as changed:
                 logger.warning("starting over: %s", leaf_of(changed))
                 start_over = True

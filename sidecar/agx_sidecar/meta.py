@@ -13,7 +13,12 @@ from .link import Link
 
 logger = logging.getLogger(__name__)
 
-POLL = 1.0  # seconds
+POLL = 1.0  # seconds between two looks while there is no meta
+WATCH = 2.0  # seconds between two looks afterwards
+
+
+class PartitionsChangedError(Exception):
+    """The services agreed on another number of partitions: start over with those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,19 @@ async def read_meta(link: Link, prefix: str) -> Meta | None:
     except (KeyError, ValueError):
         return None
     return meta
+
+
+async def watch_meta(link: Link, prefix: str, partitions: int) -> None:
+    """Look at the meta for as long as it says so many partitions.
+
+    Raises:
+        PartitionsChangedError: it says another number.
+    """
+    while True:
+        await asyncio.sleep(WATCH)
+        meta = await link.persist("read the runtime's meta", lambda: read_meta(link, prefix))
+        if meta is not None and meta.partitions != partitions:
+            raise PartitionsChangedError(f"{meta.partitions} partitions instead of {partitions}")
 
 
 async def wait_for_meta(link: Link, prefix: str) -> Meta:

@@ -15,7 +15,6 @@ from .fold import RECENT, Fold, Position
 from .gauges import count_live, show_gauges
 from .leader import Lease, StateGuard, StoodDownError
 from .link import TROUBLE, Link
-from .meta import read_meta
 from .series import Series, Shown
 from .source import fact_ids_before, find_end, id_parts, read_after
 from .state import NewerStateError, UnreadableStateError, dump, load, pack
@@ -26,10 +25,6 @@ WRITE_PERIOD = 2.0  # seconds between two writes of the state
 MEASURE_PERIOD = 2.0  # seconds between two looks at leases and queues
 RETIRE_PERIOD = 60.0  # seconds
 _NEWER_PAUSE = 10.0  # seconds before a newer state is looked at again
-
-
-class PartitionsChangedError(Exception):
-    """The services agreed on another number of partitions: start over with those."""
 
 
 def leaf_of(error: BaseException) -> BaseException:
@@ -87,20 +82,21 @@ class MetricsSink:
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Take part in the election until `stop`, then hand the state over."""
-        while not stop.is_set():
-            work = asyncio.create_task(self._stand_by_and_lead(partitions))
-            stopping = asyncio.create_task(stop.wait())
-            try:
-                await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                stopping.cancel()
-                if not work.done():
-                    work.cancel()
-                await asyncio.wait({work})
-            if stop.is_set():
-                await self._leave()
-            if not work.cancelled() and (error := work.exception()) is not None:
-                raise error
+        work = asyncio.create_task(self._take_part(partitions))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+            await self._leave()
+        if not work.cancelled():
+            await work
+
+    async def _take_part(self, partitions: int) -> None:
+        while True:
+            await self._stand_by_and_lead(partitions)
             self._step_down()
 
     async def _stand_by_and_lead(self, partitions: int) -> None:
@@ -222,9 +218,6 @@ class MetricsSink:
         return write
 
     async def _measure(self, fold: Fold, partitions: int) -> None:
-        meta = await read_meta(self._link, self._prefix)
-        if meta is not None and meta.partitions != partitions:
-            raise PartitionsChangedError(f"{meta.partitions} partitions instead of {partitions}")
         for n in range(partitions):
             key, position = keys.queue(self._prefix, n), fold.positions[n]
             self._waiting[n, "metrics"] = await measure_metrics(self._link, key, position)
