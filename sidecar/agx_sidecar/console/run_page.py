@@ -142,9 +142,10 @@ def _tokens(fall: Waterfall) -> Html | None:
             y = level
         points.append(f"{_WIDE},{y}")
         lines.append(h("polyline", points=" ".join(points), class_=f"tokens {kind}"))
-    said = f"{last.input:,} tokens in and {last.output:,} out, after {len(fall.tokens)} model requests"
+    said = f"{last.input:,} tokens in and {last.output:,} out, step by step at the end of each model request"
     picture = h("svg", lines, viewBox=f"-4 0 {_WIDE + 8} 62", preserveAspectRatio="none", role="img", aria_label=said)
-    legend = h("figcaption", h("span", "in", class_="key input"), " ", h("span", "out", class_="key output"), " ", said)
+    keys = [h("span", f"{last.input:,} in", class_="key input"), h("span", f"{last.output:,} out", class_="key output")]
+    legend = h("figcaption", keys, aria_hidden="true")
     heading = h("h2", "Tokens over time", id="h-tokens")
     return h("section", heading, h("figure", picture, legend))
 
