@@ -271,6 +271,9 @@ class Recorder:
 
     def begin_tool(self, call: ToolCallPart) -> Tool:
         """A tool is run."""
+        if self._node is None:
+            # The caller streams the node: its tools come before the node's own hook.
+            self.begin_node("call_tools")
         idx = max(self._runtime.idx, 0)
         name = self._name(tool_name(idx, call.tool_call_id))
         return Tool(call.tool_name, call.tool_call_id, name, idx, self.span.child(name))
