@@ -1,6 +1,6 @@
 """A service for compose.yaml whose users never sleep: the demo's agents, on the Redis of AGX_REDIS_URL.
 
-Its model is scripted: no key and no network. Runs complete, are cancelled, and fail, until SIGTERM.
+Its model is scripted: no key and no network. Runs complete, are cancelled, fail, or lose their process, until SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from redis.asyncio import Redis
 
 import agx
 from agx.demo.ledger import Ledger, Ran
-from agx.demo.scenes import CANCELLED, COMPLETED, FAILED
+from agx.demo.scenes import CANCELLED, COMPLETED, FAILED, LOST
 from agx.demo.traffic import Card, Traffic
 
-MIX = [COMPLETED] * 12 + [CANCELLED] * 3 + [FAILED]
+MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]
 PAUSE = (0.2, 1.5)  # seconds between two arrivals
 GRACE = 5  # seconds that a shutdown gives to live runs
 
 
 async def main() -> None:
-    """Play scenes until SIGTERM, then let the live runs end."""
+    """Play scenes until SIGTERM, then let the live runs end; a user whose process was killed is not waited for."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Redis.from_url(os.environ["AGX_REDIS_URL"]) as redis, asyncio.TaskGroup() as group:
+    url = os.environ["AGX_REDIS_URL"]
+    async with Redis.from_url(url) as redis, asyncio.TaskGroup() as group:
         agx.configure(agx.Config(redis=redis, service_name="demo"))
         ledger = Ledger()
 
@@ -35,14 +36,18 @@ async def main() -> None:
             ledger.ran.clear()  # the sidecar keeps the books here
             print(f"{ran.scope} {ran.agent} {ran.outcome} after {ran.seconds:.1f} s", flush=True)
 
-        traffic = Traffic(None, ledger, on_begin=_ignore, on_end=tell)
+        traffic = Traffic(url, None, ledger, on_begin=_ignore, on_end=tell)
+        playing: set[asyncio.Task[None]] = set()
         while not stop.is_set():
-            group.create_task(traffic.play(random.choice(random.choice(MIX))))
+            playing = {task for task in playing if not task.done()}
+            playing.add(group.create_task(traffic.play(random.choice(random.choice(MIX)))))
             try:
                 await asyncio.wait_for(stop.wait(), random.uniform(*PAUSE))
             except TimeoutError:
                 continue
         await agx.aclose(GRACE)
+        for task in playing:
+            task.cancel()
 
 
 def _ignore(card: Card) -> None:

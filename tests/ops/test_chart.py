@@ -16,6 +16,7 @@ import yaml
 from helm_python import Chart, HelmError
 from ops.chart import CHART, CRDS, ROOT, SWITCHES, notes, one, parent_chart, render, switched
 
+from agx import __version__
 from agx_sidecar.settings import read_settings
 
 KUBERNETES = ("1.28", "1.33", "1.37")
@@ -196,9 +197,9 @@ def test_each_probe_uses_its_own_values() -> None:
     assert container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/healthz"
 
 
-def _environment(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """What the sidecar's process would see, references to secrets as `secret/key`; and its pod."""
-    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+def _environment(values: dict[str, Any], name: str = "agx-agx-sidecar") -> tuple[dict[str, str], dict[str, Any]]:
+    """What a Deployment's process would see, references to secrets as `secret/key`; and its pod."""
+    pod = one(render(values), "Deployment", name)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     environment = {}
     for entry in container["env"]:
@@ -241,6 +242,20 @@ def test_the_sidecar_understands_what_the_chart_tells_it() -> None:
     defaults = read_settings(_environment({})[0])
     assert defaults.sinks == {"metrics"}
     assert read_settings(_environment({"otlp": {"endpoint": "http://c:4318"}})[0]).sinks == {"metrics", "traces"}
+
+
+def test_the_console_only_shows_and_never_counts() -> None:
+    secret = "a-secret-with-a-long-name"
+    console = {"console": {"enabled": True, "mode": "read", "existingSecret": secret}}
+    settings = read_settings(_environment(console, "agx-agx-sidecar-console")[0])
+    assert settings.sinks == frozenset()
+    assert settings.console is not None
+    assert (settings.console.can_cancel, settings.console.shows_content) == (False, False)
+    assert (settings.console.host, settings.console.port) == ("0.0.0.0", 9465)
+    full = {"console": SECRETS["console"] | {"existingSecret": secret}}
+    settings = read_settings(_environment(full, "agx-agx-sidecar-console")[0])
+    assert settings.console is not None
+    assert (settings.console.can_cancel, settings.console.shows_content) == (True, True)
 
 
 def test_replicas_are_left_to_the_autoscaler() -> None:
@@ -370,6 +385,11 @@ def test_prometheus_would_take_what_the_monitors_say(tmp_path: Path) -> None:
     path = tmp_path / "prometheus.yml"
     path.write_text(yaml.safe_dump({"scrape_configs": list(_scrape_configs().values())}))
     subprocess.run(["promtool", "check", "config", path], check=True, timeout=30)
+
+
+def test_the_chart_is_of_the_packages_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
 
 
 def test_nothing_depends_on_what_a_cluster_offers() -> None:

@@ -77,11 +77,9 @@ def test_the_demo_service_shows_up_in_prometheus(stack: Stack, tmp_path: Path) -
     log = tmp_path / "log"
     command = [sys.executable, str(ROOT / "deploy" / "demo_service.py")]
     service = Child(command, log=log, home=tmp_path, environment=os.environ | {"AGX_REDIS_URL": stack.redis_url})
+    shown = 'agx_runs_total{outcome="completed", agent=~"travel|analyst"} > 0'
     try:
-        wait_until_sync(
-            lambda: stack.query('agx_runs_total{outcome="completed", agent=~"travel|analyst"} > 0'),
-            what=f"a run of the demo service in Prometheus; it says:\n{log.read_text()}",
-        )
+        wait_until_sync(lambda: service.ended or stack.query(shown), what=shown)
     finally:
         code = service.end()
     assert code == 0, log.read_text()

@@ -15,7 +15,7 @@ from support.waiting import wait_until_sync
 from agx_sidecar.instruments import BY_NAME, Instrument
 from dashboards.preview.stack import Stack
 
-pytestmark = [pytest.mark.prometheus, pytest.mark.xdist_group("boards")]
+pytestmark = pytest.mark.prometheus
 
 TARGETS = list(targets())
 
