@@ -109,7 +109,7 @@ async def test_the_users_pool_is_never_used(redis_url: str, pool: type[Connectio
         async def all_closed() -> bool:
             return await _connections(other) == before
 
-        await wait_until(all_closed)
+        assert await wait_until(all_closed)
 
 
 async def test_a_url_with_a_database_and_a_name_is_followed(redis_url: str) -> None:
