@@ -56,8 +56,9 @@ def judge_runs(verdict: Verdict, heard: Iterable[Heard], mortal: set[str], *, ma
         if one.hangs and (one.begun or not refused):
             verdict.hung += 1
             verdict.broken.append(f"{one.session}: its listener hangs after {len(one.seqs)} events, noted {one.noted}")
+        # Its `begin` may have been appended all the same, and only the reply not have come: then a sidecar closes it.
         verdict.unavailable += refused
-        if refused or not one.begun:
+        if not one.begun or (refused and one.outcome != "lost"):
             continue
         begun.append(one)
         verdict.outcomes[one.outcome or "none"] += 1
@@ -70,7 +71,8 @@ def _wrongs(one: Heard, mortal: set[str], *, may_cancel: bool) -> Iterable[str]:
         yield "nobody closed it"
     if one.outcome == "completed" and one.text != plan_of(one.session).text:
         yield f"its text is not whole: {len(one.text)} of {len(plan_of(one.session).text)} characters"
-    if one.outcome == "lost" and one.worker not in mortal:
+    refused = any(note.startswith("unavailable") for note in one.noted)
+    if one.outcome == "lost" and one.worker not in mortal and not refused:
         yield "declared lost though its process lived"
     if one.outcome == "cancelled" and not may_cancel:
         yield "cancelled, and nobody had asked for it"

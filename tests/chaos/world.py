@@ -57,7 +57,8 @@ class World:
             *(str(self.slots), str(self.lease_ttl)),
         ]
         scratch = self.home / f"{name}.scratch"
-        environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+        path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
         self.workers[name] = Child(command, log=self.home / f"{name}.log", home=scratch, environment=environment)
 
     def start_sidecar(self) -> None:

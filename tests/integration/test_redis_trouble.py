@@ -1,0 +1,197 @@
+"""Redis in trouble under a live run: the agent goes on, nothing is lost, an outage is neither cancel nor death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from redis.asyncio import Redis
+from support.agents import KeptSession, ScopeDeps
+from support.leaks import leak_checked
+from support.proxy import Proxy
+from support.told import read_told
+from support.waiting import wait_until
+
+import agx
+from agx import facts
+from agx.server import EmbeddedServer
+
+LEASE = 0.6  # seconds
+
+
+@dataclass
+class Talk:
+    """A run that talks until it is told to stop, and a listener in the same process."""
+
+    running: asyncio.Task[Any]
+    hearing: asyncio.Task[list[dict[str, Any]]]
+    session: KeptSession
+    said: list[str]
+    stop: asyncio.Event
+
+    async def go_on(self, words: int = 10) -> None:
+        """Wait until the model has said so many more words: Redis does not hold it up."""
+        least = len(self.said) + words
+        await wait_until(lambda: len(self.said) >= least)
+
+    async def finish(self) -> None:
+        """End the run; fails unless it is whole for everybody."""
+        self.stop.set()
+        text = "".join(self.said)
+        assert (await self.running).output == text
+        events = await self.hearing
+        assert [event["body"]["seq"] for event in events] == list(range(len(events)))
+        parts = [event["body"] for event in events if "part_kind" in event["body"]]
+        assert "".join(body.get("content_delta", body.get("content", "")) for body in parts) == text
+        assert events[-1]["body"]["outcome"] == "completed"
+        assert self.session.saves == 1
+
+
+def start_talk() -> Talk:
+    said: list[str] = []
+    stop = asyncio.Event()
+
+    async def speak(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        while not stop.is_set():
+            said.append(f"{len(said)} ")
+            yield said[-1]
+            await asyncio.sleep(0.01)
+
+    agent: Agent[ScopeDeps, str] = Agent(FunctionModel(stream_function=speak), deps_type=ScopeDeps)
+    session = KeptSession()
+    running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
+
+    async def hear() -> list[dict[str, Any]]:
+        return [event async for event in agx.listen(1, 1, "s", serialize=False)]
+
+    return Talk(running, asyncio.create_task(hear()), session, said, stop)
+
+
+@pytest.fixture
+def own_server() -> AsyncIterator[EmbeddedServer]:
+    """A server of the test's own, to be reconfigured."""
+    with EmbeddedServer() as server, leak_checked(server.url):
+        yield server
+
+
+@pytest.fixture
+async def redis(own_server: EmbeddedServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(own_server.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def proxy(own_server: EmbeddedServer) -> AsyncIterator[Proxy]:
+    async with Proxy(own_server.port) as proxy, Redis.from_url(proxy.url) as client:
+        agx.configure(agx.Config(redis=client, lease_ttl=LEASE))
+        yield proxy
+        await agx.aclose()
+
+
+@pytest.fixture
+async def talk(proxy: Proxy) -> AsyncIterator[Talk]:
+    talk = start_talk()
+    await talk.go_on()
+    yield talk
+    await talk.finish()
+
+
+async def test_an_outage_longer_than_the_lease(talk: Talk, proxy: Proxy, redis: Redis) -> None:
+    proxy.refuse()
+    await wait_until(lambda: _is_gone(redis))
+    await talk.go_on()
+    proxy.accept()
+    await wait_until(lambda: agx.is_live(1, 1, "s"))  # taken again
+    await talk.go_on()
+
+
+async def test_a_cut_cable_longer_than_the_lease(talk: Talk, proxy: Proxy, redis: Redis) -> None:
+    """Nobody says goodbye: only silence tells."""
+    proxy.freeze()
+    await wait_until(lambda: _is_gone(redis))
+    await talk.go_on()
+    proxy.thaw()
+    await wait_until(lambda: agx.is_live(1, 1, "s"))
+
+
+async def test_full_memory(talk: Talk, redis: Redis) -> None:
+    await _while_refused(
+        talk, redis, lambda: redis.config_set("maxmemory", "1mb"), lambda: redis.config_set("maxmemory", "0")
+    )
+
+
+async def test_a_primary_that_became_a_replica(talk: Talk, redis: Redis) -> None:
+    """Writes are refused until it is a primary again; the lease expires meanwhile."""
+    await _while_refused(
+        talk, redis, lambda: redis.execute_command("REPLICAOF", "127.0.0.1", "1"), lambda: redis.replicaof("NO", "ONE")
+    )
+
+
+async def test_slow_answers(talk: Talk, proxy: Proxy) -> None:
+    proxy.delay = 0.3
+    await talk.go_on(50)
+    proxy.delay = 0.0
+
+
+async def test_everything_killed_and_restarted(talk: Talk, proxy: Proxy, own_server: EmbeddedServer) -> None:
+    """The server keeps nothing: all keys are gone, and written again."""
+    own_server.kill()
+    await talk.go_on()
+    own_server.start()
+    await talk.go_on()
+
+
+async def test_one_line_tells_of_an_outage(proxy: Proxy, caplog: pytest.LogCaptureFixture, redis: Redis) -> None:
+    caplog.set_level(logging.WARNING, logger="agx")
+    talk = start_talk()
+    await talk.go_on()
+    proxy.refuse()
+    await wait_until(lambda: _is_gone(redis))
+    proxy.accept()
+    await wait_until(lambda: any("Redis is back" in record.message for record in caplog.records))
+    await talk.finish()
+    outage = [record for record in caplog.records if "runs go on" in record.message]
+    assert len(outage) == 1
+    assert not [record for record in caplog.records if record.exc_info]
+    told = await read_told(redis)
+    ended = told.one(facts.RunEnded)
+    assert ended.stream is not None
+    assert ended.stream.retries > 0
+
+
+async def test_a_start_without_redis_fails_in_time(proxy: Proxy) -> None:
+    for trouble in (proxy.refuse, proxy.freeze):
+        trouble()
+        began = time.monotonic()
+        with pytest.raises(agx.RedisUnavailableError, match="start the run"):
+            await agx.run(KeptSession(), Agent("test"), "Hi", deps=ScopeDeps())
+        assert time.monotonic() - began < 30
+    proxy.accept()
+    proxy.thaw()
+
+
+async def _is_gone(redis: Redis) -> bool:
+    return not await redis.exists("agx:1:1:s:live")
+
+
+async def _while_refused(
+    talk: Talk, redis: Redis, refuse: Callable[[], Awaitable[Any]], allow: Callable[[], Awaitable[Any]]
+) -> None:
+    await refuse()
+    length = await redis.xlen("agx:1:1:s")
+    await talk.go_on(20)
+    assert await redis.xlen("agx:1:1:s") == length
+    await allow()
+
+    async def goes_on() -> bool:
+        return await redis.xlen("agx:1:1:s") > length
+
+    await wait_until(goes_on)
