@@ -1,7 +1,7 @@
 """Hands batches of spans to the collector, in a thread of its own; finds the fact that a collector refuses.
 
 The official exporters say only whether a batch was taken, and sleep for seconds before they say no. So a batch that
-fails three times is tried fact by fact: if any goes through, the collector is up and those that do not are guilty.
+fails three times is tried fact by fact: while others go through, the collector is up, and those that do not are guilty.
 """
 
 from __future__ import annotations
@@ -107,22 +107,41 @@ class Export:
         return await self._send_apart(items)
 
     async def _send_apart(self, items: Sequence[Item]) -> list[Item]:
+        """Send fact by fact. A refused one is guilty if the collector takes another one, before it and after it."""
+        taken: Item | None = None
         done: list[Item] = []
-        refused: list[Item] = []
+        early: list[Item] = []  # refused before any was taken
         for item in items:
             if await self._try([item]):
-                done.append(item)
-            else:
-                refused.append(item)
-                if not done and len(refused) >= PROBES:
-                    self._tell_outage()
-                    return []
-        if not done:
+                taken = item
+            elif taken is None:
+                early.append(item)
+                if len(early) == PROBES:
+                    break
+                continue
+            elif not await self._judge(item, taken):
+                return done
+            done.append(item)
+        if taken is None:
             self._tell_outage()
             return []
-        for item in refused:
-            self._set_aside(item)
-        return [*done, *refused]
+        for item in early:
+            if not await self._judge(item, taken):
+                break
+            done.append(item)
+        return done
+
+    async def _judge(self, refused: Item, taken: Item) -> bool:
+        """Return whether a refused fact is dealt with: taken after all, or set aside since the collector is up.
+
+        That it is, is seen by what it took before, sent again; the ids are the same, which does no harm.
+        """
+        if not await self._try([taken], is_probe=True):
+            self._tell_outage()
+            return False
+        if not await self._try([refused]):
+            self._set_aside(refused)
+        return True
 
     def _set_aside(self, item: Item) -> None:
         logger.error(
@@ -136,11 +155,11 @@ class Export:
         )
         self._count(i.SPANS_FAILED, len(item.spans))
 
-    async def _try(self, items: Sequence[Item]) -> bool:
+    async def _try(self, items: Sequence[Item], *, is_probe: bool = False) -> bool:
         spans = [span for item in items for span in item.spans]
         taken = await asyncio.get_running_loop().run_in_executor(self._thread, self._export, spans)
         if taken:
-            self._count(i.SPANS_EXPORTED, len(spans))
+            self._count(i.SPANS_EXPORTED, 0 if is_probe else len(spans))
             self._own.counter(i.EXPORT_SUCCESS, (), 0).value = time.time_ns()
             if self.down_since is not None:
                 logger.info("the collector takes spans again after %.1f s", time.monotonic() - self.down_since)
