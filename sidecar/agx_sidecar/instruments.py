@@ -169,7 +169,7 @@ TOKENS = _counter(
 USAGE = _counter(
     "agx_usage_total",
     "source",
-    "Model responses, by where their usage comes from.",
+    "Model requests, by where their usage comes from.",
 )
 COST = _counter("agx_cost_usd_total", "scope agent model", "Price of the tokens used, in US dollars.", scale=NANO)
 UNPRICED = _counter("agx_cost_unpriced_total", "model", "Model responses with usage whose model has no known price.")
@@ -203,7 +203,10 @@ FACTS = _counter(
 MALFORMED = _counter("agx_facts_malformed_total", "", "Queue entries that are no facts.", fleet=False)
 SPANS_EXPORTED = _counter("agx_spans_exported_total", "", "Spans the collector took.", fleet=False)
 SPANS_FAILED = _counter(
-    "agx_spans_failed_total", "", "Spans set aside because the collector refuses them.", fleet=False
+    "agx_spans_failed_total",
+    "",
+    "Spans the collector refuses, and facts trimmed while they waited for it.",
+    fleet=False,
 )
 EXPORT_SUCCESS = _gauge(
     "agx_export_last_success_timestamp_seconds", "", "When the collector last took spans.", scale=NANO, fleet=False
