@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,15 @@ app.mount("/", StaticFiles(directory=BUNDLE, html=True))
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle() -> Iterator[Path]:
     """The page and the AG-UI client, built from the blocks of the documentation."""
-    home = tmp_path_factory.mktemp("chat")
+    # Not pytest's own directory, which would keep ten thousand files of npm's.
+    with tempfile.TemporaryDirectory(prefix="agx-chat-") as directory:
+        build(home := Path(directory))
+        yield home
+
+
+def build(home: Path) -> None:
     shutil.copytree(SOURCES, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
     (home / "page.jsx").write_text(code_blocks(PAGE, "jsx")[0])
     (home / "agent.js").write_text(code_blocks(PAGE, "js")[0])
@@ -49,7 +56,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     npm(*esbuild, "page.jsx", "--outfile=site/page.js", cwd=home)
     npm(*esbuild, "ag_ui.js", "--outfile=ag_ui.mjs", "--platform=node", cwd=home)
     shutil.copy(home / "index.html", home / "site")
-    return home
 
 
 def npm(*arguments: str, cwd: Path) -> None:

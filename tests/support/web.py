@@ -40,7 +40,9 @@ class WebService:
         return run_id
 
     def end(self, how: Signals = SIGTERM) -> int:
-        """Stop the service with a signal; return its exit code."""
+        """Stop the service with a signal, as patiently as a busy machine needs; return its exit code."""
+        os.kill(self.child.pid, how)
+        wait_until_sync(lambda: self.child.ended, what="the service has ended")
         return self.child.end(how)
 
 
