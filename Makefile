@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 # What is not installed is deselected here, never skipped; CI installs it all.
 need = $(if $(shell command -v $(2)),, and not $(1))
 MARKS := not nothing$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
+MARKS += $(call need,browser,chromium)$(call need,browser,node)$(call need,browser,npm)
+# Debian keeps the server's binaries off the PATH.
+MARKS += $(if $(wildcard /usr/lib/postgresql/*/bin/postgres),, and not postgres)
 WORKERS ?= 2
 # Without its dependencies: it asks for all of pydantic-ai, whose releases lag behind the slim ones.
 PEER := pydantic-ai-stream==0.1.1

@@ -1,5 +1,6 @@
 // Drives AG-UI's official client as a test tells it: `ask THREAD TEXT`, `join THREAD` or `cancel THREAD`.
 // Prints each event as it comes, and at the end the messages that the client has put together.
+import { randomUUID } from "@ag-ui/client";
 import { AgxAgent } from "./agent.js";
 
 const [url, token, command, threadId, content] = process.argv.slice(2);
@@ -10,7 +11,7 @@ const watcher = { onEvent: ({ event }) => print(event), onRunFailed: ({ error })
 if (command === "cancel") {
   print(await (await agent.cancelRun()).json());
 } else if (command === "ask") {
-  agent.addMessage({ id: crypto.randomUUID(), role: "user", content });
+  agent.addMessage({ id: randomUUID(), role: "user", content });
   await agent.runAgent({}, watcher);
 } else {
   await agent.connectAgent({}, watcher);
