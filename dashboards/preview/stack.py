@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +29,8 @@ from agx.server import EmbeddedServer
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules" / "agx.rules.yaml"
 SCRAPE_FILE = ROOT / "deploy" / "prometheus.yml"
+Launch = tuple[list[str], dict[str, str]]  # a command, and its environment beyond our own
+_PORT_DRAWS = 3
 _START = 30.0  # seconds
 _POLL = 0.05
 
@@ -78,15 +80,17 @@ def running(*, scrape: float = 1.0) -> Iterator[Stack]:
 
 
 def _sidecar(cleanup: ExitStack, home: Path, redis_url: str, collector: str) -> str:
-    port = draw_ports(1)[0]
     settings = {
         "AGX_REDIS_URL": redis_url,
-        "AGX_HTTP_PORT": str(port),
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
     }
-    _start(cleanup, home, [sys.executable, "-m", "agx_sidecar"], f"http://127.0.0.1:{port}/healthz", settings)
-    return f"127.0.0.1:{port}"
+    return _start(
+        cleanup,
+        home,
+        lambda port: ([sys.executable, "-m", "agx_sidecar"], settings | {"AGX_HTTP_PORT": str(port)}),
+        "/healthz",
+    )
 
 
 def _prometheus(cleanup: ExitStack, home: Path, sidecars: tuple[str, ...], scrape: float) -> str:
@@ -102,28 +106,33 @@ def _prometheus(cleanup: ExitStack, home: Path, sidecars: tuple[str, ...], scrap
     job["static_configs"] = [{"targets": list(sidecars)}]
     path = home / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
-    port = draw_ports(1)[0]
     command = [
         binary,
         f"--config.file={path}",
         f"--storage.tsdb.path={home / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
         "--enable-feature=exemplar-storage",
     ]
-    _start(cleanup, home, command, f"http://127.0.0.1:{port}/-/ready", {})
-    return f"http://127.0.0.1:{port}"
+    address = _start(cleanup, home, lambda port: ([*command, f"--web.listen-address=127.0.0.1:{port}"], {}), "/-/ready")
+    return f"http://{address}"
 
 
-def _start(cleanup: ExitStack, home: Path, command: list[str], ready: str, settings: dict[str, str]) -> None:
-    own = Path(tempfile.mkdtemp(dir=home))
-    log = own / "log"
-    child = Child(command, log=log, home=own, environment={**os.environ, **settings})
-    cleanup.callback(child.end, signal.SIGTERM)
-    deadline = time.monotonic() + _START
-    while not _answers(ready):
-        if child.ended or time.monotonic() > deadline:
-            raise StackError(f"{command[0]} did not come up; its log ends:\n{log.read_text()[-2000:]}")
-        time.sleep(_POLL)
+def _start(cleanup: ExitStack, home: Path, on_port: Callable[[int], Launch], ready: str) -> str:
+    """Start a part on the first port of a few that is free, wait until it answers, and return its address."""
+    said = ""
+    for port in draw_ports(_PORT_DRAWS):
+        own = Path(tempfile.mkdtemp(dir=home))
+        log = own / "log"
+        command, settings = on_port(port)
+        child = Child(command, log=log, home=own, environment={**os.environ, **settings})
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline and not child.ended:
+            if _answers(f"http://127.0.0.1:{port}{ready}"):
+                cleanup.callback(child.end, signal.SIGTERM)
+                return f"127.0.0.1:{port}"
+            time.sleep(_POLL)
+        child.end(signal.SIGKILL)
+        said = log.read_text()[-2000:]
+    raise StackError(f"a part did not come up; its log ends:\n{said}")
 
 
 def _answers(url: str) -> bool:

@@ -19,18 +19,19 @@ from agx.child import Child
 from dashboards.preview.stack import Stack
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+DOCKER_COMPOSE = Path(sys.executable).with_name("docker-compose")  # a package's, whatever the PATH says
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 
 
 def test_compose_itself_finds_the_file_valid() -> None:
-    command = ["docker-compose", "-f", ROOT / "compose.yaml", "config", "--quiet"]
+    command = [DOCKER_COMPOSE, "-f", ROOT / "compose.yaml", "config", "--quiet"]
     subprocess.run(command, check=True, timeout=60)
 
 
 def test_compose_refuses_what_is_not_in_its_schema(tmp_path: Path) -> None:
     broken = tmp_path / "compose.yaml"
     broken.write_text("services: { a: { image: x, portz: [] } }")
-    done = subprocess.run(["docker-compose", "-f", broken, "config"], check=False, timeout=60, capture_output=True)
+    done = subprocess.run([DOCKER_COMPOSE, "-f", broken, "config"], check=False, timeout=60, capture_output=True)
     assert done.returncode != 0
     assert b"portz" in done.stderr
 
