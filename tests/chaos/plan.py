@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,11 @@ def plan_of(session: str) -> Plan:
     """Return the plan of a session, some tenths of a second to a few seconds long."""
     chance = random.Random(session)
     return Plan(chance.randint(10, 120), chance.uniform(0.005, 0.03), chance.random() < 0.3)
+
+
+def slowed(plan: Plan, slowness: float) -> Plan:
+    """Return the same words with longer pauses, for many runs at a time."""
+    return replace(plan, pause=plan.pause * slowness)
 
 
 def scope_of(session: str) -> str:

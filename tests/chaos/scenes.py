@@ -14,7 +14,7 @@ from typing import Literal
 from redis import Redis as SyncRedis
 from support.otlp import OtlpReceiver
 from support.proxy import Proxy
-from support.rigs import cluster_rig, sentinel_rig
+from support.rigs import cluster_rig, paused, sentinel_rig
 from support.waiting import wait_until
 
 import agx
@@ -24,11 +24,12 @@ from .clients import open_client
 from .plan import scope_of
 from .verdict import SETTLE, Verdict, judge_runs, judge_told
 from .witness import Witness
-from .worker import USER
+from .worker import USER, USUAL_SLOTS
 from .world import World
 
 Fault = Callable[[World], Awaitable[None]]
-_WORKERS, _SIDECARS = 3, 2
+_WORKERS = 3
+_MANY_SLOTS, _LONG = 67, 25.0  # runs a worker, from so many seconds a scene on
 _CANCEL_EVERY = 1.0  # seconds
 
 
@@ -43,13 +44,14 @@ class Scene:
     cancels: bool = False
     once: bool = False  # the engine stands one such fault
     lease_ttl: float = 3.0
-    slots: int = 8
+    sidecars: int = 2
+    many: bool = False  # 200 runs at a time, where there is time for it
 
 
 @asynccontextmanager
-async def _engine(scene: Scene, home: Path, chance: Random, otlp: OtlpReceiver) -> AsyncIterator[World]:
+async def _engine(scene: Scene, home: Path, chance: Random, otlp: OtlpReceiver, slots: int) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        common = {"home": home, "chance": chance, "lease_ttl": scene.lease_ttl, "slots": scene.slots, "otlp": otlp}
+        common = {"home": home, "chance": chance, "lease_ttl": scene.lease_ttl, "slots": slots, "otlp": otlp}
         if scene.engine == "cluster":
             cluster = stack.enter_context(cluster_rig())
             ports = [server.port for server in cluster.servers]
@@ -100,17 +102,18 @@ def _alive(ports: Sequence[int]) -> list[SyncRedis]:
 async def play(scene: Scene, seconds: float, seed: int, home: Path) -> Verdict:
     """Play a scene: strike for so long, let everything settle, and judge."""
     verdict, chance = Verdict(scene.name), Random(f"{seed}/{scene.name}")
+    slots = _MANY_SLOTS if scene.many and seconds >= _LONG else USUAL_SLOTS
     with OtlpReceiver() as otlp:
-        async with _engine(scene, home, chance, otlp) as world:
+        async with _engine(scene, home, chance, otlp, slots) as world:
             client = open_client(world.url)
             agx.configure(agx.Config(redis=client, lease_ttl=scene.lease_ttl))
-            for _ in range(_SIDECARS):
+            for _ in range(scene.sidecars):
                 world.start_sidecar()
             for _ in range(_WORKERS):
                 world.start_worker()
             witness = Witness(world.ledgers)
             try:
-                await wait_until(lambda: sum(heard.begun for heard in witness.heard.values()) >= scene.slots)
+                await wait_until(lambda: sum(heard.begun for heard in witness.heard.values()) >= slots)
                 await _strike(scene, world, witness, seconds)
                 verdict.broken += [f"{name} did not leave" for name in await world.finish_workers()]
                 await witness.settle(SETTLE)
@@ -158,10 +161,18 @@ async def kill_primary(world: World) -> None:
     await asyncio.to_thread(world.server.kill)
 
 
+async def stall_primary(world: World) -> None:
+    """Hold a primary still until it is replaced; it comes back, and still takes itself for one."""
+    assert world.server is not None
+    world.faults["primary stalled"] += 1
+    with paused(world.server.pid):
+        await asyncio.sleep(6.0)
+
+
 SCENES = (
     Scene("services killed", [World.kill_worker], every=(0.5, 3.0), cancels=True),
     Scene("services stalled", [World.stall_worker]),
-    Scene("server restarted", [World.restart_server], every=(1.0, 2.5)),
+    Scene("server restarted", [World.restart_server], every=(1.0, 2.5), many=True),
     Scene(
         "connections",
         [
@@ -174,9 +185,13 @@ SCENES = (
         every=(0.1, 0.7),
     ),
     Scene("memory full", [World.fill_memory], every=(0.5, 1.5)),
-    Scene("sidecars killed", [World.kill_sidecar, World.kill_sidecar, World.stall_sidecar], every=(0.5, 2.0)),
-    Scene("cluster failover", [kill_primary], engine="cluster", once=True, lease_ttl=10.0),
-    Scene("Sentinel failover", [kill_primary], engine="sentinel", once=True, lease_ttl=10.0),
+    Scene(
+        "sidecars killed", [World.kill_sidecar, World.kill_sidecar, World.stall_sidecar], every=(0.5, 2.0), sidecars=3
+    ),
+    Scene("cluster failover", [kill_primary], engine="cluster", once=True, lease_ttl=10.0, many=True),
+    Scene("Sentinel failover", [kill_primary], engine="sentinel", once=True, lease_ttl=10.0, many=True),
+    Scene("cluster stall", [stall_primary], engine="cluster", once=True, lease_ttl=10.0),
+    Scene("Sentinel stall", [stall_primary], engine="sentinel", once=True, lease_ttl=10.0),
     Scene(
         "everything",
         [

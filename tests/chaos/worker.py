@@ -21,10 +21,11 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 import agx
 
 from .clients import open_client
-from .plan import Plan, plan_of, scope_of
+from .plan import Plan, plan_of, scope_of, slowed
 
 SERVICE = "chaos"
 USER = "u"
+USUAL_SLOTS = 8  # runs at a time; with more of them each is slower
 _PAUSE_AFTER_FAILURE = 0.2  # seconds before a slot tries again to start a run
 
 
@@ -80,9 +81,9 @@ def make_agent(plan: Plan) -> Agent[ChaosDeps, str]:
     return agent
 
 
-async def run_one(ledger: Ledger, name: str) -> bool:
+async def run_one(ledger: Ledger, name: str, slowness: float) -> bool:
     """Run one session; returns whether it could be started."""
-    plan, session = plan_of(name), CountedSession()
+    plan, session = slowed(plan_of(name), slowness), CountedSession()
     ledger.write(name, "entered")
     try:
         deps = ChaosDeps(scope=scope_of(name), user_id=USER, session_id=name)
@@ -116,7 +117,7 @@ async def serve(url: str, path: str, name: str, slots: int, lease_ttl: float) ->
         for n in itertools.count():
             if stop.is_set():
                 return
-            if not await run_one(ledger, f"{name}-{slot}-{n}"):
+            if not await run_one(ledger, f"{name}-{slot}-{n}", slots / USUAL_SLOTS):
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE)
 
     await asyncio.gather(*(work(slot) for slot in range(slots)))

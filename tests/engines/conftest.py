@@ -84,8 +84,14 @@ def tls_place(rig: TlsRig, user: str = "admin") -> Place:
 @pytest.fixture(params=["cluster", "sentinel", pytest.param("tls", marks=pytest.mark.redis7)])
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     """Each engine in turn, empty, with agx configured on it; nothing without a TTL may be left."""
-    make = {"cluster": cluster_place, "sentinel": sentinel_place, "tls": tls_place}[request.param]
-    place = make(request.getfixturevalue(request.param))
+    rig = request.getfixturevalue(request.param)
+    match rig:
+        case ClusterRig():
+            place = cluster_place(rig)
+        case SentinelRig():
+            place = sentinel_place(rig)
+        case _:
+            place = tls_place(rig)
     async for _ in configured_on(place):
         yield place
 
