@@ -15,7 +15,7 @@ WORKERS ?= 2
 PEER := pydantic-ai-stream==0.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test check format docs-metrics dashboards dashboards-preview helm chaos bench image-check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -36,10 +36,34 @@ check: $(READY) ## Lint, types, and generated files up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m agx_sidecar.catalogue | diff - docs/metrics.md
+	$(BIN)/python -m dashboards --check
+	$(BIN)/python helm/sync.py --check
 
 format: $(READY) ## Format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs-metrics: $(READY) ## Write docs/metrics.md from the sidecar's own catalogue
+	$(BIN)/python -m agx_sidecar.catalogue > docs/metrics.md
+
+dashboards: $(READY) ## Write the Grafana boards from their Python
+	$(BIN)/python -m dashboards
+
+dashboards-preview: $(READY) ## Draw the boards from live demo data (needs prometheus)
+	$(BIN)/python -m dashboards.preview
+
+helm: $(READY) ## Copy boards and rules into the chart, and its values into its README
+	$(BIN)/python helm/sync.py
+
+chaos: $(READY) ## Break it on purpose and print what was kept (CHAOS_MINUTES, CHAOS_SEED)
+	cd tests && ../$(BIN)/python -m chaos
+
+bench: $(READY) ## Measure beside the bare agent loop and the peer
+	$(BIN)/python -m benchmarks
+
+image-check: $(READY) ## Build the image without Docker and run it locked down (root; buildah, bubblewrap, debootstrap)
+	$(BIN)/python -m pytest -q -m image tests/ops/test_image.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
