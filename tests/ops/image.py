@@ -41,6 +41,8 @@ class Image:
 def build() -> Image:
     """Build the image on the stand-in base, without the network."""
     wheels = _collect_wheels()
+    _buildah("rm", "--all")  # what an earlier check left
+    _buildah("rmi", "--prune", "--force")
     if not _buildah("images", "--quiet", BASE, check=False):
         _import_base(_bootstrap())
     _buildah(
