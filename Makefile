@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 # What is not installed is deselected here, never skipped; CI installs it all.
 need = $(if $(shell command -v $(2)),, and not $(1))
 MARKS := not nothing$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
+MARKS += $(call need,npm,npm)$(call need,npm,node)
 MARKS += $(call need,browser,chromium)$(call need,browser,node)$(call need,browser,npm)
 # Debian keeps the server's binaries off the PATH.
 MARKS += $(if $(wildcard /usr/lib/postgresql/*/bin/postgres),, and not postgres)
@@ -66,4 +67,4 @@ image-check: $(READY) ## Build the image without Docker and run it locked down (
 	$(BIN)/python -m pytest -q -m image tests/ops/test_image.py
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
