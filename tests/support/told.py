@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 from redis.asyncio import Redis
@@ -53,16 +54,21 @@ async def read_told(
             "origin": fields[b"origin"].decode(),
             "body": orjson.loads(fields.get(b"body", b"{}")),
         }
-        for entry_id, fields in await redis.xrange(stream)
+        for entry_id, fields in await _entries(redis, stream)
     ]
     return Told(events, await read_facts(redis, prefix=prefix))
 
 
 async def read_facts(redis: Redis, *, prefix: str = "agx") -> list[facts.Fact]:
     """Read all facts, partition by partition."""
-    partitions = int(await redis.hget(keys.meta(prefix), "partitions") or 0)  # type: ignore[misc] # redis-py's sync-or-async
+    partitions = int(await cast("Awaitable[Any]", redis.hget(keys.meta(prefix), "partitions")) or 0)
     return [
         facts.decode(fields[facts.FIELD.encode()])
         for n in range(partitions)
-        for _, fields in await redis.xrange(keys.queue(prefix, n))
+        for _, fields in await _entries(redis, keys.queue(prefix, n))
     ]
+
+
+async def _entries(redis: Redis, stream: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    # redis-py's types allow for every client there is; this one does not decode.
+    return cast("list[tuple[bytes, dict[bytes, bytes]]]", await redis.xrange(stream))
