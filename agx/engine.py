@@ -22,11 +22,13 @@ from .config import Config, current_config, describe_service
 from .hub import Hub
 from .lease import Leases
 from .queues import Queues
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     from .recorder import Recorder
     from .stream import ManualSession
 
+_CLOSING_TIME = 3.0  # seconds a sidecar has to close a run whose lease is gone
 _BEAT = 10.0  # seconds between `process` facts while anything is live
 
 
@@ -46,7 +48,9 @@ class Engine:
         )
         self.queues = Queues(self.appends, config.key_prefix, max_length=config.queue_max_length, keep=config.lease_ttl)
         self.leases = Leases(self.control, config.key_prefix, self.clock, ttl=config.lease_ttl)
-        self.hub = Hub(self._reads)
+        # A run that had only lost its lease takes it again within a third of its time; then a sidecar closes it.
+        self.subscription = Subscription(self._reads)
+        self.hub = Hub(self._reads, self.subscription, patience=config.lease_ttl / 3 + _CLOSING_TIME)
         self.recorders: set[Recorder] = set()  # the live runs of this loop
         # By stream, who gives the events of a session that is open here their order.
         self.sessions: dict[str, Recorder | ManualSession] = {}
@@ -149,6 +153,7 @@ class Engine:
         self.queues.close()
         self.leases.close()
         await self.hub.aclose()
+        await self.subscription.aclose()
         for bus in (self.appends, self.control, self._reads):
             await bus.aclose()
 

@@ -15,10 +15,6 @@ from .events import RUNTIME
 from .hub import READ, Feed, Hub, StreamEntry, Subscriber
 from .keys import Id, SessionKeys
 
-_LIVE_CHECK = 1.0  # seconds of silence after which a listener looks whether the run still lives
-# Seconds that a run without a lease has to be closed by a sidecar, beyond the third of a lease's time in which a run
-# that had only lost its lease takes it again.
-_CLOSING_TIME = 3.0
 _LOST = orjson.dumps({"msg": "lost", "error_type": "lost"})
 
 
@@ -83,8 +79,7 @@ async def follow(
     await wait_for_starting(session)
     feed, subscriber = engine.hub.join(session)
     try:
-        patience = engine.config.lease_ttl / 3 + _CLOSING_TIME
-        reader = _Reader(engine.hub, session, feed, subscriber, cursor=cursor, patience=patience)
+        reader = _Reader(engine.hub, session, feed, subscriber, cursor=cursor)
         async for entry in reader.read(wait=wait, timeout=timeout):
             yield entry
     finally:
@@ -111,7 +106,6 @@ class _Reader:
         subscriber: Subscriber,
         *,
         cursor: StreamId | None,
-        patience: float,
     ) -> None:
         self._hub = hub
         self._session = session
@@ -119,7 +113,6 @@ class _Reader:
         self._subscriber = subscriber
         self._resumes = cursor is not None
         self._cursor: StreamId = cursor or (0, 0)
-        self._patience = patience
         self._seen = False  # an entry of the run it follows
         self._lost = False
 
@@ -168,9 +161,7 @@ class _Reader:
 
     async def _take(self, silence: float | None) -> list[StreamEntry] | None:
         """Return the next entries; None where `silence` seconds passed without one, or the run has died."""
-        loop = asyncio.get_running_loop()
-        give_up = None if silence is None else loop.time() + silence
-        dead_since: float | None = None
+        give_up = None if silence is None else asyncio.get_running_loop().time() + silence
         subscriber = self._subscriber
         while True:
             if subscriber.entries:
@@ -181,27 +172,11 @@ class _Reader:
                 if entries := await self._catch_up():
                     return entries
                 continue
-            subscriber.news.clear()
-            now = loop.time()
-            try:
-                async with asyncio.timeout_at(
-                    now + _LIVE_CHECK if give_up is None else min(give_up, now + _LIVE_CHECK)
-                ):
-                    await subscriber.news.wait()
-                continue
-            except TimeoutError:
-                pass
-            if subscriber.entries:
-                continue
-            if give_up is not None and loop.time() >= give_up:
-                return None
-            if not (self._seen or self._resumes) or await self._is_live():
-                dead_since = None
-            elif dead_since is None:
-                dead_since = now
-            elif now - dead_since > self._patience:
-                # Nobody closed it in this time: its process has died, and no sidecar told.
+            if self._feed.dead and (self._seen or self._resumes):
+                # Nobody closed it in time: its process has died, and no sidecar told.
                 self._lost = True
+                return None
+            if not await subscriber.wait(give_up):
                 return None
 
     async def _catch_up(self) -> list[StreamEntry]:
@@ -222,12 +197,6 @@ class _Reader:
             else:
                 self._feed.wake()
         return [StreamEntry.of(*entry) for entry in found]
-
-    async def _is_live(self) -> bool:
-        try:
-            return await self._hub.bus.execute("GET", self._session.live) is not None
-        except (RedisError, OSError):
-            return True  # an outage is no death
 
 
 def _gap_before(cursor: StreamId, entry: StreamEntry) -> StreamEntry:

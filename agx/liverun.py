@@ -13,6 +13,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from . import conventions as names
+from .connections import Reply
 from .ending import Ending
 from .engine import Engine, starting
 from .errors import RedisUnavailableError
@@ -116,7 +117,7 @@ class LiveRun:
         recorder.writer = writer
         engine.sessions[session.stream] = recorder
         live = cls(engine, recorder, lease)
-        engine.hub.subscribe(session.cancel_channel, lambda mark: _on_mark(lease, mark))
+        _follow_cancel(engine, lease)
         recorder.started()
         told.to(recorder)
         return live
@@ -148,7 +149,7 @@ class LiveRun:
                 session = self._lease.session
                 if engine.sessions.get(session.stream) is recorder:
                     del engine.sessions[session.stream]
-                    engine.hub.unsubscribe(session.cancel_channel)
+                    engine.subscription.unsubscribe(session.cancel_channel)
             if not self._done.done():
                 self._done.set_result(None)
         if self._lease is not None:
@@ -224,6 +225,20 @@ def _traceparent_of(first: Any) -> str | None:
     except (IndexError, KeyError, TypeError, orjson.JSONDecodeError):
         return None
     return header if isinstance(header, str) else None
+
+
+def _follow_cancel(engine: Engine, lease: Lease) -> None:
+    live, channel = lease.session.live, lease.session.cancel_channel
+
+    def look() -> None:
+        # For a mark that came before the subscription, or while it was broken.
+        engine.control.execute("GET", live).add_done_callback(found)
+
+    def found(held: asyncio.Future[Reply]) -> None:
+        if held.exception() is None and held.result() is not None:
+            _on_mark(lease, held.result())
+
+    engine.subscription.subscribe(channel, lambda mark: _on_mark(lease, mark), look)
 
 
 def _on_mark(lease: Lease, mark: bytes) -> None:

@@ -111,18 +111,17 @@ async def test_a_thousand_joins_leaves_and_cancels(redis: Looking) -> None:
 
 
 async def check_nothing_is_left(redis: Looking, before: set[asyncio.Task[Any]]) -> None:
-    """No task but the hub's own two or three, no connection beyond the few, and no subscription of those who left."""
+    """No task but those of hub and subscription, no connection beyond the few, no channel of those who left."""
     await wait_until(lambda: listeners() == 0)
-    kept = {"agx-hub-receive", "agx-hub-look", "agx-hub-update", "agx-beats"}
+    kept = {"agx-subscription", "agx-subscription-update", "agx-hub-look", "agx-beats"}
     await wait_until(lambda: {task.get_name() for task in asyncio.all_tasks() - before} <= kept)
     assert len(asyncio.all_tasks() - before) <= len(kept)
     assert await redis.count_connections() <= MOST_CONNECTIONS
+    await wait_until(lambda: unsubscribed(redis))
 
-    async def subscribed() -> bool:
-        # One channel stays while nobody listens, because a subscription to nothing can't be read.
-        return len(await redis.pubsub_channels()) <= 1
 
-    await wait_until(subscribed)
+async def unsubscribed(redis: Redis) -> bool:
+    return not await redis.pubsub_channels()
 
 
 def listeners() -> int:
