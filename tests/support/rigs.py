@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import ipaddress
 import os
 import shutil
@@ -108,7 +109,7 @@ def cluster_rig() -> Iterator[ClusterRig]:
                 clients[0].execute_command("CLUSTER MEET", "127.0.0.1", servers[number].port)
         ids = [client.execute_command("CLUSTER MYID") for client in clients]
         for client, primary in zip(clients[3:], ids[:3], strict=True):
-            wait_until_sync(lambda client=client, primary=primary: _replicate(client, primary))
+            wait_until_sync(functools.partial(_replicate, client, primary))
         rig = ClusterRig(servers)
         wait_until_sync(rig.is_whole, what="the cluster is whole")
         yield rig
@@ -116,7 +117,7 @@ def cluster_rig() -> Iterator[ClusterRig]:
 
 def _replicate(client: Redis, primary: object) -> bool:
     try:
-        client.execute_command("CLUSTER REPLICATE", primary)
+        client.execute_command("CLUSTER REPLICATE", primary)  # type: ignore[no-untyped-call] # redis-py has no types here
     except RedisError:  # it has not heard of it yet
         return False
     return True
@@ -162,7 +163,7 @@ class SentinelRig:
             return False
         with Redis(port=self.primary().port) as client:
             replication = client.info("replication")
-            return sum(replication.get(f"slave{n}", {}).get("state") == "online" for n in range(2)) == 2
+            return bool(sum(replication.get(f"slave{n}", {}).get("state") == "online" for n in range(2)) == 2)
 
 
 @contextmanager
@@ -178,6 +179,10 @@ def sentinel_rig() -> Iterator[SentinelRig]:
         yield rig
 
 
+def _started(child: Child, port: int) -> bool:
+    return child.ended or _answers(port)
+
+
 @contextmanager
 def _sentinel(primary_port: int) -> Iterator[int]:
     home = Path(tempfile.mkdtemp(prefix="agx-sentinel-"))
@@ -191,7 +196,7 @@ def _sentinel(primary_port: int) -> Iterator[int]:
         )
         child = Child([str(find_binary()), str(config), "--sentinel"], log=home / "log", home=home)
         try:
-            wait_until_sync(lambda port=port, child=child: child.ended or _answers(port), what="the Sentinel answers")
+            wait_until_sync(functools.partial(_started, child, port), what="the Sentinel answers")
             if child.ended:
                 continue  # its port was taken
             yield port

@@ -14,7 +14,7 @@ _INTERVAL = 0.005  # seconds
 
 
 async def wait_until(
-    condition: Callable[[], T | None | Awaitable[T | None]], timeout: float = 30, *, what: str | None = None
+    condition: Callable[[], T | Awaitable[T | None] | None], timeout: float = 30, *, what: str | None = None
 ) -> T:
     """Return the condition's value once it is true; raise AssertionError after `timeout` seconds.
 
