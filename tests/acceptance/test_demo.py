@@ -107,7 +107,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "_DEMO_PACKAGES", ("rich", "no_such_package", "no_such.package"))
+    monkeypatch.setattr(cli.demo, "_PACKAGES", ("rich", "no_such_package", "no_such.package"))
     assert cli.main(["demo", "--once"]) == 1
     assert capsys.readouterr().err == (
         "agx demo: it needs no_such_package, no_such.package: pip install 'opale-agent-stream[demo]'\n"

@@ -1,0 +1,217 @@
+"""The doctor's checks: each looks at one thing and says what it found and what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import NoPermissionError, ResponseError
+
+from .. import keys
+from ..entryid import parse_id
+from ..fleet import find_live, read_clock, read_partitions
+from ..lease import META_FORMAT
+from .options import Place
+from .rights import find_rights
+from .terminal import span
+
+State = Literal["ok", "warning", "fault"]
+
+_OLDEST = (7, 0)  # Redis and Valkey count alike up to 7.2
+_SKEW_MS = 1_000
+_FULL = 0.9  # of maxmemory
+_LATE_MS = 30_000  # a fact that waits longer is news
+_UNREAD_MS = 120_000  # a group whose consumers have all been away so long is read by nobody
+_GRACE_MS = 5_000  # in which a reaper closes a dead run
+_BEYOND = 64  # partitions looked at above those in force
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    state: State
+    said: str
+    to_do: str = ""
+
+
+Check = Callable[[Place], Awaitable[list[Finding]]]
+
+
+async def check_everything(place: Place) -> list[Finding]:
+    """Run all checks, one after the other; what the user may not look at is said.
+
+    Raises:
+        RedisError, OSError: the server does not answer.
+    """
+    findings: list[Finding] = []
+    for name, check in _CHECKS.items():
+        try:
+            findings += await check(place)
+        except NoPermissionError as error:
+            findings.append(Finding(name, "warning", f"not looked at: {error}", "ask as a user who may"))
+    return findings
+
+
+async def _info(place: Place, section: str) -> list[dict[str, Any]]:
+    """Return a section of INFO from each primary."""
+    if not isinstance(place.client, RedisCluster):
+        return [await place.client.info(section)]
+    by_node = await place.client.info(section, target_nodes=RedisCluster.PRIMARIES)
+    return list(by_node.values()) if "redis_version" not in by_node else [by_node]
+
+
+async def _check_version(place: Place) -> list[Finding]:
+    found = []
+    for info in await _info(place, "server"):
+        name = "Valkey" if "valkey_version" in info else "Redis"
+        text = str(info.get("valkey_version") or info.get("redis_version"))
+        version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+        found.append((version >= _OLDEST, f"{name} {text}"))
+    said = ", ".join(sorted({what for _, what in found}))
+    if all(good for good, _ in found):
+        return [Finding("server", "ok", f"{said} at {place.name}")]
+    return [Finding("server", "fault", f"{said} at {place.name}", "agx needs Redis 7.0 or Valkey: update the server")]
+
+
+async def _check_memory(place: Place) -> list[Finding]:
+    infos = await _info(place, "memory")
+    findings = []
+    if bad := {str(info["maxmemory_policy"]) for info in infos} - {"noeviction"}:
+        findings.append(
+            Finding(
+                "memory",
+                "fault",
+                f"maxmemory-policy is {', '.join(sorted(bad))}: the server may throw leases and queues away",
+                "set maxmemory-policy noeviction in its configuration, now with CONFIG SET, or use another server",
+            )
+        )
+    shares = [int(info["used_memory"]) / int(info["maxmemory"]) for info in infos if int(info.get("maxmemory", 0))]
+    if shares and max(shares) > _FULL:
+        findings.append(
+            Finding("memory", "warning", f"{max(shares):.0%} of maxmemory is in use", "raise it before appends fail")
+        )
+    return findings or [Finding("memory", "ok", "nothing is evicted")]
+
+
+async def _check_rights(place: Place) -> list[Finding]:
+    rights = await find_rights(place.client, place.prefix)
+    roles = rights.suffices_for
+    lacking = "; ".join(
+        f"as a {role} it lacks {', '.join(dict.fromkeys(lacks))}" for role, lacks in rights.missing.items() if lacks
+    )
+    if not roles:
+        to_do = "give it the rules of docs/how-to/redis.md"
+        return [Finding("rights", "fault", f"this user is none that agx can use: {lacking}", to_do)]
+    said = f"this user will do for a {', a '.join(roles)}"
+    return [Finding("rights", "ok", f"{said}; {lacking}" if lacking else said)]
+
+
+async def _check_clock(place: Place) -> list[Finding]:
+    before = time.time()
+    server_ms = await read_clock(place.bus)
+    after = time.time()
+    # What the answer's way may explain is no skew.
+    skew = max(server_ms - after * 1_000, before * 1_000 - server_ms, 0.0)
+    said = f"{skew:.0f} ms apart, a round trip takes {(after - before) * 1_000:.1f} ms"
+    if skew > _SKEW_MS:
+        to_do = "synchronise the clocks of this machine and of the server (NTP): latencies of cancels would be wrong"
+        return [Finding("clock", "warning", said, to_do)]
+    return [Finding("clock", "ok", said)]
+
+
+async def _check_partitions(place: Place) -> list[Finding]:
+    partitions = await read_partitions(place.bus, place.prefix)
+    if partitions is None:
+        said = f"no service has run on prefix {place.prefix!r} in the last day"
+        return [Finding("partitions", "warning", said, "check --prefix, or start a run")]
+    form = await place.bus.execute("HGET", keys.meta(place.prefix), "format")
+    if form is not None and form.isdigit() and int(form) > META_FORMAT:
+        return [Finding("partitions", "warning", f"their format is {int(form)}", "a newer agx runs here: update this")]
+    beyond = [keys.queue(place.prefix, n) for n in range(partitions, partitions + _BEYOND)]
+    if left := [key for key in beyond if await place.bus.execute("XRANGE", key, "-", "+", "COUNT", 1)]:
+        to_do = "written under another number of partitions: sidecars pass them over, and they expire in a day"
+        return [Finding("partitions", "warning", f"{partitions}, and {', '.join(left)} beside them", to_do)]
+    return [Finding("partitions", "ok", f"{partitions}")]
+
+
+async def _check_leases(place: Place) -> list[Finding]:
+    partitions = await read_partitions(place.bus, place.prefix)
+    if partitions is None:
+        return []
+    now_ms = await read_clock(place.bus)
+    runs = await find_live(place.bus, place.prefix, partitions)
+    dead = [run for run in runs if run.is_dead(now_ms - _GRACE_MS)]
+    if not dead:
+        return [Finding("leases", "ok", f"{len(runs)} live")]
+    session = dead[0].session
+    said = (
+        f"{len(dead)} of {len(runs)} have no process any more and nobody has closed them, "
+        f"such as {session.scope}/{session.user}/{session.session}"
+    )
+    return [Finding("leases", "fault", said, "start agx-sidecar on this prefix: it ends what a dead process left open")]
+
+
+async def _check_leader(place: Place) -> list[Finding]:
+    if await place.client.get(keys.leader(place.prefix)) is not None:
+        return [Finding("leader", "ok", "a sidecar counts the metrics")]
+    to_do = "start agx-sidecar with the metrics sink (AGX_SINKS); facts are kept for a while and counted then"
+    return [Finding("leader", "warning", "no sidecar counts the metrics", to_do)]
+
+
+async def _check_queues(place: Place) -> list[Finding]:
+    partitions = await read_partitions(place.bus, place.prefix)
+    if partitions is None:
+        return []
+    now_ms = await read_clock(place.bus)
+    length, findings = 0, []
+    for n in range(partitions):
+        key = keys.queue(place.prefix, n)
+        try:
+            groups = await place.client.xinfo_groups(key)
+            length += int(await place.client.xlen(key))
+        except ResponseError as error:
+            if isinstance(error, NoPermissionError):
+                raise
+            continue  # no such key: nothing has been queued
+        for group in groups:
+            findings += await _check_group(place, key, group, now_ms)
+    return findings or [Finding("queues", "ok", f"{length:,} facts, no reader is behind")]
+
+
+async def _check_group(place: Place, key: str, group: dict[str, Any], now_ms: int) -> list[Finding]:
+    name, delivered = _text(group["name"]), _text(group["last-delivered-id"])
+    after = await place.bus.execute("XRANGE", key, f"({delivered}", "+", "COUNT", 1)
+    waits_ms = now_ms - parse_id(_text(after[0][0]))[0] if after else 0
+    consumers = await place.client.xinfo_consumers(key, group["name"])
+    away_ms = min((int(consumer["idle"]) for consumer in consumers), default=None)
+    if (away_ms is None or away_ms > _UNREAD_MS) and (after or group["pending"]):
+        since = f"for {span(away_ms)}" if away_ms is not None else "at all"
+        waits = f"{group['pending']} facts are pending, the oldest unread one waits {span(waits_ms)}"
+        said = f"nobody reads group {name} of {key} {since}: {waits}"
+        to_do = f"start agx-sidecar with that sink; if it is gone for good: XGROUP DESTROY {key} {name}"
+        return [Finding("queues", "fault", said, to_do)]
+    if waits_ms > _LATE_MS:
+        to_do = "look at the sidecar's log: the collector may be down, or too slow for one replica"
+        return [Finding("queues", "warning", f"group {name} of {key} is {span(waits_ms)} behind", to_do)]
+    return []
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+_CHECKS: dict[str, Check] = {
+    "server": _check_version,
+    "memory": _check_memory,
+    "rights": _check_rights,
+    "clock": _check_clock,
+    "partitions": _check_partitions,
+    "leases": _check_leases,
+    "leader": _check_leader,
+    "queues": _check_queues,
+}

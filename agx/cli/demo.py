@@ -1,0 +1,47 @@
+"""`agx demo`: the whole flow on an embedded server; see `agx.demo`."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+
+from ..errors import AgxError
+from .options import Commands
+
+# What it imports beyond the package's own dependencies.
+_PACKAGES = ("genai_prices", "opentelemetry.exporter.otlp", "opentelemetry.sdk", "prometheus_client", "rich")
+
+
+def add_to(commands: Commands) -> None:
+    """Say what it takes."""
+    demo = commands.add_parser(
+        "demo",
+        help="run agents on an embedded server, with the sidecar beside them, and watch",
+        description="Starts an embedded Valkey and the sidecar, and runs agents whose scripted model needs no key. "
+        "Some runs complete, some are cancelled, some fail. At the end, what ran is compared with the sidecar's "
+        "/metrics; the exit code is 0 only if they agree exactly.",
+    )
+    demo.add_argument("--once", action="store_true", help="a few runs of each outcome, then end; else until Ctrl-C")
+    demo.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a real model instead of the scripted one, by pydantic-ai's name for it, such as openai:gpt-4o-mini; "
+        "its key is read from the environment",
+    )
+    demo.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Play the demo."""
+    if missing := [name for name in _PACKAGES if not _is_installed(name)]:
+        raise AgxError(f"it needs {', '.join(missing)}: pip install 'opale-agent-stream[demo]'")
+    from ..demo.command import run_demo  # noqa: PLC0415 - its imports need the extra
+
+    return run_demo(once=args.once, model=args.model)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the parent package
+        return False

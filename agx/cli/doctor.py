@@ -1,0 +1,58 @@
+"""`agx doctor`: looks at the server and the fleet, and says what to do about what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from ..errors import AgxError
+from .checkup import Finding, check_everything
+from .options import Commands, add_place, open_place
+from .terminal import open_console, print_json, tame
+
+_MARKS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "fault": ("✘", "red")}
+
+
+def add_to(commands: Commands) -> None:
+    """Say what it takes."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check the server and the fleet, and say what to do",
+        description="Checks Redis's version, memory policy and clock, what the user of the URL may do, partitions, "
+        "leases without a process, the queues and their readers. It writes nothing but a key that expires at once. "
+        "Exit code 3: there is a fault.",
+    )
+    add_place(parser)
+    parser.set_defaults(run=lambda args: asyncio.run(_doctor(args)))
+
+
+async def _doctor(args: argparse.Namespace) -> int:
+    async with open_place(args) as place:
+        findings = await check_everything(place)
+    if args.json:
+        print_json([_described(finding) for finding in findings])
+    else:
+        _show(findings)
+    return 3 if any(finding.state == "fault" for finding in findings) else 0
+
+
+def _described(finding: Finding) -> dict[str, str]:
+    return {"check": finding.check, "state": finding.state, "said": finding.said, "to_do": finding.to_do}
+
+
+def _show(findings: list[Finding]) -> None:
+    try:
+        console = open_console()
+    except AgxError:
+        # A doctor must not ask for a package first.
+        for finding in findings:
+            print(*filter(None, (finding.state, finding.check, finding.said, finding.to_do)), sep="  ")
+        return
+    from rich.text import Text  # noqa: PLC0415 - it is an extra's
+
+    for finding in findings:
+        mark, style = _MARKS[finding.state]
+        said = tame(finding.said)
+        console.print(Text.assemble((mark, style), f" {finding.check:<11} ", (said, "")), soft_wrap=True)
+        if finding.to_do:
+            console.print(Text(f"              → {tame(finding.to_do)}", style), soft_wrap=True)

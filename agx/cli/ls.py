@@ -1,0 +1,67 @@
+"""`agx ls`: the live runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from ..fleet import LiveRun, find_live, read_clock, read_last
+from ..hub import StreamEntry
+from .options import Commands, add_place, open_place
+from .terminal import print_json, print_table, span
+
+
+def add_to(commands: Commands) -> None:
+    """Say what it takes."""
+    parser = commands.add_parser("ls", help="list the live runs", description="Lists live runs, longest first.")
+    parser.add_argument("--scope", help="only this scope's")
+    add_place(parser)
+    parser.set_defaults(run=lambda args: asyncio.run(_list(args)))
+
+
+async def _list(args: argparse.Namespace) -> int:
+    async with open_place(args) as place:
+        now_ms = await read_clock(place.bus)
+        live = await find_live(place.bus, place.prefix, await place.partitions())
+        runs = [run for run in live if args.scope in (None, run.session.scope)]
+        last = await read_last(place.bus, runs)
+    if args.json:
+        print_json([_described(run, entry, now_ms) for run, entry in zip(runs, last, strict=True)])
+        return 0
+    heads = ("SESSION", "AGENT", "RUNNING", "SILENT", "STATE", "RUN")
+    rows = [_row(run, entry, now_ms) for run, entry in zip(runs, last, strict=True)]
+    print_table(heads, rows, right=("RUNNING", "SILENT"))
+    return 0
+
+
+def _described(run: LiveRun, last: StreamEntry | None, now_ms: int) -> dict[str, object]:
+    session = run.session
+    return {
+        "scope": session.scope,
+        "user": session.user,
+        "session": session.session,
+        "run_id": run.run_id,
+        "agent": run.agent,
+        "manual": run.manual,
+        "state": _state(run, now_ms),
+        "began_ms": run.began_ms,
+        "last_event_ms": last.id[0] if last is not None else None,
+    }
+
+
+def _row(run: LiveRun, last: StreamEntry | None, now_ms: int) -> tuple[str, ...]:
+    session = run.session
+    return (
+        f"{session.scope}/{session.user}/{session.session}",
+        run.agent or "-",
+        span(now_ms - run.began_ms) if run.began_ms else "-",
+        span(now_ms - last.id[0]) if last is not None else "-",
+        _state(run, now_ms),
+        run.run_id,
+    )
+
+
+def _state(run: LiveRun, now_ms: int) -> str:
+    if run.is_dead(now_ms):
+        return "dead"
+    return {"held": "live", "cancelling": "cancelling", "gone": "ending"}[run.lease]

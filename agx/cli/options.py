@@ -1,0 +1,97 @@
+"""What the commands that look at Redis share: their options, the connection, and which session is meant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from redis.exceptions import RedisError
+
+from ..address import Client, open_redis, read_address, read_prefix
+from ..config import Config, configure
+from ..connections import Bus
+from ..engine import aclose, current_engine
+from ..errors import AgxError, RedisUnavailableError
+from ..fleet import find_live, read_partitions
+from ..keys import SessionKeys
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the command looks."""
+
+    client: Client
+    bus: Bus
+    prefix: str
+    name: str  # of the server, without secrets
+
+    async def partitions(self) -> int:
+        """Return the number of partitions; raises AgxError where no service has ever run here."""
+        partitions = await read_partitions(self.bus, self.prefix)
+        if partitions is None:
+            raise AgxError(
+                f"no service has run on prefix {self.prefix!r} at {self.name} in the last day: "
+                "check --prefix and --redis"
+            )
+        return partitions
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where Redis is, and --json."""
+    parser.add_argument("--redis", metavar="URL", help="as in AGX_REDIS_URL, which it goes before")
+    parser.add_argument("--prefix", metavar="TEXT", help="of the keys, as in AGX_KEY_PREFIX, which it goes before")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def add_session(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names a session."""
+    parser.add_argument(
+        "session", metavar="SESSION", help="SCOPE/USER/SESSION; of a live run its session or run id alone will do"
+    )
+
+
+@asynccontextmanager
+async def open_place(args: argparse.Namespace) -> AsyncIterator[Place]:
+    """Connect, and configure agx in this process; raises AgxError where Redis can't be reached or refuses."""
+    given = {"AGX_REDIS_URL": args.redis, "AGX_KEY_PREFIX": args.prefix}
+    environ = {**os.environ, **{name: value for name, value in given.items() if value}}
+    address, prefix = read_address(environ), read_prefix(environ)
+    client = open_redis(address, socket_connect_timeout=3.0)
+    configure(Config(redis=client, key_prefix=prefix))
+    try:
+        yield Place(client, current_engine().control, prefix, address.place)
+    except (RedisError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise RedisUnavailableError(f"look at the runs at {address.place}", error) from error
+    finally:
+        await aclose()
+        await client.aclose()
+
+
+async def find_session(place: Place, text: str) -> SessionKeys:
+    """Return the session that a text names.
+
+    Raises:
+        AgxError: none or several are live under that name, or it is no name.
+    """
+    parts = text.split("/")
+    try:
+        if len(parts) == 3:
+            return SessionKeys.of(place.prefix, *parts)
+    except ValueError as error:
+        raise AgxError(f"{text!r} names no session: {error}") from None
+    live = await find_live(place.bus, place.prefix, await place.partitions())
+    found = {run.session.stream: run.session for run in live if text in (run.session.session, run.run_id)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise AgxError(f"no live session or run is called {text!r}: name it as SCOPE/USER/SESSION, or see `agx ls`")
+    names = ", ".join(f"{session.scope}/{session.user}/{session.session}" for session in found.values())
+    raise AgxError(f"{len(found)} live sessions are called {text!r}: {names}")

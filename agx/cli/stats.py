@@ -1,0 +1,125 @@
+"""`agx stats`: the fleet in figures, from the leases and the newest facts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections import Counter
+from typing import Any
+
+from .. import keys
+from ..facts import NodeEnded, ProcessBeat, RunEnded
+from ..fleet import NewestFacts, find_live, read_clock, read_newest
+from .options import Commands, Place, add_place, open_place
+from .terminal import print_json, print_table, span
+
+_OUTCOMES = ("completed", "cancelled", "failed", "lost")
+_BEAT_LIFE_NS = 30_000_000_000  # a process that has said nothing for so long is gone
+
+
+def add_to(commands: Commands) -> None:
+    """Say what it takes."""
+    parser = commands.add_parser(
+        "stats",
+        help="the fleet in figures",
+        description="Counts live runs, and what the newest facts in the scope queues say: outcomes, durations, tokens. "
+        "For history and rates use the sidecar's /metrics.",
+    )
+    parser.add_argument(
+        "--facts", type=int, default=2_000, metavar="N", help="how many of each partition are read (default: 2000)"
+    )
+    add_place(parser)
+    parser.set_defaults(run=lambda args: asyncio.run(_stats(args)))
+
+
+async def _stats(args: argparse.Namespace) -> int:
+    async with open_place(args) as place:
+        figures = await _measure(place, max(1, args.facts))
+    if args.json:
+        print_json(figures)
+    else:
+        _show(figures)
+    return 0
+
+
+async def _measure(place: Place, depth: int) -> dict[str, Any]:
+    partitions, now_ms = await place.partitions(), await read_clock(place.bus)
+    live = await find_live(place.bus, place.prefix, partitions)
+    newest = await read_newest(place.bus, place.prefix, partitions, depth, "run.end", "node", "process")
+    lengths = [place.bus.execute("XLEN", keys.queue(place.prefix, n)) for n in range(partitions)]
+    return {
+        "prefix": place.prefix,
+        "now_ms": now_ms,
+        "live": len(live),
+        "dead": sum(run.is_dead(now_ms) for run in live),
+        "live_by_scope": dict(Counter(run.session.scope for run in live).most_common()),
+        "facts_read": newest.read,
+        "since_ms": newest.since_ms or None,
+        "agents": _by_agent(newest),
+        "services": _by_service(newest, now_ms),
+        "queue_lengths": await asyncio.gather(*lengths),
+    }
+
+
+def _by_agent(newest: NewestFacts) -> dict[str, dict[str, Any]]:
+    agents: dict[str, dict[str, Any]] = {}
+    durations: dict[str, list[int]] = {}
+    for fact in newest.facts:
+        if not isinstance(fact, RunEnded | NodeEnded):
+            continue
+        figures = agents.setdefault(
+            fact.agent, dict.fromkeys((*_OUTCOMES, "model_calls", "tool_calls", "input_tokens", "output_tokens"), 0)
+        )
+        if isinstance(fact, RunEnded):
+            figures[fact.outcome] += 1
+            figures["model_calls"] += fact.model_calls
+            figures["tool_calls"] += fact.tool_calls
+            durations.setdefault(fact.agent, []).append(fact.end_ns - fact.start_ns)
+        elif fact.model is not None:
+            figures["input_tokens"] += fact.model.usage.input
+            figures["output_tokens"] += fact.model.usage.output
+    for agent, took in durations.items():
+        took.sort()
+        for name, share in (("p50_s", 0.5), ("p95_s", 0.95)):
+            agents[agent][name] = took[min(len(took) - 1, int(len(took) * share))] / 1e9
+    return dict(sorted(agents.items(), key=lambda item: -sum(item[1][name] for name in _OUTCOMES)))
+
+
+def _by_service(newest: NewestFacts, now_ms: int) -> dict[str, dict[str, int]]:
+    """Sum the newest beat of each process."""
+    services: dict[str, dict[str, int]] = {}
+    seen: set[str | None] = set()
+    for fact in newest.facts:
+        if not isinstance(fact, ProcessBeat) or now_ms * 1_000_000 - fact.at_ns > _BEAT_LIFE_NS:
+            continue
+        if fact.service.instance in seen:
+            continue
+        seen.add(fact.service.instance)
+        sums = services.setdefault(fact.service.name, {"processes": 0, "listeners": 0, "buffered_events": 0})
+        sums["processes"] += 1
+        sums["listeners"] += fact.listeners
+        sums["buffered_events"] += fact.buffered_events
+    return services
+
+
+def _show(figures: dict[str, Any]) -> None:
+    back = f", the last {span(figures['now_ms'] - figures['since_ms'])}" if figures["since_ms"] else ", all there are"
+    dead = f", {figures['dead']} of them dead" if figures["dead"] else ""
+    print(f"{figures['live']} live{dead}; {figures['facts_read']:,} facts{back}")
+    numbers = ("RUNS", *(name.upper() for name in _OUTCOMES), "P50", "P95", "MODEL", "TOOLS", "IN", "OUT")
+    rows = [
+        (
+            agent,
+            sum(of[name] for name in _OUTCOMES),
+            *(of[name] for name in _OUTCOMES),
+            *(span(int(of[name] * 1_000)) if name in of else "-" for name in ("p50_s", "p95_s")),
+            *(f"{of[name]:,}" for name in ("model_calls", "tool_calls", "input_tokens", "output_tokens")),
+        )
+        for agent, of in figures["agents"].items()
+    ]
+    print_table(("AGENT", *numbers), rows, right=numbers)
+    if figures["services"]:
+        counts = ("PROCESSES", "LISTENERS", "BUFFERED")
+        print_table(
+            ("SERVICE", *counts), [(name, *of.values()) for name, of in figures["services"].items()], right=counts
+        )

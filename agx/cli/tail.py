@@ -1,0 +1,125 @@
+"""`agx tail`: follow a session's run as it happens."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..errors import AgxError
+from ..hub import StreamEntry
+from ..listener import follow
+from .options import Commands, add_place, add_session, find_session, open_place
+from .terminal import STYLES, open_console, span, tame
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WAIT = 3.0  # seconds for a first event
+_CUT = 400  # characters of arguments and results
+
+
+def add_to(commands: Commands) -> None:
+    """Say what it takes."""
+    parser = commands.add_parser(
+        "tail",
+        help="follow a run",
+        description="Shows a session's run from its begin, as it happens, up to its end. Exit code 3: it did not "
+        "complete. With --json one event a line, as listen() gives them.",
+    )
+    add_session(parser)
+    parser.add_argument("--after", metavar="ID", help="go on behind this event")
+    add_place(parser)
+    parser.set_defaults(run=lambda args: asyncio.run(_tail(args)))
+
+
+async def _tail(args: argparse.Namespace) -> int:
+    async with open_place(args) as place:
+        session = await find_session(place, args.session)
+        screen = None if args.json else Screen(open_console())
+        ids = (session.scope, session.user, session.session)
+        last: StreamEntry | None = None
+        try:
+            # A live run may be silent for as long as it likes; one that died is noticed.
+            async for entry in follow(*ids, wait=_WAIT, timeout=None, after=args.after):
+                last = entry
+                if screen is None:
+                    print(entry.to_json(), flush=True)
+                else:
+                    screen.show(entry)
+        except ValueError as error:
+            raise AgxError(str(error)) from None
+    if last is None:
+        name = "/".join(ids)
+        raise AgxError(f"there is nothing of {name}: it is not live, and its events are kept for a while only")
+    return 0 if last.type == "end" and last.body.get("outcome", "completed") == "completed" else 3
+
+
+class Screen:
+    """Prints events as people read them: words flow, everything else has a line of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._flows: str | None = None  # the kind of part whose words flow
+        self._began_ms: int | None = None
+
+    def show(self, entry: StreamEntry) -> None:
+        """Print one event."""
+        body, kind, at_ms = entry.body, entry.type, entry.id[0]
+        if kind == "event":
+            self._show_step(body)
+        elif kind == "begin":
+            self._began_ms = at_ms
+            self._line(f"● {body.get('agent', 'a session')}  run {body.get('run_id', '?')}", "bold cyan")
+        elif kind == "end":
+            outcome = str(body.get("outcome") or "completed")
+            took = f" in {span(at_ms - self._began_ms)}" if self._began_ms is not None else ""
+            reason = f" ({body['reason']})" if body.get("reason") else ""
+            self._line(f"● {outcome}{took}{reason}", f"bold {STYLES.get(outcome, '')}")
+        else:
+            said = " ".join(str(body[name]) for name in ("error_type", "msg") if body.get(name))
+            self._line(f"{kind}: {said or _json(body)}", "red" if kind == "error" else "cyan")
+
+    def _show_step(self, body: dict[str, Any]) -> None:
+        part, name = body.get("part_kind"), body.get("tool_name")
+        if part in ("text", "thinking"):
+            self._flow(part, str(body.get("content", "")) + str(body.get("content_delta", "")))
+        elif part == "tool-call":
+            self._line(f"⚙ {name}({_json(body.get('args', {}))[1:-1]})", "blue")
+        elif part == "tool-return":
+            self._line(f"  ↳ {body.get('tool_outcome', 'ok')}  {name}: {_json(body.get('content'))}", "dim")
+        elif body.get("event") == "llm-begin":
+            self._line(f"model request, idx {body.get('idx')}  {body.get('model', '')}", "dim")
+        elif body.get("event") == "part_start":
+            self._line(f"{part} {_json({key: body[key] for key in body if key not in _KNOWN})}", "dim")
+
+    def _flow(self, part: str, text: str) -> None:
+        if self._flows != part:
+            self._end_flow()
+            self._flows = part
+        self._console.print(_styled(text, "dim italic" if part == "thinking" else ""), end="", soft_wrap=True)
+
+    def _line(self, text: str, style: str) -> None:
+        self._end_flow()
+        self._console.print(_styled(text, style), soft_wrap=True)
+
+    def _end_flow(self) -> None:
+        if self._flows is not None:
+            self._console.print()
+            self._flows = None
+
+
+_KNOWN = {"idx", "event", "event_idx", "part_kind", "seq"}
+
+
+def _styled(text: str, style: str) -> Any:
+    from rich.text import Text  # noqa: PLC0415 - it is an extra's
+
+    return Text(tame(text), style)
+
+
+def _json(value: object) -> str:
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= _CUT else f"{text[:_CUT]}…"

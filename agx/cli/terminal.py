@@ -1,0 +1,65 @@
+"""What the commands show to people; nothing that a model or a tenant has said may steer the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ..errors import AgxError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Escape sequences, other control characters, and those that turn the direction of what follows.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
+
+
+def tame(text: object) -> str:
+    """Return a text without what would steer a terminal."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
+def open_console() -> Console:
+    """Return the terminal; raises AgxError where the package for it is missing."""
+    if find_spec("rich") is None:
+        raise AgxError("it needs rich to show this: pip install 'opale-agent-stream[cli]', or ask for --json")
+    from rich.console import Console  # noqa: PLC0415 - it is an extra's
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def print_table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> None:
+    """Print a table; `right`: heads of columns of numbers."""
+    console = open_console()
+    from rich.table import Table  # noqa: PLC0415 - it is an extra's
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    # A pipe takes lines of any length.
+    console.width = console.width if console.is_terminal else 10_000
+    for head in heads:
+        table.add_column(head, justify="right" if head in right else "left", no_wrap=True)
+    for row in rows:
+        texts = [tame(cell).replace("\n", " ") for cell in row]
+        table.add_row(*(Text(text, STYLES.get(text, "")) for text in texts))
+    console.print(table)
+
+
+def print_json(value: object) -> None:
+    """Print one line of JSON."""
+    print(orjson.dumps(value).decode(), flush=True)
+
+
+def span(ms: int) -> str:
+    """Return a length of time in a few characters."""
+    seconds = max(0, ms) / 1_000
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes = int(seconds) // 60
+    return f"{minutes}m{int(seconds) % 60:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
