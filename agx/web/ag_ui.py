@@ -15,7 +15,6 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
-from ..canceller import cancel
 from ..hub import StreamEntry
 from ..listener import follow
 from ..replay import replay_entries
@@ -27,13 +26,12 @@ from .answers import (
     EVENTS,
     ID_PATTERN,
     Authorize,
-    Cancelled,
-    SessionId,
+    add_cancel,
     answering_errors,
     make_who,
     stream_events,
 )
-from .history import read_latest_run, with_prompt
+from .history import read_conversation
 from .prompt import prompt_of
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 
@@ -82,6 +80,7 @@ def make_ag_ui_router(
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs)
     router = APIRouter(responses=COMMON)
+    add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 
     @router.post("", response_class=Response, responses={**EVENTS, **BAD, **BUSY})
@@ -96,18 +95,9 @@ def make_ag_ui_router(
     async def connect(request: RunInput, asker: Asker) -> Response:
         """Join a thread: its messages, then the events of the run that is live, if one is, from its beginning."""
         with answering_errors():
-            session = sessions.open(asker.scope_id, asker.user_id, request.thread_id)
-            await session.load()
-            latest = await read_latest_run(asker, request.thread_id)
-        live = latest is not None and latest.live
-        frames = _frames(request, _entries(asker, request) if live else _no_entries(), with_prompt(session, latest))
-        return stream_events(frames, keep_alive=keep_alive)
-
-    @router.post("/{session_id}/cancel")
-    async def cancel_run(session_id: SessionId, asker: Asker) -> Cancelled:
-        """Cancel the thread's run, in whatever process it runs."""
-        with answering_errors():
-            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
+            found = await read_conversation(sessions, asker, request.thread_id)
+        entries = _entries(asker, request) if found.live else _no_entries()
+        return stream_events(_frames(request, entries, found.session.msgs), keep_alive=keep_alive)
 
     return router
 

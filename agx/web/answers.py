@@ -2,15 +2,16 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Path
+from fastapi import APIRouter, Depends, HTTPException, Path
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from .. import keys
+from ..canceller import cancel
 from ..errors import RedisUnavailableError, SessionBusyError
 from ..sse import keep_open
 from .runs import Who
@@ -19,6 +20,8 @@ from .shutdown import closing_event
 ID_PATTERN = f"^{keys._ID.pattern}$"
 SessionId = Annotated[str, Path(pattern=ID_PATTERN, description="The session: one conversation of one user")]
 Authorize = Callable[..., Any]  # a FastAPI dependency that returns (scope_id, user_id), or raises HTTPException
+
+GetWho = Callable[..., Awaitable[Who]]  # the dependency of the routes
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -35,12 +38,12 @@ class Cancelled(BaseModel):
     cancelled: bool
 
 
-def make_who(authorize: Authorize) -> Callable[..., Who]:
+def make_who(authorize: Authorize) -> GetWho:
     """Return the dependency that gives every route the ids that `authorize` returned."""
     if not callable(authorize):
         raise TypeError("authorize must be a FastAPI dependency that returns (scope_id, user_id)")
 
-    def who(ids: Annotated[Any, Depends(authorize)]) -> Who:
+    async def who(ids: Annotated[Any, Depends(authorize)]) -> Who:
         scope_id, user_id = ids
         keys.check_id(scope_id, "scope_id")
         keys.check_id(user_id, "user_id")
@@ -64,6 +67,16 @@ _EVENT = {
 }
 EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": _EVENT}}}}
 NOTHING: Responses = {204: {"description": "Nothing is to come: do not ask again"}}
+
+
+def add_cancel(router: APIRouter, path: str, who: GetWho) -> None:
+    """Add the route that stops a run: the same in every protocol, none of which has a word for it."""
+
+    @router.post(path)
+    async def cancel_run(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> Cancelled:
+        """Cancel the session's run, in whatever process it runs."""
+        with answering_errors():
+            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
 
 
 @contextmanager

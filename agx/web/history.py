@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
@@ -13,9 +13,11 @@ from ..errors import RedisUnavailableError
 from ..hub import StreamEntry
 from ..keys import SessionKeys
 from ..replay import PROMPT
-from ..session import Session
+from ..session import Session, SessionStore
 from .runs import Who
 
+# Of what is sent to the model; the rest are instructions of many kinds.
+_SHOWN = frozenset({"user-prompt", "tool-return", "retry-prompt"})
 _HEAD = 8  # entries among which the prompt is: behind `begin`, others may have added a few
 
 
@@ -50,8 +52,42 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
     return LatestRun(str(run_id), live, prompt, after if isinstance(after, int) else 0)
 
 
-def with_prompt(session: Session, latest: LatestRun | None) -> list[ModelMessage]:
-    """Return a loaded session's messages, with the prompt that is being answered and therefore not yet saved."""
-    if latest is None or latest.prompt is None or len(session.msgs) > latest.after:
-        return session.msgs
-    return [*session.msgs, ModelRequest(parts=[UserPromptPart(latest.prompt)])]
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A loaded session as its user may see it, with the prompt that is being answered and therefore not yet saved."""
+
+    session: Session
+    latest: LatestRun | None
+
+    @property
+    def run_id(self) -> str | None:
+        return None if self.latest is None else self.latest.run_id
+
+    @property
+    def live(self) -> bool:
+        return self.latest is not None and self.latest.live
+
+
+async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -> Conversation:
+    """Load a session and look at its latest run; raises RedisUnavailableError, and what the store raises."""
+    session = sessions.open(who.scope_id, who.user_id, session_id)
+    await session.load()
+    latest = await read_latest_run(who, session_id)
+    saved = len(session.msgs)
+    session.msgs = _without_instructions(session.msgs)
+    if latest is not None and latest.prompt is not None and saved <= latest.after:
+        session.msgs = [*session.msgs, ModelRequest(parts=[UserPromptPart(latest.prompt)])]
+    return Conversation(session, latest)
+
+
+def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:
+    """Leave out what the service tells the model: it is not for the browser."""
+    shown: list[ModelMessage] = []
+    for message in messages:
+        if isinstance(message, ModelRequest):
+            parts = [part for part in message.parts if part.part_kind in _SHOWN]
+            if parts:
+                shown.append(replace(message, parts=parts, instructions=None))
+        else:
+            shown.append(message)
+    return shown

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
-from ..canceller import cancel
 from ..session import SessionStore
 from ..sse import event_frames
 from ..stream import is_live, q
@@ -23,13 +22,14 @@ from .answers import (
     EVENTS,
     NOTHING,
     Authorize,
-    Cancelled,
+    GetWho,
     SessionId,
+    add_cancel,
     answering_errors,
     make_who,
     stream_events,
 )
-from .history import read_latest_run, with_prompt
+from .history import read_conversation
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 
 _WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored
@@ -69,7 +69,7 @@ class Conversations(BaseModel):
     conversations: list[StoredConversation]
 
 
-class Conversation(BaseModel):
+class Messages(BaseModel):
     """A conversation, and what is being answered in it."""
 
     messages: list[dict[str, Any]] = Field(
@@ -103,8 +103,14 @@ def make_router(
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
-    runs = Runs(agent, sessions, make_deps, kwargs)
     router = APIRouter(responses=COMMON)
+    _add_runs(router, who, Runs(agent, sessions, make_deps, kwargs), keep_alive, int(retry * 1_000))
+    add_cancel(router, "/sessions/{session_id}/cancel", who)
+    _add_lists(router, who, sessions)
+    return router
+
+
+def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, retry_ms: int) -> None:
     Asker = Annotated[Who, Depends(who)]
 
     @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY})
@@ -128,7 +134,7 @@ def make_router(
 
         async def all_frames() -> AsyncGenerator[str, None]:
             async with aclosing(frames):
-                yield f"retry: {int(retry * 1_000)}\n\n"
+                yield f"retry: {retry_ms}\n\n"
                 if first is not None:
                     yield first
                 async for frame in frames:
@@ -136,25 +142,16 @@ def make_router(
 
         return stream_events(all_frames(), keep_alive=keep_alive)
 
-    @router.post("/sessions/{session_id}/cancel")
-    async def cancel_run(session_id: SessionId, asker: Asker) -> Cancelled:
-        """Cancel the session's run, in whatever process it runs."""
-        with answering_errors():
-            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
+
+def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
+    Asker = Annotated[Who, Depends(who)]
 
     @router.get("/sessions/{session_id}/messages")
-    async def read_messages(session_id: SessionId, asker: Asker) -> Conversation:
+    async def read_messages(session_id: SessionId, asker: Asker) -> Messages:
         """Return the conversation."""
         with answering_errors():
-            session = sessions.open(asker.scope_id, asker.user_id, session_id)
-            await session.load()
-            latest = await read_latest_run(asker, session_id)
-        session.msgs = with_prompt(session, latest)
-        return Conversation(
-            messages=json.loads(session.msgs_to_json()),
-            run_id=latest.run_id if latest is not None else None,
-            live=latest is not None and latest.live,
-        )
+            found = await read_conversation(sessions, asker, session_id)
+        return Messages(messages=json.loads(found.session.msgs_to_json()), run_id=found.run_id, live=found.live)
 
     @router.get("/sessions")
     async def list_conversations(
@@ -176,5 +173,3 @@ def make_router(
         """List the user's sessions that have a live run."""
         with answering_errors():
             return LiveSessions(sessions=[session async for _, _, session in q(asker.scope_id, asker.user_id)])
-
-    return router

@@ -14,7 +14,6 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
 from pydantic_ai.ui.vercel_ai.request_types import UIMessage
 
-from ..canceller import cancel
 from ..listener import follow
 from ..replay import replay_entries
 from ..session import SessionStore
@@ -26,13 +25,13 @@ from .answers import (
     ID_PATTERN,
     NOTHING,
     Authorize,
-    Cancelled,
     SessionId,
+    add_cancel,
     answering_errors,
     make_who,
     stream_events,
 )
-from .history import read_latest_run, with_prompt
+from .history import read_conversation, read_latest_run
 from .prompt import prompt_of
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 
@@ -98,6 +97,7 @@ def make_vercel_ai_router(
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs)
     router = APIRouter(responses=COMMON)
+    add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 
     def stream_run(asker: Who, session_id: str, run_id: str) -> Response:
@@ -134,24 +134,13 @@ def make_vercel_ai_router(
             return Response(status_code=status.HTTP_204_NO_CONTENT)
         return stream_run(asker, session_id, latest.run_id)
 
-    @router.post("/{session_id}/cancel")
-    async def cancel_run(session_id: SessionId, asker: Asker) -> Cancelled:
-        """Cancel the session's run, in whatever process it runs."""
-        with answering_errors():
-            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
-
     @router.get("/{session_id}")
     async def read_history(session_id: SessionId, asker: Asker) -> ChatHistory:
         """Return the conversation as UIMessages."""
         with answering_errors():
-            session = sessions.open(asker.scope_id, asker.user_id, session_id)
-            await session.load()
-            latest = await read_latest_run(asker, session_id)
-        return ChatHistory(
-            messages=VercelAIAdapter.dump_messages(with_prompt(session, latest), sdk_version=sdk_version),
-            run_id=latest.run_id if latest is not None else None,
-            live=latest is not None and latest.live,
-        )
+            found = await read_conversation(sessions, asker, session_id)
+        messages = VercelAIAdapter.dump_messages(found.session.msgs, sdk_version=sdk_version)
+        return ChatHistory(messages=messages, run_id=found.run_id, live=found.live)
 
     return router
 

@@ -114,6 +114,28 @@ def test_a_prompt_is_in_the_conversation_while_it_is_answered(service: WebServic
     model_server.release()
 
 
+def test_instructions_are_not_for_the_browser(redis_url: str, model_server: ModelServer, tmp_path: Path) -> None:
+    instructed = """
+from chat import agent, app
+agent.instructions(lambda: "SECRET instructions")
+agent.system_prompt(lambda: "SECRET system prompt")
+"""
+    model_server.script(say("Hello"))
+    with running_service("instructed", tmp_path, redis_url, model_server, {"instructed.py": instructed}) as service:
+        service.start("s", "Hi")
+        service.client.get("/api/sessions/s/events")
+        joined = {"threadId": "s", "runId": "r", "messages": []}
+        found = [
+            service.client.get("/api/sessions/s/messages").text,
+            service.client.get("/api/chat/s").text,
+            service.client.post("/api/ag-ui/connect", json=joined).text,
+        ]
+    assert "SECRET" in str(model_server.requests[0].body)
+    for text in found:
+        assert "Hello" in text
+        assert "SECRET" not in text
+
+
 def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServer) -> None:
     model_server.script((Text("partial"), Silence()))
     service.start("s", "Go on")
