@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .connections import Reply
+from .entryid import StreamId, parse_id
+
 MOST_ENTRIES = 4_096
 MOST_BYTES = 4_194_304
 
@@ -53,3 +56,30 @@ class Kept:
     def __bool__(self) -> bool:
         self._expire(time.monotonic())
         return bool(self._entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found in a stream, by id."""
+
+    entries: dict[str, dict[bytes, bytes]]
+
+    @classmethod
+    def of(cls, reply: Reply) -> Found:
+        return cls({entry_id.decode(): fields for entry_id, fields in reply})
+
+    def __contains__(self, entry: Sent) -> bool:
+        return self.entries.get(entry.id, {}).get(b"body") == entry.body
+
+    @property
+    def top(self) -> StreamId:
+        return max(map(parse_id, self.entries), default=(0, 0))
+
+    def is_anothers(self, ours: Iterable[Sent | None], *, known: str) -> bool:
+        """Whether somebody else began or ended a run here; the entry `known` is ours, though no longer kept."""
+        bodies = {entry.id: entry.body for entry in ours if entry is not None}
+        return any(
+            fields.get(b"type") in (b"begin", b"end") and bodies.get(entry_id) != fields.get(b"body")
+            for entry_id, fields in self.entries.items()
+            if entry_id != known
+        )

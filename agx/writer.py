@@ -24,7 +24,7 @@ from .connections import CONNECTION_ERRORS, Reply
 from .entryid import StreamId, format_id, parse_id
 from .events import Body, Part, encode_body
 from .facts import StreamTotals
-from .kept import Kept, Sent
+from .kept import Found, Kept, Sent
 from .reach import COMMAND_TIMEOUT, reach
 
 logger = logging.getLogger("agx")
@@ -282,8 +282,10 @@ class SessionWriter:
         self._retry = None
         if self._sent:
             self._transmit()
+        elif self._kept and self._resolving is None:
+            self._reconcile()
         else:
-            self.check()
+            self._writer.schedule(self, urgent=True)  # what came meanwhile
 
     # --- after a refusal, or a reconnection ---
 
@@ -293,14 +295,14 @@ class SessionWriter:
     async def _compare(self) -> None:
         """Compare the stream with what we sent, and go on from there, or find ourselves fenced."""
         try:
-            there = await self._read(self._acked)
-            lost = not there or there[0][0] != self._acked
+            found = await self._read(self._acked)
+            lost = self._acked not in found.entries
             if lost:
-                there = await self._read(next(iter(self._kept), self._kept.begin or self._sent[0]).id)
-            if self._is_anothers(there):
+                found = await self._read(next(iter(self._kept), self._kept.begin or self._sent[0]).id)
+            if found.is_anothers((*self._kept, *self._sent, self._kept.begin), known=self._acked):
                 self._fence()
                 return
-            await self._settle(dict(there), restore=lost)
+            await self._settle(found, restore=lost)
         except (RedisError, OSError) as error:
             self._resolving = None
             if not self.fenced:
@@ -309,31 +311,18 @@ class SessionWriter:
         self._resolving = None
         self._go_on(urgent=True)
 
-    async def _read(self, first: str) -> list[tuple[str, dict[bytes, bytes]]]:
-        entries = await self._writer.bus.execute("XRANGE", self._keys.stream, first, "+")
-        return [(entry_id.decode(), values) for entry_id, values in entries]
+    async def _read(self, first: str) -> Found:
+        return Found.of(await self._writer.bus.execute("XRANGE", self._keys.stream, first, "+"))
 
-    def _is_anothers(self, there: list[tuple[str, dict[bytes, bytes]]]) -> bool:
-        """Whether somebody else began or ended a run in these entries."""
-        ours = {entry.id: entry.body for entry in (*self._kept, *self._sent)}
-        if self._kept.begin is not None:
-            ours[self._kept.begin.id] = self._kept.begin.body
-        return any(
-            values.get(b"type") in (b"begin", b"end") and ours.get(entry_id) != values.get(b"body")
-            for entry_id, values in there
-            if entry_id != self._acked
-        )
-
-    async def _settle(self, there: dict[str, dict[bytes, bytes]], *, restore: bool) -> None:
+    async def _settle(self, found: Found, *, restore: bool) -> None:
         """Take what the stream has of the batch in flight as acknowledged, and append again what it has lost."""
-        accepted = [entry for entry in self._sent if there.get(entry.id, {}).get(b"body") == entry.body]
-        if accepted:
-            self._sent = self._sent[len(accepted) :]  # a batch is appended whole, or none of it
-            self._take_acknowledged(accepted)
-        top = max(map(parse_id, there), default=(0, 0))
+        if self._sent and all(entry in found for entry in self._sent):  # a batch is appended whole, or none of it
+            self._take_acknowledged(self._sent)
+            self._sent = []
+        top = found.top
         self._last = max(self._last, top)
         if restore:
-            top = max(top, await self._restore([entry for entry in self._kept if entry.id not in there], top))
+            top = max(top, await self._restore([entry for entry in self._kept if entry not in found], top))
         if self._sent and parse_id(self._sent[0].id) <= top:
             # Their ids were refused for good, so nothing of them can arrive late: new ids, the same bodies.
             self._give_new_ids(self._sent)

@@ -98,6 +98,9 @@ class Witness:
                 heard.run_id = body["run_id"]
             elif event["type"] == "end":
                 heard.outcome = body["outcome"]
+            elif body.get("error_type") == "lost" and "seq" not in body:
+                # The listener's own word, where no sidecar could close the run in time; one does so later.
+                heard.outcome = "lost"
             elif body.get("gap"):
                 heard.gaps += 1
             elif body.get("part_kind") == "text":
