@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from typing import Any, Literal, overload
 
 import orjson
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
+from .connections import Reply
 from .engine import current_engine, wait_for_starting
 from .entryid import StreamId, format_id, parse_id
+from .errors import RedisUnavailableError
 from .events import RUNTIME
 from .hub import READ, Feed, Hub, StreamEntry, Subscriber
 from .keys import Id, SessionKeys
 
+_CURSOR = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
+_ASK_AGAIN = 0.1  # seconds
 _LOST = orjson.dumps({"msg": "lost", "error_type": "lost"})
 
 
@@ -64,6 +69,7 @@ async def listen(
 
     Raises:
         ValueError, TypeError: an id or cursor that none can be.
+        RedisUnavailableError: Redis could not be reached for `wait` seconds, later on for `timeout`.
     """
     async for entry in follow(scope_id, user_id, session_id, wait=wait, timeout=timeout, after=after):
         yield entry.to_json() if serialize else entry.to_dict()
@@ -79,8 +85,8 @@ async def follow(
     await wait_for_starting(session)
     feed, subscriber = engine.hub.join(session)
     try:
-        reader = _Reader(engine.hub, session, feed, subscriber, cursor=cursor)
-        async for entry in reader.read(wait=wait, timeout=timeout):
+        reader = _Reader(engine.hub, session, feed, subscriber, cursor=cursor, wait=wait)
+        async for entry in reader.read(timeout=timeout):
             yield entry
     finally:
         engine.hub.leave(session, feed, subscriber)
@@ -89,10 +95,11 @@ async def follow(
 def _parse_cursor(after: str | None) -> StreamId | None:
     if after is None:
         return None
-    try:
-        return parse_id(after)
-    except (ValueError, AttributeError):
-        raise ValueError(f"after must be the id of an event, like 1700000000000-0, not {str(after)[:40]!r}") from None
+    if isinstance(after, str) and _CURSOR.fullmatch(after):
+        cursor = parse_id(after)
+        if max(cursor) < 2**64 and min(cursor) < 2**64 - 1:
+            return cursor
+    raise ValueError(f"after must be the id of an event, like 1700000000000-0, not {after!r:.40}")
 
 
 class _Reader:
@@ -106,6 +113,7 @@ class _Reader:
         subscriber: Subscriber,
         *,
         cursor: StreamId | None,
+        wait: float,
     ) -> None:
         self._hub = hub
         self._session = session
@@ -113,10 +121,13 @@ class _Reader:
         self._subscriber = subscriber
         self._resumes = cursor is not None
         self._cursor: StreamId = cursor or (0, 0)
+        self._wait = wait
+        self._reached = False  # Redis has answered
+        self._ask_by: float | None = asyncio.get_running_loop().time() + wait
         self._seen = False  # an entry of the run it follows
         self._lost = False
 
-    async def read(self, *, wait: float, timeout: float | None) -> AsyncGenerator[StreamEntry, None]:
+    async def read(self, *, timeout: float | None) -> AsyncGenerator[StreamEntry, None]:
         if self._resumes:
             edges = await self._read_edges()
             if edges is not None:
@@ -129,7 +140,7 @@ class _Reader:
                     if "superseded_by" in gap.body:
                         return
         while True:
-            entries = await self._take(timeout if self._seen or self._resumes else wait)
+            entries = await self._take(timeout if self._seen or self._resumes else self._wait)
             if entries is None:
                 if self._lost:
                     yield StreamEntry(self._cursor, "error", RUNTIME, _LOST)
@@ -149,19 +160,30 @@ class _Reader:
 
     async def _read_edges(self) -> tuple[StreamEntry, StreamEntry] | None:
         """Return the stream's first and last entry, if there are any."""
-        bus, stream = self._hub.bus, self._session.stream
-        try:
-            first, last = await asyncio.gather(
-                bus.execute("XRANGE", stream, "-", "+", "COUNT", 1),
-                bus.execute("XREVRANGE", stream, "+", "-", "COUNT", 1),
-            )
-        except (RedisError, OSError):
-            return None
+        stream = self._session.stream
+        first = await self._ask("XRANGE", stream, "-", "+", "COUNT", 1)
+        last = await self._ask("XREVRANGE", stream, "+", "-", "COUNT", 1)
         return (StreamEntry.of(*first[0]), StreamEntry.of(*last[0])) if first and last else None
+
+    async def _ask(self, *command: str | int) -> Reply:
+        """Return Redis's reply, asked for again through an outage; raises RedisUnavailableError when it is given up."""
+        while True:
+            try:
+                reply = await self._hub.bus.execute(*command)
+            except (RedisError, OSError) as error:
+                late = self._ask_by is not None and asyncio.get_running_loop().time() >= self._ask_by
+                if late or isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
+                    raise RedisUnavailableError("follow the session", error) from error
+                await asyncio.sleep(_ASK_AGAIN)
+            else:
+                self._reached = True
+                return reply
 
     async def _take(self, silence: float | None) -> list[StreamEntry] | None:
         """Return the next entries; None where `silence` seconds passed without one, or the run has died."""
         give_up = None if silence is None else asyncio.get_running_loop().time() + silence
+        if self._reached:
+            self._ask_by = give_up
         subscriber = self._subscriber
         while True:
             if subscriber.entries:
@@ -181,13 +203,7 @@ class _Reader:
 
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""
-        try:
-            found = await self._hub.bus.execute(
-                "XRANGE", self._session.stream, f"({format_id(self._cursor)}", "+", "COUNT", READ
-            )
-        except (RedisError, OSError):
-            await asyncio.sleep(0.1)
-            return []
+        found = await self._ask("XRANGE", self._session.stream, f"({format_id(self._cursor)}", "+", "COUNT", READ)
         if not found:
             if self._feed.cursor is None:
                 self._feed.cursor = self._cursor
