@@ -21,6 +21,7 @@ logger = logging.getLogger("agx")
 _BUSY_WAIT = 1.0  # seconds a run waits for the lease of one that has ended
 _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
+_SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait no longer than that
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 _ACQUIRE = Script("""
@@ -152,41 +153,49 @@ class Leases:
     def _announce(self, leases: list[Lease]) -> None:
         """Write deadlines: a hint for whoever looks for dead runs, so a lost one costs nothing but time."""
         by_key: dict[str, list[str | int]] = {}
+        deadline = self._clock.now_ms() + self._ttl_ms
         for lease in leases:
             member = lease.session.lease_member(lease.run_id)
-            by_key.setdefault(self._deadlines(lease.session), []).extend((self._clock.now_ms() + self._ttl_ms, member))
+            by_key.setdefault(self._deadlines(lease.session), []).extend((deadline, member))
         for key, pairs in by_key.items():
             self._bus.execute("ZADD", key, *pairs)
             self._bus.execute("EXPIRE", key, keys.INDEX_TTL)
 
     async def _renew_all(self) -> None:
-        wait = self._ttl_ms / 3_000
+        period = wait = self._ttl_ms / 3_000
         while True:
             await asyncio.sleep(wait)
-            leases = list(self._held.values())
-            # GETEX renews and reads in one command, and never brings a deleted lease back.
-            renewals = [self._bus.execute("GETEX", lease.session.live, "PX", self._ttl_ms) for lease in leases]
-            replies = await asyncio.gather(*renewals, return_exceptions=True)
-            confirmed, unanswered = [], False
-            for lease, reply in zip(leases, replies, strict=True):
-                if isinstance(reply, (RedisError, OSError)):
-                    unanswered = True
-                    continue
-                if lease.run_id not in self._held:
-                    continue
-                if isinstance(reply, BaseException):
-                    raise reply
-                if await self._judge(lease, reply):
-                    confirmed.append(lease)
-            # An outage uses the time up that a lease has left.
-            wait = min(_RENEW_AGAIN, self._ttl_ms / 3_000) if unanswered else self._ttl_ms / 3_000
-            confirmed = [lease for lease in confirmed if lease.run_id in self._held]  # not given up meanwhile
-            self._announce(confirmed)
+            leases, confirmed, wait = list(self._held.values()), list[Lease](), period
+            for start in range(0, len(leases), _SLICE):
+                some = leases[start : start + _SLICE]
+                answered = await self._renew(some, confirmed)
+                if answered < len(some):
+                    wait = min(_RENEW_AGAIN, period)  # an outage uses the time up that a lease has left
+                if not answered:
+                    break
             if time.monotonic() - self._refreshed > _REFRESH:
                 self._refreshed = time.monotonic()
                 self._bus.run(_META, keys.meta(self._prefix), *self._meta_args)
                 for lease in confirmed:
                     self._enter_index(lease)
+
+    async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> int:
+        """Renew some leases in one round trip; add those that are ours to `confirmed`, return how many answers came."""
+        # GETEX renews and reads in one command, and never brings a deleted lease back.
+        renewals = [self._bus.execute("GETEX", lease.session.live, "PX", self._ttl_ms) for lease in leases]
+        ours, answered = [], 0
+        for lease, renewal in zip(leases, renewals, strict=True):
+            try:
+                value = await renewal  # all but the first are there by then: no callback, no wait
+            except (RedisError, OSError):
+                continue
+            answered += 1
+            if lease.run_id in self._held and await self._judge(lease, value):
+                ours.append(lease)
+        ours = [lease for lease in ours if lease.run_id in self._held]  # not given up meanwhile
+        self._announce(ours)
+        confirmed += ours
+        return answered
 
     async def _judge(self, lease: Lease, value: bytes | None) -> bool:
         """Decide what a renewal's reply means; returns whether the lease is ours."""
