@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from conftest import tls_place
@@ -17,6 +18,7 @@ from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.otlp import OtlpReceiver
 from support.rigs import ClusterRig, TlsRig
+from support.visitor import Visitor, console_port
 from support.waiting import wait_until
 
 import agx
@@ -29,10 +31,10 @@ PAGE = TESTS.parent / "docs" / "how-to" / "redis.md"
 
 
 def published_rules() -> dict[str, str]:
-    """Return the rules of the page's ACL file, by user, without their passwords."""
-    block = re.search(r"```acl\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert block, "the page has no ACL file"
-    lines = re.findall(r"^user (\S+) on >\S+ (.*)$", block[1].replace("\\\n", " "), re.MULTILINE)
+    """Return the rules of the page's ACL files, by user, without their passwords."""
+    blocks = re.findall(r"```acl\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = re.findall(r"^user (\S+) on >\S+ (.*)$", "".join(blocks).replace("\\\n", " "), re.MULTILINE)
+    assert len(lines) == 4, "a user is missing on the page"
     return {name: " ".join(rule.split()) for name, rule in lines}
 
 
@@ -167,6 +169,36 @@ async def test_sidecar(rig: TlsRig, tmp_path: Path, otlp: OtlpReceiver) -> None:
     check_commands(rig, "agx-sidecar")
 
 
+async def test_console(rig: TlsRig, tmp_path: Path) -> None:
+    """A console of its own: both pages, and a cancel of our run and of a seed client's."""
+    stage = Stage(silent=True)
+    async for _ in as_user(rig, "admin"):
+        run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="ours")))
+        await stage.reached.wait()
+        with rig.admin() as admin:
+            admin.set("agx:1:1:theirs:live", "1", px=60_000)
+        await reset_stats(rig)
+        console = Replica(
+            tmp_path / "console", rig.url("agx-console"),
+            AGX_REDIS_CA=str(rig.ca), AGX_SINKS="none", AGX_CONSOLE="full", AGX_CONSOLE_PORT="0",
+        )  # fmt: skip
+        try:
+            visitor = Visitor(await asyncio.to_thread(console_port, console))
+            (run_id,) = (await asyncio.to_thread(visitor.get, "/")).rows()
+            ours = {"scope": "1", "user": "1", "session": "ours", "run": run_id}
+            page = await asyncio.to_thread(visitor.get, f"/run?{urlencode(ours)}")
+            assert "Cancel this run" in page.text
+            for form in (ours, {**ours, "session": "theirs", "run": "1"}):
+                assert (await asyncio.to_thread(visitor.post, "/cancel", form)).status == 303
+            with pytest.raises(agx.AgxCanceledError):
+                await run
+            with rig.admin() as admin:
+                assert admin.get("agx:1:1:theirs:live") is None
+        finally:
+            assert console.end() == 0, console.log
+    check_commands(rig, "agx-console")
+
+
 async def _die_talking(rig: TlsRig) -> None:
     """Run an agent in a process of its own and kill that."""
     process = await asyncio.create_subprocess_exec(
@@ -207,6 +239,11 @@ REFUSED = {
         "SUBSCRIBE agx:1:1:s:wake", "ZADD agx::leases:0 1 x",
         "FLUSHALL", "KEYS *", "CONFIG SET maxmemory 1", "ACL LIST",
     ],
+    "agx-console": [
+        "XRANGE other:1:1:s - +", "GET agx:1:1:s:msgs", "XADD agx:1:1:s * a b", "DEL agx:1:1:s", "EVAL x 1 agx:1:1:s",
+        "XADD agx::queue:0 * a b", "ZREM agx::leases:0 x", "HSET agx::meta a b", "GET agx::metrics",
+        "SET agx::leader x", "PUBLISH agx:1:1:s:wake x", "SUBSCRIBE agx:1:1:s:cancel", "FLUSHALL", "KEYS *", "ACL LIST",
+    ],
 }  # fmt: skip
 
 
@@ -222,6 +259,7 @@ ADDED_IN_A_CLUSTER = {
     "agx-service": "+cluster|slots",
     "agx-listener": "+cluster|slots",
     "agx-sidecar": "+cluster|slots +command +command|getkeys",
+    "agx-console": "+cluster|slots +command +command|getkeys",
 }
 
 

@@ -11,9 +11,9 @@ import pytest
 from conftest import StartReplica
 from made_facts import T0, ended, node, run_of, started, tool, trace
 from redis import Redis
-from replica import PREFIX, Queue, Replica
+from replica import PARTITIONS, PREFIX, Queue, Replica
+from support.visitor import TOKEN, Visitor, begin_live, console_port, say
 from support.waiting import wait_until_sync
-from visitor import TOKEN, Visitor, begin_live, console_port, say
 
 from agx import keys
 from agx.facts import encode
@@ -127,7 +127,7 @@ def test_every_replica_takes_the_cookie(open_console: OpenConsole) -> None:
 
 
 def test_a_form_of_another_site_does_nothing(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-1")
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS)
     sidecar, visitor = open_console()
     form = {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1", ""):
@@ -161,7 +161,7 @@ def test_nothing_is_loaded_from_elsewhere(open_console: OpenConsole) -> None:
 
 
 def test_read_can_not_cancel(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-1")
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS)
     _, visitor = open_console("read")
     page = visitor.get(RUN).text
     assert "Cancel this run" not in page
@@ -171,7 +171,7 @@ def test_read_can_not_cancel(open_console: OpenConsole, queue: Queue) -> None:
 
 
 def test_full_marks_the_lease_as_cancel_does_and_logs_it(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-1")
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS)
     sidecar, visitor = open_console()
     assert "Cancel this run" in visitor.get(RUN).text
     form = {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}
@@ -186,7 +186,7 @@ def test_full_marks_the_lease_as_cancel_does_and_logs_it(open_console: OpenConso
 
 
 def test_a_cancel_is_for_that_run_only(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-2")
+    begin_live(queue.redis, SESSION, "run-2", partitions=PARTITIONS)
     sidecar, visitor = open_console()
     assert visitor.post("/cancel", {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}).status == 303
     assert queue.redis.get(SESSION.live) == b"run-2"
@@ -213,7 +213,7 @@ def test_odd_requests_are_answered(open_console: OpenConsole) -> None:
 
 
 def test_live_runs_then_lost_then_failed_then_the_rest(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "live-1")
+    begin_live(queue.redis, SESSION, "live-1", partitions=PARTITIONS)
     for n, outcome in enumerate(("failed", "completed", "lost", "cancelled", "failed")):
         queue.add(ended(f"{outcome}-{n}", outcome=outcome, session=f"s{n}"))
     queue.add(ended("sub-1", parent_run_id="completed-1"), started("open-1"))
@@ -245,7 +245,7 @@ def test_what_is_no_fact_is_passed_over(open_console: OpenConsole, queue: Queue)
 def test_a_thousand_live_runs(open_console: OpenConsole, queue: Queue) -> None:
     for n in range(1_000):
         session = keys.SessionKeys(PREFIX, f"scope-{n % 50}", "u", f"s{n}")
-        begin_live(queue.redis, session, f"run-{n}", agent=f"agent-{n}")
+        begin_live(queue.redis, session, f"run-{n}", partitions=PARTITIONS, agent=f"agent-{n}")
     _, visitor = open_console()
     seen = visitor.get("/")
     assert 'id="h-live">Live <span class="count">1,000</span>' in seen.text
@@ -259,7 +259,7 @@ def test_a_thousand_live_runs(open_console: OpenConsole, queue: Queue) -> None:
 
 
 def test_a_runs_page_shows_what_ended_what_is_open_and_what_was_said(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-1")
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS)
     queue.add(started(), node(), tool(), started("sub-1", parent_run_id="run-1", agent="helper", start_ns=T0 + 25_000))
     say(queue.redis, SESSION, event="llm-begin", idx=1, model="gpt-4o-mini")
     say(queue.redis, SESSION, event="part_start", idx=1, event_idx=0, part_kind="text", content="The ")
@@ -306,7 +306,7 @@ def test_a_run_whose_stream_is_gone_is_told_from_its_facts(open_console: OpenCon
 
 def test_the_stream_of_a_later_run_is_not_taken_for_this_ones(open_console: OpenConsole, queue: Queue) -> None:
     queue.add(started(), ended())
-    begin_live(queue.redis, SESSION, "run-2")
+    begin_live(queue.redis, SESSION, "run-2", partitions=PARTITIONS)
     say(queue.redis, SESSION, event="llm-begin", idx=0, model="later")
     _, visitor = open_console()
     page = visitor.get(RUN).text
@@ -322,7 +322,7 @@ def test_nobody_remembers_a_run(open_console: OpenConsole, queue: Queue) -> None
 
 
 def test_a_dead_process_shows(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-1")
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS)
     leases = keys.leases(PREFIX, keys.partition("acme", queue.partitions))
     queue.redis.zadd(leases, {SESSION.lease_member("run-1"): int(time.time() * 1_000) - 1})
     assert queue.redis.delete(SESSION.live) == 1
@@ -332,7 +332,7 @@ def test_a_dead_process_shows(open_console: OpenConsole, queue: Queue) -> None:
 
 
 def test_what_strangers_name_is_text(open_console: OpenConsole, queue: Queue) -> None:
-    begin_live(queue.redis, SESSION, "run-1", agent=ATTACK)
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS, agent=ATTACK)
     hostile = {"agent": ATTACK, "error_type": ATTACK, "error_message": ATTACK, "outcome": "failed"}
     queue.add(ended("run-2", **hostile), started(agent=ATTACK), tool(tool=ATTACK, call_id=ATTACK, error_type=ATTACK))
     say(queue.redis, SESSION, event=ATTACK, idx=0, event_idx=0, part_kind=ATTACK, tool_name=ATTACK, content=ATTACK)

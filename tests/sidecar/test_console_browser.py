@@ -10,8 +10,8 @@ from conftest import StartReplica
 from playwright.async_api import Browser, Page, async_playwright, expect
 from redis.asyncio import Redis
 from support.agents import KeptSession, ScopeDeps, Stage
+from support.visitor import TOKEN, console_port
 from support.waiting import wait_until
-from visitor import TOKEN, console_port
 
 import agx
 

@@ -6,14 +6,15 @@ import re
 import time
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
+from typing import Protocol
 from urllib.parse import urlencode
 
 import orjson
 import redis
-from replica import PARTITIONS, PREFIX, Replica
-from support.waiting import wait_until_sync
 
 from agx import keys
+
+from .waiting import wait_until_sync
 
 TOKEN = "a-token-of-sixteen-characters-or-more"
 
@@ -31,7 +32,15 @@ class Seen:
         return re.findall(r'<tr id="r-([^"]+)"', self.text)
 
 
-def console_port(sidecar: Replica) -> int:
+class Logging(Protocol):
+    """A sidecar that says where its console is."""
+
+    @property
+    def log(self) -> str: ...
+
+
+def console_port(sidecar: Logging) -> int:
+    """Wait until the console listens, and return its port."""
     found = wait_until_sync(lambda: re.search(r"console at http://[^ ]+:(\d+)/", sidecar.log), what="a console")
     return int(found[1])
 
@@ -72,11 +81,13 @@ class Visitor:
             connection.close()
 
 
-def begin_live(client: redis.Redis, session: keys.SessionKeys, run_id: str, *, agent: str = "support") -> None:
+def begin_live(
+    client: redis.Redis, session: keys.SessionKeys, run_id: str, *, partitions: int, agent: str = "support"
+) -> None:
     """Write what a service writes when a run begins: lease, deadline, `begin`."""
     now = int(time.time() * 1_000)
     body = {"session_id": session.session, "run_id": run_id, "agent": agent, "seq": 0}
-    leases = keys.leases(PREFIX, keys.partition(session.scope, PARTITIONS))
+    leases = keys.leases(session.prefix, keys.partition(session.scope, partitions))
     pipeline = client.pipeline(transaction=False)
     pipeline.set(session.live, run_id, ex=600)
     pipeline.zadd(leases, {session.lease_member(run_id): now + 600_000})
