@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 from support.agents import ScopeDeps, Stage
 from support.postgres import running_postgres
+from support.proxy import Proxy
 from support.waiting import wait_until
 
 import agx
-from agx.connections import Bus
 from agx.redis_session import RedisSessions
+from agx.server import EmbeddedServer
 from agx.session import Session, SessionConflictError, SessionStore
 from agx.sql_session import SqlSessions, make_table
 
@@ -182,26 +184,50 @@ async def test_a_run_that_lost_its_conversation_to_another_says_so_and_keeps_its
     assert await read(store) == ["meanwhile", "heard meanwhile"]
 
 
-async def test_a_redis_session_may_be_saved_twice_by_one_save(
-    configured: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A reply that was lost: the same save is sent again, and is no conflict with itself."""
+@pytest.fixture
+async def proxy(server: EmbeddedServer, redis_url: str) -> AsyncIterator[Proxy]:
+    """agx, configured with a client on the worker's server, through a proxy that breaks."""
+    async with Proxy(server.port) as proxy, Redis.from_url(proxy.url) as client:
+        agx.configure(agx.Config(redis=client))
+        yield proxy
+        await agx.aclose()
+
+
+async def test_a_redis_session_is_saved_once_although_the_reply_is_lost(proxy: Proxy) -> None:
+    """The same save is sent again, and is no conflict with itself."""
     store = RedisSessions(ttl=60)
     session = await say(store, "one")
-    real, lost = Bus.run, iter([True, False])
-
-    async def losing(bus: Bus, *args: object) -> object:
-        reply = await real(bus, *args)  # type: ignore[arg-type]
-        if next(lost):
-            raise ConnectionError("the reply was lost")
-        return reply
-
-    monkeypatch.setattr(Bus, "run", losing)
     session.msgs = [*session.msgs, ModelRequest(parts=[UserPromptPart("more")])]
+    proxy.lose_replies(1)
     await session.save()
-    monkeypatch.undo()
     assert (await read(store))[-1] == "more"
-    assert await configured.hget("agx:1:1:s:msgs", "version") == b"2"  # type: ignore[misc] # redis-py's sync-or-async
+    await say(store, "two")
+    assert (await read(store))[-2:] == ["two", "heard two"]
+
+
+async def test_a_redis_session_is_saved_through_an_outage(proxy: Proxy) -> None:
+    store = RedisSessions(ttl=60)
+    session = await say(store, "one")
+    session.msgs = [*session.msgs, ModelRequest(parts=[UserPromptPart("more")])]
+    proxy.refuse()
+    tried = proxy.connections
+    saving = asyncio.create_task(session.save())
+    await wait_until(lambda: proxy.connections > tried + 1)
+    proxy.accept()
+    await saving
+    assert (await read(store))[-1] == "more"
+
+
+async def test_a_redis_session_says_when_the_outage_is_too_long(proxy: Proxy) -> None:
+    async with Redis.from_url(proxy.url) as client:
+        agx.configure(agx.Config(redis=client, lease_ttl=0.3))
+        session = RedisSessions(ttl=60).open(1, 1, "s")
+        await session.load()
+        proxy.refuse()
+        with pytest.raises(agx.RedisUnavailableError, match="save the session"):
+            await session.save()
+        proxy.accept()
+        await agx.aclose()
 
 
 async def test_redis_sessions_expire_and_leave_the_listing(configured: Redis) -> None:
