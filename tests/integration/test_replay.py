@@ -37,7 +37,8 @@ from support.scripted import Delta, Gate, call, scripted, think
 from support.waiting import wait_until
 
 import agx
-from agx.replay import ErrorEvent, InfoEvent, RunFailedError, replay
+from agx.hub import StreamEntry
+from agx.replay import ErrorEvent, InfoEvent, RunFailedError, replay, replay_entries
 
 pytestmark = pytest.mark.usefixtures("configured")
 
@@ -253,14 +254,36 @@ async def test_a_stream_whose_beginning_was_trimmed_is_told_from_where_it_is_lef
     assert start[-1] in ("seen anew", "anew")
 
 
-async def test_another_run_on_the_session_ends_the_replay() -> None:
+async def test_another_run_on_the_session_ends_the_replay(configured: Redis) -> None:
     await agx.start(1, 1, "s")
-    replaying = asyncio.create_task(replayed())
-    entered = agx.sse(1, 1, "s")
-    await anext(entered)
-    await entered.aclose()
+    replaying = asyncio.create_task(read_into(found := []))
+    await agx.add(1, 1, "s", type="info", origin="me", body={"n": 1})
+    await wait_until(lambda: found)
+    await configured.xadd("agx:1:1:s", {"type": "begin", "origin": "opale", "body": '{"run_id": "other"}'})
+    with pytest.raises(RunFailedError, match="another run"):
+        await replaying
+
+
+async def test_a_lost_run_raises_at_the_end_of_what_is_left(configured: Redis) -> None:
+    agent: Agent[ScopeDeps, str] = Agent(scripted(["so ", "far"]), deps_type=ScopeDeps)
+    await run_watched(agent)
+    left = (await configured.xrange("agx:1:1:s"))[:-1]
+
+    async def entries() -> AsyncIterator[StreamEntry]:
+        for entry in left:
+            yield StreamEntry.of(*entry)
+
+    replaying = replay_entries(entries())
+    assert isinstance(await anext(replaying), PartStartEvent)
+    with pytest.raises(RunFailedError, match="lost"):
+        [event async for event in replaying]
+
+
+async def test_a_session_opened_by_hand_replays_what_was_added() -> None:
+    await agx.start(1, 1, "s")
+    await agx.add(1, 1, "s", type="info", origin="me", body={"n": 1})
     await agx.stop(1, 1, "s", grace_period=30)
-    assert await replaying == []  # opened by hand, and nothing was said
+    assert [event.to_payload() for event in await replayed() if isinstance(event, InfoEvent)] == [{"n": 1}]
 
 
 async def test_nothing_to_replay() -> None:
