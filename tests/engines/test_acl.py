@@ -44,6 +44,7 @@ def rig(tls: TlsRig) -> TlsRig:
     with tls.admin() as admin:
         admin.flushall()
         admin.acl_log_reset()
+        admin.script_flush()  # a script that is known already is not sent as a whole
     return tls
 
 

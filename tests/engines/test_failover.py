@@ -22,7 +22,7 @@ from agx.server import EmbeddedServer
 
 RUNS = 200
 KEY = "agx:t1:1:s1"  # of one of them
-PACE = 0.1  # seconds between two words of a run
+PACE = 0.25  # seconds between two words of a run
 
 
 class Streaming:
@@ -91,7 +91,7 @@ async def fail_over(
     try:
         streaming = Streaming()
         streaming.start()
-        await wait_until(lambda: streaming.all_heard(5))
+        await wait_until(lambda: streaming.all_heard(5), 60, what="all listeners hear")
         victim.kill()
         killed = time.monotonic()
         before = {name: len(said) for name, said in streaming.said.items()}
