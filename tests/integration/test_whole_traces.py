@@ -1,0 +1,149 @@
+"""Whole traces of real runs, with the service's own SDK and without: each span told once, each token counted once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from redis.asyncio import Redis
+from support.agents import KeptSession, ScopeDeps, Stage
+from support.sdk import installed_sdk
+from support.told import read_told
+
+import agx
+from agx_sidecar.spans import spans_of
+
+# The model asks for a tool and is asked again; it then says all, is cancelled, or breaks off, after one word.
+STAGES = {
+    "completed": {},
+    "cancelled": {"hold_after": 1},
+    "failed": {"model_error": LookupError("made")},
+}
+USED = {
+    "completed": {"gen_ai.usage.input_tokens": 100, "gen_ai.usage.output_tokens": 8},
+    "cancelled": {"gen_ai.usage.input_tokens": 100, "gen_ai.usage.output_tokens": 6},
+    "failed": {"gen_ai.usage.input_tokens": 100, "gen_ai.usage.output_tokens": 6},
+}
+GOLDEN = {
+    ("completed", "no SDK"): """
+invoke_agent staged INTERNAL UNSET completed
+  agx.stream INTERNAL UNSET completed
+  chat function::_speak CLIENT UNSET completed 50+5
+  execute_tool work INTERNAL UNSET ok
+  chat function::_speak CLIENT UNSET completed 50+3
+""",
+    ("cancelled", "no SDK"): """
+invoke_agent staged INTERNAL UNSET cancelled
+  agx.stream INTERNAL UNSET cancelled
+  chat function::_speak CLIENT UNSET completed 50+5
+  execute_tool work INTERNAL UNSET ok
+  chat function::_speak CLIENT UNSET cancelled 50+1
+""",
+    ("failed", "no SDK"): """
+invoke_agent staged INTERNAL ERROR failed LookupError
+  agx.stream INTERNAL ERROR failed LookupError
+  chat function::_speak CLIENT UNSET completed 50+5
+  execute_tool work INTERNAL UNSET ok
+  chat function::_speak CLIENT ERROR failed LookupError 50+1
+""",
+    ("completed", "SDK"): """
+agx.run staged INTERNAL UNSET completed
+  agx.stream INTERNAL UNSET completed
+  invoke_agent staged INTERNAL UNSET
+    agx.node user_prompt INTERNAL UNSET completed
+    agx.node model_request INTERNAL UNSET completed
+      chat function::_speak CLIENT UNSET 50+5
+    agx.node call_tools INTERNAL UNSET completed
+      execute_tool work INTERNAL UNSET
+    agx.node model_request INTERNAL UNSET completed
+      chat function::_speak CLIENT UNSET 50+3
+    agx.node call_tools INTERNAL UNSET completed
+""",
+    ("cancelled", "SDK"): """
+agx.run staged INTERNAL UNSET cancelled
+  agx.stream INTERNAL UNSET cancelled
+  invoke_agent staged INTERNAL UNSET
+    agx.node user_prompt INTERNAL UNSET completed
+    agx.node model_request INTERNAL UNSET completed
+      chat function::_speak CLIENT UNSET 50+5
+    agx.node call_tools INTERNAL UNSET completed
+      execute_tool work INTERNAL UNSET
+    agx.node model_request INTERNAL UNSET cancelled
+      chat function::_speak CLIENT UNSET 50+1
+""",
+    ("failed", "SDK"): """
+agx.run staged INTERNAL ERROR failed LookupError
+  agx.stream INTERNAL ERROR failed LookupError
+  invoke_agent staged INTERNAL ERROR
+    agx.node user_prompt INTERNAL UNSET completed
+    agx.node model_request INTERNAL UNSET completed
+      chat function::_speak CLIENT UNSET 50+5
+    agx.node call_tools INTERNAL UNSET completed
+      execute_tool work INTERNAL UNSET
+    agx.node model_request INTERNAL ERROR failed LookupError
+      chat function::_speak CLIENT UNSET 50+1
+""",
+}
+
+
+async def _trace(redis: Redis, outcome: str, mode: str) -> list[ReadableSpan]:
+    """Play a run and return its spans, the service's and the sidecar's."""
+    stage = Stage(call_tool=True, **STAGES[outcome])  # type: ignore[arg-type] # one field each
+    with installed_sdk() if mode == "SDK" else nullcontext() as own:
+        running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Go on.", deps=ScopeDeps()))
+        if outcome == "cancelled":
+            await stage.reached.wait()
+            assert await agx.cancel(1, 1, "s")
+        with nullcontext() if outcome == "completed" else pytest.raises((agx.AgxCanceledError, LookupError)):
+            await running
+    told = await read_told(redis)
+    return [*(own.ended if own else ()), *(span for fact in told.facts for span in spans_of(fact))]
+
+
+def _drawn(spans: Iterable[ReadableSpan]) -> str:
+    """Draw a trace as a tree, children in the order of their start."""
+    children: dict[int | None, list[ReadableSpan]] = {}
+    for span in sorted(spans, key=lambda span: span.start_time or 0):
+        children.setdefault(span.parent.span_id if span.parent else None, []).append(span)
+
+    def lines(parent: int | None, depth: int) -> Iterable[str]:
+        for span in children.get(parent, ()):
+            assert span.context is not None
+            yield "  " * depth + _said(span)
+            yield from lines(span.context.span_id, depth + 1)
+
+    return "\n" + "".join(f"{line}\n" for line in lines(None, 0))
+
+
+def _said(span: ReadableSpan) -> str:
+    shown = span.attributes or {}
+    words = [span.name, span.kind.name, span.status.status_code.name]
+    outcomes = ("agx.run.outcome", "agx.node.outcome", "agx.tool.outcome", "error.type")
+    words += [str(shown[name]) for name in outcomes if name in shown]
+    if "gen_ai.usage.input_tokens" in shown:
+        words.append("+".join(str(shown[f"gen_ai.usage.{kind}_tokens"]) for kind in ("input", "output")))
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(("outcome", "mode"), list(GOLDEN))
+async def test_a_trace_is_told_once(configured: Redis, outcome: str, mode: str) -> None:
+    spans = await _trace(configured, outcome, mode)
+    assert _drawn(spans) == GOLDEN[outcome, mode]
+    ids = Counter(span.context.span_id for span in spans if span.context)
+    assert max(ids.values()) == 1
+    assert len({span.context.trace_id for span in spans if span.context}) == 1
+
+
+@pytest.mark.parametrize(("outcome", "mode"), list(GOLDEN))
+async def test_usage_over_all_spans_is_the_usage_once(configured: Redis, outcome: str, mode: str) -> None:
+    total: Counter[str] = Counter()
+    for span in await _trace(configured, outcome, mode):
+        for name, value in (span.attributes or {}).items():
+            if name.startswith("gen_ai.usage."):
+                assert isinstance(value, int)
+                total[name] += value
+    assert total == USED[outcome]
