@@ -12,7 +12,9 @@ from .errors import (
     LeaseLostError,
     NotConfiguredError,
     RedisUnavailableError,
+    RunFailedError,
     SessionBusyError,
+    SessionConflictError,
     SessionSaveError,
 )
 from .events import Runtime
@@ -36,9 +38,11 @@ __all__ = [
     "NotConfiguredError",
     "RedisSession",
     "RedisUnavailableError",
+    "RunFailedError",
     "Runtime",
     "Session",
     "SessionBusyError",
+    "SessionConflictError",
     "SessionSaveError",
     "aclose",
     "add",

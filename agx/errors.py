@@ -80,3 +80,19 @@ class SessionSaveError(MessagesError):
             messages,
         )
         self.result = result
+
+
+class SessionConflictError(AgxError):
+    """Raised by `save()` when the stored conversation changed after `load()`; nothing was overwritten."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"session {session!r} was saved by someone else after it was loaded: load it again and repeat the turn"
+        )
+
+
+class RunFailedError(AgxError):
+    """Raised at the end of a replay whose run failed, was lost, or was replaced by another before its end."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the run has no answer: {what}")

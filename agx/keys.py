@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 Id = int | str
 
-_ID = re.compile(r"[A-Za-z0-9_.@=+|~-]{1,200}")
+ID = re.compile(r"[A-Za-z0-9_.@=+|~-]{1,200}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
 
 STREAM_TTL = 86_400  # seconds; a live session's stream, refreshed by the lease's renewal
@@ -27,7 +27,7 @@ def check_id(value: Id, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise TypeError(f"{name} must be an int or a str, not {type(value).__name__}")
     text = str(value)
-    if not _ID.fullmatch(text):
+    if not ID.fullmatch(text):
         raise ValueError(f"{name} must match [A-Za-z0-9_.@=+|~-]{{1,200}}, which {text[:40]!r} does not")
     return text
 
@@ -86,6 +86,11 @@ class SessionKeys:
     def messages(self) -> str:
         """Where `RedisSession` keeps a conversation."""
         return f"{self.stream}:msgs"
+
+    @property
+    def saved(self) -> str:
+        """The user's conversations in Redis, by the time they were last saved; no session id is empty."""
+        return f"{self.index}::saved"
 
     def lease_member(self, run_id: str) -> str:
         """The member of `leases()`: no id has a colon, so `parse_lease_member()` takes it apart again."""

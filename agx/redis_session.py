@@ -14,9 +14,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 
 from .connections import Script
 from .engine import Engine, current_engine
-from .errors import RedisUnavailableError
+from .errors import RedisUnavailableError, SessionConflictError
 from .keys import Id, SessionKeys
-from .session import Session, SessionConflictError, StoredSession, title_of
+from .session import Session, StoredSession, title_of
 
 TTL = 30 * 86_400  # seconds a conversation is kept after it was last saved
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0  # seconds between attempts of a save
@@ -79,7 +79,7 @@ class RedisSession(Session):
         if not saved:
             raise SessionConflictError(session.session)
         self._version += 1
-        listing = _listing(session)
+        listing = session.saved
         # A hint, which `list()` checks: a lost one is made good by the next save. It lives as long as the longest.
         engine.control.execute("ZADD", listing, saved_us, session.session)
         engine.control.execute("EXPIRE", listing, self.ttl, "NX")
@@ -111,7 +111,7 @@ class RedisSessions:
         """
         engine = current_engine()
         prefix = engine.config.key_prefix
-        listing = _listing(SessionKeys.of(prefix, scope_id, user_id, "any"))
+        listing = SessionKeys.of(prefix, scope_id, user_id, "any").saved
         try:
             members = await engine.control.execute("ZRANGE", listing, offset, offset + limit - 1, "REV")
             sessions = [SessionKeys.of(prefix, scope_id, user_id, member.decode()) for member in members]
@@ -128,11 +128,6 @@ class RedisSessions:
             saved_at = datetime.fromtimestamp(int(saved_us) / 1_000_000, UTC)
             found.append(StoredSession(session.session, title.decode("utf-8", "replace"), saved_at))
         return found
-
-
-def _listing(session: SessionKeys) -> str:
-    # An id is never empty, so no session's key can meet it.
-    return f"{session.index}::saved"
 
 
 async def _persist(engine: Engine, attempt: Callable[[], Awaitable[Any]]) -> Any:

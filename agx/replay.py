@@ -30,7 +30,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 
-from .errors import AgxError
+from .errors import RunFailedError
 from .events import RUNTIME, Body
 from .hub import StreamEntry
 from .keys import Id
@@ -46,13 +46,6 @@ _OUTCOMES: dict[object, _Outcome] = {
     "denied": "denied",
     "cancelled": "interrupted",
 }
-
-
-class RunFailedError(AgxError):
-    """Raised at the end of a replay whose run failed, was lost, or was replaced by another before its end."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the run has no answer: {what}")
 
 
 @dataclass(kw_only=True)

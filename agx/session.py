@@ -12,19 +12,9 @@ from typing import Any, Protocol
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_core import PydanticSerializationError
 
-from .errors import AgxError
 from .keys import Id
 
 TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
-
-
-class SessionConflictError(AgxError):
-    """Raised by `save()` when the stored conversation changed after `load()`; nothing was overwritten."""
-
-    def __init__(self, session: str) -> None:
-        super().__init__(
-            f"session {session!r} was saved by someone else after it was loaded: load it again and repeat the turn"
-        )
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from .errors import SessionConflictError
 from .keys import Id, check_id
-from .session import TITLE_LENGTH, Session, SessionConflictError, StoredSession, title_of
+from .session import TITLE_LENGTH, Session, StoredSession, title_of
 
 try:
     import sqlalchemy as sql

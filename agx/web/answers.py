@@ -17,7 +17,7 @@ from ..sse import keep_open
 from .runs import Who
 from .shutdown import closing_event
 
-ID_PATTERN = f"^{keys._ID.pattern}$"
+ID_PATTERN = f"^{keys.ID.pattern}$"
 SessionId = Annotated[str, Path(pattern=ID_PATTERN, description="The session: one conversation of one user")]
 Authorize = Callable[..., Any]  # a FastAPI dependency that returns (scope_id, user_id), or raises HTTPException
 

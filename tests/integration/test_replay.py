@@ -37,8 +37,9 @@ from support.scripted import Delta, Gate, call, scripted, think
 from support.waiting import wait_until
 
 import agx
+from agx.errors import RunFailedError
 from agx.hub import StreamEntry
-from agx.replay import ErrorEvent, InfoEvent, RunFailedError, replay, replay_entries
+from agx.replay import ErrorEvent, InfoEvent, replay, replay_entries
 
 pytestmark = pytest.mark.usefixtures("configured")
 

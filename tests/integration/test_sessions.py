@@ -18,9 +18,10 @@ from support.proxy import Proxy
 from support.waiting import wait_until
 
 import agx
+from agx.errors import SessionConflictError
 from agx.redis_session import RedisSessions
 from agx.server import EmbeddedServer
-from agx.session import Session, SessionConflictError, SessionStore
+from agx.session import Session, SessionStore
 from agx.sql_session import SqlSessions, make_table
 
 
