@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.model_server import ModelServer, say
+from support.visitor import Visitor
 from support.waiting import wait_until_sync
 
 from agx import cli
@@ -60,6 +61,12 @@ def test_once_runs_every_outcome_and_agrees_with_the_sidecar(tmp_path: Path) -> 
 def test_goes_on_until_ctrl_c_and_agrees_then_too(tmp_path: Path) -> None:
     with demo(tmp_path) as (process, output):
         wait_for(output, r"metrics +http://127\.0\.0\.1:\d+/metrics")
+        console = re.search(r"console +http://127\.0\.0\.1:(\d+)/#token=(\S{20,})", output.read_text())
+        assert console
+        visitor = Visitor(int(console[1]))
+        assert visitor.get("/").status == 401
+        assert visitor.log_in(console[2]).status == 303
+        assert "Live" in visitor.get("/").text
         wait_for(output, r"(?m)^. (completed|cancelled|failed|lost)")
         process.send_signal(signal.SIGINT)
         code = process.wait(60)
