@@ -19,7 +19,7 @@ def add_to(commands: Commands) -> None:
         "doctor",
         help="check the server and the fleet, and say what to do",
         description="Checks Redis's version, memory policy and clock, what the user of the URL may do, partitions, "
-        "leases without a process, the queues and their readers. It writes nothing but a key that expires at once. "
+        "leases without a process, the queues and their readers. It changes nothing. "
         "Exit code 3: there is a fault.",
     )
     add_place(parser)
