@@ -41,4 +41,5 @@ def describe() -> str:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _KIB**3
     python = platform.python_version()
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    return f"{model}, virtual machine, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}; Python {python}; {packages}"
+    machine = f"{model}, virtual machine, {os.cpu_count()} cores, {memory:.0f} GiB, {sys.platform}"
+    return f"{machine}; Python {python}; {packages}"

@@ -1,4 +1,4 @@
-"""What a text delta costs, wall and CPU: bare loop, agx and peer in turn in one process, so that noise hits all alike."""
+"""What a text delta costs, wall and CPU: bare loop, agx and peer in turn in one process, so noise hits all alike."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import gc
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic_ai import Agent
 
 import agx
 
@@ -32,8 +35,9 @@ class Costs:
     cpu_ratio: float
 
 
-async def flat_out(line: Line, url: str, sessions: int, deltas: int, rounds: int, peer_rounds: int) -> list[Costs]:
-    """Measure `sessions` runs at once, each of `deltas`, in rounds of all contestants."""
+async def flat_out(line: Line, url: str, load: tuple[int, int], times: tuple[int, int]) -> list[Costs]:
+    """Measure runs at once and deltas of each (`load`), in rounds of all, how many with the peer (`times`)."""
+    (sessions, deltas), (rounds, peer_rounds) = load, times
     configure_agx(url)
     async with peer_client(url) as redis:
         peer = peer_drive(redis)
@@ -41,7 +45,8 @@ async def flat_out(line: Line, url: str, sessions: int, deltas: int, rounds: int
             await _round(drive, min(sessions, 5), 50)
         rows: list[dict[str, Cost]] = []
         for n in range(rounds):
-            row = {"limit": await _round(drive_bare, sessions, deltas), "agx": await _round(drive_agx, sessions, deltas)}
+            row = {"limit": await _round(drive_bare, sessions, deltas)}
+            row["agx"] = await _round(drive_agx, sessions, deltas)
             if n < peer_rounds:
                 row["peer"] = await _round(peer, sessions, deltas)
             rows.append(row)
@@ -61,17 +66,15 @@ async def _round(drive: Drive, sessions: int, deltas: int) -> Cost:
     return Cost((time.perf_counter() - wall) * 1e6 / count, (time.process_time() - cpu) * 1e6 / count)
 
 
-async def _run(drive: Drive, agent: object, name: str) -> None:
-    await drive(agent, name)  # type: ignore[arg-type]
+async def _run(drive: Drive, agent: Agent[Any, str], name: str) -> None:
+    await drive(agent, name)
 
 
 def _summarise(name: str, rows: list[dict[str, Cost]]) -> Costs:
     pairs = [(row[name], row["limit"]) for row in rows if name in row]
     return Costs(
         name,
-        Cost(
-            statistics.median(cost.wall_us for cost, _ in pairs), statistics.median(cost.cpu_us for cost, _ in pairs)
-        ),
+        Cost(statistics.median(cost.wall_us for cost, _ in pairs), statistics.median(cost.cpu_us for cost, _ in pairs)),
         statistics.median(cost.wall_us / limit.wall_us for cost, limit in pairs),
         statistics.median(cost.cpu_us / limit.cpu_us for cost, limit in pairs),
     )
