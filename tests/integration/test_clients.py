@@ -11,6 +11,7 @@ from pydantic_ai import Agent
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from support.observed import check_seq, of_kind, read_facts, read_stream, text_of
 from support.scripted import Gate, MyDeps, call, deps, scripted
+from support.waiting import wait_until
 
 import agx
 from agx.facts import RunEnded
@@ -82,6 +83,10 @@ async def _connections(client: Redis) -> int:
     return int(clients["connected_clients"])
 
 
+async def _connections_are(client: Redis, count: int) -> bool:
+    return await _connections(client) == count
+
+
 @pytest.mark.parametrize("pool", [ConnectionPool, BlockingConnectionPool])
 async def test_the_users_pool_is_never_used(redis_url: str, pool: type[ConnectionPool]) -> None:
     """One connection in the user's pool, which is taken, and fifty listeners beside a run."""
@@ -105,8 +110,8 @@ async def test_the_users_pool_is_never_used(redis_url: str, pool: type[Connectio
             await client.connection_pool.release(taken)
             await agx.aclose()
 
-        while await _connections(other) != before:
-            await asyncio.sleep(0)  # a closed socket is a moment later gone for the server too
+        # A closed socket is a moment later gone for the server too.
+        await wait_until(lambda: _connections_are(other, before))
 
 
 async def test_a_url_with_a_database_and_a_name_is_followed(redis_url: str) -> None:
