@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -60,7 +61,9 @@ def main() -> int:
     print_report(report)
     if report.verdict.broken:
         print(f"the replicas' logs are in {home}", file=sys.stderr)
-    return 1 if report.verdict.broken else 0
+        return 1
+    shutil.rmtree(home)
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from .ledger import Ledger, Series, series_of
 from .world import PLAIN, RELABELLED
 
 MOST_INCREASE = 1.1  # of the truth; `increase()` extrapolates
-_SETTLE = 30.0  # seconds for the last scrapes
+_SETTLE = 30.0  # seconds for the last scrapes, of all names together
 _SHOWN = 5  # differences of one name that are said
 _SLACK = 10  # seconds
 _OF_TARGETS = frozenset({"__name__", "job", "instance", "pod", "container"})
@@ -63,21 +63,22 @@ def judge(ledger: Ledger, stack: Stack, began: float) -> Verdict:
     verdict = Verdict()
     stray = {name for name, _ in ledger.truth} - set(SCALES)
     verdict.broken += [f"{name}: in the ledger, and not exported" for name in sorted(stray)]
+    until = time.monotonic() + _SETTLE
     for name in SCALES:
-        _settle(name, ledger, stack)
+        _settle(name, ledger, stack, max(0.0, until - time.monotonic()))
         window = f"{math.ceil(time.time() - began) + _SLACK}s"
         verdict.rows.append(_judge_name(name, ledger, stack, window, verdict.broken))
     return verdict
 
 
-def _settle(name: str, ledger: Ledger, stack: Stack) -> None:
+def _settle(name: str, ledger: Ledger, stack: Stack, timeout: float) -> None:
     def settled() -> bool:
         for job in (PLAIN, RELABELLED):
             assert not list(differences(name, ledger.truth, _shown(name, job, stack)))
         return True
 
     try:
-        wait_until_sync(settled, _SETTLE)
+        wait_until_sync(settled, timeout)
     except AssertionError:
         return  # what differs is said by the comparison itself
 
