@@ -16,7 +16,7 @@ WORKERS ?= 2
 PEER := pydantic-ai-stream==0.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs-metrics dashboards dashboards-preview helm chaos bench image-check clean
+.PHONY: help demo test check format docs-metrics dashboards dashboards-preview helm chaos audit bench image-check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -59,6 +59,9 @@ helm: $(READY) ## Copy boards and rules into the chart, and its values into its 
 
 chaos: $(READY) ## Break it on purpose and print what was kept (CHAOS_MINUTES, CHAOS_SEED)
 	cd tests && ../$(BIN)/python -m chaos
+
+audit: $(READY) ## Hold the metrics against a ledger of what happened, on a real Prometheus
+	cd tests && ../$(BIN)/python -m audit
 
 bench: $(READY) ## Measure beside the bare agent loop and the peer
 	$(BIN)/python -m benchmarks
