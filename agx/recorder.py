@@ -108,6 +108,8 @@ class Recorder:
         if self.cancel_reason is not None:
             return
         self.cancel_reason, self.cancel_ms = reason, mark_ms
+        if mark_ms is not None:
+            self.engine.clock.at_least(mark_ms)
         self.note_stage()
         self._mirror.add(time.time_ns(), "cancel", {"reason": reason})
         if self.stop is not None:

@@ -1,0 +1,34 @@
+"""The server's clock as it is known here: between question and answer, and never before what the server marked."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from agx.clock import ServerClock
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_answer_was_given_between_question_and_now(now: list[float]) -> None:
+    clock = ServerClock()
+    asked, now[0] = now[0], now[0] + 0.020
+    clock.sync(5_000, asked)
+    assert clock.now_ms() == 5_010
+    now[0] += 1.5
+    assert clock.now_ms() == 6_510
+
+
+def test_a_mark_of_the_servers_is_not_in_the_future(now: list[float]) -> None:
+    clock = ServerClock()
+    clock.sync(5_000, now[0])
+    clock.at_least(4_000)
+    assert clock.now_ms() == 5_000
+    clock.at_least(5_007)
+    assert clock.now_ms() == 5_007
