@@ -9,16 +9,16 @@ class ServerClock:
     """The server's time, carried on by the monotonic clock since it was last told."""
 
     def __init__(self) -> None:
-        self._offset_ms = time.time() * 1_000 - time.monotonic() * 1_000
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
 
-    def sync(self, server_ms: int, asked: float) -> None:
-        """Take over what a script's TIME said; `asked`: the monotonic time at which it was sent."""
-        # It was said between the question and now: half of that is the best guess.
-        self._offset_ms = server_ms - (asked + time.monotonic()) * 500
+    def sync(self, server_ms: int, asked_ns: int) -> None:
+        """Take over what a script's TIME said; `asked_ns`: the monotonic time at which it was sent."""
+        # It was said between the question and now: the middle is the best guess.
+        self._offset_ns = server_ms * 1_000_000 - (asked_ns + time.monotonic_ns()) // 2
 
     def at_least(self, server_ms: int) -> None:
-        """Learn that the server's time is not before this, as a mark of its own shows: no latency comes out negative."""
-        self._offset_ms = max(self._offset_ms, server_ms - time.monotonic() * 1_000)
+        """Learn from a mark of the server's own that its time is not before this."""
+        self._offset_ns = max(self._offset_ns, server_ms * 1_000_000 - time.monotonic_ns())
 
     def now_ms(self) -> int:
-        return int(self._offset_ms + time.monotonic() * 1_000)
+        return (self._offset_ns + time.monotonic_ns()) // 1_000_000

@@ -104,7 +104,7 @@ class Leases:
         """
         session, deadline = lease.session, time.monotonic() + _BUSY_WAIT
         while True:
-            asked = time.monotonic()
+            asked_ns = time.monotonic_ns()
             taken, value = await self._bus.run(_ACQUIRE, session.live, lease.run_id, self._ttl_ms)
             if taken:
                 break
@@ -114,7 +114,7 @@ class Leases:
             if not (ended or value.startswith(b"reaper:")) or time.monotonic() > deadline:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
-        self._clock.sync(int(value), asked)
+        self._clock.sync(int(value), asked_ns)
         lease.confirmed, lease.breaks = time.monotonic(), self._bus.breaks
         self._held[lease.run_id] = lease
         self._announce([lease])
