@@ -141,7 +141,8 @@ class Engine:
             if self._beats is not None:
                 self._put_beat()
             with contextlib.suppress(TimeoutError, RedisError, OSError):
-                await asyncio.wait_for(self.queues.drain(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self.queues.drain()
             await self._keeper.aclose()
         else:
             await self._close_connections()
