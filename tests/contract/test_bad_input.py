@@ -153,7 +153,7 @@ class Odd:
 @pytest.mark.parametrize(
     "body",
     [{"a": Odd()}, {"a": b"x"}, {"a": {1, 2}}, {"a": 2**70}, {"a": "\ud800"}, {1: "a"}, ["a"], "a", 1],
-    ids=str,
+    ids=["object", "bytes", "set", "int", "surrogate", "key", "list", "str", "number"],
 )
 async def test_a_body_that_is_no_json_object_is_refused_and_nothing_is_written(configured: Redis, body: Any) -> None:
     await agx.start(1, 1, "s")
@@ -259,7 +259,7 @@ WRONG_CURSORS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("cursor", WRONG_CURSORS, ids=ascii)
+@pytest.mark.parametrize("cursor", WRONG_CURSORS, ids=lambda cursor: ascii(cursor).partition(" at ")[0])
 async def test_a_wrong_cursor_is_refused(configured: Redis, cursor: Any) -> None:
     async with asyncio.timeout(GENEROUS):
         with pytest.raises((ValueError, TypeError), match="the id of an event"):
