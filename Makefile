@@ -58,7 +58,7 @@ helm: $(READY) ## Copy boards and rules into the chart, and its values into its 
 	$(BIN)/python helm/sync.py
 
 chaos: $(READY) ## Break it on purpose and print what was kept (CHAOS_MINUTES, CHAOS_SEED)
-	cd tests && ../$(BIN)/python -m chaos
+	PYTHONPATH=tests $(BIN)/python -m chaos
 
 audit: $(READY) ## Hold the metrics against a ledger of what happened, on a real Prometheus
 	cd tests && ../$(BIN)/python -m audit
