@@ -98,7 +98,8 @@ def _parse_cursor(after: str | None) -> StreamId | None:
     if isinstance(after, str) and _CURSOR.fullmatch(after):
         cursor = parse_id(after)
         if max(cursor) < 2**64 and min(cursor) < 2**64 - 1:
-            return cursor
+            # As in Redis: behind zero is from the start, which is no resumption.
+            return cursor if cursor > (0, 0) else None
     raise ValueError(f"after must be the id of an event, like 1700000000000-0, not {after!r:.40}")
 
 

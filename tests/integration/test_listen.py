@@ -12,7 +12,7 @@ import pytest
 from pydantic_ai import Agent
 from redis.asyncio import Redis
 from support.observed import read_stream
-from support.scripted import Gate, deps, scripted
+from support.scripted import Gate, MyDeps, deps, scripted
 from support.waiting import wait_until
 
 import agx
@@ -299,3 +299,12 @@ async def test_nothing_comes_behind_an_end(configured: Redis) -> None:
 
 async def test_no_run_at_all_gives_no_frame(configured: Redis) -> None:
     assert [frame async for frame in agx.sse(1, 1, "nobody") if not frame.startswith(":")] == []
+
+
+@pytest.mark.parametrize("start", ["0", "0-0"])
+async def test_behind_zero_is_from_the_start(configured: Redis, start: str) -> None:
+    agent: Agent[MyDeps, str] = Agent(scripted(["all"]), deps_type=MyDeps)
+    await agx.run(MemorySession(id="s"), agent, "hi", deps=deps())
+    whole = await collect(1, 1, "s")
+    assert [event["type"] for event in (whole[0], whole[-1])] == ["begin", "end"]
+    assert await collect(1, 1, "s", after=start) == whole
