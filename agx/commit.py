@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("agx")
 
-FLUSH_INTERVAL = 0.004  # seconds between two group commits of a loop; the first one after a pause leaves at once
+FLUSH_INTERVAL = 0.010  # seconds between two group commits of a loop; the first one after a pause leaves at once
 _MOST_SAID = 300  # characters of an error: Sentinel's say everything about everybody
 _URGE_EVERY = 0.1  # seconds
 _REFRESH = 3_600.0  # seconds between refreshes of the streams' expiry, which lasts a day
