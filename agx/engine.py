@@ -60,14 +60,14 @@ class Engine:
         self._beats: asyncio.Task[None] | None = None
         self._beat_count = 0
         self._beaten_gaps = self._beaten_rereads = 0
-        self._keeper: AsyncGenerator[None, None] | None = None
+        # A loop that shuts down closes its asynchronous generators: that is how it closes its engine. The first step
+        # makes the loop take note of it, and has nothing to wait for.
+        self._keeper = self._keep()
+        with contextlib.suppress(StopIteration):
+            self._keeper.__anext__().send(None)
 
     async def ready(self) -> None:
         """Make sure that the prefix's number of partitions is known; raises RedisError or OSError."""
-        if self._keeper is None:
-            # A loop that shuts down closes its asynchronous generators: that is how it closes its engine.
-            self._keeper = self._keep()
-            await anext(self._keeper)
         if self.queues.partitions is None:
             self.queues.partitions = await self.leases.publish_meta(self.config.queue_partitions)
 
@@ -137,15 +137,13 @@ class Engine:
         await self.end_runs(grace)
         if self._background:
             await asyncio.wait(set(self._background), timeout=self.config.lease_ttl)
-        if self._keeper is not None:
-            if self._beats is not None:
-                self._put_beat()
+        if self._beats is not None:
+            self._put_beat()
+        if self.queues.partitions is not None:
             with contextlib.suppress(TimeoutError, RedisError, OSError):
                 async with asyncio.timeout(1.0):
                     await self.queues.drain()
-            await self._keeper.aclose()
-        else:
-            await self._close_connections()
+        await self._keeper.aclose()
 
     async def _close_connections(self) -> None:
         if self._beats is not None:
@@ -157,6 +155,10 @@ class Engine:
         await self.subscription.aclose()
         for bus in (self.appends, self.control, self._reads):
             await bus.aclose()
+        with _lock:
+            for engines in _engines.values():
+                if self in engines:
+                    engines.remove(self)
 
 
 _engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Engine]] = weakref.WeakKeyDictionary()

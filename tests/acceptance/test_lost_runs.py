@@ -68,6 +68,10 @@ async def _follow_to_the_end(session: str = "s") -> list[dict[str, object]]:
 REACHED = {"talking": "part_delta", "silent": "llm-begin", "tool": "llm-end", "sub-agent": "llm-end"}
 
 
+async def _has_ended(redis: Redis) -> bool:
+    return bool((await read_told(redis)).of(facts.RunEnded))
+
+
 async def _has_told(redis: Redis, stage: str) -> bool:
     told = await read_told(redis)
     agents = 2 if stage == "sub-agent" else 1
@@ -128,6 +132,7 @@ async def test_a_stalled_process_finds_itself_fenced(redis: Redis, redis_url: st
         listening = asyncio.create_task(_follow_to_the_end())
         process.send_signal(signal.SIGSTOP)
         events = await asyncio.wait_for(listening, 30)
+        await wait_until(lambda: _has_ended(redis))
         before = await read_told(redis)
         process.send_signal(signal.SIGCONT)
         assert process.stdout is not None

@@ -34,6 +34,21 @@ def test_a_loop_that_ends_closes_its_connections(redis_url: str) -> None:
     assert [str(warning.message) for warning in caught] == []
 
 
+def test_a_loop_that_only_listened_or_asked_closes_its_connections(redis_url: str) -> None:
+    agx.configure(agx.Config(redis=Redis.from_url(redis_url)))
+
+    async def look() -> None:
+        assert [event async for event in agx.listen(1, 1, "none", wait=0.1)] == []
+        assert not await agx.cancel(1, 1, "none")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            asyncio.run(look())
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+
+
 def test_two_loops_at_once(redis_url: str) -> None:
     agx.configure(agx.Config(redis=Redis.from_url(redis_url)))
     outputs: list[str] = []
