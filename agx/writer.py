@@ -191,14 +191,18 @@ class SessionWriter:
         if not (self.fenced or self._sent or self._resolving is not None) and self._kept:
             self._reconcile()
 
-    def send(self) -> None:
-        """Send the next batch, unless one is in flight."""
+    def send(self) -> int:
+        """Send the next batch, unless one is in flight; returns how many deltas have merged with others in it."""
         if self._sent or self.fenced or not self._pending or self._resolving is not None:
-            return
+            return 0
+        merged = 0
         while self._pending and len(self._sent) < BATCH:
-            self._sent.append(self._stamp(self._pending.popleft()))
+            entry = self._pending.popleft()
+            merged += max(0, len(entry.pieces) - 1)
+            self._sent.append(self._stamp(entry))
         self._sent_at_ns = time.perf_counter_ns()
         self._transmit()
+        return merged
 
     def _stamp(self, entry: Entry, *, seq: int | None = None) -> Sent:
         """Give an entry its id, its `seq` and its bytes, all final."""
