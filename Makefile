@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 # What is not installed is deselected here, never skipped; CI installs it all.
 need = $(if $(shell command -v $(2)),, and not $(1))
-MARKS := not nothing$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
+MARKS := not image$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
 MARKS += $(call need,npm,npm)$(call need,npm,node)
 MARKS += $(call need,browser,chromium)$(call need,browser,node)$(call need,browser,npm)
 # Debian keeps the server's binaries off the PATH.
@@ -31,7 +31,7 @@ demo: $(READY) ## Show the whole flow: agents, a sidecar, live output, and the n
 	$(BIN)/agx demo
 
 test: $(READY) ## Run the tests (on real servers, which the packages bring along)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m '$(MARKS) and not image' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m '$(MARKS)' $(ARGS)
 
 check: $(READY) ## Lint, types, and generated files up to date
 	$(BIN)/ruff check .
