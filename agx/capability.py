@@ -127,7 +127,8 @@ class AgxCapability(AbstractCapability[Any]):
         if scope is None or user is None or session is None:
             raise ValueError("AgxCapability takes all of scope_id, user_id and session_id, or none of them")
         keys = SessionKeys.of(engine.config.key_prefix, scope, user, session)
-        return await LiveRun.open(engine, agent=agent, session=keys, scope=keys.scope)
+        follows = ctx.deps.follows if isinstance(ctx.deps, Deps) else None
+        return await LiveRun.open(engine, agent=agent, session=keys, scope=keys.scope, follows=follows)
 
     @contextmanager
     def _driving(self, recorder: Recorder, ctx: RunContext[Any]) -> Iterator[None]:

@@ -17,10 +17,14 @@ class Deps(ABC):
 
     `add_info()` and `add_error()` are for tools. `add_node_begin()`, `add_node_event()` and `add_node_end()` are for
     those who drive an agent by hand between `start()` and `stop()`; `run()` needs none of them.
+
+    `follows`: the traceparent of the message that caused the run, where that belongs to another trace; the run's span
+    gets a link to it.
     """
 
     user_id: Id
     session_id: Id
+    follows: str | None = field(default=None, compare=False)
     runtime: Runtime = field(default_factory=Runtime, repr=False, compare=False)
 
     @abstractmethod

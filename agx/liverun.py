@@ -56,9 +56,19 @@ class LiveRun:
 
     @classmethod
     async def open(
-        cls, engine: Engine, *, agent: str, session: SessionKeys | None, scope: str, runtime: Runtime | None = None
+        cls,
+        engine: Engine,
+        *,
+        agent: str,
+        session: SessionKeys | None,
+        scope: str,
+        runtime: Runtime | None = None,
+        follows: str | None = None,
     ) -> LiveRun:
         """Begin a run.
+
+        Args:
+            follows: traceparent of what caused the run; by default that of the session's run before.
 
         Raises:
             SessionBusyError: the session has a live run.
@@ -70,15 +80,22 @@ class LiveRun:
                 await reach(engine.ready)
             except (RedisError, OSError):
                 logger.warning("agx: Redis can't be reached, facts of run %s wait in memory", run_id)
-            live = cls(engine, _make_recorder(engine, run_id, agent, scope, runtime=runtime), None)
+            live = cls(engine, _make_recorder(engine, run_id, agent, scope, runtime=runtime, follows=follows), None)
             live.recorder.started()
             return live
         with starting(session):
-            return await cls._open_streamed(engine, run_id, agent, session, runtime)
+            return await cls._open_streamed(engine, run_id, agent, session, runtime=runtime, follows=follows)
 
     @classmethod
     async def _open_streamed(
-        cls, engine: Engine, run_id: str, agent: str, session: SessionKeys, runtime: Runtime | None
+        cls,
+        engine: Engine,
+        run_id: str,
+        agent: str,
+        session: SessionKeys,
+        *,
+        runtime: Runtime | None,
+        follows: str | None,
     ) -> LiveRun:
         lease: Lease | None = None
         try:
@@ -94,7 +111,7 @@ class LiveRun:
                 session.scope,
                 session=session,
                 runtime=runtime,
-                follows=_traceparent_of(previous),
+                follows=follows or _traceparent_of(previous),
             )
             writer = SessionWriter(
                 engine.writer,

@@ -63,7 +63,12 @@ async def run(
     try:
         deps.runtime = Runtime()
         live = await LiveRun.open(
-            engine, agent=agent.name or "agent", session=keys, scope=keys.scope, runtime=deps.runtime
+            engine,
+            agent=agent.name or "agent",
+            session=keys,
+            scope=keys.scope,
+            runtime=deps.runtime,
+            follows=deps.follows,
         )
         drive = _Drive(live, session)
         with attached(live.recorder.span.context):

@@ -175,3 +175,17 @@ async def test_trace_ratio_samples_at_the_root(redis_url: str) -> None:
         await _run(Stage())
         assert not (await read_told(client)).one(facts.RunEnded).trace.sampled
         await agx.aclose()
+
+
+async def test_a_run_caused_by_another_traces_message_has_a_link_to_it(configured: Redis, spans: SpanLedger) -> None:
+    cause = f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    await agx.run(KeptSession(), Stage().agent(), "Hello", deps=ScopeDeps(follows=cause))
+    run = spans.one("agx.run")
+    assert run.parent is None
+    assert [(link.context.trace_id, link.context.span_id) for link in run.links] == [(0xABC, 0xDEF)]
+    told = await read_told(configured)
+    assert told.bodies("begin")[0]["follows"] == cause
+    assert told.one(facts.RunEnded).follows == cause
+    agent = Stage().agent(capabilities=[agx.AgxCapability()])
+    await agent.run("Hello", deps=ScopeDeps(session_id="t", follows=cause))
+    assert (await read_told(configured, session="t")).bodies("begin")[0]["follows"] == cause
