@@ -80,7 +80,7 @@ def test_a_killed_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     with demo(tmp_path) as (process, output):
         wait_for(output, r"metrics +http")
         homes = list((tmp_path / "tmp").iterdir())
-        assert len(homes) == 2  # the server's and the sidecar's
+        assert len(homes) >= 2  # the server's and the sidecar's; one more where a port was taken at the first try
         process.kill()
         process.wait()
         wait_until_sync(lambda: not list((tmp_path / "tmp").iterdir()), what="its children are gone")
