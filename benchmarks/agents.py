@@ -28,10 +28,12 @@ def new_session(kind: str) -> str:
     return f"{kind}-{next(_names)}-{random.getrandbits(32):x}"
 
 
-def make_agent(deltas: int, *, rate: float | None = None) -> Agent[Any, str]:
+def make_agent(
+    deltas: int, *, rate: float | None = None, on_chunk: Callable[[], None] = lambda: None
+) -> Agent[Any, str]:
     """Return an agent whose model sends `deltas` chunks: flat out, or `rate` a second, each with its own time.
 
-    It yields to the loop at each chunk, as a model behind a socket does.
+    It yields to the loop at each chunk, as a model behind a socket does. `on_chunk()` is called for paced ones.
     """
 
     async def flat_out(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
@@ -46,6 +48,7 @@ def make_agent(deltas: int, *, rate: float | None = None) -> Agent[Any, str]:
         for _ in range(deltas):
             await asyncio.sleep(max(0.0, due - loop.time()))
             due += 1 / rate
+            on_chunk()
             yield f"{time.monotonic_ns()};"
 
     return Agent(FunctionModel(stream_function=flat_out if rate is None else paced))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from .stats import Delays
 from .workers import Line, Worker
 
 RATE = 30.0  # tokens a second and session
+_EDGE = 1.0  # seconds at both ends in which runs begin and end
 CONTESTANTS = ("limit", "lean", "agx", "peer")
 
 
@@ -75,23 +77,31 @@ def _round(url: str, name: str, sessions: int, deltas: int, n: int) -> _Round:
 
 
 async def run_agents(line: Line, url: str, name: str, names: list[str], deltas: int) -> float:
-    """Run the agents; returns CPU microseconds per delta."""
+    """Run the agents; returns CPU microseconds per delta, while all of them stream."""
     configure_agx(url)
     lean = await LeanWriter.open(url)
     async with peer_client(url) as redis:
         drive = {"limit": drive_bare, "lean": lean.drive(), "agx": drive_agx, "peer": peer_drive(redis)}[name]
         # Everything is imported, connected and warm before it counts.
         await asyncio.gather(*(drive(make_agent(20), f"warm-{name}-{number}") for number in range(5)))
-        agent = make_agent(deltas, rate=RATE)
+        chunks = itertools.count()
+        agent = make_agent(deltas, rate=RATE, on_chunk=lambda: _count(chunks))
         gc.collect()
         line.say("ready")
         await line.hear()
-        cpu = time.process_time()
-        await asyncio.gather(*(drive(agent, session) for session in names))
-        cpu = time.process_time() - cpu
+        running = asyncio.gather(*(drive(agent, session) for session in names))
+        await asyncio.sleep(_EDGE)
+        cpu, first = time.process_time(), next(chunks)
+        await asyncio.sleep(deltas / RATE - 2 * _EDGE)
+        cpu, last = time.process_time() - cpu, next(chunks)
+        await running
     await agx.aclose()
     await lean.aclose()
-    return cpu * 1e6 / (len(names) * deltas)
+    return cpu * 1e6 / (last - first)
+
+
+def _count(chunks: Iterator[int]) -> None:
+    next(chunks)
 
 
 async def listen_all(line: Line, url: str, name: str, names: list[str], deltas: int) -> tuple[Delays, float]:

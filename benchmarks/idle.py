@@ -20,6 +20,7 @@ from .machine import cpu_seconds, resident_bytes
 from .workers import Line
 
 _TOGETHER = 200  # sessions that start at once
+_SETTLING = 16.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ async def hold_sessions(line: Line, url: str, server_pid: int, load: tuple[int, 
             await asyncio.gather(*(agx.start(scope, 1, session) for scope, session in names[first:][:_TOGETHER]))
         starting = time.process_time() - cpu
         keys = await looking.dbsize()
-        await asyncio.sleep(6)  # one renewal, so that what it needs is there
+        # Renewals have begun by then, and what a writer keeps of its last events for a lease's time is gone.
+        await asyncio.sleep(_SETTLING)
         gc.collect()
         memory, wall = resident_bytes(), time.perf_counter()
         cpu, server = time.process_time(), cpu_seconds(server_pid)
