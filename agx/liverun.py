@@ -123,7 +123,13 @@ class LiveRun:
             try:
                 await writer.begin(recorder.begin_body(session.session), origin=RUNTIME)
             except BaseException as error:
-                recorder.span.end("failed", reason=None, error_type=type(error).__name__, message=None)
+                if writer.begun:
+                    # Cancelled while it was on its way: who saw the `begin` sees the `end`.
+                    live = cls._start(engine, recorder, writer, lease, told)
+                    lease = None
+                    engine.keep(asyncio.get_running_loop().create_task(live.close(Ending("cancelled", "task"))))
+                else:
+                    recorder.span.end("failed", reason=None, error_type=type(error).__name__, message=None)
                 raise
         except BaseException as error:
             if lease is not None:
@@ -131,8 +137,12 @@ class LiveRun:
             if isinstance(error, (RedisError, OSError)):
                 raise RedisUnavailableError("start the run", error) from error
             raise
+        return cls._start(engine, recorder, writer, lease, told)
+
+    @classmethod
+    def _start(cls, engine: Engine, recorder: Recorder, writer: SessionWriter, lease: Lease, told: _Told) -> LiveRun:
         recorder.writer = writer
-        engine.sessions[session.stream] = recorder
+        engine.sessions[writer.stream] = recorder
         live = cls(engine, recorder, lease)
         _follow_cancel(engine, lease)
         recorder.started()

@@ -126,16 +126,32 @@ class SessionWriter:
                 trouble_since = trouble_since or asked
                 if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
                     raise
+        self._take_begun(entry)
+
+    async def _issue_begin(self, entry: Sent) -> None:
+        reply = self._writer.bus.run(
+            BEGIN, self._keys.stream, entry.id, entry.origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel
+        )
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT):
+                await asyncio.shield(reply)
+        except asyncio.CancelledError:
+            # It is on its way, and who sees a `begin` has to see an `end`.
+            await asyncio.wait({reply}, timeout=COMMAND_TIMEOUT)
+            if reply.done() and reply.exception() is None:
+                self._take_begun(entry)
+            raise
+
+    def _take_begun(self, entry: Sent) -> None:
         self._acked = entry.id
         self._kept.begin = entry
         self._kept.add([entry])
         self._writer.open(self)
 
-    async def _issue_begin(self, entry: Sent) -> None:
-        async with asyncio.timeout(COMMAND_TIMEOUT):
-            await self._writer.bus.run(
-                BEGIN, self._keys.stream, entry.id, entry.origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel
-            )
+    @property
+    def begun(self) -> bool:
+        """Whether the `begin` is appended, as far as is known."""
+        return self._kept.begin is not None
 
     def put(self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False) -> None:
         """Hand an event over; synchronous, and nothing is awaited on the token path."""

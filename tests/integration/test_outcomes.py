@@ -129,7 +129,7 @@ async def _timeout_around(scene: Scene) -> None:
 
 async def _upstream_timeout(scene: Scene) -> None:
     scene.stage.hold_after = 1
-    scene.kwargs["timeout"] = 0.2
+    scene.kwargs["timeout"] = 0.8
     with pytest.raises(RunTimedOut):
         await scene.start()
 
@@ -383,7 +383,7 @@ async def _capability_task_cancelled(scene: Scene, agent: Any) -> None:
 async def _capability_timeout(scene: Scene, agent: Any) -> None:
     scene.stage.hold_after = 1
     with pytest.raises(RunTimedOut):
-        await agent.run("Hello", deps=ScopeDeps(), timeout=0.2)
+        await agent.run("Hello", deps=ScopeDeps(), timeout=0.8)
 
 
 async def _capability_model_fails(scene: Scene, agent: Any) -> None:

@@ -21,7 +21,7 @@ from support.told import read_told
 from support.waiting import wait_until
 
 import agx
-from agx import facts
+from agx import facts, keys
 from agx.server import EmbeddedServer
 
 LEASE = 0.6  # seconds
@@ -195,3 +195,26 @@ async def _while_refused(
         return await redis.xlen("agx:1:1:s") > length
 
     await wait_until(goes_on)
+
+
+async def test_a_task_cancelled_while_its_begin_is_on_its_way_has_an_end(proxy: Proxy, redis: Redis) -> None:
+    talk = start_talk()
+    stream = keys.SessionKeys.of("agx", "1", "1", "s").stream
+    proxy.delay = 0.2
+    await wait_until(lambda: redis.exists(stream))  # the server has it, and its answer is on the way
+    talk.running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await talk.running
+    proxy.delay = 0.0
+    events = await talk.hearing
+    assert [event["type"] for event in events] == ["begin", "error", "end"]
+    assert (events[-1]["body"]["outcome"], events[-1]["body"]["reason"]) == ("cancelled", "task")
+    await wait_until(lambda: gone(redis))
+    told = await read_told(redis)
+    assert told.one(facts.RunStarted).run_id == told.one(facts.RunEnded).run_id
+    assert not talk.said
+
+
+async def gone(redis: Redis) -> bool:
+    """Whether nobody holds the session's lease."""
+    return not await redis.exists(keys.SessionKeys.of("agx", "1", "1", "s").live)
