@@ -87,6 +87,10 @@ class AgxCapability(AbstractCapability[Any]):
         """Hooking the event stream makes pydantic-ai stream, and a model that can't would fail: decided per run."""
         return self._streams
 
+    def listens_to(self, event: AgentStreamEvent) -> bool:
+        """Nothing here is an `@on_event` listener; upstream would look for one at each token."""
+        return False
+
     async def for_run(self, ctx: RunContext[Any]) -> AbstractCapability[Any]:
         """Return this run's own copy, with upstream's instrumentation where a SDK listens and nothing instruments."""
         own = replace(self, _streams=can_stream(ctx.model), _error=None, _entered=False)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("agx")
 
 # Seconds between two group commits of a loop; the first one after a pause leaves at once. Waiting longer pays where
-# deltas come so fast that they merge, and costs only delay where they don't.
-_SHORT, _LONG = 0.006, 0.016
+# deltas come so fast that they merge, and costs only delay where they don't: thirty pictures a second look smooth.
+_SHORT, _LONG = 0.006, 0.033
 _MOST_SAID = 300  # characters of an error: Sentinel's say everything about everybody
 _URGE_EVERY = 0.1  # seconds
 _REFRESH = 3_600.0  # seconds between refreshes of the streams' expiry, which lasts a day

@@ -47,8 +47,9 @@ class ModelRequest:
         self.response = response
         self.end_ns = time.time_ns()
 
-    def chunk(self) -> None:
+    def chunk(self, chars: int) -> None:
         """A chunk has come; on the token path."""
+        self.chars += chars
         now = time.perf_counter_ns()
         if self._first_chunk_ns is None:
             self._first_chunk_ns = now - self._started

@@ -185,13 +185,15 @@ class Recorder:
         if isinstance(event, PartDeltaEvent):
             # The token path: nothing here that need not be.
             text = delta_text(event)
-            self._chunk(len(text or ""))
+            if (request := self._request) is not None:
+                request.chunk(len(text or ""))
             if text and self.writer is not None:
                 self.writer.put_delta(AGENT, self._runtime.part_of(event), text)
             return
         if isinstance(event, PartStartEvent):
             content = event.part.content if isinstance(event.part, (TextPart, ThinkingPart)) else ""
-            self._chunk(len(content))
+            if self._request is not None:
+                self._request.chunk(len(content))
         elif isinstance(event, FunctionToolResultEvent):
             self._refused(event)
         elif isinstance(event, DeferredToolRequestsEvent):
@@ -199,11 +201,6 @@ class Recorder:
                 self._told_without_running(call, "deferred")
         if (wire := self._runtime.convert(event)) is not None:
             self._put(wire)
-
-    def _chunk(self, chars: int) -> None:
-        if self._node is not None and (request := self._node.request) is not None:
-            request.chunk()
-            request.chars += chars
 
     # --- nodes ---
 
@@ -213,6 +210,11 @@ class Recorder:
             name += "+"
         self._names.add(name)
         return name
+
+    @property
+    def _request(self) -> ModelRequest | None:
+        """The model request under way."""
+        return None if self._node is None else self._node.request
 
     def begin_node(self, kind: NodeKind, model: Model[Any] | None = None) -> None:
         """A node begins, told by whichever hook comes first; a node that is open already just goes on."""
@@ -257,17 +259,17 @@ class Recorder:
 
     def end_model(self, response: ModelResponse) -> None:
         """The model has answered."""
-        if self._node is None or self._node.request is None:
+        if (request := self._request) is None:
             return
-        self._node.request.answered(response)
-        if not self._node.request.stream:
+        request.answered(response)
+        if not request.stream:
             for event in self._runtime.convert_response(response):
                 self._put(event)
 
     def note_partial(self, response: ModelResponse) -> None:
         """Take the partial answer of a request that was cut off: it may know its usage."""
-        if self._node is not None and self._node.request is not None and self._node.request.response is None:
-            self._node.request.response = response
+        if (request := self._request) is not None and request.response is None:
+            request.response = response
 
     # --- tools ---
 
