@@ -62,6 +62,7 @@ class Lease:
     on_cancel: Callable[[Reason, int | None], None]
     on_lost: Callable[[], None]
     confirmed: float = field(default_factory=time.monotonic)
+    taken: float = field(default_factory=time.monotonic)  # when it was last taken, not only renewed
     breaks: int = 0  # the bus's count of broken connections at that time
     settled: bool = False  # cancelled or lost: nobody needs to be told again
 
@@ -115,7 +116,8 @@ class Leases:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
         self._clock.sync(int(value), asked_ns)
-        lease.confirmed, lease.breaks = time.monotonic(), self._bus.breaks
+        lease.confirmed = lease.taken = time.monotonic()
+        lease.breaks = self._bus.breaks
         self._held[lease.run_id] = lease
         self._announce([lease])
         self._enter_index(lease)
@@ -129,6 +131,10 @@ class Leases:
         await self._bus.run(_RELEASE, session.live, lease.run_id)
         self._bus.execute("ZREM", session.index, session.session)
         await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
+
+    def holds(self, lease: Lease) -> bool:
+        """Return whether a lease can't have expired: its last renewal was confirmed less than its TTL ago."""
+        return time.monotonic() - lease.confirmed < self._ttl_ms / 1_000
 
     def refresh_soon(self) -> None:
         """Write again what lasts a day, as of the next renewal: a failed server may have lost it."""
@@ -202,7 +208,7 @@ class Leases:
         """Decide what a renewal's reply means; returns whether the lease is ours."""
         if value is None:
             unbroken = lease.breaks == self._bus.breaks
-            if unbroken and time.monotonic() - lease.confirmed < self._ttl_ms / 1_000:
+            if unbroken and self.holds(lease):
                 # Nobody but a seed client deletes a lease: that is how it cancels.
                 lease.settle_cancel("lease_deleted", None)
                 return False
@@ -214,6 +220,7 @@ class Leases:
             if not taken:
                 lease.settle_lost()
                 return False
+            lease.taken = time.monotonic()
             logger.warning("agx: the lease of session %s had expired and was taken again", lease.session.session)
         elif value.startswith(b"cancel:"):
             _, run_id, mark_ms = value.decode().split(":")

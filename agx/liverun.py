@@ -123,7 +123,7 @@ class LiveRun:
             try:
                 await writer.begin(recorder.begin_body(session.session), origin=RUNTIME)
             except BaseException as error:
-                recorder.span.end("failed", reason=None, error_type=type(error).__name__, message=None)
+                recorder.span.end("failed", error_type=type(error).__name__)
                 raise
         except BaseException as error:
             if lease is not None:
@@ -132,6 +132,8 @@ class LiveRun:
                 raise RedisUnavailableError("start the run", error) from error
             raise
         recorder.writer = writer
+        # Whoever has finished the run gave the lease free again, and stands in the stream.
+        recorder.is_ours = lambda: engine.leases.holds(taken) and writer.proved >= taken.taken
         engine.sessions[session.stream] = recorder
         live = cls(engine, recorder, lease)
         _follow_cancel(engine, lease)

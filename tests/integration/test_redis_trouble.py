@@ -17,6 +17,8 @@ from redis.asyncio import Redis
 from support.agents import KeptSession, ScopeDeps
 from support.leaks import leak_checked
 from support.proxy import Proxy
+from support.scripted import Gate, scripted
+from support.sdk import installed_sdk
 from support.told import read_told
 from support.waiting import wait_until
 
@@ -176,6 +178,30 @@ async def test_a_start_without_redis_fails_in_time(proxy: Proxy) -> None:
         assert time.monotonic() - began < 30
     proxy.accept()
     proxy.thaw()
+
+
+async def test_a_run_that_was_finished_meanwhile_tells_nothing_more(proxy: Proxy, redis: Redis) -> None:
+    """Its agent ends while the network is cut and a sidecar, which takes the process for dead, tells its end."""
+    gate, session = Gate(), KeptSession()
+    with installed_sdk() as spans:
+        agent: Agent[ScopeDeps, str] = Agent(scripted(["one ", gate, "two"], ["again"]), deps_type=ScopeDeps)
+        running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
+        await gate.reached.wait()
+        proxy.freeze()
+        await wait_until(lambda: _is_gone(redis))
+        gate.open.set()
+        await wait_until(lambda: session.saves == 1)
+        for word in ("error", "end"):
+            await redis.xadd("agx:1:1:s", {"type": word, "origin": "opale", "body": "{}"})
+        proxy.thaw()
+        with pytest.raises(agx.LeaseLostError):
+            await running
+        assert (await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
+    told = await read_told(redis)
+    assert [event["type"] for event in told.events][-2:] == ["error", "end"]
+    assert {fact.session for fact in told.of(facts.RunEnded)} == {"s2"}
+    assert {fact.session for fact in told.of(facts.NodeEnded) if fact.model is not None} == {"s2"}
+    assert [dict(span.attributes or {})["agx.session.id"] for span in spans.named("agx.run")] == ["s2"]
 
 
 async def _is_gone(redis: Redis) -> bool:
