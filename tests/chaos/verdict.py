@@ -72,11 +72,9 @@ def judge_runs(verdict: Verdict, world: World, *, may_cancel: bool) -> list[Hear
 
 def _freed(world: World, begun: Iterable[Heard]) -> list[str]:
     """How long after its service was killed the listener of a lost run was told."""
-    waits = sorted(
-        one.ended_at - world.killed_at[one.worker]
-        for one in begun
-        if one.outcome == "lost" and one.ended_at is not None and one.worker in world.killed_at
-    )
+    killed = [(one.ended_at, world.killed_at.get(one.worker)) for one in begun if one.outcome == "lost"]
+    # A service that was killed may have been stalled before: what it lost then is another matter.
+    waits = sorted(end - at for end, at in killed if end is not None and at is not None and end > at)
     if not waits:
         return []
     most = world.lease_ttl + LEAST_CARE
