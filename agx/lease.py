@@ -61,7 +61,7 @@ class Lease:
     run_id: str
     on_cancel: Callable[[Reason, int | None], None]
     on_lost: Callable[[], None]
-    confirmed: float = field(default_factory=time.monotonic)
+    confirmed: float = field(default_factory=time.monotonic)  # when the last renewal that was answered was asked for
     taken: float = field(default_factory=time.monotonic)  # when it was last taken, not only renewed
     breaks: int = 0  # the bus's count of broken connections at that time
     settled: bool = False  # cancelled or lost: nobody needs to be told again
@@ -116,8 +116,7 @@ class Leases:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
         self._clock.sync(int(value), asked_ns)
-        lease.confirmed = lease.taken = time.monotonic()
-        lease.breaks = self._bus.breaks
+        lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.run_id] = lease
         self._announce([lease])
         self._enter_index(lease)
@@ -189,6 +188,7 @@ class Leases:
     async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> int:
         """Renew some leases in one round trip; add those that are ours to `confirmed`, return how many answers came."""
         # GETEX renews and reads in one command, and never brings a deleted lease back.
+        asked = time.monotonic()
         renewals = [self._bus.execute("GETEX", lease.session.live, "PX", self._ttl_ms) for lease in leases]
         ours, answered = [], 0
         for lease, renewal in zip(leases, renewals, strict=True):
@@ -197,14 +197,14 @@ class Leases:
             except (RedisError, OSError):
                 continue
             answered += 1
-            if lease.run_id in self._held and await self._judge(lease, value):
+            if lease.run_id in self._held and await self._judge(lease, value, asked):
                 ours.append(lease)
         ours = [lease for lease in ours if lease.run_id in self._held]  # not given up meanwhile
         self._announce(ours)
         confirmed += ours
         return answered
 
-    async def _judge(self, lease: Lease, value: bytes | None) -> bool:
+    async def _judge(self, lease: Lease, value: bytes | None, asked: float) -> bool:
         """Decide what a renewal's reply means; returns whether the lease is ours."""
         if value is None:
             unbroken = lease.breaks == self._bus.breaks
@@ -213,6 +213,7 @@ class Leases:
                 lease.settle_cancel("lease_deleted", None)
                 return False
             # It expired while we could not renew it: the run goes on unless someone else has begun one.
+            asked = time.monotonic()
             try:
                 taken, _ = await self._bus.run(_ACQUIRE, lease.session.live, lease.run_id, self._ttl_ms)
             except (RedisError, OSError):
@@ -231,7 +232,7 @@ class Leases:
         elif value != lease.run_id.encode():
             lease.settle_lost()
             return False
-        lease.confirmed, lease.breaks = time.monotonic(), self._bus.breaks
+        lease.confirmed, lease.breaks = asked, self._bus.breaks
         return True
 
     def close(self) -> None:

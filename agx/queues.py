@@ -23,6 +23,7 @@ FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
 BATCH = 200  # facts a partition
 BUFFER = 20_000  # facts a loop keeps through an outage; beyond, the oldest go
 KEPT_BATCHES = 1_000  # a partition; the bound of what can be queued again
+_PAGE = 1_000  # facts a read
 _RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
 _UNSURE = 0.25  # seconds between two looks whether a run is still ours to tell of
 
@@ -47,8 +48,8 @@ class Teller(Protocol):
     """The run that tells a fact. Its lease may run out, and another finish it, while the fact waits here."""
 
     @property
-    def fenced(self) -> bool:
-        """Whether another has finished it: then it tells nothing."""
+    def silenced(self) -> bool:
+        """Whether another has told how it ended: then it tells nothing."""
 
     @property
     def sure(self) -> bool:
@@ -115,6 +116,16 @@ class Queues:
         if queued.acknowledged is not None and not queued.acknowledged.done():
             queued.acknowledged.set_result(None)
 
+    async def has(self, tenant: str, fact_id: str, since_ms: int) -> bool:
+        """Return whether a fact stands in its queue, appended at or after a server time."""
+        key, cursor = keys.queue(self._prefix, keys.partition(tenant, self.partitions or 1)), str(max(0, since_ms))
+        needle = fact_id.encode()
+        while page := await self._bus.execute("XRANGE", key, cursor, "+", "COUNT", _PAGE):
+            if any(needle in data for _, fields in page for data in fields.values()):
+                return True
+            cursor = f"({page[-1][0].decode()}"
+        return False
+
     async def drain(self) -> None:
         """Wait until every fact handed over so far is acknowledged."""
         while self._pending or self._inflight:
@@ -160,7 +171,7 @@ class Queues:
         while self._pending and len(taken) < most:
             queued = self._pending.popleft()
             teller = queued.teller
-            if teller is None or not teller.fenced:
+            if teller is None or not teller.silenced:
                 (taken if teller is None or teller.sure else waiting).append(queued)
         self._pending.extendleft(reversed(waiting))
         return taken

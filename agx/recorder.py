@@ -80,11 +80,17 @@ class Recorder:
         self._tool_calls = 0
         self._mirror = Mirror()
         self._fenced = False
+        self._silenced = False
 
     @property
     def fenced(self) -> bool:
         """Whether somebody else has finished this run, or the one in whose tool it works."""
         return self._fenced or (self.parent is not None and self.parent.fenced)
+
+    @property
+    def silenced(self) -> bool:
+        """Whether somebody else has told how this run ended: then it tells operators nothing more."""
+        return self._silenced or self._fenced or (self.parent is not None and self.parent.silenced)
 
     @property
     def sure(self) -> bool:
@@ -128,6 +134,10 @@ class Recorder:
         self._mirror.add(time.time_ns(), "cancel", {"reason": reason})
         if self.stop is not None:
             self.stop()
+
+    def silence(self) -> None:
+        """Tell operators nothing more."""
+        self._silenced = True
 
     def lose(self) -> None:
         """Stop a run that another one has replaced; it writes nothing any more."""
@@ -323,7 +333,7 @@ class Recorder:
 
     def _tell(self, fact: Fact) -> None:
         """Tell operators; a run that is fenced was told by whoever finished it."""
-        if not self.fenced:
+        if not self.silenced:
             self.engine.queues.put(fact, self)
 
     def _header(self, name: str, place: Trace) -> Header:
