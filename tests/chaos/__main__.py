@@ -16,13 +16,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .counting import BacklogScene, LeaderScene
+from .counting import BacklogScene, LeaderScene, MemoryScene
 from .scenes import SCENES as SCENES_OF_RUNS
 from .scenes import Scene
 from .verdict import Verdict
 
-AnyScene = Scene | LeaderScene | BacklogScene
-SCENES: tuple[AnyScene, ...] = (*SCENES_OF_RUNS, LeaderScene(), BacklogScene())
+AnyScene = Scene | LeaderScene | BacklogScene | MemoryScene
+SCENES: tuple[AnyScene, ...] = (*SCENES_OF_RUNS, LeaderScene(), BacklogScene(), MemoryScene())
 
 _COLUMNS = ("scene", "faults", "runs", "outcomes", "not started", "events lost", "repeated", "listeners hung",
             "spans missing", "facts missed", "measured", "held")  # fmt: skip

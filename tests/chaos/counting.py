@@ -1,142 +1,35 @@
-"""Scenes of sidecars alone: made-up facts whose truth is known, to the last bucket and the last span."""
+"""Scenes of sidecars alone: leaders die, the collector is away until the queue is nearly full, a million facts come."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from audit.ledger import Ledger, Series, series_of
 from audit.made_runs import Generator
-from audit.verdict import SCALES, differences
-from redis import Redis
-from sidecar.replica import Queue, Replica
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from sidecar.made_facts import ended, node, started, tool
 from support.otlp import OtlpReceiver
-from support.proxy import Proxy
 from support.waiting import wait_until
 
 from agx import facts, keys
-from agx.facts import Fact, ProcessBeat, Trace
-from agx.server import EmbeddedServer
+from agx_sidecar.fold import RECENT
 from agx_sidecar.spans import spans_of
-from agx_sidecar.traces import GROUP
 
+from .stand import Stand, judge, settled, stand_up, traced
 from .verdict import Verdict
 
 BOUND = 100_000  # facts in the queues, agx's own default
-_SETTLE = 120.0  # seconds for a backlog of the whole bound, on a machine that has other things to do
+MILLION = 1_000_000
 _BATCH = 10  # runs
-_SHOWN = 3  # differences of one name that are said
-
-
-class TracedQueue(Queue):
-    """Takes made-up facts, gives each its place in its run's trace, and knows what spans have to come of them."""
-
-    def __init__(self, client: Redis, partitions: int, bound: int) -> None:
-        super().__init__(client, partitions)
-        self.facts = 0
-        self.spans: dict[tuple[str, str], str] = {}  # their names
-        self._bound = bound // partitions
-
-    def add(self, *these: Fact) -> None:
-        traced = [_traced(fact) for fact in these]
-        for fact in traced:
-            for span in spans_of(fact):
-                context = span.get_span_context()
-                assert context is not None
-                self.spans[f"{context.trace_id:032x}", f"{context.span_id:016x}"] = span.name
-        self.facts += len(traced)
-        super().add(*traced)
-
-    def add_raw(self, payloads: Iterable[tuple[str, bytes]]) -> None:
-        """Append as services do: never above the bound."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for key, payload in payloads:
-            pipeline.xadd(key, {facts.FIELD: payload}, maxlen=self._bound, approximate=True)
-            pipeline.expire(key, 3_600)
-        pipeline.execute()
-
-
-def _traced(fact: Fact) -> Fact:
-    if isinstance(fact, ProcessBeat):
-        return fact
-    trace_id = facts.span_id(fact.run_id, "a") + facts.span_id(fact.run_id, "b")
-    root = facts.span_id(fact.run_id, "run")
-    if isinstance(fact, facts.RunStarted | facts.RunEnded):
-        return replace(fact, trace=Trace(trace_id, root, None, True, False))
-    return replace(fact, trace=Trace(trace_id, facts.span_id(fact.run_id, fact.id), root, True, False))
-
-
-@dataclass
-class Stand:
-    """A server, sidecars, a collector, and the truth."""
-
-    home: Path
-    server: EmbeddedServer
-    queue: TracedQueue
-    otlp: OtlpReceiver
-    collector: Proxy
-    ledger: Ledger
-    sidecars: list[Replica]
-    _started: int = 0
-
-    def start_sidecar(self) -> None:
-        self._started += 1
-        endpoint = f"http://127.0.0.1:{self.collector.port}"
-        home = self.home / f"sidecar{self._started}"
-        self.sidecars.append(Replica(home, self.server.url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint))
-
-    def find_leader(self) -> Replica | None:
-        return next((each for each in self.sidecars if each.leads()), None)
-
-    async def leader(self) -> Replica:
-        return await wait_until(lambda: asyncio.to_thread(self.find_leader), what="a sidecar leads")
-
-    def wrong_series(self) -> list[str]:
-        """Return every series of the leader's that is not the truth."""
-        if (leader := self.find_leader()) is None:
-            return ["no sidecar leads"]
-        shown: dict[Series, int] = {}
-        for (name, labels), value in leader.scrape().values.items():
-            if name in SCALES:
-                shown[series_of(name, dict(labels))] = round(Decimal(repr(value)) * SCALES[name])
-        return [line for name in SCALES for line in [*self._wrong(name, shown)][:_SHOWN]]
-
-    def _wrong(self, name: str, shown: dict[Series, int]) -> Iterable[str]:
-        return (f"{name}: {line}" for line in differences(name, self.ledger.truth, shown))
-
-    def waiting_facts(self) -> list[str]:
-        """Return which partitions have facts that the traces sink has not acknowledged."""
-        return [
-            f"partition {n}: {group['pending']} facts pending, {group['lag']} unread"
-            for n in range(self.queue.partitions)
-            if self.queue.redis.exists(keys.queue("agx", n))
-            for group in self.queue.redis.xinfo_groups(keys.queue("agx", n))
-            if group["name"] == GROUP.encode() and (group["pending"] or group["lag"])
-        ]
-
-    def stop(self) -> None:
-        for sidecar in self.sidecars:
-            sidecar.end()
-
-
-async def stand_up(stack: AsyncExitStack, home: Path, *, partitions: int, bound: int, sidecars: int) -> Stand:
-    """Start all of it."""
-    server = stack.enter_context(EmbeddedServer())
-    client = stack.enter_context(Redis.from_url(server.url))
-    otlp = stack.enter_context(OtlpReceiver())
-    collector = await stack.enter_async_context(Proxy(int(otlp.endpoint_http.rsplit(":", 1)[1])))
-    stand = Stand(home, server, TracedQueue(client, partitions, bound), otlp, collector, Ledger(), [])
-    stack.callback(stand.stop)
-    for _ in range(sidecars):
-        stand.start_sidecar()
-    return stand
+_CHUNK = 1_000  # runs
+_FULL_SHARE = 120.0  # seconds of a scene of weight 1 in the full table
 
 
 @dataclass(frozen=True)
@@ -194,7 +87,7 @@ class BacklogScene:
     async def play(self, seconds: float, seed: int, home: Path) -> Verdict:
         """Fill and drain a queue whose bound is in proportion to the time: agx's own in the full table."""
         verdict = Verdict(self.name)
-        bound = min(BOUND, int(seconds * BOUND / 120))
+        bound = min(BOUND, int(seconds * BOUND / _FULL_SHARE))
         async with AsyncExitStack() as stack:
             stand = await stand_up(stack, home, partitions=1, bound=bound, sidecars=2)
             generator, fed = Generator(stand.queue, stand.ledger, seed), 0
@@ -218,31 +111,94 @@ class BacklogScene:
         return verdict
 
 
-async def settled(wrong: Callable[[], list[str]]) -> list[str]:
-    """Return what is still wrong when nothing is, or when the time for it is over."""
-    deadline = time.monotonic() + _SETTLE
-    while True:
-        found = await asyncio.to_thread(wrong)
-        if not found or time.monotonic() > deadline:
-            return found
-        await asyncio.sleep(0.3)
+@dataclass
+class CountingReceiver(OtlpReceiver):
+    """A collector that only counts: a million facts are too many spans to keep."""
+
+    count: int = 0
+
+    def receive(self, protocol: str, headers: Mapping[str, str], request: ExportTraceServiceRequest) -> int:
+        self.count += sum(len(scope.spans) for each in request.resource_spans for scope in each.scope_spans)
+        return 200
 
 
-async def judge(verdict: Verdict, stand: Stand) -> None:
-    """Hold series and spans against the truth, once they agree or the time is over."""
-    wrong = await settled(stand.wrong_series)
+@dataclass(frozen=True)
+class MemoryScene:
+    """A million facts as fast as one sidecar takes them; its memory must not grow with them."""
 
-    def missing() -> list[str]:
-        received = {(span.trace_id, span.span_id) for span in stand.otlp.spans}
-        return [f"span {stand.queue.spans[each]} {each} missing" for each in stand.queue.spans if each not in received]
+    name: str = "a million facts"
+    weight: float = 1.0
+    least: float = 3.0
 
-    spans = await settled(missing)
-    spans_at_all = stand.otlp.spans
-    told = {(span.trace_id, span.span_id, span.name) for span in spans_at_all}
-    stray = told - {(*place, name) for place, name in stand.queue.spans.items()}
-    waiting = await settled(stand.waiting_facts)
-    verdict.facts_missed, verdict.spans_missing = len(wrong), len(spans)
-    verdict.broken += wrong + spans + [f"a span that no fact has: {each}" for each in stray]
-    verdict.broken += waiting
-    repeats = len(spans_at_all) - len(told)
-    verdict.times.append(f"{stand.queue.facts} facts, {len(told)} spans, {repeats} of them came again")
+    async def play(self, seconds: float, seed: int, home: Path) -> Verdict:
+        """Feed facts in proportion to the time, a million in the full table."""
+        verdict, sizes = Verdict(self.name), dict[int, int]()
+        runs = int(min(1.0, seconds / _FULL_SHARE) * MILLION / len(_RUN))
+        async with AsyncExitStack() as stack:
+            stand = await stand_up(stack, home, partitions=1, bound=BOUND, sidecars=1, receiver=CountingReceiver)
+            began = time.monotonic()
+            for first in range(0, runs, _CHUNK):
+                numbers = range(first, min(first + _CHUNK, runs))
+                await asyncio.to_thread(stand.queue.add_raw, _payloads(numbers))
+                # Far enough behind that nothing is trimmed unread.
+                await wait_until(lambda least=numbers.stop - 5 * _CHUNK: asyncio.to_thread(_taken, stand, least), 120)
+                sizes[numbers.stop * len(_RUN)] = _resident(stand)
+            await wait_until(lambda: asyncio.to_thread(_taken, stand, runs), 120, what="all facts are taken")
+            took = time.monotonic() - began
+            _judge_memory(verdict, sizes)
+            verdict.broken += _judge_counts(stand, runs)
+            verdict.times.append(f"{runs * len(_RUN)} facts in {took:.0f} s")
+            verdict.outcomes["made up"] = runs
+        return verdict
+
+
+_RUN = [traced(fact) for fact in (started("run-0"), node("run-0"), tool("run-0"), ended("run-0"))]
+_ENCODED = [facts.encode(fact) for fact in _RUN]
+_SPANS = sum(len(spans_of(fact)) for fact in _RUN)
+
+
+def _payloads(numbers: range) -> Iterator[tuple[str, bytes]]:
+    key = keys.queue("agx", 0)
+    for n in numbers:
+        for payload in _ENCODED:
+            yield key, payload.replace(b"run-0", b"run-%d" % n)
+
+
+def _taken(stand: Stand, runs: int) -> bool:
+    """Whether so many runs are counted and exported."""
+    assert isinstance(stand.otlp, CountingReceiver)
+    return stand.otlp.count >= runs * _SPANS and stand.sidecars[0].scrape().total("agx_runs_total") >= runs
+
+
+def _resident(stand: Stand) -> int:
+    """Return the sidecar's memory, bytes."""
+    status = Path(f"/proc/{stand.sidecars[0].child.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None, status
+    return int(found[1]) * 1024
+
+
+def _judge_memory(verdict: Verdict, sizes: Mapping[int, int]) -> None:
+    """The ids of the last 100,000 facts are kept to know repeats; from twice as many on nothing may grow."""
+    later = {count: size for count, size in sizes.items() if count >= 2 * RECENT}
+    if not later:
+        return
+    first, last = min(later), max(later)
+    most = max(later.values())
+    verdict.times.append(f"{later[first] >> 20} MiB after {first} facts, {later[last] >> 20} MiB after {last}, "
+                         f"most {most >> 20} MiB")  # fmt: skip
+    if most > 1.2 * later[first]:
+        verdict.broken.append(f"the sidecar grew from {later[first]} to {most} bytes")
+
+
+def _judge_counts(stand: Stand, runs: int) -> list[str]:
+    assert isinstance(stand.otlp, CountingReceiver)
+    scraped = stand.sidecars[0].scrape()
+    counted = {
+        "runs": (scraped.total("agx_runs_total"), runs),
+        "runs started": (scraped.total("agx_runs_started_total"), runs),
+        "tool calls": (scraped.total("agx_tool_calls_total"), runs),
+        "trimmed unread": (scraped.total("agx_queue_trimmed_total"), 0),
+        "spans": (stand.otlp.count, runs * _SPANS),
+    }
+    return [f"{what}: {count}, truth {truth}" for what, (count, truth) in counted.items() if count != truth]
