@@ -61,7 +61,8 @@ class Lease:
     run_id: str
     on_cancel: Callable[[Reason, int | None], None]
     on_lost: Callable[[], None]
-    confirmed: float = field(default_factory=time.monotonic)
+    confirmed: float = field(default_factory=time.monotonic)  # when the last renewal that was answered was asked for
+    taken: float = field(default_factory=time.monotonic)  # when it was last taken, not only renewed
     breaks: int = 0  # the bus's count of broken connections at that time
     settled: bool = False  # cancelled or lost: nobody needs to be told again
 
@@ -115,7 +116,7 @@ class Leases:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
         self._clock.sync(int(value), asked_ns)
-        lease.confirmed, lease.breaks = time.monotonic(), self._bus.breaks
+        lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.run_id] = lease
         self._announce([lease])
         self._enter_index(lease)
@@ -129,6 +130,10 @@ class Leases:
         await self._bus.run(_RELEASE, session.live, lease.run_id)
         self._bus.execute("ZREM", session.index, session.session)
         await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
+
+    def holds(self, lease: Lease) -> bool:
+        """Return whether a lease can't have expired: its last renewal was confirmed less than its TTL ago."""
+        return time.monotonic() - lease.confirmed < self._ttl_ms / 1_000
 
     def refresh_soon(self) -> None:
         """Write again what lasts a day, as of the next renewal: a failed server may have lost it."""
@@ -183,6 +188,7 @@ class Leases:
     async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> int:
         """Renew some leases in one round trip; add those that are ours to `confirmed`, return how many answers came."""
         # GETEX renews and reads in one command, and never brings a deleted lease back.
+        asked = time.monotonic()
         renewals = [self._bus.execute("GETEX", lease.session.live, "PX", self._ttl_ms) for lease in leases]
         ours, answered = [], 0
         for lease, renewal in zip(leases, renewals, strict=True):
@@ -191,22 +197,23 @@ class Leases:
             except (RedisError, OSError):
                 continue
             answered += 1
-            if lease.run_id in self._held and await self._judge(lease, value):
+            if lease.run_id in self._held and await self._judge(lease, value, asked):
                 ours.append(lease)
         ours = [lease for lease in ours if lease.run_id in self._held]  # not given up meanwhile
         self._announce(ours)
         confirmed += ours
         return answered
 
-    async def _judge(self, lease: Lease, value: bytes | None) -> bool:
+    async def _judge(self, lease: Lease, value: bytes | None, asked: float) -> bool:
         """Decide what a renewal's reply means; returns whether the lease is ours."""
         if value is None:
             unbroken = lease.breaks == self._bus.breaks
-            if unbroken and time.monotonic() - lease.confirmed < self._ttl_ms / 1_000:
+            if unbroken and self.holds(lease):
                 # Nobody but a seed client deletes a lease: that is how it cancels.
                 lease.settle_cancel("lease_deleted", None)
                 return False
             # It expired while we could not renew it: the run goes on unless someone else has begun one.
+            asked = time.monotonic()
             try:
                 taken, _ = await self._bus.run(_ACQUIRE, lease.session.live, lease.run_id, self._ttl_ms)
             except (RedisError, OSError):
@@ -214,6 +221,7 @@ class Leases:
             if not taken:
                 lease.settle_lost()
                 return False
+            lease.taken = time.monotonic()
             logger.warning("agx: the lease of session %s had expired and was taken again", lease.session.session)
         elif value.startswith(b"cancel:"):
             _, run_id, mark_ms = value.decode().split(":")
@@ -224,7 +232,7 @@ class Leases:
         elif value != lease.run_id.encode():
             lease.settle_lost()
             return False
-        lease.confirmed, lease.breaks = time.monotonic(), self._bus.breaks
+        lease.confirmed, lease.breaks = asked, self._bus.breaks
         return True
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable
@@ -16,7 +17,7 @@ from . import conventions as names
 from .connections import Reply
 from .ending import Ending
 from .engine import Engine, starting
-from .errors import RedisUnavailableError
+from .errors import RedisUnavailableError, SessionBusyError
 from .events import RUNTIME, Runtime
 from .facts import Reason
 from .keys import SessionKeys
@@ -30,6 +31,7 @@ logger = logging.getLogger("agx")
 
 T = TypeVar("T")
 
+_CLOCKS_DIFFER_MS = 5_000  # at most, between two nodes of a cluster
 _STALL = 0.5  # seconds by which a timer is late where the process did not run
 
 # The run in whose tool, or hook, the current code works.
@@ -129,7 +131,7 @@ class LiveRun:
                     lease = None
                     engine.keep(asyncio.get_running_loop().create_task(live.close(Ending("cancelled", "task"))))
                 else:
-                    recorder.span.end("failed", reason=None, error_type=type(error).__name__, message=None)
+                    recorder.span.end("failed", error_type=type(error).__name__)
                 raise
         except BaseException as error:
             if lease is not None:
@@ -142,6 +144,8 @@ class LiveRun:
     @classmethod
     def _start(cls, engine: Engine, recorder: Recorder, writer: SessionWriter, lease: Lease, told: _Told) -> LiveRun:
         recorder.writer = writer
+        # Whoever has finished the run gave the lease free again, and stands in the stream.
+        recorder.is_ours = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
         engine.sessions[writer.stream] = recorder
         live = cls(engine, recorder, lease)
         _follow_cancel(engine, lease)
@@ -166,7 +170,9 @@ class LiveRun:
         try:
             if recorder.writer is not None:
                 await recorder.writer.drain()
-            if not recorder.fenced:
+            if await self._is_told():
+                recorder.silence()
+            elif not recorder.fenced:
                 await recorder.tell_end(ending)
         finally:
             engine.recorders.discard(recorder)
@@ -181,6 +187,19 @@ class LiveRun:
                 self._done.set_result(None)
         if self._lease is not None:
             await _give_up(engine, self._lease)
+
+    async def _is_told(self) -> bool:
+        """Return whether a sidecar has told this run's end, since it took the process for dead behind its `end`."""
+        recorder, lease, writer = self.recorder, self._lease, self.recorder.writer
+        if lease is None or writer is None or writer.end_ms is None or recorder.sure:
+            return False
+        since_ms = writer.end_ms - _CLOCKS_DIFFER_MS
+        try:
+            with contextlib.suppress(SessionBusyError):
+                await self.engine.leases.acquire(lease)  # so that no sidecar is at it, nor begins
+            return await self.engine.queues.has(recorder.scope, f"{recorder.run_id}:end", since_ms)
+        except (RedisError, OSError):
+            return False  # what is told twice counts once
 
 
 async def _settles(closing: asyncio.Task[None], seconds: float) -> bool:

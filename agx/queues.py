@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -22,7 +23,9 @@ FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
 BATCH = 200  # facts a partition
 BUFFER = 20_000  # facts a loop keeps through an outage; beyond, the oldest go
 KEPT_BATCHES = 1_000  # a partition; the bound of what can be queued again
+_PAGE = 1_000  # facts a read
 _RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
+_UNSURE = 0.25  # seconds between two looks whether a run is still ours to tell of
 
 _ENQUEUE = Script(f"""
 local id
@@ -41,10 +44,23 @@ return 0
 """)
 
 
+class Teller(Protocol):
+    """The run that tells a fact. Its lease may run out, and another finish it, while the fact waits here."""
+
+    @property
+    def silenced(self) -> bool:
+        """Whether another has told how it ended: then it tells nothing."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether no other can have finished it by now: else its facts wait."""
+
+
 @dataclass(slots=True)
 class _Queued:
     tenant: str
     data: bytes
+    teller: Teller | None
     acknowledged: asyncio.Future[None] | None
 
 
@@ -74,31 +90,41 @@ class Queues:
         self._waiters: list[asyncio.Future[None]] = []
         self._backoff = _RETRY_FIRST
 
-    def put(self, fact: Fact) -> None:
+    def put(self, fact: Fact, teller: Teller | None = None) -> None:
         """Hand a fact over; synchronous."""
-        self._queue(fact, None)
+        self._queue(fact, teller, None)
         self._schedule(FLUSH_INTERVAL)
 
     def put_acknowledged(self, fact: Fact) -> asyncio.Future[None]:
         """Hand a fact over and return what is done when the server has it."""
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue(fact, acknowledged)
+        self._queue(fact, None, acknowledged)
         self._schedule(0.0)
         return acknowledged
 
-    def _queue(self, fact: Fact, acknowledged: asyncio.Future[None] | None) -> None:
+    def _queue(self, fact: Fact, teller: Teller | None, acknowledged: asyncio.Future[None] | None) -> None:
         if len(self._pending) >= BUFFER:
             self._settle(self._pending.popleft())
             self.dropped += 1
             if self.dropped == 1:
                 logger.error("agx: the buffer of facts is full (%d), the oldest are lost to the metrics", BUFFER)
         tenant = fact.service.name if isinstance(fact, ProcessBeat) else fact.scope
-        self._pending.append(_Queued(tenant, encode(fact), acknowledged))
+        self._pending.append(_Queued(tenant, encode(fact), teller, acknowledged))
 
     @staticmethod
     def _settle(queued: _Queued) -> None:
         if queued.acknowledged is not None and not queued.acknowledged.done():
             queued.acknowledged.set_result(None)
+
+    async def has(self, tenant: str, fact_id: str, since_ms: int) -> bool:
+        """Return whether a fact stands in its queue, appended at or after a server time."""
+        key, cursor = keys.queue(self._prefix, keys.partition(tenant, self.partitions or 1)), str(max(0, since_ms))
+        needle = fact_id.encode()
+        while page := await self._bus.execute("XRANGE", key, cursor, "+", "COUNT", _PAGE):
+            if any(needle in data for _, fields in page for data in fields.values()):
+                return True
+            cursor = f"({page[-1][0].decode()}"
+        return False
 
     async def drain(self) -> None:
         """Wait until every fact handed over so far is acknowledged."""
@@ -125,9 +151,11 @@ class Queues:
             self._timer = asyncio.get_running_loop().call_later(_RETRY_LAST, self._flush)
             return
         batches: dict[int, list[_Queued]] = {}
-        for _ in range(min(len(self._pending), BATCH * self.partitions)):
-            queued = self._pending.popleft()
+        for queued in self._take(BATCH * self.partitions):
             batches.setdefault(keys.partition(queued.tenant, self.partitions), []).append(queued)
+        if not batches:
+            self._go_on(_UNSURE)
+            return
         length = max(1, self._max_length // self.partitions)
         self._inflight = len(batches)
         for n, batch in batches.items():
@@ -135,6 +163,18 @@ class Queues:
                 _ENQUEUE, keys.queue(self._prefix, n), length, keys.QUEUE_TTL, *(queued.data for queued in batch)
             )
             sent.add_done_callback(functools.partial(self._on_reply, n, batch))
+
+    def _take(self, most: int) -> list[_Queued]:
+        """Take what may be told now; facts of a run that another has finished are dropped."""
+        taken: list[_Queued] = []
+        waiting: list[_Queued] = []
+        while self._pending and len(taken) < most:
+            queued = self._pending.popleft()
+            teller = queued.teller
+            if teller is None or not teller.silenced:
+                (taken if teller is None or teller.sure else waiting).append(queued)
+        self._pending.extendleft(reversed(waiting))
+        return taken
 
     def _on_reply(self, n: int, batch: list[_Queued], reply: asyncio.Future[Reply]) -> None:
         self._inflight -= 1
@@ -153,11 +193,14 @@ class Queues:
             return
         else:
             raise error
-        if self._inflight:
-            return
+        if not self._inflight:
+            self._go_on(0.0)
+
+    def _go_on(self, wait: float) -> None:
+        """Nothing is in flight: go on with what is left, or tell who waits that nothing is."""
         if self._pending:
             if self._timer is None:
-                self._schedule(0.0)
+                self._schedule(wait)
             return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:

@@ -62,7 +62,8 @@ class Recorder:
         self.span = span
         self.session = session
         self.writer: SessionWriter | None = None
-        self.fenced = False
+        self.ended = False  # its `end` is acknowledged
+        self.is_ours: Callable[[], bool] | None = None  # None without a lease
         self.finished = False
         self.cancel_reason: Reason | None = None
         self.cancel_ms: int | None = None
@@ -78,6 +79,25 @@ class Recorder:
         self._model_calls = 0
         self._tool_calls = 0
         self._mirror = Mirror()
+        self._fenced = False
+        self._silenced = False
+
+    @property
+    def fenced(self) -> bool:
+        """Whether somebody else has finished this run, or the one in whose tool it works."""
+        return self._fenced or (self.parent is not None and self.parent.fenced)
+
+    @property
+    def silenced(self) -> bool:
+        """Whether somebody else has told how this run ended: then it tells operators nothing more."""
+        return self._silenced or self._fenced or (self.parent is not None and self.parent.silenced)
+
+    @property
+    def sure(self) -> bool:
+        """Whether nobody else can have finished this run by now: its lease has held since it wrote, or it ended."""
+        if self.ended or self.is_ours is None:
+            return self.parent is None or self.parent.sure
+        return self.is_ours()
 
     # --- the run ---
 
@@ -115,9 +135,13 @@ class Recorder:
         if self.stop is not None:
             self.stop()
 
+    def silence(self) -> None:
+        """Tell operators nothing more."""
+        self._silenced = True
+
     def lose(self) -> None:
         """Stop a run that another one has replaced; it writes nothing any more."""
-        self.fenced = True
+        self._fenced = True
         if self.stop is not None:
             self.stop()
 
@@ -141,12 +165,20 @@ class Recorder:
             self.put("error", RUNTIME, {"msg": f"crashed - {ending.error}", "error_type": ending.error_type})
         end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
         self.put("end", RUNTIME, end, urgent=True)
-        if self.fenced:
-            return  # the spans of a finished run were told by whoever finished it
-        self.span.end(ending.outcome, reason=ending.reason, error_type=ending.error_type, message=ending.message)
 
     def tell_end(self, ending: Ending) -> asyncio.Future[None]:
-        """Tell operators how the run ended, once its `end` is acknowledged; done when the server has it."""
+        """Tell operators how the run ended, once its `end` is acknowledged; done when the server has it.
+
+        Not before: till then another may finish the run, and its span would be told twice, with two endings.
+        """
+        self.ended = True
+        self.span.end(
+            ending.outcome,
+            reason=ending.reason,
+            error_type=ending.error_type,
+            message=ending.message,
+            end_ns=self.end_ns,
+        )
         return self.engine.queues.put_acknowledged(
             RunEnded(
                 **self._header("end", self.span.trace),
@@ -303,8 +335,8 @@ class Recorder:
 
     def _tell(self, fact: Fact) -> None:
         """Tell operators; a run that is fenced was told by whoever finished it."""
-        if not self.fenced:
-            self.engine.queues.put(fact)
+        if not self.silenced:
+            self.engine.queues.put(fact, self)
 
     def _header(self, name: str, place: Trace) -> Header:
         session = self.session

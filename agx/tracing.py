@@ -44,13 +44,21 @@ class RunSpan:
     def traceparent(self) -> str:
         return f"00-{self.trace.trace_id}-{self.trace.span_id}-{'01' if self.trace.sampled else '00'}"
 
-    def end(self, outcome: Outcome, *, reason: str | None, error_type: str | None, message: str | None) -> None:
-        """End the run's span, where it is ours to end."""
+    def end(
+        self,
+        outcome: Outcome,
+        *,
+        reason: str | None = None,
+        error_type: str | None = None,
+        message: str | None = None,
+        end_ns: int | None = None,
+    ) -> None:
+        """End the run's span, where it is ours to end; now, unless told when it ended."""
         if self.span is not None:
             self.span.set_attribute(names.RUN_OUTCOME, outcome)
             if reason is not None:
                 self.span.set_attribute(names.RUN_REASON, reason)
-            close_span(self.span, outcome, error_type, message)
+            close_span(self.span, outcome, error_type, message, end_ns)
 
     def child(self, what: str, parent: Trace | None = None) -> Trace:
         """Return the place of a model request or a tool call in the trace of a service without an SDK."""
@@ -101,13 +109,15 @@ def start_run(run_id: str, agent: str, *, attributes: Attributes, ratio: float, 
     return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None)
 
 
-def close_span(span: Span, outcome: Outcome, error_type: str | None, message: str | None) -> None:
+def close_span(
+    span: Span, outcome: Outcome, error_type: str | None, message: str | None, end_ns: int | None = None
+) -> None:
     """End a span with the status of its outcome: cancelled is not an error, success leaves the status unset."""
     if outcome in ("failed", "lost"):
         if error_type is not None:
             span.set_attribute(names.ERROR_TYPE, error_type)
         span.set_status(Status(StatusCode.ERROR, message))
-    span.end()
+    span.end(end_ns)
 
 
 @contextlib.contextmanager

@@ -72,12 +72,14 @@ class SessionWriter:
         self.fenced = False  # another run took the stream over; nothing is written any more
         self.end_ms: int | None = None  # server time of our `end`
         self.last_put = time.monotonic()
+        self.proved = float("-inf")  # monotonic: until then at least the stream was ours
         self._on_fenced = on_fenced
         self._most_merged = writer.max_body // 8  # characters: an escaped one takes six bytes, and nothing may be cut
         self._ending = False
         self._pending: deque[Entry] = deque()
         self._sent: list[Sent] = []  # the batch in flight
         self._sent_at_ns = 0
+        self._asked = 0.0  # monotonic, when Redis was last asked for the stream
         self._seq = 0
         self._last = (0, 0)  # id of the last entry given
         self._acked = "0-0"
@@ -115,7 +117,6 @@ class SessionWriter:
             if top:
                 self._last = max(self._last, parse_id(top[0][0].decode()))
             entry = self._stamp(Entry("begin", origin, body), seq=0)
-            asked = time.monotonic()
             try:
                 await self._issue_begin(entry)
                 break
@@ -123,12 +124,13 @@ class SessionWriter:
                 if "equal or smaller" not in str(error):
                     raise
             except CONNECTION_ERRORS:
-                trouble_since = trouble_since or asked
+                trouble_since = trouble_since or self._asked
                 if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
                     raise
         self._take_begun(entry)
 
     async def _issue_begin(self, entry: Sent) -> None:
+        self._asked = time.monotonic()
         reply = self._writer.bus.run(
             BEGIN, self._keys.stream, entry.id, entry.origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel
         )
@@ -144,6 +146,7 @@ class SessionWriter:
 
     def _take_begun(self, entry: Sent) -> None:
         self._acked = entry.id
+        self.proved = self._asked
         self._kept.begin = entry
         self._kept.add([entry])
         self._writer.open(self)
@@ -234,6 +237,7 @@ class SessionWriter:
         return sent
 
     def _transmit(self) -> None:
+        self._asked = time.monotonic()
         self._issue(self._acked, self._sent).add_done_callback(self._on_reply)
 
     def _issue(self, behind: str, entries: list[Sent]) -> asyncio.Future[Reply]:
@@ -272,7 +276,8 @@ class SessionWriter:
             self.end_ms = parse_id(last.id)[0]
 
     def _go_on(self, *, urgent: bool) -> None:
-        """Redis has answered: send what waits."""
+        """Redis has answered, and the stream is ours: send what waits."""
+        self.proved = self._asked
         self._writer.note_recovery(self)
         self._backoff = _RETRY_FIRST
         if self._sent:
@@ -314,6 +319,7 @@ class SessionWriter:
 
     async def _compare(self) -> None:
         """Compare the stream with what we sent, and go on from there, or find ourselves fenced."""
+        self._asked = time.monotonic()
         try:
             found = await self._read(self._acked)
             lost = self._acked not in found.entries

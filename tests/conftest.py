@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from pydantic_ai.models.openai import OpenAIChatModel
 from redis.asyncio import Redis
@@ -18,6 +20,11 @@ from agx.server import EmbeddedServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How many examples each property is tried with; 10,000 is what docs/reliability.md speaks of.
+    hypothesis.settings.register_profile(
+        "agx", max_examples=int(os.environ.get("AGX_FUZZ_EXAMPLES") or 100), deadline=None
+    )
+    hypothesis.settings.load_profile("agx")
     config.addinivalue_line(
         "markers", "redis7: needs Debian's redis-server 7.0 on the PATH; deselect it where there is none"
     )

@@ -12,18 +12,24 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .scenes import SCENES, Scene, play
+from .counting import BacklogScene, LeaderScene, MemoryScene
+from .scenes import SCENES as SCENES_OF_RUNS
+from .scenes import Scene
 from .verdict import Verdict
 
+AnyScene = Scene | LeaderScene | BacklogScene | MemoryScene
+SCENES: tuple[AnyScene, ...] = (*SCENES_OF_RUNS, LeaderScene(), BacklogScene(), MemoryScene())
+
 _COLUMNS = ("scene", "faults", "runs", "outcomes", "not started", "events lost", "repeated", "listeners hung",
-            "spans missing", "facts missed", "held")  # fmt: skip
+            "spans missing", "facts missed", "measured", "held")  # fmt: skip
 _BROKEN_SHOWN = 20
 
 
-def chosen_scenes() -> list[Scene]:
+def chosen_scenes() -> list[AnyScene]:
     names = [name.strip() for name in os.environ.get("CHAOS_SCENES", "").split(",") if name.strip()]
     if unknown := set(names) - {scene.name for scene in SCENES}:
         sys.exit(f"CHAOS_SCENES: {sorted(unknown)} unknown; there are {', '.join(scene.name for scene in SCENES)}")
@@ -45,23 +51,34 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
     counts = (verdict.unavailable, verdict.lost, verdict.repeated, verdict.hung, verdict.spans_missing,
               verdict.facts_missed)  # fmt: skip
     held = "yes" if not verdict.broken else f"NO ({len(verdict.broken)})"
-    return (verdict.name, faults, str(verdict.runs), outcomes, *(str(count) for count in counts), held)
+    measured = "; ".join(verdict.times)
+    return (verdict.name, faults, str(verdict.runs), outcomes, *(str(count) for count in counts), measured, held)
+
+
+async def _play(scene: AnyScene, seconds: float, seed: int, home: Path) -> Verdict:
+    try:
+        return await scene.play(seconds, seed, home)
+    except Exception as error:  # the other scenes have something to say too
+        traceback.print_exc()
+        return Verdict(scene.name, broken=[f"it broke off: {type(error).__name__}: {error}"])
 
 
 async def main() -> int:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
     minutes = float(os.environ.get("CHAOS_MINUTES") or 5)
     scenes = chosen_scenes()
-    seconds = minutes * 60 / len(scenes)
-    print(f"chaos: {len(scenes)} scenes of {seconds:.0f} s, CHAOS_SEED={seed}", flush=True)
+    unit = minutes * 60 / sum(scene.weight for scene in scenes)
+    print(f"chaos: {len(scenes)} scenes in {minutes:g} minutes, CHAOS_SEED={seed}", flush=True)
     verdicts = []
     for scene in scenes:
         started = time.monotonic()
         home = Path(tempfile.mkdtemp(prefix="agx-chaos-"))
-        verdict = await play(scene, seconds, seed, home)
+        verdict = await _play(scene, max(scene.least, unit * scene.weight), seed, home)
         verdicts.append(verdict)
         held = "held" if not verdict.broken else f"BROKEN, see {home}"
         print(f"  {scene.name}: {verdict.runs} runs, {held}, {time.monotonic() - started:.0f} s", flush=True)
+        for measured in verdict.times:
+            print(f"    {measured}", flush=True)
         for broken in verdict.broken[:_BROKEN_SHOWN]:
             print(f"    {broken}", flush=True)
     print_table(verdicts)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run: its words, the pause between two, and whether it calls a tool first. Seconds."""
+    """One run: its words, the pause between two, and how long the tool takes that it calls first. Seconds."""
 
     words: int
     pause: float
     calls_tool: bool
+    tool_takes: float
 
     @property
     def text(self) -> str:
@@ -26,7 +27,8 @@ class Plan:
 def plan_of(session: str) -> Plan:
     """Return the plan of a session, some tenths of a second to a few seconds long."""
     chance = random.Random(session)
-    return Plan(chance.randint(10, 120), chance.uniform(0.005, 0.03), chance.random() < 0.3)
+    words, pause, calls_tool = chance.randint(10, 120), chance.uniform(0.005, 0.03), chance.random() < 0.3
+    return Plan(words, pause, calls_tool, tool_takes=pause * 10)
 
 
 def slowed(plan: Plan, slowness: float) -> Plan:

@@ -17,10 +17,12 @@ from agx import facts, keys
 
 from .clients import open_client
 from .plan import plan_of
+from .traced import doubled_spans, missing_spans
 from .witness import Heard
 from .world import World
 
 PARTITIONS = 8
+LEAST_CARE = 3.0  # seconds after the lease; the goal for how long a dead run's listeners wait
 SETTLE = 30.0  # seconds within which everything has to be told
 
 
@@ -37,6 +39,7 @@ class Verdict:
     hung: int = 0
     spans_missing: int = 0
     facts_missed: int = 0
+    times: list[str] = field(default_factory=list)  # what was measured
     broken: list[str] = field(default_factory=list)
 
     @property
@@ -44,10 +47,10 @@ class Verdict:
         return self.outcomes.total()
 
 
-def judge_runs(verdict: Verdict, heard: Iterable[Heard], mortal: set[str], *, may_cancel: bool) -> list[Heard]:
+def judge_runs(verdict: Verdict, world: World, *, may_cancel: bool) -> list[Heard]:
     """Judge what the listeners heard; returns the runs that began."""
     begun = []
-    for one in heard:
+    for one in world.witness.heard.values():
         verdict.lost += one.lost
         verdict.repeated += one.repeated
         if one.lost or one.repeated:
@@ -62,8 +65,22 @@ def judge_runs(verdict: Verdict, heard: Iterable[Heard], mortal: set[str], *, ma
             continue
         begun.append(one)
         verdict.outcomes[one.outcome or "none"] += 1
-        verdict.broken += [f"{one.session}: {wrong}" for wrong in _wrongs(one, mortal, may_cancel=may_cancel)]
+        verdict.broken += [f"{one.session}: {wrong}" for wrong in _wrongs(one, world.mortal, may_cancel=may_cancel)]
+    verdict.times += _freed(world, begun)
     return begun
+
+
+def _freed(world: World, begun: Iterable[Heard]) -> list[str]:
+    """How long after its service was killed the listener of a lost run was told."""
+    killed = [(one.ended_at, world.killed_at.get(one.worker)) for one in begun if one.outcome == "lost"]
+    # A service that was killed may have been stalled before: what it lost then is another matter.
+    waits = sorted(end - at for end, at in killed if end is not None and at is not None and end > at)
+    if not waits:
+        return []
+    most = world.lease_ttl + LEAST_CARE
+    late = sum(wait > most for wait in waits)
+    took = f"p50 {waits[len(waits) // 2]:.1f} s, max {waits[-1]:.1f} s"
+    return [f"{len(waits)} listeners of killed services freed after {took}; {late} later than {most:.0f} s"]
 
 
 def _wrongs(one: Heard, mortal: set[str], *, may_cancel: bool) -> Iterable[str]:
@@ -88,7 +105,7 @@ def _wrongs(one: Heard, mortal: set[str], *, may_cancel: bool) -> Iterable[str]:
             yield f"{word} for its process, {one.outcome} for its listener"
 
 
-async def judge_told(verdict: Verdict, world: World, begun: list[Heard]) -> None:
+async def judge_told(verdict: Verdict, world: World, begun: list[Heard], *, spans_once: bool) -> None:
     """Judge facts, metrics and spans, once they agree or SETTLE seconds have passed."""
     client = open_client(world.url)
     try:
@@ -97,8 +114,8 @@ async def judge_told(verdict: Verdict, world: World, begun: list[Heard]) -> None
             missed = await _missed_facts(client, begun)
             missed += await asyncio.to_thread(_wrong_metrics, world, begun)
             all_facts = await _read_facts(client)
-            spans = _missing_spans(world, all_facts)
-            doubled = _doubled_spans(world, all_facts)
+            spans = missing_spans(world, all_facts)
+            doubled = doubled_spans(world, all_facts, once=spans_once)
             left = await _left_over(client, world, begun)
             if not (missed or spans or doubled or left) or time.monotonic() > deadline:
                 break
@@ -152,30 +169,6 @@ def _wrong_metrics(world: World, begun: list[Heard]) -> list[str]:
         return [f"metrics: {counted[what]} of {what or 'all begun'}, truth {truth[what]}" for what in truth
                 if counted[what] != truth[what]]  # fmt: skip
     return ["metrics: no sidecar leads"]
-
-
-def _missing_spans(world: World, told: dict[str, facts.Fact]) -> list[str]:
-    received = {span.span_id for span in world.otlp.spans}
-    missing = []
-    for fact in told.values():
-        expected: list[str] = []
-        if isinstance(fact, facts.RunEnded):
-            expected = [fact.trace.span_id, facts.stream_span_id(fact.run_id)]
-        elif isinstance(fact, facts.ToolEnded) or (isinstance(fact, facts.NodeEnded) and fact.model is not None):
-            expected = [fact.trace.span_id]
-        missing += [f"{fact.id}: span {span_id} missing" for span_id in expected if span_id not in received]
-    return missing
-
-
-def _doubled_spans(world: World, told: dict[str, facts.Fact]) -> list[str]:
-    """A span that comes twice has the same id; another id for the same thing would be a double."""
-    expected = {fact.trace.trace_id: fact for fact in told.values() if isinstance(fact, facts.RunEnded)}
-    roots: dict[str, set[str]] = defaultdict(set)
-    for span in world.otlp.spans:
-        if span.name.startswith("invoke_agent"):
-            roots[span.trace_id].add(span.span_id)
-    return [f"{expected[trace].id}: {len(ids)} run spans" for trace, ids in roots.items()
-            if len(ids) > 1 and trace in expected]  # fmt: skip
 
 
 async def _left_over(client: Redis | RedisCluster, world: World, begun: list[Heard]) -> list[str]:

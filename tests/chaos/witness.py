@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Heard:
     outcome: str | None = None
     gaps: int = 0  # what the listener was told itself to have missed
     unended: bool = False  # the listener gave the run up: nobody had closed it
+    ended_at: float | None = None  # monotonic, when its listener was freed
     noted: list[str] = field(default_factory=list)  # what its worker wrote down
     task: asyncio.Task[None] | None = None
 
@@ -54,12 +56,12 @@ class Heard:
 
 
 class Witness:
-    """Follows the ledgers of all workers of a scene; agx is configured by whoever makes it."""
+    """Follows the ledgers of all workers of a scene, which stand in `directory`; agx is configured by its maker."""
 
     def __init__(self, directory: Path) -> None:
         self.heard: dict[str, Heard] = {}
         self.left: set[Path] = set()  # ledgers whose worker ended by itself
-        self._directory = directory
+        self.directory = directory
         self._read: dict[Path, int] = {}
         self._looking = asyncio.create_task(self._look())
 
@@ -69,7 +71,7 @@ class Witness:
             await asyncio.sleep(_LOOK_EVERY)
 
     def _read_ledgers(self) -> None:
-        for path in self._directory.glob("*.ledger"):
+        for path in self.directory.glob("*.ledger"):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 lines = file.read()
@@ -106,6 +108,11 @@ class Witness:
             elif body.get("part_kind") == "text":
                 heard.text += body.get("content_delta") or body.get("content", "")
         heard.unended = heard.begun and heard.outcome is None
+        heard.ended_at = time.monotonic()
+
+    def live(self) -> list[Heard]:
+        """Return the runs that have begun and whose end was not heard."""
+        return [heard for heard in self.heard.values() if heard.begun and heard.hangs]
 
     async def settle(self, seconds: float) -> None:
         """Wait until every listener whose run began has heard its end, at most so long; then stop."""

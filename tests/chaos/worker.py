@@ -1,6 +1,7 @@
 """A service to be killed: it runs agents all the time, and writes down what became of each.
 
-Arguments: the URL of Redis, the ledger's path, this worker's name, how many runs at a time, the leases' TTL.
+Arguments: the URL of Redis, the ledger's path, this worker's name, how many runs at a time, the leases' TTL, and where
+its OpenTelemetry SDK exports to; nowhere if it has none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import orjson
@@ -26,6 +27,7 @@ from .plan import Plan, plan_of, scope_of, slowed
 SERVICE = "chaos"
 USER = "u"
 USUAL_SLOTS = 8  # runs at a time; with more of them each is slower
+_EXPORT_EVERY = 200  # ms
 _PAUSE_AFTER_FAILURE = 0.2  # seconds before a slot tries again to start a run
 
 
@@ -75,7 +77,7 @@ def make_agent(plan: Plan) -> Agent[ChaosDeps, str]:
     @agent.tool
     async def work(ctx: RunContext[ChaosDeps]) -> str:
         """Work."""
-        await asyncio.sleep(plan.pause * 10)
+        await asyncio.sleep(plan.tool_takes)
         return "worked"
 
     return agent
@@ -126,9 +128,27 @@ async def serve(url: str, path: str, name: str, slots: int, lease_ttl: float) ->
     ledger.write("", "left")
 
 
+def open_sdk(endpoint: str) -> Callable[[], None]:
+    """Install an SDK as a service has it, and return what shuts it down; only who has one pays for its imports."""
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=Resource({"service.name": SERVICE}))
+    exporter = OTLPSpanExporter(f"{endpoint}/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_EVERY))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
 def main() -> None:
-    url, path, name, slots, lease_ttl = sys.argv[1:]
+    url, path, name, slots, lease_ttl, endpoint = sys.argv[1:]
+    shut_down = open_sdk(endpoint) if endpoint else None
     asyncio.run(serve(url, path, name, int(slots), float(lease_ttl)))
+    if shut_down is not None:
+        shut_down()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from support.rigs import paused
 
 from agx.child import Child
 from agx.server import EmbeddedServer
+
+from .witness import Witness
 
 TESTS = Path(__file__).parents[1]
 
@@ -36,25 +39,39 @@ class World:
     slots: int
     admins: Callable[[], list[SyncRedis]]
     otlp: OtlpReceiver
+    collector: Proxy  # before `otlp`, for the sidecars
+    witness: Witness
     server: EmbeddedServer | None = None
     proxy: Proxy | None = None
+    is_replaced: Callable[[], bool] | None = None  # whether a killed primary has its successor
     faults: Counter[str] = field(default_factory=Counter)
+    ends: float = 0.0  # monotonic, when nothing strikes any more
+    times: list[str] = field(default_factory=list)  # what was measured, for the table
     workers: dict[str, Child] = field(default_factory=dict)
+    with_sdk: set[str] = field(default_factory=set)
+    killed_at: dict[str, float] = field(default_factory=dict)  # workers; monotonic
     mortal: set[str] = field(default_factory=set)  # workers whose runs may be lost: killed, or stalled too long
     sidecars: list[Replica] = field(default_factory=list)
     _names: int = 0
-
-    @property
-    def ledgers(self) -> Path:
-        return self.home / "ledgers"
+    _sdk_is_next: bool = False
 
     def start_worker(self) -> None:
+        """Start a service; every other one has an OpenTelemetry SDK."""
         self._names += 1
-        name = f"w{self._names}"
-        self.ledgers.mkdir(exist_ok=True)
+        name, has_sdk = f"w{self._names}", self._sdk_is_next
+        self._sdk_is_next = not has_sdk
+        if has_sdk:
+            self.with_sdk.add(name)
         command = [
-            *(sys.executable, "-m", "chaos.worker", self.worker_url, str(self.ledgers / f"{name}.ledger"), name),
-            *(str(self.slots), str(self.lease_ttl)),
+            *(
+                sys.executable,
+                "-m",
+                "chaos.worker",
+                self.worker_url,
+                str(self.witness.directory / f"{name}.ledger"),
+                name,
+            ),
+            *(str(self.slots), str(self.lease_ttl), self.otlp.endpoint_http if has_sdk else ""),
         ]
         scratch = self.home / f"{name}.scratch"
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
@@ -63,8 +80,9 @@ class World:
 
     def start_sidecar(self) -> None:
         self._names += 1
+        endpoint = f"http://127.0.0.1:{self.collector.port}"
         self.sidecars.append(
-            Replica(self.home / f"sidecar{self._names}", self.url, OTEL_EXPORTER_OTLP_ENDPOINT=self.otlp.endpoint_http)
+            Replica(self.home / f"sidecar{self._names}", self.url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
         )
 
     # --- faults ---
@@ -74,6 +92,7 @@ class World:
         self.faults["SIGKILL of a service"] += 1
         self.mortal.add(name)
         del self.workers[name]
+        self.killed_at[name] = time.monotonic()
         await asyncio.to_thread(worker.end, signal.SIGKILL)
         self.start_worker()
 

@@ -17,6 +17,8 @@ from redis.asyncio import Redis
 from support.agents import KeptSession, ScopeDeps
 from support.leaks import leak_checked
 from support.proxy import Proxy
+from support.scripted import Gate, scripted
+from support.sdk import installed_sdk
 from support.told import read_told
 from support.waiting import wait_until
 
@@ -176,6 +178,68 @@ async def test_a_start_without_redis_fails_in_time(proxy: Proxy) -> None:
         assert time.monotonic() - began < 30
     proxy.accept()
     proxy.thaw()
+
+
+async def test_a_run_that_was_finished_meanwhile_tells_nothing_more(proxy: Proxy, redis: Redis) -> None:
+    """Its agent ends while the network is cut and a sidecar, which takes the process for dead, tells its end."""
+    gate, session = Gate(), KeptSession()
+    with installed_sdk() as spans:
+        agent: Agent[ScopeDeps, str] = Agent(scripted(["one ", gate, "two"], ["again"]), deps_type=ScopeDeps)
+        running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
+        await gate.reached.wait()
+        proxy.freeze()
+        await wait_until(lambda: _is_gone(redis))
+        gate.open.set()
+        await wait_until(lambda: session.saves == 1)
+        for word in ("error", "end"):
+            await redis.xadd("agx:1:1:s", {"type": word, "origin": "opale", "body": "{}"})
+        proxy.thaw()
+        with pytest.raises(agx.LeaseLostError):
+            await running
+        assert (await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
+    told = await read_told(redis)
+    assert [event["type"] for event in told.events][-2:] == ["error", "end"]
+    assert {fact.session for fact in told.of(facts.RunEnded)} == {"s2"}
+    assert {fact.session for fact in told.of(facts.NodeEnded) if fact.model is not None} == {"s2"}
+    assert [dict(span.attributes or {})["agx.session.id"] for span in spans.named("agx.run")] == ["s2"]
+
+
+async def test_a_run_whose_end_a_sidecar_has_told_tells_it_no_second_time(proxy: Proxy, redis: Redis) -> None:
+    """Its `end` was appended, but it has not heard so before its lease ran out: only the fact was missing."""
+    session, may_save = KeptSession(), asyncio.Event()
+    session.may_save = may_save
+    with installed_sdk() as spans:
+        agent: Agent[ScopeDeps, str] = Agent(scripted(["one"], ["again"]), deps_type=ScopeDeps)
+        running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
+        await session.saving.wait()
+        await wait_until(lambda: _has_answered(redis))
+        await agx.is_live(1, 1, "s")  # so that the answer's own append was answered before
+        proxy.withhold_answers()
+        may_save.set()
+        await wait_until(lambda: _has_ended(redis))
+        await wait_until(lambda: _is_gone(redis))
+        began = (await read_told(redis)).one(facts.RunStarted)
+        of_run = {name: getattr(began, name) for name in facts.RunFact.__dataclass_fields__}
+        end = facts.RunEnded(**{**of_run, "id": f"{began.run_id}:end"}, outcome="completed", start_ns=1, end_ns=2,
+                             partial=True)  # fmt: skip
+        await redis.xadd(keys.queue("agx", keys.partition("1", 8)), {facts.FIELD: facts.encode(end)})
+        proxy.thaw()
+        assert (await running).output == "one"
+        assert (await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
+        await agx.aclose()
+    told = await read_told(redis)
+    assert [(fact.session, fact.partial) for fact in told.of(facts.RunEnded)] == [("s", True), ("s2", False)]
+    assert [dict(span.attributes or {})["agx.session.id"] for span in spans.named("agx.run")] == ["s2"]
+    assert not await redis.exists("agx:1:1:s:live")
+
+
+async def _has_answered(redis: Redis) -> bool:
+    told = await read_told(redis)
+    return bool(told.of(facts.NodeEnded)) and any(body["event"] == "answer" for body in told.bodies("event"))
+
+
+async def _has_ended(redis: Redis) -> bool:
+    return bool((await read_told(redis)).bodies("end"))
 
 
 async def _is_gone(redis: Redis) -> bool:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_facts import beat, ended, node, started, tool
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -60,7 +60,6 @@ def totals(fold: Fold) -> dict[tuple[str, tuple[str, ...]], int]:
     return found
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(hostile_facts(), min_size=1, max_size=6))
 def test_whatever_a_fact_says_the_pages_parse_and_nothing_falls(payloads: list[bytes]) -> None:
     fold = Fold(Series(), Series(), {0: Position()})
@@ -81,7 +80,6 @@ def test_whatever_a_fact_says_the_pages_parse_and_nothing_falls(payloads: list[b
     assert render(series.show(), "text/plain") == render(shown, "text/plain")
 
 
-@settings(max_examples=100, deadline=None)
 @given(hostile_facts())
 def test_whatever_a_fact_says_its_spans_are_made_or_refused_with_a_value_error(payload: bytes) -> None:
     try:
@@ -90,7 +88,6 @@ def test_whatever_a_fact_says_its_spans_are_made_or_refused_with_a_value_error(p
         return
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=50).map(str.encode), st.none()))
 def test_whatever_stands_in_the_queue_is_passed_over(payload: bytes | None) -> None:
     fold = Fold(Series(), Series(), {0: Position()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
@@ -9,10 +10,12 @@ import redis as redis_py
 from conftest import StartReplica
 from made_facts import beat, ended, node, started, tool
 from replica import Queue, Replica, Scrape
-from support.waiting import wait_until_sync
+from support.proxy import Proxy
+from support.waiting import wait_until, wait_until_sync
 
 from agx import keys
 from agx.facts import Fact
+from agx.server import EmbeddedServer
 
 
 def a_run(run_id: str, scope: str) -> list[Fact]:
@@ -112,6 +115,30 @@ def test_a_leader_that_was_paused_shows_and_writes_nothing_when_it_wakes_up(
     second.end(signal.SIGKILL)
     wait_for_leader(first)
     wait_for_runs(first, 30)
+
+
+async def test_a_leader_that_is_cut_off_shows_and_writes_nothing_from_then_on(
+    queue: Queue, server: EmbeddedServer, start_sidecar: StartReplica
+) -> None:
+    """Its network passes nothing on, for longer than its lease, and then all at once."""
+    queue.add(*some_runs("a", 10))
+    async with Proxy(server.port) as proxy:
+        first = start_sidecar(proxy.url)
+        await asyncio.to_thread(wait_for_runs, await asyncio.to_thread(wait_for_leader, first), 10)
+        proxy.freeze()
+        second = start_sidecar(server.url)
+        await asyncio.to_thread(wait_for_leader, second)
+        assert (await asyncio.to_thread(first.scrape)).fleet() == {}
+        queue.add(*some_runs("b", 10))
+        await asyncio.to_thread(wait_for_runs, second, 20)
+        proxy.thaw()
+        await wait_until(lambda: "no longer the leader" in first.log)
+        queue.add(*some_runs("c", 10))
+        await asyncio.to_thread(wait_for_runs, second, 30)
+        assert (await asyncio.to_thread(first.scrape)).fleet() == {}
+        second.end(signal.SIGKILL)
+        await asyncio.to_thread(wait_for_leader, first)
+        await asyncio.to_thread(wait_for_runs, first, 30)
 
 
 def test_sigterm_writes_the_state_and_gives_the_lease_up(queue: Queue, start_replica: StartReplica) -> None:

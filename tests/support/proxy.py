@@ -24,6 +24,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._refusing = False
         self._replies_to_lose = 0
 
@@ -55,9 +57,14 @@ class Proxy:
         """Pass nothing on and break nothing, as a cut cable does, until `thaw()`."""
         self._flowing.clear()
 
+    def withhold_answers(self) -> None:
+        """Have the server do what it is asked, and keep its answers back until `thaw()`."""
+        self._answering.clear()
+
     def thaw(self) -> None:
         """Pass on again, what was held back first."""
         self._flowing.set()
+        self._answering.set()
 
     def lose_replies(self, count: int = 1) -> None:
         """Have the server do what it is asked, but break the connection instead of passing its answer on."""
@@ -118,6 +125,8 @@ class Proxy:
             if self.delay:
                 await asyncio.sleep(self.delay)
             await self._flowing.wait()
+            if answers:
+                await self._answering.wait()
             if answers and self._replies_to_lose:
                 self._replies_to_lose -= 1
                 return
