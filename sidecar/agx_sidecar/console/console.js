@@ -34,13 +34,17 @@ function morph(old, fresh) {
   }
 }
 
-function show(text) {
+// What grows at its end is kept there while nobody has scrolled away from it.
+const boxes = () => [...document.querySelectorAll("[data-follow]")];
+const toEnd = (box) => box.scrollTo(0, box.scrollHeight);
+
+function show(text = "") {
   if (state.textContent !== text) state.textContent = text;
 }
 
 async function refresh() {
-  const log = document.getElementById("log");
-  const follows = log && log.scrollTop + log.clientHeight > log.scrollHeight - 8;
+  const was = view().dataset.state;
+  const followed = boxes().filter((box) => box.scrollTop + box.clientHeight > box.scrollHeight - 8);
   try {
     const answer = await fetch(location.pathname + location.search, { credentials: "same-origin", redirect: "error" });
     if (answer.status === 401 || answer.status === 403) return location.reload();
@@ -48,12 +52,15 @@ async function refresh() {
     if (!paused() && fresh) {
       morph(view(), fresh);
       if (fresh.dataset.title) document.title = `${fresh.dataset.title} · agx`;
-      show(answer.ok ? "" : "Trouble; trying again");
+      const is = view().dataset.state;
+      if (!answer.ok) show("Trouble; trying again");
+      else if (is !== was) show(is); // the status is read out
+      else if (state.textContent !== is) show("");
     }
   } catch {
     show("No connection; trying again");
   }
-  if (follows) document.getElementById("log")?.scrollTo(0, 1e9);
+  followed.forEach(toEnd);
   plan();
 }
 
@@ -84,5 +91,5 @@ if (given && login && !document.getElementById("wrong")) {
   document.getElementById("token").value = given;
   login.submit();
 }
-document.getElementById("log")?.scrollTo(0, 1e9);
+boxes().forEach(toEnd);
 plan();

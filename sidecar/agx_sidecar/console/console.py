@@ -178,7 +178,8 @@ class Console:
         return self._page(title, view, status=status)
 
     def _page(self, title: str, view: Html, *, status: int = 200) -> Answer:
-        about: list[Child] = [h("a", "agx console", href="/", class_="home"), h("code", self._settings.prefix)]
+        home = h("a", h("img", src="/icon.svg", alt=""), "agx console", href="/", class_="home")
+        about: list[Child] = [home, h("code", self._settings.prefix)]
         about.append(h("span", "can cancel" if self._console.can_cancel else "read only", class_="mode"))
         state = h("span", id="state", role="status", class_="mode")
         pause = h("button", "Pause updates", id="pause", type="button", aria_pressed="false", hidden=True)

@@ -11,7 +11,7 @@ import orjson
 from agx.facts import RunEnded
 from agx.hub import StreamEntry
 
-LINES = 300  # the newest
+LINES = 300  # on a page, the newest
 _TEXT = 4_000  # characters of content a line
 
 
@@ -29,7 +29,7 @@ class Line:
 
 
 def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
-    """Return the newest lines of a stream, oldest first."""
+    """Return the lines of a stream, oldest first."""
     lines: list[Line] = []
     parts: dict[tuple[object, object], Line] = {}  # those of the current model request
     for entry in entries:
@@ -51,7 +51,7 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
             line.chars += len(text) if is_words else 0
             if content and len(line.text) < _TEXT:
                 line.text = (line.text + text)[:_TEXT]
-    return lines[-LINES:]
+    return lines
 
 
 def remembered_lines(ended: RunEnded) -> Iterator[Line]:
