@@ -121,5 +121,8 @@ def _styled(text: str, style: str) -> Any:
 
 
 def _json(value: object) -> str:
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    try:
+        text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deeply to be shown"
     return text if len(text) <= _CUT else f"{text[:_CUT]}…"

@@ -31,10 +31,10 @@ class Line:
 def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
     """Return the lines of a stream, oldest first."""
     lines: list[Line] = []
-    parts: dict[tuple[object, object], Line] = {}  # those of the current model request
+    parts: dict[str, Line] = {}  # those of the current model request
     for entry in entries:
         body = entry.body
-        part = (body.get("idx"), body.get("event_idx"))
+        part = f"{body.get('idx')}/{body.get('event_idx')}"  # anybody may have added an event, with anything in it
         is_delta = body.get("event") == "part_delta"
         line = parts.get(part) if is_delta else None
         if line is None:
@@ -86,4 +86,7 @@ def _content(entry: StreamEntry, body: dict[str, Any]) -> str:
 
 
 def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deeply to be shown"
