@@ -84,12 +84,16 @@ document.addEventListener("submit", (event) => {
 });
 
 // A link may carry the token behind its #, which no browser sends: into no log, no proxy, no referrer.
-const login = document.getElementById("login");
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) history.replaceState(null, "", location.pathname + location.search);
-if (given && login && !document.getElementById("wrong")) {
-  document.getElementById("token").value = given;
-  login.submit();
+function takeToken() {
+  const login = document.getElementById("login");
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) history.replaceState(null, "", location.pathname + location.search);
+  if (given && login && !document.getElementById("wrong")) {
+    document.getElementById("token").value = given;
+    login.submit();
+  }
 }
+window.addEventListener("hashchange", takeToken); // pasted where the page that asks is open already
+takeToken();
 boxes().forEach(toEnd);
 plan();

@@ -8,7 +8,7 @@ from .eventlog import LINES, Line, remembered_lines, write_lines
 from .html import Html, h
 from .trail import Trail
 from .waterfall import Bar, Waterfall, draw_waterfall
-from .words import badge, cause, clock, duration, tick, who
+from .words import badge, cause, clock, duration, spoken, tick, who
 
 _WIDE = 1_000  # units of the time axis
 _TICKS = 4
@@ -32,8 +32,8 @@ def run_view(trail: Trail, *, can_cancel: bool, content: bool) -> Html:
         _events(trail, ended, content=content),
         id="view",
         data_every=1000 if trail.is_live else 0,
-        data_title=f"{agent} · {state}",
-        data_state=f"The run is {state}",
+        data_title=f"{agent} · {spoken(state)}",
+        data_state=f"The run is {spoken(state)}",
     )
 
 
@@ -73,7 +73,7 @@ def _cancel(trail: Trail, *, can_cancel: bool) -> Html:
     if not can_cancel:
         return h("p", "Read only: AGX_CONSOLE=full would let it cancel.", class_="quiet")
     if trail.lease == "cancelling":
-        return h("p", "It has been told to stop.", class_="quiet", role="status")
+        return h("p", "It has been told to stop.", class_="quiet")
     fields = {"scope": place.scope, "user": place.user, "session": place.session, "run": place.run_id}
     hidden = [h("input", type="hidden", name=name, value=value) for name, value in fields.items()]
     button = h("button", "Cancel this run", id="cancel", class_="danger")

@@ -29,8 +29,13 @@ _WORDS = {"dead": "dead, waits for a sidecar", "open": "under way", "cancelling"
 def badge(outcome: str) -> Html:
     """Return an outcome with its mark."""
     mark = h("span", _MARKS.get(outcome, "?"), aria_hidden="true")
-    word = h("span", _WORDS.get(outcome, outcome), class_="word")
+    word = h("span", spoken(outcome), class_="word")
     return h("span", mark, " ", word, class_=f"badge {outcome if outcome in _MARKS else ''}")
+
+
+def spoken(outcome: str) -> str:
+    """Return an outcome as it is said."""
+    return _WORDS.get(outcome, outcome)
 
 
 def duration(ns: int) -> str:
