@@ -4,6 +4,7 @@
 const state = document.getElementById("state");
 const pause = document.getElementById("pause");
 let timer = 0;
+let took = 0; // ms, the last answer
 
 const view = () => document.getElementById("view");
 const every = () => Number(view()?.dataset.every || 0);
@@ -43,6 +44,7 @@ function show(text = "") {
 }
 
 async function refresh() {
+  const asked = performance.now();
   const was = view().dataset.state;
   const followed = boxes().filter((box) => box.scrollTop + box.clientHeight > box.scrollHeight - 8);
   try {
@@ -60,6 +62,7 @@ async function refresh() {
   } catch {
     show("No connection; trying again");
   }
+  took = performance.now() - asked;
   followed.forEach(toEnd);
   plan();
 }
@@ -69,7 +72,7 @@ const paused = () => pause.getAttribute("aria-pressed") === "true";
 function plan() {
   clearTimeout(timer);
   pause.hidden = every() === 0;
-  if (every() && !paused() && !document.hidden) timer = setTimeout(refresh, every());
+  if (every() && !paused() && !document.hidden) timer = setTimeout(refresh, Math.max(every(), 10 * took));
 }
 
 pause.addEventListener("click", () => {
