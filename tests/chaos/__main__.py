@@ -56,12 +56,13 @@ async def main() -> int:
     print(f"chaos: {len(scenes)} scenes of {seconds:.0f} s, CHAOS_SEED={seed}", flush=True)
     verdicts = []
     for scene in scenes:
+        print(f"  {scene.name} ... ", end="", flush=True)
         started = time.monotonic()
         home = Path(tempfile.mkdtemp(prefix="agx-chaos-"))
         verdict = await play(scene, seconds, seed, home)
         verdicts.append(verdict)
         held = "held" if not verdict.broken else f"BROKEN, see {home}"
-        print(f"  {scene.name}: {verdict.runs} runs, {held}, {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{verdict.runs} runs, {held}, {time.monotonic() - started:.0f} s", flush=True)
         for broken in verdict.broken[:_BROKEN_SHOWN]:
             print(f"    {broken}", flush=True)
     print_table(verdicts)
@@ -69,4 +70,7 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    try:
+        sys.exit(asyncio.run(main()))
+    except KeyboardInterrupt:
+        sys.exit(130)

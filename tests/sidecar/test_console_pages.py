@@ -112,6 +112,7 @@ def test_a_runs_page_shows_what_ended_what_is_open_and_what_was_said(open_consol
         ("tool d2", "look"),
     ]
     assert page.count("under way") == 4  # both runs, the second request, the second tool
+    assert page.count('class="wait"') == 2  # both requests were waited for, and then answered
     assert "1,000 in, 200 out" in page
     assert "text · 10 characters in 2 events" in page
     assert "secret" not in page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from agx.facts import NodeEnded, RunEnded, RunStarted, ToolEnded, Usage
@@ -143,14 +143,17 @@ def _open_bars(trail: Trail, skew_ns: int) -> Iterator[Bar]:
         if entry.type != "event" or not isinstance(idx, int):
             continue
         at_ns = entry.id[0] * 1_000_000 - skew_ns
-        if body.get("event") == "llm-end":
+        if body.get("event") == "llm-begin":
+            requests[idx] = Bar("model", f"model request {idx + 1} · {body.get('model', 'unknown')}", 1, at_ns, None)
+        elif body.get("event") == "llm-end":
             requests.pop(idx, None)
         elif body.get("event") == "answer" or body.get("part_kind") == "tool-return":
             calls.pop(call_id, None)
-        elif body.get("part_kind") == "tool-call":
-            calls[call_id] = Bar("tool", str(body.get("tool_name")), 2, at_ns, None)
-        if body.get("event") == "llm-begin":
-            requests[idx] = Bar("model", f"model request {idx + 1} · {body.get('model', 'unknown')}", 1, at_ns, None)
+        else:
+            if idx in requests and requests[idx].first_chunk_ns is None:
+                requests[idx] = replace(requests[idx], first_chunk_ns=at_ns)
+            if body.get("part_kind") == "tool-call":
+                calls[call_id] = Bar("tool", str(body.get("tool_name")), 2, at_ns, None)
     known = {node.idx for node in trail.of(NodeEnded) if node.run_id == run_id and node.model is not None}
     ended = {tool.call_id for tool in trail.of(ToolEnded) if tool.run_id == run_id}
     yield from (bar for idx, bar in requests.items() if idx not in known)
