@@ -7,6 +7,7 @@ import time
 from html import unescape
 from html.parser import HTMLParser
 
+import orjson
 import pytest
 from conftest import OpenConsole
 from made_facts import T0, ended, node, run_of, started, tool, trace
@@ -100,8 +101,11 @@ def test_a_runs_page_shows_what_ended_what_is_open_and_what_was_said(open_consol
         queue.redis, SESSION, event="part_start", idx=1, event_idx=1, part_kind="tool-call", tool_name="look",
         tool_call_id="c9", args={"n": 1},
     )  # fmt: skip
+    custom = {"reason": "secret", "outcome": "secret", "model": "secret", "msg": "secret"}
+    queue.redis.xadd(SESSION.stream, {"type": "info", "origin": "shop", "body": orjson.dumps(custom)})
     _, visitor = open_console()
     page = visitor.get(RUN).text
+    assert "from shop" in page
     names = re.findall(r'class="kind (\w+ d\d)">([^<]+)<', page)
     assert names == [
         ("run d0", "support"),

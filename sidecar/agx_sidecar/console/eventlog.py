@@ -62,9 +62,10 @@ def remembered_lines(ended: RunEnded) -> Iterator[Line]:
 
 def _line(entry: StreamEntry, body: dict[str, Any]) -> Line:
     what = str(body.get("event", entry.type)) if entry.type == "event" else entry.type
-    about = _about(body)
-    if entry.type not in ("begin", "event", "end"):
-        about = f"{about} from {entry.origin}".strip()
+    if entry.type in ("begin", "event", "end"):
+        about = _about(body)
+    else:  # a service's own: whatever its names are, what they hold may be content
+        about = f"{body.get('error_type') or ''} from {entry.origin}".strip()[:300]
     ms, n = entry.id
     return Line(f"e{ms}-{n}", ms, "part" if what in ("part_start", "part_delta") else what, about)
 
