@@ -83,7 +83,7 @@ def _begin_bar(trail: Trail, skew_ns: int) -> Iterator[Bar]:
 
 
 def _run_bars(trail: Trail, run_id: str, depth: int, opened: list[Bar], drawn: set[str]) -> Iterator[Bar]:
-    """Yield a run's bar, then what is in it by start, `opened` among it; a sub-agent's run under its tool."""
+    """Yield a run's bar, then what is in it by start, at last what is `opened`; a sub-agent's run under its tool."""
     started = next((fact for fact in trail.of(RunStarted) if fact.run_id == run_id), None)
     ended = next((fact for fact in trail.of(RunEnded) if fact.run_id == run_id), None)
     fact = ended or started
@@ -92,7 +92,7 @@ def _run_bars(trail: Trail, run_id: str, depth: int, opened: list[Bar], drawn: s
         error = ended.error_type if ended else None
         yield Bar("run", fact.agent, depth, fact.start_ns, ended.end_ns if ended else None, outcome, error)
     parts = [[_node_bar(node, depth + 1)] for node in trail.of(NodeEnded) if node.run_id == run_id]
-    parts += [[bar] for bar in opened]
+    now = [[bar] for bar in opened]  # the last ones, however coarse their times are
     by_span: dict[str, list[Bar]] = {}
     for tool in trail.of(ToolEnded):
         if tool.run_id == run_id:
@@ -103,10 +103,10 @@ def _run_bars(trail: Trail, run_id: str, depth: int, opened: list[Bar], drawn: s
         if sub.parent_run_id == run_id and sub.run_id not in drawn and depth < _DEEPEST:
             drawn.add(sub.run_id)
             if bars := list(_run_bars(trail, sub.run_id, depth + 3, [], drawn)):
-                home = by_span.get(sub.trace.parent_span_id or "") or _around(bars[0], parts)
+                home = by_span.get(sub.trace.parent_span_id or "") or _around(bars[0], [*parts, *now])
                 parts.append(bars) if home is None else home.extend(bars)
     # Of two that begin together the longer encloses the other.
-    for bars in sorted(parts, key=lambda bars: (bars[0].start_ns, -(bars[0].end_ns or 0))):
+    for bars in (*sorted(parts, key=lambda bars: (bars[0].start_ns, -(bars[0].end_ns or 0))), *now):
         yield from bars
 
 
