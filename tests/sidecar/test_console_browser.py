@@ -202,7 +202,7 @@ def axe() -> Iterator[Path]:
         yield Path(home, "node_modules", "axe-core", "axe.min.js")
 
 
-@pytest.mark.parametrize("width", [1200, 375])
+@pytest.mark.parametrize("width", [1200, 800, 375])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing(
     browser: Browser,
@@ -233,6 +233,8 @@ async def test_axe_finds_nothing(
         await beside.goto(f"{origin}{await link.get_attribute('href')}")
         await expect(beside.get_by_role("region", name="Waterfall")).to_be_visible()
         assert await violations(beside) == []
+        # The bars are seen without scrolling.
+        assert await beside.evaluate("document.querySelector('.lane').getBoundingClientRect().right < innerWidth")
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
