@@ -15,8 +15,11 @@ WORKERS ?= 2
 # Without its dependencies: it asks for all of pydantic-ai, whose releases lag behind the slim ones.
 PEER := pydantic-ai-stream==0.1.1
 
+# Of no use in a test's output, nor beside a table.
+export PYDANTIC_AI_NO_BANNER := 1
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs-metrics dashboards dashboards-preview helm chaos audit bench image-check clean
+.PHONY: help demo test check format docs-metrics dashboards dashboards-preview console-preview helm chaos audit bench image-check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -54,6 +57,9 @@ dashboards: $(READY) ## Write the Grafana boards from their Python
 dashboards-preview: $(READY) ## Draw the boards from live demo data (needs prometheus)
 	$(BIN)/python -m dashboards.preview
 
+console-preview: $(READY) ## Draw the console from live demo runs (needs chromium)
+	PYTHONPATH=tests $(BIN)/python -m support.console_picture
+
 helm: $(READY) ## Copy boards and rules into the chart, and its values into its README
 	$(BIN)/python helm/sync.py
 
@@ -67,7 +73,7 @@ bench: $(READY) ## Measure beside the bare agent loop and the peer
 	$(BIN)/python -m benchmarks
 
 image-check: $(READY) ## Build the image without Docker and run it locked down (root; buildah, bubblewrap, debootstrap)
-	$(BIN)/python -m pytest -q -m image tests/ops/test_image.py
+	$(BIN)/python -m pytest -v -s -m image tests/ops/test_image.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -14,15 +14,17 @@ from . import cancel, demo, doctor, ls, stats, tail
 _COMMANDS = (demo, ls, tail, cancel, stats, doctor)
 _CODES = """exit codes:
   0    well
-  1    it could not be done: Redis can't be reached, a setting is wrong, a session is not known
+  1    it could not be done: Redis can't be reached, a setting is wrong, a session
+       is not known
   2    wrong usage
-  3    done, and the answer is no: nothing live to cancel, a run that did not complete, a fault found by `doctor`
+  3    done, and the answer is no: nothing live to cancel, a run that did not
+       complete, a fault found by `doctor`
   130  stopped by Ctrl-C
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code, as `agx --help` explains them."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="agx",
         description="Runs pydantic-ai agents for a service, and shows them.",
@@ -33,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code, as `agx --help` explains them."""
+    args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

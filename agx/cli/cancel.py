@@ -6,16 +6,18 @@ import argparse
 import asyncio
 
 from ..canceller import cancel
-from .options import Commands, add_place, add_session, find_session, open_place
+from .options import Commands, add_command, add_place, add_session, find_session, open_place
 from .terminal import print_json
 
 
 def add_to(commands: Commands) -> None:
     """Say what it takes."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "cancel",
         help="stop a live run",
         description="Tells a live run to stop, wherever it runs. Exit code 3: there was none.",
+        examples=("agx cancel acme/ada/chat-1", "agx cancel chat-1  # where only one live session is called so"),
     )
     add_session(parser)
     add_place(parser)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from importlib.util import find_spec
 
 from ..errors import AgxError
-from .options import Commands
+from .options import Commands, add_command
 
 # What it imports beyond the package's own dependencies.
 _PACKAGES = ("genai_prices", "opentelemetry.exporter.otlp", "opentelemetry.sdk", "prometheus_client", "rich")
@@ -14,12 +16,14 @@ _PACKAGES = ("genai_prices", "opentelemetry.exporter.otlp", "opentelemetry.sdk",
 
 def add_to(commands: Commands) -> None:
     """Say what it takes."""
-    demo = commands.add_parser(
+    demo = add_command(
+        commands,
         "demo",
         help="run agents on an embedded server, with the sidecar beside them, and watch",
         description="Starts an embedded Valkey and the sidecar, and runs agents whose scripted model needs no key. "
         "Some runs complete, some are cancelled, some fail. At the end, what ran is compared with the sidecar's "
         "/metrics; the exit code is 0 only if they agree exactly.",
+        examples=("agx demo", "agx demo --once", "OPENAI_API_KEY=... agx demo --model openai:gpt-4o-mini"),
     )
     demo.add_argument("--once", action="store_true", help="a few runs of each outcome, then end; else until Ctrl-C")
     demo.add_argument(
@@ -35,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """Play the demo."""
     if missing := [name for name in _PACKAGES if not _is_installed(name)]:
         raise AgxError(f"it needs {', '.join(missing)}: pip install 'opale-agent-stream[demo]'")
+    if sys.stderr.isatty():
+        print("Starting a server and the sidecar ...", file=sys.stderr)
+    # Its agents are observed by agx; a banner that says otherwise would only puzzle.
+    os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     from ..demo.command import run_demo  # noqa: PLC0415 - its imports need the extra
 
     return run_demo(once=args.once, model=args.model)

@@ -7,7 +7,7 @@ import asyncio
 
 from ..errors import AgxError
 from .checkup import Finding, check_everything
-from .options import Commands, add_place, open_place
+from .options import Commands, add_command, add_place, open_place
 from .terminal import open_console, print_json, tame
 
 _MARKS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "fault": ("✘", "red")}
@@ -15,12 +15,14 @@ _MARKS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "fault": ("✘", "
 
 def add_to(commands: Commands) -> None:
     """Say what it takes."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "doctor",
         help="check the server and the fleet, and say what to do",
         description="Checks Redis's version, memory policy and clock, what the user of the URL may do, partitions, "
         "leases without a process, the queues and their readers. It changes nothing. "
         "Exit code 3: there is a fault.",
+        examples=("agx doctor", "agx doctor --redis rediss://sidecar@redis.internal:6379 --prefix shop"),
     )
     add_place(parser)
     parser.set_defaults(run=lambda args: asyncio.run(_doctor(args)))

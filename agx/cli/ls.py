@@ -7,13 +7,19 @@ import asyncio
 
 from ..fleet import LiveRun, find_live, read_clock, read_last
 from ..hub import StreamEntry
-from .options import Commands, add_place, open_place
+from .options import Commands, add_command, add_place, open_place
 from .terminal import print_json, print_table, span
 
 
 def add_to(commands: Commands) -> None:
     """Say what it takes."""
-    parser = commands.add_parser("ls", help="list the live runs", description="Lists live runs, longest first.")
+    parser = add_command(
+        commands,
+        "ls",
+        help="list the live runs",
+        description="Lists live runs, longest first.",
+        examples=("agx ls --scope acme", "agx ls --json | jq -r '.[] | select(.state == \"dead\") | .run_id'"),
+    )
     parser.add_argument("--scope", help="only this scope's")
     add_place(parser)
     parser.set_defaults(run=lambda args: asyncio.run(_list(args)))
@@ -30,7 +36,10 @@ async def _list(args: argparse.Namespace) -> int:
         return 0
     heads = ("SESSION", "AGENT", "RUNNING", "SILENT", "STATE", "RUN")
     rows = [_row(run, entry, now_ms) for run, entry in zip(runs, last, strict=True)]
-    print_table(heads, rows, right=("RUNNING", "SILENT"))
+    if rows:
+        print_table(heads, rows, right=("RUNNING", "SILENT"), least=("RUN", "SILENT"))
+    else:
+        print("nothing is live")
     return 0
 
 

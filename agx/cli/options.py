@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TypeAlias
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from ..address import Client, open_redis, read_address, read_prefix
 from ..config import Config, configure
@@ -18,6 +19,8 @@ from ..engine import aclose, current_engine
 from ..errors import AgxError, RedisUnavailableError
 from ..fleet import find_live, read_partitions
 from ..keys import SessionKeys
+
+_WIDTH = 78  # of a description, as argparse has it in a terminal of 80
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -42,11 +45,24 @@ class Place:
         return partitions
 
 
+def add_command(
+    commands: Commands, name: str, *, help: str, description: str, examples: Sequence[str]
+) -> argparse.ArgumentParser:
+    """Add a command; its `--help` ends with the examples, a line each."""
+    return commands.add_parser(
+        name,
+        help=help,
+        description="\n".join(wrap(description, _WIDTH)),
+        epilog="\n  ".join(("examples:", *examples)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where Redis is, and --json."""
-    parser.add_argument("--redis", metavar="URL", help="as in AGX_REDIS_URL, which it goes before")
-    parser.add_argument("--prefix", metavar="TEXT", help="of the keys, as in AGX_KEY_PREFIX, which it goes before")
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--redis", metavar="URL", help="where Redis is (else AGX_REDIS_URL, else this machine)")
+    parser.add_argument("--prefix", metavar="TEXT", help="of all keys (else AGX_KEY_PREFIX, else agx)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +82,11 @@ async def open_place(args: argparse.Namespace) -> AsyncIterator[Place]:
     configure(Config(redis=client, key_prefix=prefix))
     try:
         yield Place(client, current_engine().control, prefix, address.place)
+    except AuthenticationError as error:
+        raise AgxError(
+            f"Redis at {address.place} asks for a password, or refuses the one it got ({error}): "
+            "put the right one into AGX_REDIS_PASSWORD, and the user's name into the URL"
+        ) from error
     except (RedisError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise

@@ -10,7 +10,7 @@ from typing import Any
 from .. import keys
 from ..facts import NodeEnded, ProcessBeat, RunEnded
 from ..fleet import NewestFacts, find_live, read_clock, read_newest
-from .options import Commands, Place, add_place, open_place
+from .options import Commands, Place, add_command, add_place, open_place
 from .terminal import print_json, print_table, span
 
 _OUTCOMES = ("completed", "cancelled", "failed", "lost")
@@ -19,11 +19,13 @@ _BEAT_LIFE_NS = 30_000_000_000  # a process that has said nothing for so long is
 
 def add_to(commands: Commands) -> None:
     """Say what it takes."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "stats",
         help="the fleet in figures",
         description="Counts live runs, and what the newest facts in the scope queues say: outcomes, durations, tokens. "
         "For history and rates use the sidecar's /metrics.",
+        examples=("agx stats", "agx stats --facts 10000 --json | jq .agents"),
     )
     parser.add_argument(
         "--facts", type=int, default=2_000, metavar="N", help="how many of each partition are read (default: 2000)"
@@ -117,7 +119,7 @@ def _show(figures: dict[str, Any]) -> None:
         )
         for agent, of in figures["agents"].items()
     ]
-    print_table(("AGENT", *numbers), rows, right=numbers)
+    print_table(("AGENT", *numbers), rows, right=numbers, least=("TOOLS", "MODEL", "P50"))
     if figures["services"]:
         counts = ("PROCESSES", "LISTENERS", "BUFFERED")
         print_table(

@@ -11,7 +11,7 @@ import orjson
 from ..errors import AgxError
 from ..hub import StreamEntry
 from ..listener import follow
-from .options import Commands, add_place, add_session, find_session, open_place
+from .options import Commands, add_command, add_place, add_session, find_session, open_place
 from .terminal import STYLES, open_console, span, tame
 
 if TYPE_CHECKING:
@@ -23,11 +23,13 @@ _CUT = 400  # characters of arguments and results
 
 def add_to(commands: Commands) -> None:
     """Say what it takes."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "tail",
         help="follow a run",
         description="Shows a session's run from its begin, as it happens, up to its end. Exit code 3: it did not "
         "complete. With --json one event a line, as listen() gives them.",
+        examples=("agx tail acme/ada/chat-1", "agx tail chat-1 --json > chat-1.jsonl"),
     )
     add_session(parser)
     parser.add_argument("--after", metavar="ID", help="go on behind this event")
@@ -121,5 +123,8 @@ def _styled(text: str, style: str) -> Any:
 
 
 def _json(value: object) -> str:
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    try:
+        text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deeply to be shown"
     return text if len(text) <= _CUT else f"{text[:_CUT]}…"

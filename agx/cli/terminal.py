@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -34,21 +34,31 @@ def open_console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def print_table(heads: Iterable[str], rows: Iterable[Iterable[object]], *, right: Iterable[str] = ()) -> None:
-    """Print a table; `right`: heads of columns of numbers."""
+def print_table(
+    heads: Sequence[str], rows: Iterable[Iterable[object]], *, right: Sequence[str] = (), least: Sequence[str] = ()
+) -> None:
+    """Print a table; `right`: heads of columns of numbers, `least`: those that a narrow terminal can do without.
+
+    Nothing is cut, since a part of a number or of a name is none: what is still too wide wraps.
+    """
     console = open_console()
-    from rich.table import Table  # noqa: PLC0415 - it is an extra's
+    from rich.cells import cell_len  # noqa: PLC0415 - it is an extra's
+    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    lines = [[tame(cell).replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(heads, *lines, strict=True)]
+    shown = list(range(len(heads)))
+    for head in least if console.is_terminal else ():
+        if sum(widths[n] + 2 for n in shown) - 2 > console.width:
+            shown.remove(heads.index(head))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    # A pipe takes lines of any length.
-    console.width = console.width if console.is_terminal else 10_000
-    for head in heads:
-        table.add_column(head, justify="right" if head in right else "left", no_wrap=True)
-    for row in rows:
-        texts = [tame(cell).replace("\n", " ") for cell in row]
-        table.add_row(*(Text(text, STYLES.get(text, "")) for text in texts))
-    console.print(table)
+    for n in shown:
+        table.add_column(heads[n], justify="right" if heads[n] in right else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(Text(line[n], STYLES.get(line[n], "")) for n in shown))
+    console.width = 10_000
+    console.print(table, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

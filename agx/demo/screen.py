@@ -49,7 +49,7 @@ class Screen:
     def tell(self, ran: Ran) -> None:
         """Print the line of a finished run."""
         style = _STYLE[ran.outcome]
-        why = (ran.error_type or ran.reason or "").rpartition(".")[2]
+        why = "" if ran.outcome == "lost" else (ran.error_type or ran.reason or "").rpartition(".")[2]
         who = f"{ran.scope}/{ran.user}/{ran.session}"
         tokens = f"{ran.tokens['input']:>5} in {ran.tokens['output']:>4} out"
         line = Text.assemble(

@@ -17,6 +17,7 @@ from dashboards.preview.traffic import Traffic
 
 BOARDS = ROOT / "dashboards" / "json"
 TICK = 0.5  # seconds
+TOLD_EVERY = 15.0  # seconds
 
 
 def main() -> int:
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=150, help="how long to let traffic flow (default 150)")
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "boards", help="directory of the pictures")
     options = parser.parse_args()
+    print("starting Prometheus and two sidecars ...", flush=True)
     try:
         with running() as stack:
             window = _flow(stack, options.seconds)
@@ -43,8 +45,12 @@ def _flow(stack: Stack, seconds: float) -> Window:
     """Let traffic flow, and say so; returns the time to show."""
     traffic = Traffic(stack.redis_url)
     start = time.time()
+    told = start
     print(f"traffic for {seconds:.0f} s ...", flush=True)
-    while time.time() < start + seconds:
+    while (now := time.time()) < start + seconds:
+        if now > told + TOLD_EVERY:
+            told = now
+            print(f"  {start + seconds - now:.0f} s to go", flush=True)
         traffic.tick()
         time.sleep(TICK)
     traffic.close()
@@ -53,4 +59,7 @@ def _flow(stack: Stack, seconds: float) -> Window:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -30,6 +30,7 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     client: str
+    target: str  # path and query, as they came
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
                 headers,
                 self.rfile.read(int(length)),
                 str(self.client_address[0]),
+                self.path,
             )
         except ValueError:
             self._answer(Answer(400, b"too many parameters\n"), headers)

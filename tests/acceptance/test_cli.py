@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
+import shlex
 import signal
+import struct
+import subprocess
 import sysconfig
+import termios
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -111,6 +121,15 @@ async def test_tail_shows_a_run_to_people_and_lets_nobody_steer_the_terminal(con
     assert "\x1b" not in out
 
 
+async def test_tail_shows_what_nests_deeper_than_json_is_written(configured: Redis, redis_url: str) -> None:
+    deep = '{"event":"part_start","part_kind":"tool-return","tool_name":"look","content":' + "[" * 500 + "]" * 500 + "}"
+    for kind, body in (("begin", '{"run_id":"r"}'), ("event", deep), ("end", '{"run_id":"r","outcome":"completed"}')):
+        await configured.xadd("agx:1:1:deep", {"type": kind, "origin": "custom", "body": body})
+    await configured.expire("agx:1:1:deep", 60)
+    code, out, _ = await call(redis_url, "tail", "1/1/deep")
+    assert (code, "look: nested too deeply to be shown" in out) == (0, True)
+
+
 async def test_tail_goes_on_behind_an_event_and_says_when_there_is_nothing(configured: Redis, redis_url: str) -> None:
     await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="chat-1"))
     events = await collect(1, 1, "chat-1")
@@ -124,6 +143,58 @@ async def test_tail_goes_on_behind_an_event_and_says_when_there_is_nothing(confi
     assert "there is nothing of 1/1/other" in nothing[2]
     assert no_cursor[0] == 1
     assert "must be the id of an event" in no_cursor[2]
+
+
+def in_terminal(columns: int, *args: str, **environment: str) -> list[str]:
+    """Run `agx` to its end in a terminal that is so wide; returns the lines it showed."""
+    terminal, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    environment = {**inherited, "TERM": "xterm-256color", **environment}
+    shown = b""
+    with subprocess.Popen([AGX, *args], stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how the end looks from this side
+            while piece := os.read(terminal, 65_536):
+                shown += piece
+        os.close(terminal)
+    assert process.returncode == 0, shown
+    return shown.decode().splitlines()
+
+
+async def test_a_terminal_gets_whole_names_and_numbers(configured: Redis, redis_url: str) -> None:
+    session = "a-session-whose-name-is-as-long-as-they-are"
+    await agx.run(KeptSession(), Stage(call_tool=True).agent(), "Hi", ScopeDeps(session_id="s"))
+    async with live_run(session, scope="acme"):
+        narrow, wide, stats, doctor, plain = await asyncio.gather(
+            *(
+                asyncio.to_thread(in_terminal, columns, command, "--redis", redis_url, **environment)
+                for columns, command, environment in (
+                    (80, "ls", {}),
+                    (140, "ls", {}),
+                    (80, "stats", {}),
+                    (80, "doctor", {}),
+                    (80, "doctor", {"NO_COLOR": "1"}),
+                )
+            )
+        )
+    assert f"acme/1/{session}" in narrow[1]
+    assert "live" in narrow[1]
+    assert "RUN" not in narrow[0].replace("RUNNING", "")
+    assert re.search(r"[0-9a-f]{32}", wide[1])
+    assert not [line for line in (*narrow, *wide, *stats) if "…" in line]
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in (*narrow, *stats)) <= 80
+    assert "COMPLETED" in stats[1]
+    assert any("\x1b[32m" in line for line in doctor)
+    assert not any("\x1b" in line for line in plain)
+
+
+async def test_ctrl_c_is_quiet_while_the_command_is_still_loading(configured: Redis, redis_url: str) -> None:
+    async with started(redis_url, "tail", "1/1/nothing") as tail:
+        await wait_until(lambda: "pydantic_core" in Path(f"/proc/{tail.pid}/maps").read_text(), what="half loaded")
+        tail.send_signal(signal.SIGINT)
+        out, err = await asyncio.wait_for(tail.communicate(), 90)
+        assert (tail.returncode, out, err) == (130, b"", b"")
 
 
 async def test_ctrl_c_is_clean(configured: Redis, redis_url: str) -> None:
@@ -236,6 +307,39 @@ def test_errors_are_one_line_that_says_what_to_do(
     assert err.startswith(f"agx {args[0]}: {said}")
     assert err.count("\n") == 1
     assert "secret" not in err
+
+
+async def test_a_wrong_password_is_no_outage(configured: Redis, redis_url: str) -> None:
+    code, _, err = await call(redis_url.replace("://", "://somebody:secret@"), "ls")
+    assert code == 1
+    assert "asks for a password, or refuses the one it got" in err
+    assert "AGX_REDIS_PASSWORD" in err
+    assert err.count("\n") == 1
+    assert "secret" not in err
+
+
+async def test_an_empty_list_says_so(configured: Redis, redis_url: str) -> None:
+    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    assert await call(redis_url, "ls") == (0, "nothing is live\n", "")
+    assert await ask(redis_url, "ls") == (0, [])
+
+
+@pytest.mark.parametrize("command", ["demo", "ls", "tail", "cancel", "stats", "doctor"])
+def test_help_has_examples_that_are_right(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    examples = re.findall(r"^  (.*agx .*)$", said.partition("examples:\n")[2], re.MULTILINE)
+    assert examples
+    assert max(map(len, said.splitlines())) <= 80
+    for example in examples:
+        words = shlex.split(re.split(r"[|>]", example)[0], comments=True)
+        args = cli.build_parser().parse_args(words[words.index("agx") + 1 :])
+        assert isinstance(args, argparse.Namespace)
+        assert args.command == command
 
 
 def test_a_prefix_that_nobody_uses_is_said(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ def audit(home: Path, *, runs: int, seed: int, scrape: float, pause: float) -> R
     with running(home, scrape) as world:
         generator = Generator(world.queue, ledger, seed)
         seen = _play_through_faults(world, generator, runs, pause)
+        print("  comparing the ledger with Prometheus ...", flush=True)
         told = read_queues(world.url)
         for fact in told:  # the generator's own are known; the rest is what the runtime told of real runs
             ledger.note(fact)
@@ -54,9 +55,14 @@ def _play_through_faults(world: World, generator: Generator, runs: int, pause: f
     seen: list[Seen] = []
     bounds = [runs * n // 4 for n in range(5)]
     with ThreadPoolExecutor(2) as pool:
-        for first, last, strike in zip(
-            bounds, bounds[1:], (world.kill_leader, world.stall_leader, world.kill_leader, None), strict=False
+        for first, last, what, strike in zip(
+            bounds,
+            bounds[1:],
+            ("a leader is killed", "a leader is stalled", "a leader is killed", "nothing happens"),
+            (world.kill_leader, world.stall_leader, world.kill_leader, None),
+            strict=False,
         ):
+            print(f"  runs {first + 1} to {last}: {what} ...", flush=True)
             numbers = range(first, last)
             made = pool.submit(generator.feed, [n for n in numbers if n % _REAL], pause)
             real = pool.submit(play, world.url, [n // _REAL for n in numbers if n % _REAL == 0])

@@ -71,12 +71,13 @@ async def main() -> int:
     print(f"chaos: {len(scenes)} scenes in {minutes:g} minutes, CHAOS_SEED={seed}", flush=True)
     verdicts = []
     for scene in scenes:
+        print(f"  {scene.name} ... ", end="", flush=True)
         started = time.monotonic()
         home = Path(tempfile.mkdtemp(prefix="agx-chaos-"))
         verdict = await _play(scene, max(scene.least, unit * scene.weight), seed, home)
         verdicts.append(verdict)
         held = "held" if not verdict.broken else f"BROKEN, see {home}"
-        print(f"  {scene.name}: {verdict.runs} runs, {held}, {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{verdict.runs} runs, {held}, {time.monotonic() - started:.0f} s", flush=True)
         for measured in verdict.times:
             print(f"    {measured}", flush=True)
         for broken in verdict.broken[:_BROKEN_SHOWN]:
@@ -86,4 +87,7 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    try:
+        sys.exit(asyncio.run(main()))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -40,11 +40,13 @@ class Image:
 
 def build() -> Image:
     """Build the image on the stand-in base, without the network."""
+    print("\ndownloading wheels ...", flush=True)
     wheels = _collect_wheels()
     _buildah("rm", "--all")  # what an earlier check left
     _buildah("rmi", "--prune", "--force")
     if not _buildah("images", "--quiet", BASE, check=False):
         _import_base(_bootstrap())
+    print("building the image ...", flush=True)
     _buildah(
         "build",
         "--isolation=chroot",
@@ -115,6 +117,7 @@ def _bootstrap() -> Path:
     base = WORK / "base"
     if not (base / "usr" / "bin" / "python3").exists():
         shutil.rmtree(base, ignore_errors=True)
+        print("making a base with debootstrap, which takes minutes ...", flush=True)
         packages = "--include=python3-minimal,python3-venv,ca-certificates"
         subprocess.run(["debootstrap", "--variant=minbase", packages, _SUITE, base], check=True, timeout=900)
     return base

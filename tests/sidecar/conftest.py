@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from replica import Queue, Replica
+from support.visitor import TOKEN, Visitor, console_port
 
 StartReplica = Callable[..., Replica]
+OpenConsole = Callable[..., tuple[Replica, Visitor]]
 
 
 @pytest.fixture
@@ -40,3 +42,18 @@ def start_sidecar(tmp_path: Path) -> Iterator[StartReplica]:
 def start_replica(start_sidecar: StartReplica, redis_url: str) -> StartReplica:
     """Starts sidecars on the worker's server; environment variables by keyword."""
     return partial(start_sidecar, redis_url)
+
+
+@pytest.fixture
+def open_console(start_replica: StartReplica) -> OpenConsole:
+    """Starts a sidecar with a console and returns it with a visitor who is logged in."""
+
+    def start(mode: str = "full", **environment: str) -> tuple[Replica, Visitor]:
+        given = {"AGX_CONSOLE": mode, "AGX_CONSOLE_PORT": "0", "AGX_CONSOLE_TOKEN": TOKEN, "AGX_SINKS": "none"}
+        sidecar = start_replica(**{**given, **environment})
+        visitor = Visitor(console_port(sidecar))
+        if environment.get("AGX_CONSOLE_TOKEN", TOKEN):
+            assert visitor.log_in().status == 303
+        return sidecar, visitor
+
+    return start

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from conftest import StartReplica
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 from redis.asyncio import Redis
+from replica import PARTITIONS, PREFIX, Queue
 from support.agents import KeptSession, ScopeDeps, Stage
-from support.visitor import TOKEN, console_port
+from support.visitor import TOKEN, begin_live, console_port
 from support.waiting import wait_until
 
 import agx
+from agx import keys
 
 pytestmark = [pytest.mark.browser]
 
@@ -152,6 +158,116 @@ async def test_hostile_names_and_texts_do_nothing(tab: Tab) -> None:
     with pytest.raises(agx.AgxCanceledError):
         await asyncio.wait_for(running, 30)
     assert (tab.complaints, tab.strangers) == ([], [])
+
+
+async def test_a_run_is_cancelled_by_keyboard_alone(tab: Tab) -> None:
+    page = tab.page
+    page.on("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
+    stage, session = Stage(hold_after=1), KeptSession(may_save=asyncio.Event())
+    running = asyncio.create_task(agx.run(session, stage.agent(), "Hi", ScopeDeps(session_id="chat-1")))
+    await stage.reached.wait()
+    await page.goto(f"{tab.origin}/")
+    await expect(page.get_by_label("Token")).to_be_focused()
+    await page.keyboard.type(TOKEN)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+    await tab_to(page, page.get_by_role("link", name="staged"))
+    await page.keyboard.press("Enter")
+    await tab_to(page, page.get_by_role("button", name="Cancel this run"))
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_text("It has been told to stop")).to_be_visible()
+    assert session.may_save is not None
+    session.may_save.set()
+    with pytest.raises(agx.AgxCanceledError):
+        await asyncio.wait_for(running, 30)
+    await expect(page.get_by_role("status")).to_have_text("The run is cancelled")  # which is read out
+
+
+async def tab_to(page: Page, wanted: Locator) -> None:
+    """Press Tab until something has the focus; it must be seen there."""
+    for _ in range(30):
+        await page.keyboard.press("Tab")
+        if await wanted.evaluate("it => it === document.activeElement"):
+            assert await wanted.evaluate("it => getComputedStyle(it).outlineStyle") != "none"
+            return
+    raise AssertionError("no Tab leads there")
+
+
+@pytest.fixture(scope="session")
+def axe() -> Iterator[Path]:
+    """The checker of accessibility, from npm."""
+    with tempfile.TemporaryDirectory(prefix="agx-axe-") as home:
+        quiet = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+        subprocess.run(["npm", "install", *quiet, "axe-core@4.14.1"], cwd=home, check=True, timeout=180)
+        yield Path(home, "node_modules", "axe-core", "axe.min.js")
+
+
+@pytest.mark.parametrize("width", [1200, 800, 375])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing(
+    browser: Browser,
+    start_replica: StartReplica,
+    configured: Redis,
+    axe: Path,
+    scheme: Literal["light", "dark"],
+    width: int,
+) -> None:
+    sidecar = start_replica(AGX_CONSOLE="full", AGX_CONSOLE_PORT="0", AGX_CONSOLE_TOKEN=TOKEN, AGX_CONSOLE_CONTENT="1")
+    origin = f"http://127.0.0.1:{console_port(sidecar)}"
+    context = await browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    await context.add_init_script(path=axe)
+    page = await context.new_page()
+    await page.goto(f"{origin}/")
+    assert await violations(page) == []
+    await page.goto(f"{origin}/#token={TOKEN}")
+    await expect(page.get_by_role("heading", name="Runs")).to_be_visible()
+    with pytest.raises(ZeroDivisionError):
+        await agx.run(KeptSession(), Stage(model_error=ZeroDivisionError()).agent(), "Hi", ScopeDeps(session_id="s1"))
+    await agx.run(KeptSession(), Stage(call_tool=True).agent(), "Hi", ScopeDeps(session_id="s2"))
+    stage = Stage(hold_after=1)
+    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(session_id="live")))
+    await expect(page.get_by_role("link", name="staged")).to_have_count(3)
+    assert await violations(page) == []
+    for link in await page.get_by_role("link", name="staged").all():
+        beside = await context.new_page()
+        await beside.goto(f"{origin}{await link.get_attribute('href')}")
+        await expect(beside.get_by_role("region", name="Waterfall")).to_be_visible()
+        assert await violations(beside) == []
+        # The bars are seen without scrolling.
+        assert await beside.evaluate("document.querySelector('.lane').getBoundingClientRect().right < innerWidth")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe finds, and whether the page is wider than its window."""
+    found = await page.evaluate("axe.run()")
+    assert len(found["passes"]) > 15
+    said = [f"{rule['id']}: {node['html'][:200]}" for rule in found["violations"] for node in rule["nodes"]]
+    wide = await page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    return [*said, "the page scrolls sideways"] if wide else said
+
+
+async def test_a_thousand_live_runs_stay_usable(tab: Tab, queue: Queue) -> None:
+    for n in range(1_000):
+        session = keys.SessionKeys(PREFIX, f"scope-{n % 50}", "u", f"s{n}")
+        begin_live(queue.redis, session, f"run-{n}", partitions=PARTITIONS, agent=f"agent-{n}")
+    await open_by_link(tab)
+    page = tab.page
+    await expect(page.get_by_role("heading", name="Live")).to_contain_text("1,000")
+    await page.evaluate(
+        "new PerformanceObserver((list) => (window.longest = Math.max(window.longest || 0, "
+        "...list.getEntries().map((task) => task.duration)))).observe({ type: 'longtask', buffered: true })"
+    )
+    field = page.get_by_role("searchbox")
+    await field.type("agent-77")
+    for _ in range(2):  # typing goes on while the page is renewed under it
+        await page.wait_for_event("requestfinished")
+    await field.type("7")
+    await expect(field).to_have_value("agent-777")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("link", name="agent-")).to_have_count(1)
+    assert await page.evaluate("window.longest || 0") < 1_000  # ms
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

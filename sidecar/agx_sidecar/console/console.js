@@ -4,6 +4,7 @@
 const state = document.getElementById("state");
 const pause = document.getElementById("pause");
 let timer = 0;
+let took = 0; // ms, the last answer
 
 const view = () => document.getElementById("view");
 const every = () => Number(view()?.dataset.every || 0);
@@ -34,13 +35,18 @@ function morph(old, fresh) {
   }
 }
 
-function show(text) {
+// What grows at its end is kept there while nobody has scrolled away from it.
+const boxes = () => [...document.querySelectorAll("[data-follow]")];
+const toEnd = (box) => box.scrollTo(0, box.scrollHeight);
+
+function show(text = "") {
   if (state.textContent !== text) state.textContent = text;
 }
 
 async function refresh() {
-  const log = document.getElementById("log");
-  const follows = log && log.scrollTop + log.clientHeight > log.scrollHeight - 8;
+  const asked = performance.now();
+  const was = view().dataset.state;
+  const followed = boxes().filter((box) => box.scrollTop + box.clientHeight > box.scrollHeight - 8);
   try {
     const answer = await fetch(location.pathname + location.search, { credentials: "same-origin", redirect: "error" });
     if (answer.status === 401 || answer.status === 403) return location.reload();
@@ -48,12 +54,16 @@ async function refresh() {
     if (!paused() && fresh) {
       morph(view(), fresh);
       if (fresh.dataset.title) document.title = `${fresh.dataset.title} · agx`;
-      show(answer.ok ? "" : "Trouble; trying again");
+      const is = view().dataset.state;
+      if (!answer.ok) show("Trouble; trying again");
+      else if (is !== was) show(is); // the status is read out
+      else if (state.textContent !== is) show("");
     }
   } catch {
     show("No connection; trying again");
   }
-  if (follows) document.getElementById("log")?.scrollTo(0, 1e9);
+  took = performance.now() - asked;
+  followed.forEach(toEnd);
   plan();
 }
 
@@ -62,7 +72,7 @@ const paused = () => pause.getAttribute("aria-pressed") === "true";
 function plan() {
   clearTimeout(timer);
   pause.hidden = every() === 0;
-  if (every() && !paused() && !document.hidden) timer = setTimeout(refresh, every());
+  if (every() && !paused() && !document.hidden) timer = setTimeout(refresh, Math.max(every(), 10 * took));
 }
 
 pause.addEventListener("click", () => {
@@ -77,12 +87,16 @@ document.addEventListener("submit", (event) => {
 });
 
 // A link may carry the token behind its #, which no browser sends: into no log, no proxy, no referrer.
-const login = document.getElementById("login");
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) history.replaceState(null, "", location.pathname + location.search);
-if (given && login && !document.getElementById("wrong")) {
-  document.getElementById("token").value = given;
-  login.submit();
+function takeToken() {
+  const login = document.getElementById("login");
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) history.replaceState(null, "", location.pathname + location.search);
+  if (given && login && !document.getElementById("wrong")) {
+    document.getElementById("token").value = given;
+    login.submit();
+  }
 }
-document.getElementById("log")?.scrollTo(0, 1e9);
+window.addEventListener("hashchange", takeToken); // pasted where the page that asks is open already
+takeToken();
+boxes().forEach(toEnd);
 plan();

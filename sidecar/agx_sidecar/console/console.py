@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Coroutine, Mapping
 from importlib.resources import files
@@ -42,6 +43,8 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
+# No other site, and no second header.
+_OWN_PAGE = re.compile(r"/(run)?(\?[!-~]*)?")
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -102,6 +105,8 @@ class Console:
     def _answer(self, request: Request) -> Answer:
         if request.path in _FILES:
             return Answer(200, self._files[request.path], _FILES[request.path])
+        if request.path == "/login" and request.method != "POST":
+            return Answer(303, b"", headers={"Location": "/"})  # who opens the page again that refused a token
         pages = {"/": self._front, "/run": self._run}
         forms = {"/login": self._log_in, "/cancel": self._cancel}
         is_post = request.method == "POST"
@@ -112,7 +117,7 @@ class Console:
             logger.warning("console: a POST to %s from %s was not sent by its own page", request.path, request.client)
             return self._message(403, "This was not sent by the console's own page", "Open it and try again there.")
         if request.path != "/login" and not self._gate.admits(request):
-            return self._ask_for_token(401 if self._console.token else 403)
+            return self._ask_for_token(401 if self._console.token else 403, "/" if is_post else request.target)
         return respond(request)
 
     def _front(self, request: Request) -> Answer:
@@ -154,20 +159,24 @@ class Console:
         return Answer(303, b"", headers={"Location": run_url(place.scope, place.run_id, place.user, place.session, 0)})
 
     def _log_in(self, request: Request) -> Answer:
-        cookie = self._gate.log_in(request, _form(request).get("token", ""))
+        form = _form(request)
+        cookie, to = self._gate.log_in(request, form.get("token", "")), form.get("to", "/")
+        if not _OWN_PAGE.fullmatch(to):
+            to = "/"
         if cookie is None:
             logger.warning("console: %s gave a wrong token", request.client)
-            return self._ask_for_token(403, wrong=True)
+            return self._ask_for_token(403, to, wrong=True)
         logger.info("console: %s logged in", request.client)
-        return Answer(303, b"", headers={"Location": "/", "Set-Cookie": cookie})
+        return Answer(303, b"", headers={"Location": to, "Set-Cookie": cookie})
 
-    def _ask_for_token(self, status: int, *, wrong: bool = False) -> Answer:
+    def _ask_for_token(self, status: int, to: str, *, wrong: bool = False) -> Answer:
         if self._console.token is None:
             return self._message(403, "Not from here", "Without a token the console answers to localhost only.")
         given = h("input", id="token", name="token", type="password", required=True, autofocus=True,
                   autocomplete="current-password", aria_describedby="wrong" if wrong else None)  # fmt: skip
-        form = h("form", h("label", "Token", for_="token"), given, h("button", "Open"), method="post", action="/login",
-                 id="login", class_="find")  # fmt: skip
+        back = h("input", type="hidden", name="to", value=to)  # who followed a link gets where it leads
+        form = h("form", h("label", "Token", for_="token"), given, back, h("button", "Open"),
+                 method="post", action="/login", id="login", class_="find")  # fmt: skip
         said = h("p", "That is not the token.", id="wrong", role="alert", class_="alert") if wrong else None
         hint = h("p", "It is what AGX_CONSOLE_TOKEN says.", class_="quiet")
         return self._page("Log in", h("main", h("h1", "agx console"), said, form, hint, id="view"), status=status)
@@ -178,7 +187,8 @@ class Console:
         return self._page(title, view, status=status)
 
     def _page(self, title: str, view: Html, *, status: int = 200) -> Answer:
-        about: list[Child] = [h("a", "agx console", href="/", class_="home"), h("code", self._settings.prefix)]
+        home = h("a", h("img", src="/icon.svg", alt=""), "agx console", href="/", class_="home")
+        about: list[Child] = [home, h("code", self._settings.prefix)]
         about.append(h("span", "can cancel" if self._console.can_cancel else "read only", class_="mode"))
         state = h("span", id="state", role="status", class_="mode")
         pause = h("button", "Pause updates", id="pause", type="button", aria_pressed="false", hidden=True)

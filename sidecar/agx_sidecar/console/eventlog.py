@@ -11,7 +11,7 @@ import orjson
 from agx.facts import RunEnded
 from agx.hub import StreamEntry
 
-LINES = 300  # the newest
+LINES = 300  # on a page, the newest
 _TEXT = 4_000  # characters of content a line
 
 
@@ -29,12 +29,12 @@ class Line:
 
 
 def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
-    """Return the newest lines of a stream, oldest first."""
+    """Return the lines of a stream, oldest first."""
     lines: list[Line] = []
-    parts: dict[tuple[object, object], Line] = {}  # those of the current model request
+    parts: dict[str, Line] = {}  # those of the current model request
     for entry in entries:
         body = entry.body
-        part = (body.get("idx"), body.get("event_idx"))
+        part = f"{body.get('idx')}/{body.get('event_idx')}"  # anybody may have added an event, with anything in it
         is_delta = body.get("event") == "part_delta"
         line = parts.get(part) if is_delta else None
         if line is None:
@@ -51,7 +51,7 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
             line.chars += len(text) if is_words else 0
             if content and len(line.text) < _TEXT:
                 line.text = (line.text + text)[:_TEXT]
-    return lines[-LINES:]
+    return lines
 
 
 def remembered_lines(ended: RunEnded) -> Iterator[Line]:
@@ -62,9 +62,10 @@ def remembered_lines(ended: RunEnded) -> Iterator[Line]:
 
 def _line(entry: StreamEntry, body: dict[str, Any]) -> Line:
     what = str(body.get("event", entry.type)) if entry.type == "event" else entry.type
-    about = _about(body)
-    if entry.type not in ("begin", "event", "end"):
-        about = f"{about} from {entry.origin}".strip()
+    if entry.type in ("begin", "event", "end"):
+        about = _about(body)
+    else:  # a service's own: whatever its names are, what they hold may be content
+        about = f"{body.get('error_type') or ''} from {entry.origin}".strip()[:300]
     ms, n = entry.id
     return Line(f"e{ms}-{n}", ms, "part" if what in ("part_start", "part_delta") else what, about)
 
@@ -86,4 +87,7 @@ def _content(entry: StreamEntry, body: dict[str, Any]) -> str:
 
 
 def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deeply to be shown"

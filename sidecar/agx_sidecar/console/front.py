@@ -10,9 +10,9 @@ from agx.hub import StreamEntry
 
 from .html import Html, h
 from .overview import Asked, Overview
-from .words import ago, badge, clock, duration, run_url, who
+from .words import ago, badge, cause, clock, duration, run_url, who
 
-_ORDER = ("lost", "failed", "cancelled", "completed")
+_LISTS = {"bad": ("lost", "failed"), "good": ("cancelled", "completed")}
 
 
 def front_view(overview: Overview) -> Html:
@@ -23,10 +23,10 @@ def front_view(overview: Overview) -> Html:
         h("h1", "Runs"),
         _search(asked),
         _tiles(overview),
+        _reach(overview),
         _live(overview),
         _ended("Lost and failed", "bad", overview, overview.bad),
         _ended("Cancelled and completed", "good", overview, overview.good),
-        _reach(overview),
         id="view",
         data_every=2000,
         data_title=f"{overview.live} live",
@@ -41,12 +41,15 @@ def _search(asked: Asked) -> Html:
 
 
 def _tiles(overview: Overview) -> Html:
-    tiles = [_tile("live", overview.live)] + [_tile(name, overview.outcomes.get(name, 0)) for name in _ORDER]
+    tiles = [_tile("live", "live", overview.live)]
+    for key, names in _LISTS.items():
+        tiles += [_tile(key, name, overview.outcomes.get(name, 0)) for name in names]
     return h("ul", tiles, class_="tiles", aria_label="Counts")
 
 
-def _tile(name: str, count: int) -> Html:
-    return h("li", h("strong", f"{count:,}"), badge(name), class_="tile" if count else "tile none")
+def _tile(key: str, name: str, count: int) -> Html:
+    link = h("a", h("strong", f"{count:,}"), " ", badge(name), href=f"#h-{key}")
+    return h("li", link, class_=f"tile {name}" if count else "tile none")
 
 
 def _live(overview: Overview) -> Html:
@@ -74,7 +77,7 @@ def _live_row(overview: Overview, run: LiveRun, last: StreamEntry | None) -> Htm
         h("td", who(session.scope, session.user, session.session)),
         h("td", began, class_="number"),
         h("td", badge("dead") if run.is_dead(now) else _doing(run, last)),
-        h("td", f"{ago(now - last.id[0])} ago" if last else "-", class_="number"),
+        h("td", f"{ago(now - last.id[0])} ago" if last else "-", class_="number extra"),
         id=f"r-{run.run_id}",
     )
 
@@ -101,8 +104,7 @@ def _doing(run: LiveRun, last: StreamEntry | None) -> Html:
 
 
 def _ended(title: str, key: str, overview: Overview, ended: tuple[RunEnded, ...]) -> Html:
-    of = ("lost", "failed") if key == "bad" else ("cancelled", "completed")
-    count = sum(overview.outcomes.get(name, 0) for name in of)
+    count = sum(overview.outcomes.get(name, 0) for name in _LISTS[key])
     if not ended:
         return _section(key, title, 0, h("p", "None.", class_="quiet"))
     heads = ("Agent", "Session", "Outcome", "Why", "Took", "Model calls", "Tool calls", "Ended")
@@ -118,10 +120,10 @@ def _ended_row(now_ms: int, fact: RunEnded) -> Html:
         h("th", h("a", fact.agent, href=url, id=f"a-{fact.run_id}"), scope="row"),
         h("td", who(fact.scope, fact.user, fact.session)),
         h("td", badge(fact.outcome)),
-        h("td", (fact.error_type or fact.reason or "").rpartition(".")[2]),
+        h("td", fact.reason or cause(fact.outcome, fact.error_type) or "", class_="extra"),
         h("td", duration(fact.end_ns - fact.start_ns), class_="number"),
-        h("td", fact.model_calls, class_="number"),
-        h("td", fact.tool_calls, class_="number"),
+        h("td", fact.model_calls, class_="number extra"),
+        h("td", fact.tool_calls, class_="number extra"),
         h("td", f"{ago(now_ms - ended_ms)} ago", class_="number", title=clock(ended_ms)),
         id=f"r-{fact.run_id}",
     )
@@ -139,23 +141,30 @@ def _table(caption: str, heads: tuple[str, ...], rows: list[Html]) -> Html:
     return h("div", table, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
+_NUMBERS = ("Running", "Last event", "Took", "Model calls", "Tool calls", "Ended")
+_EXTRAS = ("Last event", "Model calls", "Tool calls", "Why")  # not on a narrow screen
+
+
 def _class_of(head: str) -> str | None:
-    return "number" if head in ("Running", "Last event", "Took", "Model calls", "Tool calls", "Ended") else None
+    words = [word for word, heads in (("number", _NUMBERS), ("extra", _EXTRAS)) if head in heads]
+    return " ".join(words) or None
 
 
 def _pages(overview: Overview) -> Html | None:
     if overview.pages == 1:
         return None
     asked, at = overview.asked, min(overview.asked.page, overview.pages)
-    links = [h("a", f"Page {n}", href=_url(asked, page=n), aria_current="page" if n == at else None)
-             for n in range(1, overview.pages + 1)]  # fmt: skip
-    return h("nav", links, class_="pages", aria_label="Pages of live runs")
+    back = h("a", "← Before", href=_url(asked, page=at - 1), rel="prev", id="before") if at > 1 else None
+    on = h("a", "Next →", href=_url(asked, page=at + 1), rel="next", id="next") if at < overview.pages else None
+    here = h("span", f"Page {at:,} of {overview.pages:,}", aria_current="page")
+    return h("nav", back, here, on, class_="pages", aria_label="Pages of live runs")
 
 
 def _reach(overview: Overview) -> Html:
+    said = f"Live runs by their leases; ended ones among the newest {overview.read:,} facts"
     if not overview.since_ms:
-        return h("p", f"All {overview.read:,} facts that the queues keep were read.", class_="quiet")
-    said = f"The newest {overview.read:,} facts were read, back to {clock(overview.since_ms)}. "
+        return h("p", f"{said}, all that are kept.", class_="quiet")
+    said += f", of the last {ago(overview.now_ms - overview.since_ms)}. "
     further = None
     if overview.asked.depth < 3:
         further = h("a", "Look further back", href=_url(overview.asked, depth=overview.asked.depth + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-_VOID = {"hr", "input", "link", "meta"}
+_VOID = {"img", "input", "link", "meta", "wbr"}
 
 
 class Html(str):

@@ -11,7 +11,7 @@ from agx.facts import RunEnded
 from agx.fleet import LiveRun, find_live, read_clock, read_last, read_newest, read_partitions
 from agx.hub import StreamEntry
 
-PAGE = 100  # live runs
+PAGE = 50  # live runs
 _ENDED = 100  # rows of each list
 _DEPTHS = (500, 5_000, 50_000)  # facts a partition; the queues hold 12,500 each at their defaults
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from agx.facts import RunEnded
 
-from .eventlog import Line, remembered_lines, write_lines
+from .eventlog import LINES, Line, remembered_lines, write_lines
 from .html import Html, h
 from .trail import Trail
 from .waterfall import Bar, Waterfall, draw_waterfall
-from .words import badge, clock, duration, who
+from .words import badge, cause, clock, duration, spoken, tick, who
 
 _WIDE = 1_000  # units of the time axis
 _TICKS = 4
@@ -20,19 +20,20 @@ def run_view(trail: Trail, *, can_cancel: bool, content: bool) -> Html:
     fall = draw_waterfall(trail)
     agent = fall.bars[0].name if fall.bars and fall.bars[0].kind == "run" else "unknown agent"
     state = trail.state
+    cancel = _cancel(trail, can_cancel=can_cancel) if trail.is_live else None
     return h(
         "main",
         h("p", h("a", "All runs", href="/"), class_="back"),
-        h("h1", agent, " ", badge(state)),
+        h("div", h("h1", agent, " ", badge(state)), cancel, class_="head"),
         h("p", who(place.scope, place.user, place.session), " · run ", h("code", place.run_id)),
         _facts(trail, fall, ended, content=content),
-        _cancel(trail, can_cancel=can_cancel) if trail.is_live else None,
-        _waterfall(fall),
+        _waterfall(fall, is_live=trail.is_live),
         _tokens(fall),
         _events(trail, ended, content=content),
         id="view",
         data_every=1000 if trail.is_live else 0,
-        data_title=f"{agent} · {state}",
+        data_title=f"{agent} · {spoken(state)}",
+        data_state=f"The run is {spoken(state)}",
     )
 
 
@@ -57,11 +58,12 @@ def _facts(trail: Trail, fall: Waterfall, ended: RunEnded | None, *, content: bo
         ("Began", clock(fall.start_ns // 1_000_000)),
         ("Took" if ended else "Running for", duration(fall.end_ns - fall.start_ns)),
         ("Tokens", f"{last.input:,} in, {last.output:,} out" if last else "none reported yet"),
-        ("Why", " · ".join(word for word in (ended.reason, ended.stage, ended.error_type) if word) if ended else ""),
+        ("Why", (ended.reason or cause(ended.outcome, ended.error_type) or "") if ended else ""),
+        ("Where", (ended.stage or "").replace("_", " ") if ended and ended.outcome != "completed" else ""),
         ("Error", (ended.error_message or "") if ended and content else ""),
         ("Service", " ".join(word for word in (service.name, service.version) if word) if service else ""),
         ("Trace", fact.trace.trace_id if fact is not None else ""),
-        ("Note", "finished by a sidecar after its process died" if ended and ended.partial else ""),
+        ("Note", "its process died; a sidecar told this end" if ended and ended.partial else ""),
     ]
     return h("dl", [h("div", h("dt", name), h("dd", said)) for name, said in rows if said], class_="facts")
 
@@ -69,30 +71,42 @@ def _facts(trail: Trail, fall: Waterfall, ended: RunEnded | None, *, content: bo
 def _cancel(trail: Trail, *, can_cancel: bool) -> Html:
     place = trail.place
     if not can_cancel:
-        return h("p", "This console may only read: AGX_CONSOLE=full would let it cancel.", class_="quiet")
+        return h("p", "Read only: AGX_CONSOLE=full would let it cancel.", class_="quiet")
     if trail.lease == "cancelling":
-        return h("p", "It has been told to stop.", class_="quiet", role="status")
+        return h("p", "It has been told to stop.", class_="quiet")
     fields = {"scope": place.scope, "user": place.user, "session": place.session, "run": place.run_id}
     hidden = [h("input", type="hidden", name=name, value=value) for name, value in fields.items()]
     button = h("button", "Cancel this run", id="cancel", class_="danger")
     return h("form", hidden, button, method="post", action="/cancel", data_ask="Cancel this run?")
 
 
-def _waterfall(fall: Waterfall) -> Html:
+def _waterfall(fall: Waterfall, *, is_live: bool) -> Html:
     rows = [_row(fall, bar) for bar in fall.bars]
-    ticks = [fall.start_ns + (fall.end_ns - fall.start_ns) * n // _TICKS for n in range(_TICKS + 1)]
-    axis = h("span", [h("span", duration(at - fall.start_ns)) for at in ticks], class_="axis", aria_hidden="true")
-    heads = [h("th", name, scope="col", class_=kind) for name, kind in (("What", ""), ("Began", "number"),
-             ("Took", "number"), ("Tokens", "number"), ("Outcome", ""))]  # fmt: skip
+    heads = [h("th", name, scope="col", class_=kind) for name, kind in (("What", ""), ("Began", "number extra"),
+             ("Took", "number"), ("Tokens", "number extra"))]  # fmt: skip
+    heads.append(h("th", h("span", "Outcome", class_="word"), scope="col"))
+    time = h("th", h("span", "Time", class_="unseen"), _axis(fall, fall.from_ns), scope="col", class_="time")
     table = h(
         "table",
         h("caption", "Nodes and tools by their start", class_="unseen"),
-        h("thead", h("tr", heads, h("th", h("span", "Time", class_="unseen"), axis, scope="col", class_="time"))),
+        h("thead", h("tr", heads, time)),
         h("tbody", rows),
         class_="waterfall",
     )
-    box = h("div", table, class_="scroll", tabindex=0, role="region", aria_label="Waterfall")
-    return h("section", h("h2", "Waterfall", id="h-fall"), box)
+    # A live run grows at its end.
+    box = h("div", table, id="fall", class_="scroll", tabindex=0, role="region", aria_label="Waterfall",
+            data_follow=is_live)  # fmt: skip
+    left_out = f"{fall.left_out:,} steps before these are left out." if fall.left_out else None
+    kinds = (("wait", "waiting for the model"), ("model", "model answers"), ("tool", "tool"), ("step", "step"))
+    legend = h("p", [h("span", said, class_=f"key {kind}") for kind, said in kinds], class_="quiet", aria_hidden="true")
+    note = h("p", left_out, class_="quiet") if left_out else None
+    return h("section", h("h2", "Waterfall", id="h-fall"), note, box, legend)
+
+
+def _axis(fall: Waterfall, from_ns: int) -> Html:
+    whole = fall.end_ns - from_ns
+    marks = [h("span", tick(from_ns - fall.start_ns + whole * n // _TICKS, whole)) for n in range(_TICKS + 1)]
+    return h("span", marks, class_="axis", aria_hidden="true")
 
 
 def _row(fall: Waterfall, bar: Bar) -> Html:
@@ -100,30 +114,30 @@ def _row(fall: Waterfall, bar: Bar) -> Html:
     used = bar.usage
     estimated = "~" if used is not None and used.source == "estimated" else ""
     outcome = bar.outcome or "open"
-    error = h("span", bar.error_type.rpartition(".")[2], class_="why") if bar.error_type else None
+    error = cause(outcome, bar.error_type)
     return h(
         "tr",
         h("th", h("span", bar.name, class_=f"kind {bar.kind} d{min(bar.depth, 9)}"), scope="row"),
-        h("td", f"+{duration(bar.start_ns - fall.start_ns)}", class_="number"),
+        h("td", f"+{duration(bar.start_ns - fall.start_ns)}", class_="number extra"),
         h("td", duration(end_ns - bar.start_ns), class_="number"),
-        h("td", f"{estimated}{used.input:,} → {estimated}{used.output:,}" if used else "", class_="number"),
-        h("td", badge(outcome), " ", error),
+        h("td", f"{estimated}{used.input:,} → {estimated}{used.output:,}" if used else "", class_="number extra"),
+        h("td", badge(outcome), " ", h("span", error, class_="why") if error else None),
         h("td", _bar(fall, bar, end_ns), class_="time"),
     )
 
 
 def _bar(fall: Waterfall, bar: Bar, end_ns: int) -> Html:
-    x, end = _x(fall, bar.start_ns), _x(fall, end_ns)
+    x, end = _x(fall, fall.from_ns, bar.start_ns), _x(fall, fall.from_ns, end_ns)
     shapes = [h("rect", x=x, y=3, width=max(3, end - x), height=12, rx=2, class_=f"bar {bar.kind} {bar.outcome}")]
     if bar.first_chunk_ns is not None:
         # Until its first chunk a model is only waited for.
-        first = _x(fall, bar.first_chunk_ns)
+        first = _x(fall, fall.from_ns, bar.first_chunk_ns)
         shapes.append(h("rect", x=x, y=3, width=max(0, first - x), height=12, rx=2, class_="wait"))
     return h("svg", shapes, viewBox=f"0 0 {_WIDE} 18", preserveAspectRatio="none", aria_hidden="true", class_="lane")
 
 
-def _x(fall: Waterfall, at_ns: int) -> int:
-    at = (at_ns - fall.start_ns) * _WIDE // (fall.end_ns - fall.start_ns)
+def _x(fall: Waterfall, from_ns: int, at_ns: int) -> int:
+    at = (at_ns - from_ns) * _WIDE // (fall.end_ns - from_ns)
     return max(0, min(_WIDE, at))
 
 
@@ -136,7 +150,7 @@ def _tokens(fall: Waterfall) -> Html | None:
     for kind in ("input", "output"):
         points, y = [f"0,{60}"], 60
         for step in fall.tokens:
-            x = _x(fall, step.at_ns)
+            x = _x(fall, fall.start_ns, step.at_ns)
             level = 60 - (step.input if kind == "input" else step.output) * 56 // most
             points += [f"{x},{y}", f"{x},{level}"]
             y = level
@@ -147,22 +161,25 @@ def _tokens(fall: Waterfall) -> Html | None:
     keys = [h("span", f"{last.input:,} in", class_="key input"), h("span", f"{last.output:,} out", class_="key output")]
     legend = h("figcaption", keys, aria_hidden="true")
     heading = h("h2", "Tokens over time", id="h-tokens")
-    return h("section", heading, h("figure", picture, legend))
+    return h("section", heading, h("figure", picture, _axis(fall, fall.start_ns), legend))
 
 
 def _events(trail: Trail, ended: RunEnded | None, *, content: bool) -> Html:
     if trail.entries:
         lines = write_lines(trail.entries, content=content)
         note = "" if content else "Texts are hidden: AGX_CONSOLE_CONTENT=1 would show them."
+        cut = len(lines) > LINES or (trail.begin is not None and trail.entries[0].id != trail.begin.id)
+        note += " These are the newest." if cut else ""
+        lines = lines[-LINES:]
     else:
         lines = list(remembered_lines(ended)) if ended is not None else []
         note = "The stream has expired: these are the events that its last fact remembers."
         if ended is not None and ended.events_between:
             note += f" {ended.events_between:,} in the middle were left out."
-    start_ms = lines[0].at_ms if lines else 0
+    start_ms = trail.begin.id[0] if trail.begin is not None else lines[0].at_ms if lines else 0
     rows = [_line(line, start_ms) for line in lines]
     log = h("div", h("ol", rows, class_="log"), id="log", class_="scroll", tabindex=0, role="region",
-            aria_label="Events, oldest first")  # fmt: skip
+            aria_label="Events, oldest first", data_follow=True)  # fmt: skip
     heading = h("h2", "Events ", h("span", f"{len(lines):,}", class_="count"), id="h-events")
     if not lines:
         log = h("p", "None yet." if trail.is_live else "None are kept.", class_="quiet")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from agx.facts import NodeEnded, RunEnded, RunStarted, ToolEnded, Usage
@@ -12,6 +12,7 @@ from .trail import Trail
 
 Kind = Literal["run", "model", "step", "tool"]
 
+MOST_BARS = 200
 _DEEPEST = 12  # a fact that names its own run as its parent ends here
 
 
@@ -45,20 +46,26 @@ class Waterfall:
 
     start_ns: int
     end_ns: int  # of what is still open: now
-    bars: tuple[Bar, ...]
+    bars: tuple[Bar, ...]  # the run's own, and the last of the others
     tokens: tuple[TokenStep, ...]
+    left_out: int  # bars before those
+    from_ns: int  # where the time of the bars that are shown begins
 
 
 def draw_waterfall(trail: Trail) -> Waterfall:
     """Lay a run out; open parts come from the stream, whose times are the server's, moved to the service's clock."""
     skew_ns = _skew(trail)
-    bars = [*_run_bars(trail, trail.place.run_id, 0), *_open_bars(trail, skew_ns)]
+    run_id, opened = trail.place.run_id, list(_open_bars(trail, skew_ns))
+    bars = [*_begin_bar(trail, skew_ns), *_run_bars(trail, run_id, 0, opened, {run_id})]
     starts = [bar.start_ns for bar in bars]
     ends = [bar.end_ns for bar in bars if bar.end_ns is not None]
     now_ns = trail.now_ms * 1_000_000 - skew_ns
     start = min(starts, default=now_ns)
     end = max([*ends, start + 1] if trail.ended is not None or not trail.is_live else [*ends, now_ns, start + 1])
-    return Waterfall(start, end, tuple(bars), tuple(_tokens(trail)))
+    left_out = max(0, len(bars) - MOST_BARS)
+    shown = (*bars[:1], *bars[1 + left_out :])
+    first = min(bar.start_ns for bar in shown[1:]) if left_out else start
+    return Waterfall(start, end, shown, tuple(_tokens(trail)), left_out, min(first, end - 1))
 
 
 def _skew(trail: Trail) -> int:
@@ -68,8 +75,15 @@ def _skew(trail: Trail) -> int:
     return trail.begin.id[0] * 1_000_000 - trail.started.start_ns
 
 
-def _run_bars(trail: Trail, run_id: str, depth: int) -> Iterator[Bar]:
-    """Yield a run's bar, then what is in it by start; a sub-agent's run where it began."""
+def _begin_bar(trail: Trail, skew_ns: int) -> Iterator[Bar]:
+    """Yield the run's own bar where no fact of it has come yet."""
+    if trail.is_live and trail.started is None and trail.begin is not None:
+        agent = str(trail.begin.body.get("agent", "a session opened by hand"))
+        yield Bar("run", agent, 0, trail.begin.id[0] * 1_000_000 - skew_ns, None)
+
+
+def _run_bars(trail: Trail, run_id: str, depth: int, opened: list[Bar], drawn: set[str]) -> Iterator[Bar]:
+    """Yield a run's bar, then what is in it by start, at last what is `opened`; a sub-agent's run under its tool."""
     started = next((fact for fact in trail.of(RunStarted) if fact.run_id == run_id), None)
     ended = next((fact for fact in trail.of(RunEnded) if fact.run_id == run_id), None)
     fact = ended or started
@@ -78,17 +92,30 @@ def _run_bars(trail: Trail, run_id: str, depth: int) -> Iterator[Bar]:
         error = ended.error_type if ended else None
         yield Bar("run", fact.agent, depth, fact.start_ns, ended.end_ns if ended else None, outcome, error)
     parts = [[_node_bar(node, depth + 1)] for node in trail.of(NodeEnded) if node.run_id == run_id]
-    parts += [
-        [Bar("tool", tool.tool, depth + 2, tool.start_ns, tool.end_ns, tool.outcome, tool.error_type)]
-        for tool in trail.of(ToolEnded)
-        if tool.run_id == run_id
-    ]
-    if depth < _DEEPEST:
-        subs = {fact.run_id for fact in trail.facts if fact.parent_run_id == run_id}
-        parts += [bars for sub in subs if (bars := list(_run_bars(trail, sub, depth + 3)))]
+    now = [[bar] for bar in opened]  # the last ones, however coarse their times are
+    by_span: dict[str, list[Bar]] = {}
+    for tool in trail.of(ToolEnded):
+        if tool.run_id == run_id:
+            bar = Bar("tool", tool.tool, depth + 2, tool.start_ns, tool.end_ns, tool.outcome, tool.error_type)
+            parts.append([bar])
+            by_span[tool.trace.span_id] = parts[-1]
+    for sub in trail.facts:
+        if sub.parent_run_id == run_id and sub.run_id not in drawn and depth < _DEEPEST:
+            drawn.add(sub.run_id)
+            if bars := list(_run_bars(trail, sub.run_id, depth + 3, [], drawn)):
+                home = by_span.get(sub.trace.parent_span_id or "") or _around(bars[0], [*parts, *now])
+                parts.append(bars) if home is None else home.extend(bars)
     # Of two that begin together the longer encloses the other.
-    for bars in sorted(parts, key=lambda bars: (bars[0].start_ns, -(bars[0].end_ns or 0))):
+    for bars in (*sorted(parts, key=lambda bars: (bars[0].start_ns, -(bars[0].end_ns or 0))), *now):
         yield from bars
+
+
+def _around(bar: Bar, parts: list[list[Bar]]) -> list[Bar] | None:
+    """Return the last tool that encloses a bar: the spans of a service's own SDK name nobody whom the facts know."""
+    last = max(bar.start_ns, bar.end_ns or 0)
+    around = [part for part in parts if part[0].kind == "tool" and part[0].start_ns <= bar.start_ns
+              and (part[0].end_ns is None or part[0].end_ns >= last)]  # fmt: skip
+    return max(around, key=lambda part: part[0].start_ns, default=None)
 
 
 def _node_bar(node: NodeEnded, depth: int) -> Bar:
@@ -108,9 +135,6 @@ def _open_bars(trail: Trail, skew_ns: int) -> Iterator[Bar]:
     if not trail.is_live:
         return
     run_id = trail.place.run_id
-    if trail.started is None and trail.begin is not None:
-        agent = str(trail.begin.body.get("agent", "a session opened by hand"))
-        yield Bar("run", agent, 0, trail.begin.id[0] * 1_000_000 - skew_ns, None)
     requests: dict[int, Bar] = {}
     calls: dict[str, Bar] = {}
     for entry in trail.entries:
@@ -119,14 +143,17 @@ def _open_bars(trail: Trail, skew_ns: int) -> Iterator[Bar]:
         if entry.type != "event" or not isinstance(idx, int):
             continue
         at_ns = entry.id[0] * 1_000_000 - skew_ns
-        if body.get("event") == "llm-end":
+        if body.get("event") == "llm-begin":
+            requests[idx] = Bar("model", f"model request {idx + 1} · {body.get('model', 'unknown')}", 1, at_ns, None)
+        elif body.get("event") == "llm-end":
             requests.pop(idx, None)
         elif body.get("event") == "answer" or body.get("part_kind") == "tool-return":
             calls.pop(call_id, None)
-        elif body.get("part_kind") == "tool-call":
-            calls[call_id] = Bar("tool", str(body.get("tool_name")), 2, at_ns, None)
-        if body.get("event") == "llm-begin":
-            requests[idx] = Bar("model", f"model request {idx + 1} · {body.get('model', 'unknown')}", 1, at_ns, None)
+        else:
+            if idx in requests and requests[idx].first_chunk_ns is None:
+                requests[idx] = replace(requests[idx], first_chunk_ns=at_ns)
+            if body.get("part_kind") == "tool-call":
+                calls[call_id] = Bar("tool", str(body.get("tool_name")), 2, at_ns, None)
     known = {node.idx for node in trail.of(NodeEnded) if node.run_id == run_id and node.model is not None}
     ended = {tool.call_id for tool in trail.of(ToolEnded) if tool.run_id == run_id}
     yield from (bar for idx, bar in requests.items() if idx not in known)

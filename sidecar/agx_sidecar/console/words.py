@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from urllib.parse import urlencode
 
-from .html import Html, h
+from .html import Child, Html, h
 
 # Never by colour alone.
 _MARKS = {
@@ -14,8 +14,8 @@ _MARKS = {
     "cancelled": "■",
     "cancelling": "■",
     "failed": "✘",
-    "lost": "✝",
-    "dead": "✝",
+    "lost": "☠\ufe0e",  # as text, not as a picture
+    "dead": "☠\ufe0e",
     "ok": "✔",
     "retry": "↻",
     "error": "✘",
@@ -29,7 +29,13 @@ _WORDS = {"dead": "dead, waits for a sidecar", "open": "under way", "cancelling"
 def badge(outcome: str) -> Html:
     """Return an outcome with its mark."""
     mark = h("span", _MARKS.get(outcome, "?"), aria_hidden="true")
-    return h("span", mark, " ", _WORDS.get(outcome, outcome), class_=f"badge {outcome if outcome in _MARKS else ''}")
+    word = h("span", spoken(outcome), class_="word")
+    return h("span", mark, " ", word, class_=f"badge {outcome if outcome in _MARKS else ''}")
+
+
+def spoken(outcome: str) -> str:
+    """Return an outcome as it is said."""
+    return _WORDS.get(outcome, outcome)
 
 
 def duration(ns: int) -> str:
@@ -54,6 +60,15 @@ def ago(ms: int) -> str:
     return f"{seconds // 86_400} d {seconds % 86_400 // 3_600} h"
 
 
+def tick(ns: int, whole_ns: int) -> str:
+    """Return a mark of a time axis that is `whole_ns` long, short enough to stand beside others."""
+    seconds = ns // 1_000_000_000
+    if whole_ns < 60_000_000_000:
+        return duration(ns)
+    hours = f"{seconds // 3_600}:" if whole_ns >= 3_600_000_000_000 else ""
+    return f"{hours}{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
 def clock(ms: int) -> str:
     """Return a moment, in UTC."""
     try:
@@ -62,10 +77,17 @@ def clock(ms: int) -> str:
         return "at no time"
 
 
+def cause(outcome: str, error_type: str | None) -> str | None:
+    """Return an error's short name, unless the outcome says as much."""
+    return error_type.rpartition(".")[2] if error_type and error_type != outcome else None
+
+
 def who(scope: str, user: str | None, session: str | None) -> Html:
-    """Return scope, user and session."""
-    parts = [part for part in (scope, user, session) if part is not None]
-    return h("span", "/".join(parts), class_="who")
+    """Return scope, user and session; a narrow screen breaks them where they meet."""
+    parts: list[Child] = [scope]
+    for part in (user, session):
+        parts += ["/", h("wbr"), part] if part is not None else []
+    return h("span", *parts, class_="who")
 
 
 def run_url(scope: str, run_id: str, user: str | None, session: str | None, at_ms: int) -> str:
