@@ -207,6 +207,7 @@ async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:
     rule = rule.replace("&agx:*:cancel ", "").replace("+publish ", "")
     rule = f"{rule[: rule.rindex('(')]}{selector}"
     rig.set_users({"agx-console": rule})
+    allowed = set(re.findall(r"\+([\w|]+)", rule))
     stage = Stage(silent=True)
     async for _ in as_user(rig, "admin"):
         run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps()))
@@ -221,7 +222,6 @@ async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:
             (run_id,) = (await asyncio.to_thread(visitor.get, "/")).rows()
             place = urlencode({"scope": "1", "user": "1", "session": "s", "run": run_id})
             assert run_id in (await asyncio.to_thread(visitor.get, f"/run?{place}")).text
-            allowed = set(re.findall(r"\+([\w|]+)", rule))
             await wait_until(lambda: allowed <= commands_used(rig), what="all that is allowed is used")
         finally:
             assert await asyncio.to_thread(console.end) == 0, console.log
