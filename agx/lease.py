@@ -131,6 +131,14 @@ class Leases:
         self._bus.execute("ZREM", session.index, session.session)
         await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
 
+    async def abandon(self, lease: Lease) -> None:
+        """Give up the lease of a run that could not be begun; its deadline stays.
+
+        Its `begin` may have been appended all the same, or arrive yet: a sidecar looks when the deadline has passed.
+        """
+        self.forget(lease)
+        await self._bus.run(_RELEASE, lease.session.live, lease.run_id)
+
     def holds(self, lease: Lease) -> bool:
         """Return whether a lease can't have expired: its last renewal was confirmed less than its TTL ago."""
         return time.monotonic() - lease.confirmed < self._ttl_ms / 1_000

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -123,19 +123,19 @@ class LiveRun:
                 on_fenced=recorder.lose,
             )
             try:
+                # If this fails, a sidecar may have to tell the run's span: so nobody ends it here.
                 await writer.begin(recorder.begin_body(session.session), origin=RUNTIME)
-            except BaseException as error:
+            except asyncio.CancelledError:
                 if writer.begun:
-                    # Cancelled while it was on its way: who saw the `begin` sees the `end`.
+                    # It was on its way already, and who saw the `begin` sees the `end`.
                     live = cls._start(engine, recorder, writer, lease, told)
                     lease = None
                     engine.keep(asyncio.get_running_loop().create_task(live.close(Ending("cancelled", "task"))))
-                else:
-                    recorder.span.end("failed", error_type=type(error).__name__)
                 raise
         except BaseException as error:
             if lease is not None:
-                engine.keep(asyncio.get_running_loop().create_task(_give_up(engine, lease)))
+                giving_up = _give_up(lease, engine.leases.abandon)
+                engine.keep(asyncio.get_running_loop().create_task(giving_up))
             if isinstance(error, (RedisError, OSError)):
                 raise RedisUnavailableError("start the run", error) from error
             raise
@@ -186,7 +186,7 @@ class LiveRun:
             if not self._done.done():
                 self._done.set_result(None)
         if self._lease is not None:
-            await _give_up(engine, self._lease)
+            await _give_up(self._lease, engine.leases.release)
 
     async def _is_told(self) -> bool:
         """Return whether a sidecar has told this run's end, since it took the process for dead behind its `end`."""
@@ -294,9 +294,9 @@ def _on_mark(lease: Lease, mark: bytes) -> None:
         lease.settle_cancel("cancel", int(mark_ms))
 
 
-async def _give_up(engine: Engine, lease: Lease) -> None:
+async def _give_up(lease: Lease, how: Callable[[Lease], Awaitable[None]]) -> None:
     try:
-        await engine.leases.release(lease)
+        await how(lease)
     except (RedisError, OSError) as error:
         # It is not renewed any more, so it expires by itself.
         logger.warning(

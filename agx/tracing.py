@@ -48,12 +48,12 @@ class RunSpan:
         self,
         outcome: Outcome,
         *,
-        reason: str | None = None,
-        error_type: str | None = None,
-        message: str | None = None,
-        end_ns: int | None = None,
+        reason: str | None,
+        error_type: str | None,
+        message: str | None,
+        end_ns: int,
     ) -> None:
-        """End the run's span, where it is ours to end; now, unless told when it ended."""
+        """End the run's span, where it is ours to end."""
         if self.span is not None:
             self.span.set_attribute(names.RUN_OUTCOME, outcome)
             if reason is not None:

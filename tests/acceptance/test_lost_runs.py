@@ -7,19 +7,23 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from redis.asyncio import Redis
 from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.otlp import OtlpReceiver
+from support.sdk import SpanLedger, installed_sdk
 from support.told import read_told
 from support.waiting import wait_until
 
 import agx
 from agx import facts
+from agx.writer import SessionWriter
 
 TESTS = Path(__file__).parent.parent
 
@@ -155,6 +159,35 @@ async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, redis_url:
     assert result.output == "one two three"
     await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="completed") == 1)
     assert (await read_told(redis)).text == "one two three"
+
+
+@pytest.mark.parametrize("sdk", [False, True], ids=["no-sdk", "sdk"])
+async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished(
+    sdk: bool, redis: Redis, sidecar: Replica, otlp: OtlpReceiver
+) -> None:
+    """The process was held still, or Redis was away, between the `begin` and its answer."""
+    issue = SessionWriter._issue_begin
+
+    async def issue_in_vain(writer: SessionWriter, entry: Any) -> None:
+        await issue(writer, entry)
+        raise TimeoutError
+
+    with installed_sdk() if sdk else nullcontext(SpanLedger()) as spans:
+        listening = asyncio.create_task(_follow_to_the_end())
+        with (
+            patch.object(SessionWriter, "_issue_begin", issue_in_vain),
+            patch("agx.writer.COMMAND_TIMEOUT", 0),
+            pytest.raises(agx.RedisUnavailableError),
+        ):
+            await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps())
+        events = await asyncio.wait_for(listening, 30)
+        assert [event["type"] for event in events] == ["begin", "error", "end"]
+        await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 1)
+        assert sidecar.scrape().total("agx_runs_started_total") == 1
+        name = "agx.run staged" if sdk else "invoke_agent staged"
+        await wait_until(lambda: {name, "agx.stream"} == {span.name for span in otlp.spans})
+        assert spans.ended == []
+    assert [await redis.zcard(f"agx::leases:{n}") for n in range(8)] == [0] * 8
 
 
 async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis_url: str) -> None:

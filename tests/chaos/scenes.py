@@ -213,6 +213,7 @@ SCENES = (
             World.freeze_connections,
         ],
         every=(0.1, 0.7),
+        lease_ttl=10.0,  # longer than several of them in a row
     ),
     Scene("memory full", [World.fill_memory], weight=0.75, every=(0.5, 1.5)),
     Scene(
@@ -237,5 +238,6 @@ SCENES = (
         ],
         weight=1.5,
         cancels=True,
+        lease_ttl=6.0,
     ),
 )

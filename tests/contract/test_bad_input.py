@@ -210,6 +210,7 @@ async def test_a_second_run_on_a_live_session_is_refused_and_harms_nothing(confi
         with pytest.raises(agx.SessionBusyError, match="wait for its `end`, or cancel"):
             await attempt()
     assert await agx.is_live(1, 1, "s")
+    assert [found async for found in agx.q(1, 1)] == [(1, 1, "s")]
     gate.open.set()
     assert (await first).output == "ab"
     entries = await read_stream(configured)

@@ -200,6 +200,38 @@ async def test_console(rig: TlsRig, tmp_path: Path) -> None:
     check_commands(rig, "agx-console")
 
 
+async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:
+    """With what the page takes away for it: both pages, of a run that is live."""
+    rule, selector = published_rules()["agx-console"], "(%R~agx:[^:]*:live +get)"
+    assert f"`&agx:*:cancel` and `+publish`, and let the last selector be `{selector}`" in PAGE.read_text()
+    rule = rule.replace("&agx:*:cancel ", "").replace("+publish ", "")
+    rule = f"{rule[: rule.rindex('(')]}{selector}"
+    rig.set_users({"agx-console": rule})
+    allowed = set(re.findall(r"\+([\w|]+)", rule))
+    stage = Stage(silent=True)
+    async for _ in as_user(rig, "admin"):
+        run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps()))
+        await stage.reached.wait()
+        await reset_stats(rig)
+        console = Replica(
+            tmp_path / "console", rig.url("agx-console"),
+            AGX_REDIS_CA=str(rig.ca), AGX_SINKS="none", AGX_CONSOLE="read", AGX_CONSOLE_PORT="0",
+        )  # fmt: skip
+        try:
+            visitor = Visitor(await asyncio.to_thread(console_port, console))
+            (run_id,) = (await asyncio.to_thread(visitor.get, "/")).rows()
+            place = urlencode({"scope": "1", "user": "1", "session": "s", "run": run_id})
+            assert run_id in (await asyncio.to_thread(visitor.get, f"/run?{place}")).text
+            await wait_until(lambda: allowed <= commands_used(rig), what="all that is allowed is used")
+        finally:
+            assert await asyncio.to_thread(console.end) == 0, console.log
+        assert await agx.cancel(1, 1, "s")
+        with pytest.raises(agx.AgxCanceledError):
+            await run
+    with rig.admin() as admin:
+        assert not [entry for entry in admin.acl_log() if entry["username"] == "agx-console"]
+
+
 async def _die_talking(rig: TlsRig) -> None:
     """Run an agent in a process of its own and kill that."""
     process = await asyncio.create_subprocess_exec(
