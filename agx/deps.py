@@ -53,7 +53,7 @@ class Deps(ABC):
 
         Args:
             body: what listeners get.
-            origin: who says it, in a word of your own.
+            origin: who says it, in a word of your own; `opale` unless told otherwise.
 
         Raises:
             BodyError: the body is not a JSON object.

@@ -120,7 +120,7 @@ class SessionStore(Protocol):
         ...
 
     async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> Sequence[StoredSession]:
-        """Return a user's conversations, the last saved first: at most `limit`, from the `offset`th on."""
+        """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`."""
         ...
 
 
