@@ -19,14 +19,15 @@ PEER := pydantic-ai-stream==0.1.1
 export PYDANTIC_AI_NO_BANNER := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs-metrics dashboards dashboards-preview console-preview helm chaos audit bench image-check clean
+.PHONY: help demo test check format docs docs-metrics dashboards dashboards-preview console-preview helm chaos audit
+.PHONY: bench image-check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,ops]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,ops]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(PEER)
 	touch $@
 
@@ -47,6 +48,9 @@ check: $(READY) ## Lint, types, and generated files up to date
 format: $(READY) ## Format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## Build the documentation's site into build/site; a link that leads nowhere fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 docs-metrics: $(READY) ## Write docs/metrics.md from the sidecar's own catalogue
 	$(BIN)/python -m agx_sidecar.catalogue > docs/metrics.md

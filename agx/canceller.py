@@ -38,12 +38,13 @@ async def mark_cancelled(bus: Bus, session: SessionKeys, run_id: str | None = No
 
 
 async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
-    """Stop a session's live run, wherever it runs; returns whether there was one (seed's API; contract, section 3).
+    """Stop a session's live run, wherever it runs; returns whether there was one.
 
     The run ends by itself a moment later: follow it with `listen()` to see its `end`.
 
     Raises:
-        ValueError, TypeError: an id that none can be.
+        TypeError: an id is neither an int nor a str.
+        ValueError: an id has a character that none may have.
         RedisUnavailableError: nobody could be told.
     """
     engine = current_engine()

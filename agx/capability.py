@@ -60,12 +60,20 @@ class AgxCapability(AbstractCapability[Any]):
     """Streams and observes an agent that is driven with plain `agent.run()`, `run_stream()` or `iter()`.
 
     The ids are taken from the run's deps where those are a `Deps`. Without ids the run is observed (facts, spans), not
-    streamed; so is a sub-agent inside another run's tool. Sessions are saved by `agx.run()` only.
+    streamed; so is a sub-agent inside another run's tool. Sessions are saved by `agx.run()` only. It raises when the
+    run starts, not when it is made.
 
-    Raises, when the run starts:
+    Args:
+        scope_id: the tenant; all three ids, or none of them.
+        user_id: the user.
+        session_id: the conversation.
+        id: pydantic-ai's name of the capability; leave it, or everything would be told twice.
+
+    Raises:
         SessionBusyError: the session has a live run.
         RedisUnavailableError: a streamed run can't reach Redis within 2 s.
-        ValueError, TypeError: an id that none can be, or only some of the three.
+        TypeError: an id is neither an int nor a str.
+        ValueError: an id has a character that none may have, or only some of the three are given.
     """
 
     scope_id: Id | None = None

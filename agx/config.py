@@ -19,24 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Config:
-    """The runtime's settings; times in seconds, sizes in bytes (contract, section 3).
+    """The runtime's settings.
 
     Args:
         redis: any asyncio redis-py client (single, Cluster, Sentinel). Only its settings are used: agx opens its own
             few connections, so the client's pool is never exhausted.
-        key_prefix: what every key begins with.
-        lease_ttl: how long a run outlives its process in the eyes of the others; renewed every third of it.
-        retention: how long a session's stream is kept after its `end`.
+        key_prefix: what every key begins with; matches `[A-Za-z0-9_.:-]+`.
+        lease_ttl: seconds that a run outlives its process in the eyes of the others; renewed every third of it.
+        retention: seconds that a session's stream is kept after its `end`.
         max_stream_length: entries of a session stream, approximately.
-        max_body: an event's body above it is cut and says so.
-        queue_partitions: scope queues; the first service that ever starts on a prefix fixes the number.
+        max_body: bytes; an event's body above it is cut and says so.
+        queue_partitions: number of scope queues; the first service that ever starts on a prefix fixes it.
         queue_max_length: entries over all scope queues, about 90 MB at the default.
-        trace_ratio: share of traces that begin here and are sampled, where the service has no OpenTelemetry SDK.
-        service_name: as in the resource of the service's telemetry; by default OTEL_SERVICE_NAME.
-        service_version: likewise.
+        trace_ratio: share, 0 to 1, of traces begun here that are sampled, where the service has no OpenTelemetry SDK.
+        service_name: as in the resource of the service's telemetry; by default what `OTEL_SERVICE_NAME` says.
+        service_version: likewise; by default what `OTEL_RESOURCE_ATTRIBUTES` says.
 
     Raises:
-        TypeError, ValueError: a setting is out of its range.
+        TypeError: `redis` is no asyncio redis-py client, or `key_prefix` no str.
+        ValueError: a setting is out of its range.
     """
 
     redis: RedisClient
@@ -72,7 +73,11 @@ _INSTANCE = uuid.uuid4().hex
 
 
 def configure(config: Config) -> None:
-    """Store the settings; nothing is connected before the first use."""
+    """Store the settings, once per process; nothing is connected before the first use.
+
+    Raises:
+        TypeError: it is no `Config`.
+    """
     global _current  # noqa: PLW0603 - one configuration per process is the seed's API
     if not isinstance(config, Config):
         raise TypeError(f"configure() takes an agx.Config, not {type(config).__name__}")

@@ -18,8 +18,12 @@ class Deps(ABC):
     `add_info()` and `add_error()` are for tools. `add_node_begin()`, `add_node_event()` and `add_node_end()` are for
     those who drive an agent by hand between `start()` and `stop()`; `run()` needs none of them.
 
-    `follows`: the traceparent of the message that caused the run, where that belongs to another trace; the run's span
-    gets a link to it.
+    Args:
+        user_id: whose conversation it is.
+        session_id: which of the user's.
+        follows: the traceparent of the message that caused the run, where that belongs to another trace; the run's
+            span gets a link to it.
+        runtime: what of the run has become events so far; `run()` makes it.
     """
 
     user_id: Id
@@ -45,11 +49,20 @@ class Deps(ABC):
         await self._add(self.runtime.end_node())
 
     async def add_error(self, body: dict[str, Any], origin: str = RUNTIME) -> None:
-        """Append an `error` for the listeners; it does not end the run. Raises BodyError, RedisUnavailableError."""
+        """Append an `error` for the listeners; it does not end the run.
+
+        Args:
+            body: what listeners get.
+            origin: who says it, in a word of your own; `opale` unless told otherwise.
+
+        Raises:
+            BodyError: the body is not a JSON object.
+            RedisUnavailableError: the session is not open in this process, and Redis can't be reached.
+        """
         await self._append("error", origin, body)
 
     async def add_info(self, body: dict[str, Any], origin: str = RUNTIME) -> None:
-        """Append an `info` for the listeners. Raises BodyError, RedisUnavailableError."""
+        """Append an `info` for the listeners; arguments and errors as for `add_error()`."""
         await self._append("info", origin, body)
 
     async def _add(self, event: WireEvent) -> None:

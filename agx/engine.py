@@ -181,9 +181,12 @@ def current_engine() -> Engine:
 
 
 async def aclose(grace: float = 0) -> None:
-    """Close the running loop's engine: waits `grace` seconds for its runs, then cancels them with reason `shutdown`.
+    """End the running event loop's runs and close its connections; for the service's shutdown.
 
-    Runs are saved and their streams ended. Call it from the service's shutdown; a new use makes a new engine.
+    Cancelled runs are saved and their streams ended. Whoever uses agx again afterwards gets new connections.
+
+    Args:
+        grace: seconds that live runs have left; then they are cancelled with reason `shutdown`.
     """
     with _lock:
         engines = _engines.pop(asyncio.get_running_loop(), [])

@@ -92,7 +92,7 @@ class SessionConflictError(AgxError):
 
 
 class RunFailedError(AgxError):
-    """Raised at the end of a replay whose run failed, was lost, or was replaced by another before its end."""
+    """Raised by `agx.replay.replay()` when the run failed, was lost, or was replaced by another before its end."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"the run has no answer: {what}")

@@ -68,7 +68,8 @@ async def listen(
         after: id of the last event seen; goes on behind it.
 
     Raises:
-        ValueError, TypeError: an id or cursor that none can be.
+        TypeError: an id or cursor of a wrong type.
+        ValueError: an id or cursor that none can be.
         RedisUnavailableError: Redis could not be reached for `wait` seconds, later on for `timeout`.
     """
     async for entry in follow(scope_id, user_id, session_id, wait=wait, timeout=timeout, after=after):

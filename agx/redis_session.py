@@ -39,7 +39,14 @@ class RedisSession(Session):
     """A conversation kept in Redis. Optimistic: of two that loaded the same version, the second can't save.
 
     Args:
-        ttl: seconds it is kept after it was last saved.
+        scope_id: the tenant.
+        user_id: whose conversation it is.
+        session_id: which of the user's.
+        ttl: seconds it is kept after it was last saved; 30 days unless told otherwise.
+
+    Raises:
+        TypeError: an id is neither an int nor a str.
+        ValueError: an id has a character that none may have.
     """
 
     scope_id: Id
@@ -52,7 +59,11 @@ class RedisSession(Session):
         SessionKeys.of("any", self.scope_id, self.user_id, self.session_id)
 
     async def load(self) -> None:
-        """Take the conversation as it was last saved; raises RedisUnavailableError."""
+        """Take the conversation as it was last saved.
+
+        Raises:
+            RedisUnavailableError: Redis can't be reached.
+        """
         engine, session = self._place()
         try:
             version, messages = await engine.control.execute("HMGET", session.messages, "version", "messages")
@@ -95,19 +106,27 @@ class RedisSessions:
     """The conversations of all users, in Redis; a `SessionStore`.
 
     Args:
-        ttl: seconds a conversation is kept after it was last saved.
+        ttl: seconds a conversation is kept after it was last saved; 30 days unless told otherwise.
     """
 
     ttl: int = TTL
 
     def open(self, scope_id: Id, user_id: Id, session_id: Id) -> RedisSession:
-        """Return a session, not yet loaded, for one `run()`; raises ValueError or TypeError for a wrong id."""
+        """Return a session, not yet loaded, for one `run()`.
+
+        Raises:
+            TypeError: an id is neither an int nor a str.
+            ValueError: an id has a character that none may have.
+        """
         return RedisSession(scope_id, user_id, session_id, self.ttl)
 
     async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> list[StoredSession]:
-        """Return a user's conversations, the last saved first; raises RedisUnavailableError.
+        """Return a user's conversations, the last saved first.
 
         One that has expired meanwhile is left out, so a page may be short.
+
+        Raises:
+            RedisUnavailableError: Redis can't be reached.
         """
         engine = current_engine()
         prefix = engine.config.key_prefix

@@ -84,8 +84,9 @@ async def replay(
 
     Raises:
         RunCancelled: the run was cancelled, after its last event.
-        RunFailedError: likewise failed, lost, or replaced by another run.
-        ValueError, TypeError: an id that none can be.
+        RunFailedError: the run failed, was lost, or was replaced by another; likewise after its last event.
+        TypeError: an id is neither an int nor a str.
+        ValueError: an id has a character that none may have.
     """
     entries = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)
     async for event in replay_entries(entries):

@@ -44,7 +44,14 @@ async def run(
 ) -> AgentRunResult[OutputT]:
     """Run an agent: every event goes to the session's stream, facts to operators, and the session is saved.
 
-    Wraps `Agent.iter()`, which takes `**kwargs`; returns what `agent.run()` returns (seed's API; contract, section 3).
+    Wraps `Agent.iter()`, and returns what `agent.run()` would.
+
+    Args:
+        session: the conversation; loaded before, saved after, on every outcome.
+        agent: any of pydantic-ai's agents.
+        user_prompt: any prompt that pydantic-ai takes.
+        deps: the agent's dependencies; they say whose run it is.
+        kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`.
 
     Raises:
         AgxCanceledError: the run was cancelled; `.messages` holds the partial conversation.

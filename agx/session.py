@@ -19,7 +19,11 @@ TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
 
 @dataclass(kw_only=True)
 class Session(ABC):
-    """Base of a stored conversation (seed's API): `run()` calls `load()`, extends `msgs` and calls `save()`."""
+    """Base of a stored conversation: `run()` calls `load()`, extends `msgs` and calls `save()`.
+
+    Args:
+        msgs: the conversation, as pydantic-ai's messages.
+    """
 
     msgs: list[ModelMessage] = field(default_factory=list)
 
@@ -43,7 +47,11 @@ class Session(ABC):
             return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")
 
     def msgs_from_json(self, data: bytes | str) -> None:
-        """Take the messages from JSON; raises pydantic's ValidationError."""
+        """Take the messages from JSON.
+
+        Raises:
+            pydantic.ValidationError: it is not what `msgs_to_json()` gives.
+        """
         self.msgs = ModelMessagesTypeAdapter.validate_json(data)
 
     def get_user_prompt(self) -> str:
@@ -86,22 +94,33 @@ class Session(ABC):
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """A conversation in a listing."""
+    """A conversation in a listing.
+
+    Args:
+        session_id: which one.
+        title: its first prompt, at most 200 characters.
+        saved_at: when it was last saved; UTC.
+    """
 
     session_id: str
     title: str
-    saved_at: datetime  # UTC
+    saved_at: datetime
 
 
 class SessionStore(Protocol):
     """Where conversations are kept: opens one, lists a user's. `RedisSessions` and `SqlSessions` are ready to use."""
 
     def open(self, scope_id: Id, user_id: Id, session_id: Id) -> Session:
-        """Return a session, not yet loaded, for one `run()`; raises ValueError or TypeError for a wrong id."""
+        """Return a session, not yet loaded, for one `run()`.
+
+        Raises:
+            TypeError: an id is neither an int nor a str.
+            ValueError: an id has a character that none may have.
+        """
         ...
 
     async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> Sequence[StoredSession]:
-        """Return a user's conversations, the last saved first."""
+        """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`."""
         ...
 
 

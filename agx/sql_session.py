@@ -20,7 +20,12 @@ except ModuleNotFoundError as error:
 
 
 def make_table(metadata: sql.MetaData, name: str = "agx_sessions") -> sql.Table:
-    """Declare the table of the conversations, in the metadata of your own tables if you migrate them (Alembic)."""
+    """Declare the table of the conversations, in the metadata of your own tables if you migrate them (Alembic).
+
+    Args:
+        metadata: SQLAlchemy's, which the table is added to.
+        name: the table's.
+    """
     key = sql.String(200)  # as long as an id can be
     return sql.Table(
         name,
@@ -56,13 +61,22 @@ class SqlSessions:
             await connection.run_sync(self.table.metadata.create_all, tables=[self.table])
 
     def open(self, scope_id: Id, user_id: Id, session_id: Id) -> SqlSession:
-        """Return a session, not yet loaded, for one `run()`; raises ValueError or TypeError for a wrong id."""
+        """Return a session, not yet loaded, for one `run()`.
+
+        Raises:
+            TypeError: an id is neither an int nor a str.
+            ValueError: an id has a character that none may have.
+        """
         return SqlSession(
             self, check_id(scope_id, "scope_id"), check_id(user_id, "user_id"), check_id(session_id, "id")
         )
 
     async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> list[StoredSession]:
-        """Return a user's conversations, the last saved first; raises SQLAlchemy's errors."""
+        """Return a user's conversations, the last saved first.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database did not answer.
+        """
         columns = self.table.c
         query = (
             sql.select(columns.session_id, columns.title, columns.saved_us)
@@ -78,7 +92,10 @@ class SqlSessions:
 
 @dataclass
 class SqlSession(Session):
-    """A conversation, kept in a row. Optimistic: of two that loaded the same version, the second can't save."""
+    """A conversation, kept in a row: what `SqlSessions.open()` returns.
+
+    Optimistic: of two that loaded the same version, the second can't save.
+    """
 
     store: SqlSessions
     scope_id: str
@@ -87,7 +104,11 @@ class SqlSession(Session):
     _version: int = field(default=0, init=False, repr=False)
 
     async def load(self) -> None:
-        """Take the conversation as it was last saved; raises SQLAlchemy's errors."""
+        """Take the conversation as it was last saved.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database did not answer.
+        """
         columns = self.store.table.c
         query = sql.select(columns.version, columns.messages).where(*self._is_mine())
         async with self.store.engine.connect() as connection:

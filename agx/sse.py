@@ -33,7 +33,8 @@ async def sse(
         keep_alive: seconds of silence after which a comment is sent, so that proxies keep the connection.
 
     Raises:
-        ValueError, TypeError: an id or cursor that none can be.
+        TypeError: an id or cursor of a wrong type.
+        ValueError: an id or cursor that none can be.
         RedisUnavailableError: Redis could not be reached at the start; an outage later on is waited out.
     """
     frames = event_frames(scope_id, user_id, session_id, last_event_id, wait=_WAIT)

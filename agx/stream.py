@@ -51,6 +51,8 @@ async def start(scope_id: Id, user_id: Id, session_id: Id) -> None:
     `run()` does this by itself; a session opened this way is no run: it gives no facts and no spans.
 
     Raises:
+        TypeError: an id is neither an int nor a str.
+        ValueError: an id has a character that none may have.
         SessionBusyError: it is live already.
         RedisUnavailableError: Redis can't be reached.
     """
@@ -74,7 +76,10 @@ async def start(scope_id: Id, user_id: Id, session_id: Id) -> None:
 
 
 async def stop(scope_id: Id, user_id: Id, session_id: Id, grace_period: float = 5) -> None:
-    """Close a session that `start()` opened: append `end`, give the lease up, keep the stream `grace_period` seconds.
+    """Close a session that `start()` opened, in this process or another: append `end`, give the lease up.
+
+    Args:
+        grace_period: seconds that the stream is still kept.
 
     Raises:
         RedisUnavailableError: Redis can't be reached.
@@ -102,6 +107,11 @@ async def add(
     scope_id: Id, user_id: Id, session_id: Id, *, type: str, origin: str, body: dict[str, Any] | None = None
 ) -> None:
     """Append an event to a session's stream, from any process; in its order where the session is open in this one.
+
+    Args:
+        type: `event`, `info` or `error`.
+        origin: who says it, in a word of your own.
+        body: what listeners get; a JSON object.
 
     Raises:
         BodyError: the body is not a JSON object.

@@ -17,9 +17,10 @@ __all__ = ["MemorySession", "collect", "embedded_redis"]
 
 @contextmanager
 def embedded_redis() -> Iterator[str]:
-    """Give the URL of a Valkey or Redis of the test's own, which keeps nothing and ends with the block.
+    """Give the URL of a Valkey or Redis of the test's own, which keeps nothing and ends with the `with` block.
 
-    Raises AgxError where there is no server's binary, and says where to get one.
+    Raises:
+        AgxError: there is no server's binary; it says where to get one.
     """
     with EmbeddedServer() as server:
         yield server.url
@@ -27,7 +28,12 @@ def embedded_redis() -> Iterator[str]:
 
 @dataclass
 class MemorySession(Session):
-    """A session whose conversation is kept in `store`; give the same one to the next turn's session."""
+    """A session whose conversation is kept in a dict.
+
+    Args:
+        id: its place in `store`.
+        store: where it is kept; give the same one to the next turn's session.
+    """
 
     id: str
     store: dict[str, bytes] = field(default_factory=dict)
@@ -43,7 +49,15 @@ class MemorySession(Session):
 async def collect(
     scope_id: Id, user_id: Id, session_id: Id, *, after: str | None = None, timeout: float = 30
 ) -> list[dict[str, Any]]:
-    """Return a run's events up to and including its `end`; raises TimeoutError if it doesn't end in time."""
+    """Return a run's events, as `listen(serialize=False)` gives them, up to and including its `end`.
+
+    Args:
+        after: id of the last event seen; goes on behind it.
+        timeout: seconds of silence after which it gives up.
+
+    Raises:
+        TimeoutError: the run did not end in time.
+    """
     events = [
         event async for event in listen(scope_id, user_id, session_id, after=after, timeout=timeout, serialize=False)
     ]

@@ -75,7 +75,12 @@ def make_ag_ui_router(
     Tools and state of the front end are not passed on to the agent.
 
     Args:
-        authorize, sessions, make_deps, keep_alive, kwargs: as for `make_router()`.
+        agent: what runs.
+        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException.
+        sessions: where conversations are kept.
+        make_deps: makes a run's deps of scope, user and session.
+        keep_alive: seconds of silence after which an event stream gets a comment.
+        kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs)

@@ -94,6 +94,7 @@ def make_router(
     A client that goes away does not cancel its run; only `cancel`, or a shutdown, does.
 
     Args:
+        agent: what runs.
         authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException;
             nobody reaches a session of another scope or user.
         sessions: where conversations are kept, `RedisSessions()` or `SqlSessions(engine)`.

@@ -22,7 +22,7 @@ def closing_event() -> asyncio.Event:
 
 @asynccontextmanager
 async def graceful_shutdown(grace: float = 10) -> AsyncIterator[None]:
-    """Keep runs safe through a shutdown; use it inside the app's lifespan, around its `yield`.
+    """Keep runs safe through a shutdown: `async with graceful_shutdown():` around the `yield` of the app's lifespan.
 
     At SIGTERM or SIGINT live runs have `grace` seconds left, then they are cancelled (reason `shutdown`) and saved;
     event streams show their ends and are closed, so that the server, which waits for open responses, can go on.

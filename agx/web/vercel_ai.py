@@ -91,8 +91,13 @@ def make_vercel_ai_router(
     A client that goes away, or calls `stop()`, does not cancel its run: `POST {api}/{id}/cancel` does.
 
     Args:
+        agent: what runs.
+        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException.
+        sessions: where conversations are kept.
+        make_deps: makes a run's deps of scope, user and session.
         sdk_version: major version of the npm package `ai` in the page.
-        authorize, sessions, make_deps, keep_alive, kwargs: as for `make_router()`.
+        keep_alive: seconds of silence after which an event stream gets a comment.
+        kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs)

@@ -212,7 +212,7 @@ EXPORT_SUCCESS = _gauge(
     "agx_export_last_success_timestamp_seconds", "", "When the collector last took spans.", scale=NANO, fleet=False
 )
 LABEL_OVERFLOW = _counter(
-    "agx_label_overflow_total", "label", "Observations counted under __other__ for want of room.", fleet=False
+    "agx_label_overflow_total", "label", "Observations whose label value found no room.", fleet=False
 )
 IS_LEADER = _gauge("agx_sidecar_leader", "", "1 on the replica that exports the fleet's metrics.", fleet=False)
 REDIS_UP = _gauge("agx_redis_up", "", "1 if the last command reached Redis.", fleet=False)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support.docs import code_blocks
+from redis.asyncio import Redis
+from support.docs import code_blocks, every_block
 from support.model_server import Finish, ModelServer, Refusal, Silence, Text, call, say
 from support.waiting import wait_until_sync
 from support.web import WebService, running_service
+
+import agx
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 SOURCES = Path(__file__).parent / "chat"
 PAGE = "how-to/chat.md"
+PACKAGES = json.loads((SOURCES / "package.json").read_text())["dependencies"].keys()
 
 # The page's service, its page beside it, and a tool that speaks to the front end.
 SERVED = """
@@ -129,6 +136,41 @@ def test_a_page_that_is_reloaded_in_the_middle_of_an_answer_goes_on(page: Page, 
     is_ready(page)
     asked = [message["content"] for message in model_server.requests[1].body["messages"]]
     assert asked == ["Tell me", "half and half", "And then?"]
+
+
+def test_every_block_of_the_page(
+    bundle: Path, page: Page, service: WebService, model_server: ModelServer, redis_url: str
+) -> None:
+    """The service and the bundle of all tests here are made of these blocks."""
+    with every_block("docs/how-to/chat.md") as blocks:
+        lines = blocks.take("bash", "npm install") + blocks.take("bash", "npm install")
+        # Not run as they stand, which would take what is the newest today. The bundle is made of the same packages.
+        assert set(re.findall(r"(?<= )[@\w/-]+(?=[ \n])", lines)) - {"install"} == PACKAGES - {"esbuild"}
+        assert (bundle / "page.jsx").read_text() == blocks.take("jsx")
+        assert (bundle / "agent.js").read_text() == blocks.take("js")
+        assert (service.log.parent / "chat.py").read_text() == blocks.take("python")
+        model_server.script(say("Hello."))
+        ask(page, "Hi")
+        shows(page, "Hi", "Hello.")
+        expected = [("user", "Hi"), ("assistant", "Hello.")]
+        assert contents(AgUi(bundle, service, "join", "first").finish()) == expected
+        assert the_consumer_works(blocks.take("python"), redis_url) == "Hello."
+
+
+def the_consumer_works(code: str, redis_url: str) -> str:
+    found: dict[str, Any] = {}
+    exec(code, found)
+
+    async def consume() -> str:
+        async with Redis.from_url(redis_url) as client:
+            agx.configure(agx.Config(redis=client))
+            said: str = await found["text_of"]("acme", "ada", "first")
+            await agx.aclose()
+            return said
+
+    # In a thread: beside Playwright's event loop there can be no other.
+    with ThreadPoolExecutor() as threads:
+        return threads.submit(asyncio.run, consume()).result()
 
 
 def test_another_tab_shows_the_same(page: Page, model_server: ModelServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,12 +15,11 @@ import pytest
 from fastapi import FastAPI
 from pydantic_ai import Agent
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from support.docs import code_blocks
+from support.docs import every_block
 from support.model_server import Finish, ModelServer, Silence, Text, say
+from support.shell import run_block
 from support.web import BOB, WebService, read_events, running_service, text_of
 
-import agx
 from agx.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
 
@@ -229,11 +229,25 @@ def test_a_redis_that_is_gone_is_a_503(model_server: ModelServer, tmp_path: Path
         service.end()
 
 
-def test_the_pages_commands_work(service: WebService, model_server: ModelServer) -> None:
+def test_every_block_of_the_page(
+    redis_url: str, model_server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with every_block("docs/how-to/fastapi.md") as page:
+        run_block(page.take("bash", "pip install"))
+        code, line = page.take("python"), page.take("bash", "uvicorn")
+        with running_service("service", tmp_path, redis_url, model_server, line=line) as service:
+            assert (tmp_path / "service.py").read_text() == code
+            the_commands_work(page.take("bash", "curl"), service, model_server)
+        run_block(page.take("bash", "pip install"))
+        monkeypatch.chdir(tmp_path)
+        asyncio.run(the_database_works(page.take("python")))
+        assert (tmp_path / "chats.sqlite").exists()
+
+
+def the_commands_work(commands: str, service: WebService, model_server: ModelServer) -> None:
     model_server.script(say("Hello from the shell"))
-    commands = next(block for block in code_blocks("how-to/fastapi.md", "bash") if "curl" in block)
-    script = commands.replace("http://localhost:8000", service.url)
-    said = subprocess.run(["bash", "-euc", script], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert "http://localhost:8000" in commands
+    said = run_block(commands.replace("http://localhost:8000", service.url))
     assert '"run_id"' in said
     events = [json.loads(line[len("data: ") :])["body"] for line in said.splitlines() if line.startswith("data: ")]
     # How many deltas were merged is nobody's promise; the concatenation counts.
@@ -243,25 +257,12 @@ def test_the_pages_commands_work(service: WebService, model_server: ModelServer)
     assert '"title":"Say hello"' in said
 
 
-async def test_the_pages_database_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+async def the_database_works(code: str) -> None:
     page: dict[str, Any] = {}
-    exec(code_blocks("how-to/fastapi.md", "python")[1], page)
+    exec(code, page)
     await page["sessions"].create_table()
     assert await page["sessions"].list("acme", "ada") == []
     await page["engine"].dispose()
-    assert (tmp_path / "chats.sqlite").exists()
-
-
-async def test_the_chat_pages_consumer_works(redis_url: str, service: WebService, model_server: ModelServer) -> None:
-    page: dict[str, Any] = {}
-    exec(code_blocks("how-to/chat.md", "python")[1], page)
-    model_server.script(say("Hello from afar"))
-    service.start("first", "Hi")
-    async with AsyncRedis.from_url(redis_url) as client:
-        agx.configure(agx.Config(redis=client))
-        assert await page["text_of"]("acme", "ada", "first") == "Hello from afar"
-        await agx.aclose()
 
 
 def test_the_openapi_names_every_answer(service: WebService) -> None:

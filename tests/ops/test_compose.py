@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -94,9 +93,3 @@ def test_the_documented_scrape_configuration_is_the_one_that_is_tested() -> None
     for discovery in (documented.pop("static_configs"), tested.pop("dns_sd_configs")):
         assert discovery
     assert documented == tested
-
-
-def test_what_the_page_links_to_is_there() -> None:
-    for page in (ROOT / "docs" / "operate.md", ROOT / "docs" / "runbooks.md", ROOT / "helm/agx-sidecar/README.md"):
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -237,16 +237,17 @@ class TlsRig:
         return f"rediss://{user}:{user}@127.0.0.1:{self.port}"
 
     def set_users(self, rules: dict[str, str]) -> None:
-        """Write the ACL file, each user's password being his name, and have the server load it."""
-        self._acl.write_text(acl_file(rules))
+        """Have the server load an ACL file with these users, each one's password being his name."""
+        self.load_users("".join(f"user {name} on >{name} {rule}\n" for name, rule in rules.items()))
+
+    def load_users(self, lines: str) -> None:
+        """Have the server load an ACL file with these lines, besides an `admin`."""
+        self._acl.write_text(_ADMIN + lines)
         with self.admin() as client:
             client.acl_load()
 
 
-def acl_file(rules: dict[str, str]) -> str:
-    """Return the text of an ACL file with these users, besides an `admin`."""
-    lines = ["user default off", "user admin on >admin ~* &* +@all"]
-    return "\n".join([*lines, *(f"user {name} on >{name} {rule}" for name, rule in rules.items())]) + "\n"
+_ADMIN = "user default off\nuser admin on >admin ~* &* +@all\n"
 
 
 @contextmanager
@@ -256,7 +257,7 @@ def tls_rig() -> Iterator[TlsRig]:
     assert binary, "redis-server is not on the PATH: install it, or deselect with -m 'not redis7'"
     home = Path(tempfile.mkdtemp(prefix="agx-tls-"))
     acl = home / "users.acl"
-    acl.write_text(acl_file({}))
+    acl.write_text(_ADMIN)
     ca, certificate, key = make_certificates(home)
     try:
         for port in draw_ports(20):

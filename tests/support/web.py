@@ -16,6 +16,7 @@ import httpx
 from agx.child import Child, draw_ports
 from support.docs import code_blocks
 from support.model_server import MODEL, ModelServer
+from support.shell import PATH, serve
 from support.waiting import wait_until_sync
 
 ADA = {"Authorization": "Bearer token-of-ada"}  # scope acme, user ada
@@ -48,9 +49,17 @@ class WebService:
 
 @contextmanager
 def running_service(
-    module: str, home: Path, redis_url: str, model: ModelServer | None, extra: Mapping[str, str] | None = None
+    module: str,
+    home: Path,
+    redis_url: str,
+    model: ModelServer | None,
+    extra: Mapping[str, str] | None = None,
+    line: str | None = None,
 ) -> Iterator[WebService]:
-    """Serve `service` or `chat`, the first Python block of their pages; without a model, pydantic-ai's TestModel."""
+    """Serve `service` or `chat`, the first Python block of their pages; without a model, pydantic-ai's TestModel.
+
+    `line`: a page's own, for the shell, that serves it.
+    """
     for name, page in _PAGES.items():
         (home / f"{name}.py").write_text(code_blocks(page, "python")[0])
     for name, content in (extra or {}).items():
@@ -64,10 +73,13 @@ def running_service(
         "OPENAI_API_KEY": "test",
         "GRACE": "0.2",
         "PYTHONPATH": str(home),
+        "PYTHONWARNINGS": "error",
+        "UVICORN_PORT": str(port),
+        "PATH": PATH,
     }
     log = home / "service.log"
-    command = [sys.executable, "-W", "error", "-m", "uvicorn", f"{module}:app", "--port", str(port)]
-    child = Child(command, log=log, home=home / "nothing", environment=environment)
+    serving = [sys.executable, "-m", "uvicorn", f"{module}:app"] if line is None else serve(line)
+    child = Child(serving, log=log, home=home / "nothing", environment=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, headers=ADA, timeout=30, trust_env=False) as client:

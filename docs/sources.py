@@ -1,0 +1,41 @@
+"""Makes pages of the README and others where they lie, so that their links work in the repository and on the site."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+_ROOT = Path(__file__).parents[1]
+_PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md", "helm/agx-sidecar/README.md")
+
+_TARGET = re.compile(r"(?<=\]\()([\w./-]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Name every page by its path in the repository: links between pages are then what they are there."""
+    named = [
+        _file(f"docs/{file.src_uri}", config, file.dest_uri) if file.src_dir == config.docs_dir else file
+        for file in files
+    ]
+    return Files([*named, *(_file(path, config, None) for path in _PAGES)])
+
+
+def _file(path: str, config: MkDocsConfig, dest_uri: str | None) -> File:
+    return File(path, str(_ROOT), config.site_dir, config.use_directory_urls, dest_uri=dest_uri)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead links to what is in the repository and no page (code, a chart, a folder) to the repository's own pages."""
+
+    def lead(found: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), found[1]))
+        if files.get_file_from_path(path) is not None or not (_ROOT / path).exists():
+            return found[1]  # a page, or a broken link, which is MkDocs' to tell
+        return f"{config.extra['repository']}/{'tree' if (_ROOT / path).is_dir() else 'blob'}/main/{path}"
+
+    return _TARGET.sub(lead, markdown)
