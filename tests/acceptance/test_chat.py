@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support.docs import code_blocks
-from support.model_server import Finish, ModelServer, Refusal, Silence, Text, call, say
+from support.model_server import Finish, ModelServer, Refusal, Silence, Text, ToolCall, call, say
 from support.waiting import wait_until_sync
 from support.web import WebService, running_service
 
@@ -32,6 +32,11 @@ from chat import agent, app
 async def look(ctx, where: str) -> str:
     await ctx.deps.add_info({"looking": where})
     return f"nothing in {where}"
+
+
+@agent.tool(requires_approval=True)
+async def delete(ctx, path: str) -> str:
+    return f"{path} deleted"
 
 
 app.mount("/", StaticFiles(directory=BUNDLE, html=True))
@@ -179,6 +184,121 @@ def test_tools_are_seen_live_and_after_a_reload(page: Page, model_server: ModelS
     is_ready(page)
 
 
+def test_the_last_answer_is_given_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script(
+        say("Blue."),
+        call("look", '{"where": "the attic"}'),
+        say("Green."),
+        (Text("Red "), Silence(), Text("it is."), Finish()),
+    )
+    ask(page, "Which colour?")
+    shows(page, "Which colour?", "Blue.")
+    is_ready(page)
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Which colour?", "tool-look output-availableGreen.")
+    is_ready(page)
+    # An answer of several steps is one message, so all of it is given again.
+    page.reload()
+    shows(page, "Which colour?", "tool-look output-availableGreen.")
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Which colour?", "Red ")
+    page.reload()
+    shows(page, "Which colour?", "Red ")
+    model_server.release()
+    shows(page, "Which colour?", "Red it is.")
+    is_ready(page)
+    page.reload()
+    shows(page, "Which colour?", "Red it is.")
+    assert [message["content"] for message in model_server.requests[3].body["messages"]] == ["Which colour?"]
+
+
+def test_a_failed_answer_is_asked_for_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script((Refusal(400, "no such luck"),), say("Better."), say("Best."))
+    ask(page, "Hi")
+    expect(page.get_by_role("alert")).to_contain_text("no such luck")
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Hi", "Better.")
+    is_ready(page)
+    page.reload()
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Hi", "Best.")
+    assert [message["content"] for message in model_server.requests[2].body["messages"]] == ["Hi"]
+
+
+def test_an_answer_that_another_tab_has_gone_on_from_is_not_given_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script(say("One."), say("Two."))
+    ask(page, "First")
+    shows(page, "First", "One.")
+    is_ready(page)
+    other = page.context.new_page()
+    other.goto("/#first")
+    ask(other, "Second")
+    shows(other, "First", "One.", "Second", "Two.")
+    is_ready(other)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.get_by_role("alert")).to_contain_text("load it again")
+    page.reload()
+    shows(page, "First", "One.", "Second", "Two.")
+
+
+DELETE = (Text("I will. "), ToolCall("delete", ('{"path": "/a"}',)), Finish("tool_calls"))
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+@pytest.mark.parametrize(
+    ("button", "state", "content"), [("Approve", "available", "/a deleted"), ("Deny", "denied", "denied")]
+)
+def test_a_call_that_needs_approval_waits_for_it(
+    page: Page, model_server: ModelServer, button: str, state: str, content: str, reloaded: bool
+) -> None:
+    model_server.script(DELETE, (Text("So be "), Silence(), Text("it."), Finish()))
+    ask(page, "Delete /a")
+    waiting = 'I will. tool-delete approval-requested{"path":"/a"}ApproveDeny'
+    shows(page, "Delete /a", waiting)
+    is_ready(page)
+    if reloaded:
+        page.reload()
+        shows(page, "Delete /a", waiting)
+    page.get_by_role("button", name=button).click()
+    half = f"I will. tool-delete output-{state}So be "
+    shows(page, "Delete /a", half)
+    page.reload()
+    shows(page, "Delete /a", half)
+    model_server.release()
+    shows(page, "Delete /a", half + "it.")
+    is_ready(page)
+    page.reload()
+    shows(page, "Delete /a", half + "it.")
+    assert content in model_server.requests[1].body["messages"][-1]["content"]
+
+
+def test_a_call_that_another_tab_has_decided_on_is_not_decided_on_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script(DELETE, say("Done."))
+    ask(page, "Delete /a")
+    is_ready(page)
+    other = page.context.new_page()
+    other.goto("/#first")
+    other.get_by_role("button", name="Deny").click()
+    shows(other, "Delete /a", "I will. tool-delete output-deniedDone.")
+    is_ready(other)
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("alert")).to_contain_text("load it again")
+    assert len(model_server.requests) == 2
+
+
+def test_another_prompt_denies_what_awaits_approval(page: Page, model_server: ModelServer) -> None:
+    model_server.script(DELETE, say("As you like."))
+    ask(page, "Delete /a")
+    is_ready(page)
+    ask(page, "Or rather, don't")
+    shows(page, "Delete /a", "I will. tool-delete approval-requested", "Or rather, don't", "As you like.")
+    is_ready(page)
+    page.reload()
+    shows(page, "Delete /a", "I will. tool-delete output-denied", "Or rather, don't", "As you like.")
+    (denied,) = [one for one in model_server.requests[1].body["messages"] if one["role"] == "tool"]
+    assert "did not decide" in denied["content"]
+
+
 def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
     model_server.script((Refusal(400, "no such luck"),))
     ask(page, "Hi")
@@ -221,10 +341,11 @@ def test_a_stream_with_a_runs_id_is_there_after_its_end(service: WebService, mod
         {"id": "first", "messages": [{"id": "1", "role": "user", "parts": [{"type": "no"}]}]},
         {"id": "first", "messages": [], "trigger": "submit-message"},
         {"id": "a:b", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}]},
+        {"id": "first", "messages": [{"id": "1", "role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}]},
         {
             "id": "first",
             "trigger": "regenerate-message",
-            "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
+            "messages": [{"id": "1", "role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}],
         },
     ],
 )
