@@ -35,6 +35,8 @@ from .prompt import prompt_of, refusing_unreadable
 from .runs import MakeDeps, Runs, Who, make_plain_deps
 from .turns import Turn, ask_again, decide, end_of_prompt, say
 
+SdkVersion = Literal[5, 6, 7]
+
 _USER_MESSAGE: JsonDict = {
     "type": "object",
     "properties": {
@@ -84,7 +86,7 @@ def make_vercel_ai_router(
     authorize: Authorize,
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
-    sdk_version: Literal[5, 6, 7] = 6,
+    sdk_version: SdkVersion = 6,
     keep_alive: float = 15,
     **kwargs: Any,
 ) -> APIRouter:
@@ -121,7 +123,7 @@ def make_vercel_ai_router(
         That is an answer to the user's message, or with `regenerate-message` another one in place of the last. Where
         the last message is the assistant's, with decisions on its tool calls, it is the rest of its answer.
         """
-        turn = _read_turn(agent, request)
+        turn = _read_turn(agent, request, sdk_version)
         with answering_errors():
             run_id = await runs.start(asker, request.id, turn)
         # The rest of an answer has no id of its own: it goes on in the message that the page has.
@@ -154,13 +156,14 @@ def make_vercel_ai_router(
     return router
 
 
-def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest) -> Turn:
+def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version: SdkVersion) -> Turn:
     again = request.trigger == "regenerate-message"
     with refusing_unreadable():
         message = UIMessage.model_validate(request.messages[-1])
         if message.role == "assistant" and not again:
             submitted = SubmitMessage(id=request.id, messages=[message])
-            results = VercelAIAdapter(agent=agent, run_input=submitted).deferred_tool_results
+            adapter = VercelAIAdapter(agent=agent, run_input=submitted, sdk_version=sdk_version)
+            results = adapter.deferred_tool_results
             if results is None:
                 raise ValueError("it is the assistant's, and decides on no tool call")
             return decide(results)
@@ -178,7 +181,7 @@ async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage
             yield event
 
 
-def _dump(messages: list[ModelMessage], sdk_version: Literal[5, 6, 7]) -> list[UIMessage]:
+def _dump(messages: list[ModelMessage], sdk_version: SdkVersion) -> list[UIMessage]:
     """Return UIMessages as a page has them that saw the answers come: one message for each, however many steps."""
     dumped: list[UIMessage] = []
     for message in VercelAIAdapter.dump_messages(messages, sdk_version=sdk_version):

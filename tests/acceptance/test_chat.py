@@ -430,8 +430,52 @@ def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: P
     cancelling.finish()
     assert cancelling.said[0] == {"cancelled": True}
     assert contents(asking.finish())[-1] == ("assistant", "never ")
-    assert asking.kinds[-1] == "RUN_FINISHED"
+    assert asking.said[-2]["type"] == "RUN_FINISHED"
+    assert asking.said[-2]["outcome"] == {"type": "cancelled"}
     wait_until_sync(lambda: model_server.disconnects == 1, what="the model's connection is closed")
+
+
+@pytest.mark.parametrize(
+    ("payload", "content"),
+    [
+        ({"approved": True}, "/a deleted"),
+        ({"approved": True, "editedArgs": {"path": "/b"}}, "/b deleted"),
+        ({"approved": False, "reason": "keep it"}, "keep it"),
+    ],
+)
+def test_ag_ui_waits_for_an_approval(
+    service: WebService, model_server: ModelServer, bundle: Path, payload: dict[str, Any], content: str
+) -> None:
+    model_server.script(DELETE, say("So be it."))
+    asking = AgUi(bundle, service, "ask", "thread", "Delete /a")
+    (interrupt,) = asking.until("RUN_FINISHED")["outcome"]["interrupts"]
+    asking.finish()
+    joining = AgUi(bundle, service, "join", "thread")
+    assert [one["id"] for one in joining.until("RUN_FINISHED")["outcome"]["interrupts"]] == [interrupt["id"]]
+    joining.finish()
+
+    resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": payload}]
+    deciding = AgUi(bundle, service, "decide", "thread", json.dumps(resume))
+    said = contents(deciding.finish())
+    assert said == [("user", "Delete /a"), ("assistant", "I will. "), ("tool", content), ("assistant", "So be it.")]
+    assert deciding.said[-2]["outcome"] == {"type": "success"}
+    assert contents(AgUi(bundle, service, "join", "thread").finish()) == said
+
+    again = {"threadId": "thread", "runId": "r", "messages": [], "resume": resume}
+    assert service.client.post("/api/ag-ui", json=again).status_code == 409
+    assert service.client.post("/api/ag-ui", json=again | {"threadId": "never"}).status_code == 409
+    assert len(model_server.requests) == 2
+
+
+def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: ModelServer) -> None:
+    asked = {"threadId": "thread", "runId": "r", "messages": []}
+    for entry in (
+        {"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": "yes"}},
+        {"interruptId": "unknown", "status": "cancelled"},
+    ):
+        refused = service.client.post("/api/ag-ui", json=asked | {"resume": [entry]})
+        assert refused.status_code == 400, refused.text
+    assert not model_server.requests
 
 
 def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServer, bundle: Path) -> None:
