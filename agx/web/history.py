@@ -59,6 +59,7 @@ class Conversation:
     latest: LatestRun | None
     live: bool  # the latest run is under way, and its messages are not yet among the session's
     opening: list[ModelMessage]  # what the latest run's answer begins with, where it goes on with decided calls
+    lost: str | None  # the last prompt, where its run has ended and nothing was stored
 
     @property
     def run_id(self) -> str | None:
@@ -73,6 +74,7 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
     await session.load()
     live = latest is not None and latest.live
     opening: list[ModelMessage] = []
+    lost: str | None = None
     if latest is not None and latest.asked is not None:
         prompt = latest.asked["prompt"]
         asked = session.msgs[: latest.asked["after"]]
@@ -83,8 +85,9 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
             live = False
         elif live or prompt is not None:
             session.msgs = asked
+            lost = None if live else prompt
     session.msgs = _without_instructions(close_calls(session.msgs))
-    return Conversation(session, latest, live, _without_instructions(opening))
+    return Conversation(session, latest, live, _without_instructions(opening), lost)
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:

@@ -33,7 +33,7 @@ from .answers import (
 from .history import read_conversation
 from .prompt import prompt_of, refusing_unreadable
 from .runs import MakeDeps, Runs, Who, make_plain_deps
-from .turns import Turn, ask_again, decide, end_of_prompt, say
+from .turns import Turn, ask_again, decide, end_of_prompt, say, text_of
 
 SdkVersion = Literal[5, 6, 7]
 
@@ -123,8 +123,10 @@ def make_vercel_ai_router(
         That is an answer to the user's message, or with `regenerate-message` another one in place of the last. Where
         the last message is the assistant's, with decisions on its tool calls, it is the rest of its answer.
         """
-        turn = _read_turn(agent, request, sdk_version)
         with answering_errors():
+            again = request.trigger == "regenerate-message"
+            lost = (await read_conversation(sessions, asker, request.id)).lost if again else None
+            turn = _read_turn(agent, request, sdk_version, lost)
             run_id = await runs.start(asker, request.id, turn)
         # The rest of an answer has no id of its own: it goes on in the message that the page has.
         return stream_run(asker, request.id, None if turn.results else run_id, [])
@@ -156,7 +158,7 @@ def make_vercel_ai_router(
     return router
 
 
-def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version: SdkVersion) -> Turn:
+def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version: SdkVersion, lost: str | None) -> Turn:
     again = request.trigger == "regenerate-message"
     with refusing_unreadable():
         message = UIMessage.model_validate(request.messages[-1])
@@ -170,7 +172,8 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version
         if message.role != "user":
             raise ValueError("it must be the user's")
         prompt = prompt_of(VercelAIAdapter.load_messages([message]))
-    return ask_again(prompt) if again else say(prompt)
+    # There is nothing to drop where the run was lost.
+    return ask_again(prompt) if again and text_of(prompt) != lost else say(prompt)
 
 
 async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage]) -> AsyncGenerator[Event, None]:

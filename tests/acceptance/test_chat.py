@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from redis import Redis
 from support.docs import code_blocks
 from support.model_server import Finish, ModelServer, Refusal, Silence, Text, ToolCall, call, say
 from support.waiting import wait_until_sync
-from support.web import WebService, running_service
+from support.web import BOB, WebService, running_service
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -82,7 +84,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def service(redis_url: str, model_server: ModelServer, tmp_path: Path, bundle: Path) -> Iterator[WebService]:
     served = SERVED.replace("BUNDLE", repr(str(bundle / "site")))
-    with running_service("served", tmp_path, redis_url, model_server, {"served.py": served}) as service:
+    # So often that no client may mind the comments.
+    chat = code_blocks(PAGE, "python")[0].replace("**chat)", "**chat, keep_alive=0.02)")
+    files = {"served.py": served, "chat.py": chat}
+    with running_service("served", tmp_path, redis_url, model_server, files) as service:
         yield service
 
 
@@ -297,6 +302,78 @@ def test_another_prompt_denies_what_awaits_approval(page: Page, model_server: Mo
     shows(page, "Delete /a", "I will. tool-delete output-denied", "Or rather, don't", "As you like.")
     (denied,) = [one for one in model_server.requests[1].body["messages"] if one["role"] == "tool"]
     assert "did not decide" in denied["content"]
+
+
+def post(service: WebService, text: str, **fields: Any) -> httpx.Response:
+    """Send a user's message as the SDK does; return its whole answer."""
+    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": text}]}
+    return service.client.post("/api/chat", json={"id": "first", "messages": [message], **fields})
+
+
+def test_an_answer_whose_run_was_lost_is_asked_for_again(
+    service: WebService, model_server: ModelServer, redis_url: str
+) -> None:
+    model_server.script(say("Never kept."), say("Kept."))
+    post(service, "Hi")
+    with Redis.from_url(redis_url) as client:
+        assert client.delete("agx:acme:ada:first:msgs") == 1
+    shown = service.client.get("/api/chat/first").json()
+    assert [message["role"] for message in shown["messages"]] == ["user"]
+    assert "Kept" in post(service, "Hi", trigger="regenerate-message").text
+    shown = service.client.get("/api/chat/first").json()
+    assert [message["role"] for message in shown["messages"]] == ["user", "assistant"]
+
+
+def test_streams_are_kept_open_through_silence(service: WebService, model_server: ModelServer) -> None:
+    model_server.script((Text("Hm"), Silence(), Finish()))
+    service.start("first", "Hi")
+    asked = {"threadId": "first", "runId": "r", "messages": []}
+    for method, path, body in (("GET", "/api/chat/first/stream", None), ("POST", "/api/ag-ui/connect", asked)):
+        with service.client.stream(method, path, json=body) as response:
+            assert sum(line == ": keep-alive" for _, line in zip(range(40), response.iter_lines(), strict=False)) > 5
+    model_server.release()
+
+
+def test_nobody_reaches_another_users_chat(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(DELETE)
+    post(service, "Delete /a")
+    shown = service.client.get("/api/chat/first").json()
+    part = shown["messages"][-1]["parts"][-1]
+    assert part["state"] == "approval-requested"
+    part |= {"state": "approval-responded", "approval": {"id": "call_1", "approved": True}}
+    resume = [{"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": True}}]
+    decisions = {
+        "/api/chat": {"id": "first", "messages": shown["messages"][-1:]},
+        "/api/ag-ui": {"threadId": "first", "runId": "r", "messages": [], "resume": resume},
+    }
+    for path, body in decisions.items():
+        assert service.client.post(path, json=body, headers=BOB).status_code == 409
+        assert service.client.post(path, json=body, headers={"Authorization": ""}).status_code == 401
+    nothing = {"messages": [], "run_id": None, "live": False}
+    assert service.client.get("/api/chat/first", headers=BOB).json() == nothing
+    assert service.client.get(f"/api/chat/first/stream?run={shown['run_id']}", headers=BOB).status_code == 204
+    assert len(model_server.requests) == 1
+
+
+def test_the_openapi_names_every_answer(service: WebService) -> None:
+    paths = service.client.get("/openapi.json").json()["paths"]
+    found = {path: set(operations) for path, operations in paths.items() if path.startswith(("/api/chat", "/api/ag"))}
+    assert found == {
+        "/api/chat": {"post"},
+        "/api/chat/{session_id}": {"get"},
+        "/api/chat/{session_id}/stream": {"get"},
+        "/api/chat/{session_id}/cancel": {"post"},
+        "/api/ag-ui": {"post"},
+        "/api/ag-ui/connect": {"post"},
+        "/api/ag-ui/{session_id}/cancel": {"post"},
+    }
+    for path in found:
+        for operation in paths[path].values():
+            assert operation["security"], path
+            assert operation["description"], path
+            assert {"401", "403", "503"} < set(operation["responses"]), path
+    for path in ("/api/chat", "/api/ag-ui"):
+        assert {"400", "409"} < set(paths[path]["post"]["responses"])
 
 
 def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
