@@ -91,6 +91,13 @@ class SessionConflictError(AgxError):
         )
 
 
+class ConversationChangedError(AgxError):
+    """Raised when a page decides on, or asks again for, what is no longer at the end of the stored conversation."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the stored conversation is not the one that was shown ({what}): load it again")
+
+
 class RunFailedError(AgxError):
     """Raised by `agx.replay.replay()` when the run failed, was lost, or was replaced by another before its end."""
 

@@ -33,6 +33,7 @@ from .facts import ToolOutcome
 
 RUNTIME = "opale"  # the origin of begin, end and the runtime's own errors and infos
 AGENT = "pydantic-ai"  # the origin of what the model and the tools do
+DEFERRED = "deferred"  # the origin of an `info` that names the calls which the agent leaves to others
 
 Body = dict[str, Any]
 

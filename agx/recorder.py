@@ -21,7 +21,7 @@ from pydantic_ai.messages import (
 
 from . import conventions as names
 from .ending import Ending
-from .events import AGENT, RUNTIME, Body, Runtime, WireEvent, delta_text, tool_outcome
+from .events import AGENT, DEFERRED, RUNTIME, Body, Runtime, WireEvent, delta_text, tool_outcome
 from .facts import Fact, NodeKind, Outcome, Reason, RunEnded, RunStarted, ToolOutcome, Trace, node_name, tool_name
 from .mirror import Mirror
 from .modelcall import ModelRequest
@@ -229,8 +229,10 @@ class Recorder:
         elif isinstance(event, FunctionToolResultEvent):
             self._refused(event)
         elif isinstance(event, DeferredToolRequestsEvent):
-            for call in (*event.requests.calls, *event.requests.approvals):
+            left = {"approvals": event.requests.approvals, "calls": event.requests.calls}
+            for call in (*left["calls"], *left["approvals"]):
                 self._told_without_running(call, "deferred")
+            self.put("info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left})
         if (wire := self._runtime.convert(event)) is not None:
             self._put(wire)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import orjson
+from pydantic import TypeAdapter
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import (
     AgentStreamEvent,
@@ -14,6 +16,8 @@ from pydantic_ai.messages import (
     FinalResultEvent,
     FunctionToolCallEvent,
     FunctionToolResultEvent,
+    ModelMessage,
+    ModelResponse,
     ModelResponsePart,
     NativeToolCallPart,
     NativeToolReturnPart,
@@ -29,14 +33,18 @@ from pydantic_ai.messages import (
     ToolCallPart,
     ToolReturnPart,
 )
+from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
+from pydantic_ai.tools import DeferredToolRequests
 
 from .errors import RunFailedError
-from .events import RUNTIME, Body
+from .events import DEFERRED, RUNTIME, Body
 from .hub import StreamEntry
 from .keys import Id
 from .listener import follow
 
 PROMPT = "prompt"  # the origin of an `info` that tells what the user asked; it is no event of the agent's
+
+Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]
 
 _Outcome = Literal["success", "failed", "denied", "interrupted", "retried"]
 _OUTCOMES: dict[object, _Outcome] = {
@@ -70,14 +78,13 @@ class ErrorEvent(CustomEvent, name="agx-error"):
         return self.body
 
 
-async def replay(
-    scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3
-) -> AsyncGenerator[AgentStreamEvent, None]:
+async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) -> AsyncGenerator[Event, None]:
     """Yield a session's latest run as pydantic-ai's events: what is stored at once, then what is live, up to its end.
 
     For pydantic-ai's UI adapters, or any other consumer of `agent.run_stream_events()`. Model and tool events come as
     they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file's bytes and a
-    provider's details are not stored, and there is no `AgentRunResultEvent`.
+    provider's details are not stored, and an `AgentRunResultEvent` comes only where the run has left calls to others:
+    its output is the `DeferredToolRequests`.
 
     Args:
         wait: seconds to wait for a first event.
@@ -88,12 +95,12 @@ async def replay(
         TypeError: an id is neither an int nor a str.
         ValueError: an id has a character that none may have.
     """
-    entries = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)
-    async for event in replay_entries(entries):
-        yield event
+    async with aclosing(follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)) as entries:
+        async for event in replay_entries(entries):
+            yield event
 
 
-async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[AgentStreamEvent, None]:
+async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[Event, None]:
     """Yield the events of a run whose entries come from its `begin` on; raises as `replay()` does."""
     run = _Run()
     async for entry in entries:
@@ -101,6 +108,32 @@ async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[
             yield event
     if run.begun and not run.ended:
         raise RunFailedError("it was lost")
+
+
+def replay_messages(messages: Iterable[ModelMessage]) -> Iterator[AgentStreamEvent]:
+    """Yield the events that gave a part of a stored conversation: each of its parts whole, calls and their results."""
+    for message in messages:
+        if isinstance(message, ModelResponse):
+            kinds = [None, *(part.part_kind for part in message.parts), None]
+            for index, part in enumerate(message.parts):
+                yield PartStartEvent(index=index, part=part, previous_part_kind=kinds[index])
+                yield PartEndEvent(index=index, part=part, next_part_kind=kinds[index + 2])
+            for call in message.tool_calls:
+                yield FunctionToolCallEvent(call, args_valid=True)
+        else:
+            for returned in message.parts:
+                if isinstance(returned, ToolReturnPart):
+                    yield FunctionToolResultEvent(returned)
+
+
+def defer(*, approvals: Sequence[ToolCallPart], calls: Sequence[ToolCallPart] = ()) -> Event:
+    """Return the last event of a run that leaves calls to others: to someone's approval, or to be made elsewhere."""
+    requests = DeferredToolRequests(approvals=list(approvals), calls=list(calls))
+    response = ModelResponse(parts=[*approvals, *calls])
+    return AgentRunResultEvent(_RESULT.validate_python({"output": requests, "messages": [response]}))
+
+
+_RESULT = TypeAdapter(AgentRunResult[DeferredToolRequests])
 
 
 @dataclass(slots=True)
@@ -116,8 +149,10 @@ class _Run:
     _calls: dict[str, ToolCallPart] = field(default_factory=dict)  # of the open response, not yet told as made
     _finals: dict[str, FinalResultEvent] = field(default_factory=dict)  # by the output tool's call that gave it
     _error: Body | None = None  # the run's own if its end is next, else a tool's
+    _made: dict[str, ToolCallPart] = field(default_factory=dict)  # all calls
+    _left: dict[str, dict[str, str]] = field(default_factory=dict)  # to others: names by id, by what is to be done
 
-    def read(self, type: str, origin: str, body: Body) -> Iterator[AgentStreamEvent]:
+    def read(self, type: str, origin: str, body: Body) -> Iterator[Event]:
         """Yield the events that an entry stands for."""
         self.begun = True
         body = {name: value for name, value in body.items() if name != "seq"}
@@ -133,12 +168,14 @@ class _Run:
             if "superseded_by" in body:
                 self.ended = True
                 raise RunFailedError("another run of the session has replaced it")
+        elif type == "info" and origin == DEFERRED:
+            self._left = {kind: dict(calls) for kind, calls in body.items() if isinstance(calls, dict)}
         elif type == "info" and origin != PROMPT:
             yield InfoEvent(body=body)
         elif type == "event":
             yield from self._read_event(body)
 
-    def _end(self, body: Body) -> Iterator[AgentStreamEvent]:
+    def _end(self, body: Body) -> Iterator[Event]:
         self.ended = True
         outcome = body.get("outcome", "completed")  # a session opened by hand has none
         if outcome == "cancelled":
@@ -146,6 +183,13 @@ class _Run:
         if outcome != "completed":
             raise RunFailedError(str((self._error or {}).get("msg", outcome)))
         yield from self._close_part(None)
+        if any(self._left.values()):
+            yield defer(approvals=self._calls_left("approvals"), calls=self._calls_left("calls"))
+
+    def _calls_left(self, kind: str) -> list[ToolCallPart]:
+        # One that was made by the run before, and is left to others again, has its arguments there.
+        left = self._left.get(kind, {}).items()
+        return [self._made.get(call_id) or ToolCallPart(name, {}, call_id) for call_id, name in left]
 
     def _read_event(self, body: Body) -> Iterator[AgentStreamEvent]:
         match body.get("event"):
@@ -191,7 +235,7 @@ class _Run:
                 self._part, self._index, self._pieces = part, index, []
             elif isinstance(part, (ToolCallPart, NativeToolCallPart)):
                 if isinstance(part, ToolCallPart):
-                    self._calls[part.tool_call_id] = part
+                    self._calls[part.tool_call_id] = self._made[part.tool_call_id] = part
                 if (final := self._finals.get(part.tool_call_id)) is not None:
                     yield final
                 yield PartEndEvent(index=index, part=part)
@@ -220,6 +264,8 @@ class _Run:
             tool_call_id=str(body.get("tool_call_id", "")),
             outcome=_OUTCOMES.get(body.get("tool_outcome"), "success"),
         )
+        for calls in self._left.values():
+            calls.pop(part.tool_call_id, None)  # it was decided on within the run
         return OutputToolResultEvent(part) if part.tool_call_id in self._finals else FunctionToolResultEvent(part)
 
 

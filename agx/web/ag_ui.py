@@ -2,26 +2,24 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from ag_ui.core import BaseEvent, MessagesSnapshotEvent, UserMessage
+from ag_ui.core import BaseEvent, MessagesSnapshotEvent, ResumeEntry, RunAgentInput, UserMessage
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai.messages import ModelMessage, ToolCallPart
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
-from ..hub import StreamEntry
-from ..listener import follow
-from ..replay import replay_entries
+from ..replay import Event, defer, replay
 from ..session import SessionStore
 from .answers import (
     BAD,
-    BUSY,
+    CHANGED,
     COMMON,
     EVENTS,
     ID_PATTERN,
@@ -32,8 +30,9 @@ from .answers import (
     stream_events,
 )
 from .history import read_conversation
-from .prompt import prompt_of
+from .prompt import prompt_of, refusing_unreadable
 from .runs import MakeDeps, Runs, Who, make_plain_deps
+from .turns import Turn, decide, pending_calls, say
 
 _USER_MESSAGE: JsonDict = {
     "type": "object",
@@ -58,6 +57,17 @@ class RunInput(BaseModel):
         description="AG-UI's messages; to start a run, the last one is the user's",
         json_schema_extra={"items": {"anyOf": [_USER_MESSAGE, {"type": "object"}]}},
     )
+    resume: list[ResumeEntry] | None = Field(
+        None, description="Decisions on the calls that interrupted the last run, instead of a message"
+    )
+    protocol_version: str | None = Field(None, description="The client's AG-UI version")
+
+    @property
+    def for_adapter(self) -> RunAgentInput:
+        """What pydantic-ai's adapter takes; with nothing in it that the server keeps itself."""
+        known = self.model_dump(by_alias=True, include={"thread_id", "run_id", "resume", "protocol_version"})
+        nothing: dict[str, Any] = {"messages": [], "tools": [], "context": [], "state": {}, "forwardedProps": {}}
+        return RunAgentInput.model_validate({**known, **nothing})
 
 
 def make_ag_ui_router(
@@ -88,54 +98,59 @@ def make_ag_ui_router(
     add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 
-    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **BUSY})
+    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
     async def run_agent(request: RunInput, asker: Asker) -> Response:
-        """Start a run with the last message, and stream its events."""
-        prompt = prompt_of(lambda: _load(request.messages))
+        """Start a run with the last message, or with decisions on interrupting calls, and stream its events."""
+        turn = _read_turn(agent, request)
         with answering_errors():
-            await runs.start(asker, request.thread_id, prompt)
-        return stream_events(_frames(request, _entries(asker, request), None), keep_alive=keep_alive)
+            await runs.start(asker, request.thread_id, turn)
+        return stream_events(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
 
     @router.post("/connect", response_class=Response, responses={**EVENTS, **BAD})
     async def connect(request: RunInput, asker: Asker) -> Response:
         """Join a thread: its messages, then the events of the run that is live, if one is, from its beginning."""
         with answering_errors():
             found = await read_conversation(sessions, asker, request.thread_id)
-        entries = _entries(asker, request) if found.live else _no_entries()
-        return stream_events(_frames(request, entries, found.session.msgs), keep_alive=keep_alive)
+        messages = found.session.msgs
+        events = _follow(asker, request) if found.live else _left(pending_calls(messages).values())
+        return stream_events(_frames(request, events, messages), keep_alive=keep_alive)
 
     return router
 
 
-def _load(messages: list[dict[str, Any]]) -> list[ModelMessage]:
-    if not messages or messages[-1].get("role") != "user":
-        raise ValueError("the last message must be the user's")
-    return AGUIAdapter.load_messages([UserMessage.model_validate(messages[-1])])
+def _read_turn(agent: AbstractAgent[Any, Any], request: RunInput) -> Turn:
+    with refusing_unreadable():
+        results = AGUIAdapter(agent=agent, run_input=request.for_adapter).deferred_tool_results
+        if results is not None:
+            return decide(results)
+        if not request.messages or request.messages[-1].get("role") != "user":
+            raise ValueError("it must be the user's")
+        return say(prompt_of(AGUIAdapter.load_messages([UserMessage.model_validate(request.messages[-1])])))
 
 
-def _entries(asker: Who, request: RunInput) -> AsyncGenerator[StreamEntry, None]:
-    return follow(asker.scope_id, asker.user_id, request.thread_id, wait=3, timeout=None, after=None)
+def _follow(asker: Who, request: RunInput) -> AsyncGenerator[Event, None]:
+    return replay(asker.scope_id, asker.user_id, request.thread_id)
 
 
-async def _no_entries() -> AsyncGenerator[StreamEntry, None]:
-    return
-    yield
+async def _left(calls: Collection[ToolCallPart]) -> AsyncGenerator[Event, None]:
+    if calls:
+        yield defer(approvals=list(calls))
 
 
 async def _frames(
-    request: RunInput, entries: AsyncGenerator[StreamEntry, None], snapshot: list[ModelMessage] | None
+    request: RunInput, events: AsyncGenerator[Event, None], snapshot: list[ModelMessage] | None
 ) -> AsyncGenerator[str, None]:
-    stream: AGUIEventStream[Any, Any] = AGUIEventStream(thread_id=request.thread_id, run_id=request.run_id)
+    stream: AGUIEventStream[Any, Any] = AGUIEventStream(run_input=request.for_adapter)
 
-    async def events() -> AsyncGenerator[BaseEvent, None]:
+    async def told() -> AsyncGenerator[BaseEvent, None]:
         missing = snapshot
-        async for event in stream.transform_stream(replay_entries(entries)):
+        async for event in stream.transform_stream(events):
             yield event
             if missing is not None:
                 # Behind RUN_STARTED, which is always first.
                 yield MessagesSnapshotEvent(messages=AGUIAdapter.dump_messages(missing))
                 missing = None
 
-    async with aclosing(entries):
-        async for frame in stream.encode_stream(events()):
+    async with aclosing(events):
+        async for frame in stream.encode_stream(told()):
             yield frame

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from .. import keys
 from ..canceller import cancel
-from ..errors import RedisUnavailableError, SessionBusyError
+from ..errors import ConversationChangedError, RedisUnavailableError, SessionBusyError
 from ..sse import keep_open
 from .runs import Who
 from .shutdown import closing_event
@@ -58,6 +58,9 @@ COMMON: Responses = {
     503: {"model": Problem, "description": "Redis can't be reached"},
 }
 BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
+CHANGED: Responses = {
+    409: {"model": Problem, "description": "The session has a live run, or its conversation is not the one shown"}
+}
 BAD: Responses = {400: {"model": Problem, "description": "The body can't be read"}}
 # The schema of one event: OpenAPI 3.1 has no word for a stream of them.
 _EVENT = {
@@ -84,7 +87,7 @@ def answering_errors() -> Iterator[None]:
     """Turn what a caller can do something about into its HTTP answer."""
     try:
         yield
-    except SessionBusyError as error:
+    except (SessionBusyError, ConversationChangedError) as error:
         raise HTTPException(409, str(error)) from error
     except RedisUnavailableError as error:
         # The cause stays in the log: it may hold addresses.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from redis.exceptions import RedisError
 
 from ..engine import current_engine
 from ..errors import RedisUnavailableError
+from ..events import Body
 from ..hub import StreamEntry
 from ..keys import SessionKeys
 from ..replay import PROMPT
 from ..session import Session, SessionStore
 from .runs import Who
+from .turns import close_calls, end_of_prompt
 
 # Of what is sent to the model; the rest are instructions of many kinds.
 _SHOWN = frozenset({"user-prompt", "tool-return", "retry-prompt"})
@@ -27,8 +28,7 @@ class LatestRun:
 
     run_id: str
     live: bool
-    prompt: str | None  # None where it was not started by a router
-    after: int  # messages of the conversation before it
+    asked: Body | None  # how a router started it: its prompt, if it has one, and what it goes on from
 
 
 async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
@@ -47,9 +47,8 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
         raise RedisUnavailableError("look at the session", error) from error
     if not entries or entries[0].type != "begin":
         return None
-    asked: dict[str, Any] = next((entry.body for entry in entries if entry.origin == PROMPT), {})
-    run_id, prompt, after = entries[0].body.get("run_id"), asked.get("prompt"), asked.get("after")
-    return LatestRun(str(run_id), live, prompt, after if isinstance(after, int) else 0)
+    asked = next((entry.body for entry in entries if entry.origin == PROMPT and "stamp" in entry.body), None)
+    return LatestRun(str(entries[0].body.get("run_id")), live, asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +57,37 @@ class Conversation:
 
     session: Session
     latest: LatestRun | None
+    live: bool  # the latest run is under way, and its messages are not yet among the session's
+    opening: list[ModelMessage]  # what the latest run's answer begins with, where it goes on with decided calls
+    lost: str | None  # the last prompt, where its run has ended and nothing was stored
 
     @property
     def run_id(self) -> str | None:
         return None if self.latest is None else self.latest.run_id
 
-    @property
-    def live(self) -> bool:
-        return self.latest is not None and self.latest.live
-
 
 async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -> Conversation:
     """Load a session and look at its latest run; raises RedisUnavailableError, and what the store raises."""
+    # First the run: of one that ends meanwhile everything is either stored or still on its stream.
+    latest = await read_latest_run(who, session_id)
     session = sessions.open(who.scope_id, who.user_id, session_id)
     await session.load()
-    latest = await read_latest_run(who, session_id)
-    saved = len(session.msgs)
-    session.msgs = _without_instructions(session.msgs)
-    if latest is not None and latest.prompt is not None and saved <= latest.after:
-        session.msgs = [*session.msgs, ModelRequest(parts=[UserPromptPart(latest.prompt)])]
-    return Conversation(session, latest)
+    live = latest is not None and latest.live
+    opening: list[ModelMessage] = []
+    lost: str | None = None
+    if latest is not None and latest.asked is not None:
+        prompt = latest.asked["prompt"]
+        asked = session.msgs[: latest.asked["after"]]
+        if prompt is not None:
+            asked.append(ModelRequest(parts=[UserPromptPart(prompt)]))
+        opening = asked[end_of_prompt(asked) :]
+        if any(message.run_id == latest.asked["stamp"] for message in session.msgs):
+            live = False
+        elif live or prompt is not None:
+            session.msgs = asked
+            lost = None if live else prompt
+    session.msgs = _without_instructions(close_calls(session.msgs))
+    return Conversation(session, latest, live, _without_instructions(opening), lost)
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:

@@ -31,6 +31,7 @@ from .answers import (
 )
 from .history import read_conversation
 from .runs import MakeDeps, Runs, Who, make_plain_deps
+from .turns import say
 
 _WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored
 _CURSOR = r"^([0-9]{1,19}(-[0-9]{1,19})?)?$"
@@ -118,7 +119,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, ret
     async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
         """Start a run; follow its events."""
         with answering_errors():
-            return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, question.prompt))
+            return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, say(question.prompt)))
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
     async def follow_events(

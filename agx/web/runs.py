@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.messages import UserContent
 
 from ..deps import Deps
-from ..errors import AgxCanceledError, SessionBusyError
+from ..errors import AgxCanceledError, ConversationChangedError, SessionBusyError
 from ..keys import Id
 from ..liverun import enclosing_recorder
 from ..replay import PROMPT
 from ..runner import run
-from ..session import Session, SessionStore
+from ..session import SessionStore
+from .turns import Turn, TurnSession, text_of
 
 logger = logging.getLogger("agx")
 
-Prompt = str | Sequence[UserContent]
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session
 
 
@@ -44,19 +43,25 @@ class Runs:
     make_deps: MakeDeps
     kwargs: dict[str, Any]
 
-    async def start(self, who: Who, session_id: str, prompt: Prompt) -> str:
+    async def start(self, who: Who, session_id: str, turn: Turn) -> str:
         """Start a run in a task of its own, and return its id once its agent begins.
 
         Raises:
             SessionBusyError: the session has a live run.
+            ConversationChangedError: the turn is not one of the stored conversation.
             RedisUnavailableError: Redis can't be reached.
             Exception: what `session.load()` raised.
         """
-        session = self.sessions.open(who.scope_id, who.user_id, session_id)
-        asked = _Asked(session=session, prompt=prompt)
+        session = TurnSession(stored=self.sessions.open(who.scope_id, who.user_id, session_id), turn=turn)
+        if turn.prompt is None:
+            # Once more while the run has the session for itself; but what can be refused here costs no run.
+            await session.load()
+        asked = _Asked(session=session)
         kwargs = {**self.kwargs, "capabilities": [*(self.kwargs.get("capabilities") or ()), asked]}
+        if turn.results is not None:
+            kwargs["deferred_tool_results"] = turn.results
         deps = self.make_deps(who.scope_id, who.user_id, session_id)
-        running = asyncio.create_task(run(session, self.agent, prompt, deps, **kwargs), name="agx-web-run")
+        running = asyncio.create_task(run(session, self.agent, turn.prompt, deps, **kwargs), name="agx-web-run")
         running.add_done_callback(_report)
         # A client that goes away cancels this wait, not the run.
         first: set[asyncio.Future[Any]] = {running, asked.begun}
@@ -71,19 +76,21 @@ class _Asked(AbstractCapability[Any]):
     """Tells the session's stream what was asked, for those who join before the session is saved."""
 
     _: KW_ONLY
-    session: Session
-    prompt: Prompt
+    session: TurnSession
     begun: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     id: str | None = "agx-asked"
 
     async def before_run(self, ctx: RunContext[Any]) -> None:
         recorder = enclosing_recorder()
         assert recorder is not None
-        texts = (
-            [self.prompt] if isinstance(self.prompt, str) else [part for part in self.prompt if isinstance(part, str)]
-        )
-        # With the length of the conversation before, one can tell later whether it has been saved.
-        recorder.put("info", PROMPT, {"prompt": "\n".join(texts), "after": len(self.session.msgs)}, urgent=True)
+        prompt = self.session.turn.prompt
+        body = {
+            "prompt": None if prompt is None else text_of(prompt),
+            "after": len(self.session.msgs),
+            # pydantic-ai's own id, which is in the messages: by it one can tell whether they have been saved.
+            "stamp": ctx.run_id,
+        }
+        recorder.put("info", PROMPT, body, urgent=True)
         self.begun.set_result(recorder.run_id)
 
 
@@ -105,6 +112,6 @@ def _report(running: asyncio.Task[Any]) -> None:
     """Log a run that ended badly: nobody awaits its task."""
     if running.cancelled() or (error := running.exception()) is None:
         return
-    if not isinstance(error, AgxCanceledError | SessionBusyError):
+    if not isinstance(error, AgxCanceledError | ConversationChangedError | SessionBusyError):
         # Its message may hold what the user said.
         logger.warning("agx: a run that a request started has failed (%s)", type(error).__name__)

@@ -6,20 +6,19 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Response, status
+from fastapi import APIRouter, Depends, Response, status
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
-from pydantic_ai.ui.vercel_ai.request_types import UIMessage
+from pydantic_ai.ui.vercel_ai.request_types import SubmitMessage, UIMessage
 
-from ..listener import follow
-from ..replay import replay_entries
+from ..replay import Event, replay, replay_messages
 from ..session import SessionStore
 from .answers import (
     BAD,
-    BUSY,
+    CHANGED,
     COMMON,
     EVENTS,
     ID_PATTERN,
@@ -31,9 +30,12 @@ from .answers import (
     make_who,
     stream_events,
 )
-from .history import read_conversation, read_latest_run
-from .prompt import prompt_of
+from .history import read_conversation
+from .prompt import prompt_of, refusing_unreadable
 from .runs import MakeDeps, Runs, Who, make_plain_deps
+from .turns import Turn, ask_again, decide, end_of_prompt, say, text_of
+
+SdkVersion = Literal[5, 6, 7]
 
 _USER_MESSAGE: JsonDict = {
     "type": "object",
@@ -60,10 +62,12 @@ class ChatRequest(BaseModel, extra="allow"):
     """What the AI SDK's transport sends. The server keeps the conversation: only the last message is read."""
 
     id: str = Field(pattern=ID_PATTERN, description="The chat: the session")
-    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    trigger: Literal["submit-message", "regenerate-message"] = Field(
+        "submit-message", description="Whether the last message is answered, or answered once more"
+    )
     messages: list[dict[str, Any]] = Field(
         min_length=1,
-        description="UIMessages; the last one is the user's",
+        description="UIMessages; the last one is the user's, or the assistant's with decisions on its tool calls",
         json_schema_extra={"items": {"anyOf": [_USER_MESSAGE, {"type": "object"}]}},
     )
 
@@ -82,7 +86,7 @@ def make_vercel_ai_router(
     authorize: Authorize,
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
-    sdk_version: Literal[5, 6, 7] = 6,
+    sdk_version: SdkVersion = 6,
     keep_alive: float = 15,
     **kwargs: Any,
 ) -> APIRouter:
@@ -105,27 +109,32 @@ def make_vercel_ai_router(
     add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 
-    def stream_run(asker: Who, session_id: str, run_id: str) -> Response:
-        # The message's id is the run's: whoever resumes replaces what it had of it.
-        stream: VercelAIEventStream[Any, Any] = VercelAIEventStream(sdk_version=sdk_version, server_message_id=run_id)
+    def stream_run(asker: Who, session_id: str, message_id: str | None, opening: list[ModelMessage]) -> Response:
+        stream: VercelAIEventStream[Any, Any] = VercelAIEventStream(
+            sdk_version=sdk_version, server_message_id=message_id
+        )
 
         async def frames() -> AsyncGenerator[str, None]:
-            entries = follow(asker.scope_id, asker.user_id, session_id, wait=3, timeout=None, after=None)
-            async with aclosing(entries):
-                async for frame in stream.encode_stream(stream.transform_stream(replay_entries(entries))):
+            async with aclosing(_replay_answer(asker, session_id, opening)) as events:
+                async for frame in stream.encode_stream(stream.transform_stream(events)):
                     yield frame
 
         return stream_events(frames(), keep_alive=keep_alive, headers=stream.response_headers)
 
-    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **BUSY})
+    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
     async def send_message(request: ChatRequest, asker: Asker) -> Response:
-        """Start a run with the last message, and stream its answer."""
-        if request.trigger != "submit-message":
-            raise HTTPException(400, "the server keeps the conversation: a message can't be regenerated")
-        prompt = prompt_of(lambda: _load(request.messages[-1]))
+        """Start a run with the last message, and stream its answer.
+
+        That is an answer to the user's message, or with `regenerate-message` another one in place of the last. Where
+        the last message is the assistant's, with decisions on its tool calls, it is the rest of its answer.
+        """
         with answering_errors():
-            run_id = await runs.start(asker, request.id, prompt)
-        return stream_run(asker, request.id, run_id)
+            again = request.trigger == "regenerate-message"
+            lost = (await read_conversation(sessions, asker, request.id)).lost if again else None
+            turn = _read_turn(agent, request, sdk_version, lost)
+            run_id = await runs.start(asker, request.id, turn)
+        # The rest of an answer has no id of its own: it goes on in the message that the page has.
+        return stream_run(asker, request.id, None if turn.results else run_id, [])
 
     @router.get("/{session_id}/stream", response_class=Response, responses={**EVENTS, **NOTHING})
     async def resume_stream(session_id: SessionId, asker: Asker, run: str = "") -> Response:
@@ -134,23 +143,58 @@ def make_vercel_ai_router(
         With `run`, also one that has ended since the page read of it in the conversation.
         """
         with answering_errors():
-            latest = await read_latest_run(asker, session_id)
-        if latest is None or not (latest.live or latest.run_id == run):
+            found = await read_conversation(sessions, asker, session_id)
+        if found.run_id is None or not (found.live or found.run_id == run):
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-        return stream_run(asker, session_id, latest.run_id)
+        # The message's id is the run's: whoever resumes replaces what it had of it.
+        return stream_run(asker, session_id, found.run_id, found.opening)
 
     @router.get("/{session_id}")
     async def read_history(session_id: SessionId, asker: Asker) -> ChatHistory:
         """Return the conversation as UIMessages."""
         with answering_errors():
             found = await read_conversation(sessions, asker, session_id)
-        messages = VercelAIAdapter.dump_messages(found.session.msgs, sdk_version=sdk_version)
-        return ChatHistory(messages=messages, run_id=found.run_id, live=found.live)
+        messages = found.session.msgs
+        if found.live and found.opening:
+            # Whoever resumes gets the answer from its beginning.
+            messages = messages[: end_of_prompt(messages)]
+        return ChatHistory(messages=_dump(messages, sdk_version), run_id=found.run_id, live=found.live)
 
     return router
 
 
-def _load(message: dict[str, Any]) -> list[ModelMessage]:
-    if message.get("role") != "user":
-        raise ValueError("the last message must be the user's")
-    return VercelAIAdapter.load_messages([UIMessage.model_validate(message)])
+def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version: SdkVersion, lost: str | None) -> Turn:
+    again = request.trigger == "regenerate-message"
+    with refusing_unreadable():
+        message = UIMessage.model_validate(request.messages[-1])
+        if message.role == "assistant" and not again:
+            submitted = SubmitMessage(id=request.id, messages=[message])
+            adapter = VercelAIAdapter(agent=agent, run_input=submitted, sdk_version=sdk_version)
+            results = adapter.deferred_tool_results
+            if results is None:
+                raise ValueError("it is the assistant's, and decides on no tool call")
+            return decide(results)
+        if message.role != "user":
+            raise ValueError("it must be the user's")
+        prompt = prompt_of(VercelAIAdapter.load_messages([message]))
+    # There is nothing to drop where the run was lost.
+    return ask_again(prompt) if again and text_of(prompt) != lost else say(prompt)
+
+
+async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage]) -> AsyncGenerator[Event, None]:
+    for told in replay_messages(opening):
+        yield told
+    async with aclosing(replay(asker.scope_id, asker.user_id, session_id)) as events:
+        async for event in events:
+            yield event
+
+
+def _dump(messages: list[ModelMessage], sdk_version: SdkVersion) -> list[UIMessage]:
+    """Return UIMessages as a page has them that saw the answers come: one message for each, however many steps."""
+    dumped: list[UIMessage] = []
+    for message in VercelAIAdapter.dump_messages(messages, sdk_version=sdk_version):
+        if dumped and message.role == dumped[-1].role == "assistant":
+            dumped[-1].parts.extend(message.parts)
+        else:
+            dumped.append(message)
+    return dumped

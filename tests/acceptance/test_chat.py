@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from redis.asyncio import Redis
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from support.docs import code_blocks, every_block
-from support.model_server import Finish, ModelServer, Refusal, Silence, Text, call, say
+from support.model_server import Finish, ModelServer, Refusal, Silence, Text, ToolCall, call, say
 from support.waiting import wait_until_sync
-from support.web import WebService, running_service
+from support.web import BOB, WebService, running_service
 
 import agx
 
@@ -39,6 +41,11 @@ from chat import agent, app
 async def look(ctx, where: str) -> str:
     await ctx.deps.add_info({"looking": where})
     return f"nothing in {where}"
+
+
+@agent.tool(requires_approval=True)
+async def delete(ctx, path: str) -> str:
+    return f"{path} deleted"
 
 
 app.mount("/", StaticFiles(directory=BUNDLE, html=True))
@@ -81,10 +88,17 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def commented(code: str) -> str:
+    """Return the page's service with comments on its streams so often that every client shows that it minds none."""
+    assert "**chat)" in code
+    return code.replace("**chat)", "**chat, keep_alive=0.02)")
+
+
 @pytest.fixture
 def service(redis_url: str, model_server: ModelServer, tmp_path: Path, bundle: Path) -> Iterator[WebService]:
     served = SERVED.replace("BUNDLE", repr(str(bundle / "site")))
-    with running_service("served", tmp_path, redis_url, model_server, {"served.py": served}) as service:
+    files = {"served.py": served, "chat.py": commented(code_blocks(PAGE, "python")[0])}
+    with running_service("served", tmp_path, redis_url, model_server, files) as service:
         yield service
 
 
@@ -148,7 +162,7 @@ def test_every_block_of_the_page(
         assert set(re.findall(r"(?<= )[@\w/-]+(?=[ \n])", lines)) - {"install"} == PACKAGES - {"esbuild"}
         assert (bundle / "page.jsx").read_text() == blocks.take("jsx")
         assert (bundle / "agent.js").read_text() == blocks.take("js")
-        assert (service.log.parent / "chat.py").read_text() == blocks.take("python")
+        assert (service.log.parent / "chat.py").read_text() == commented(blocks.take("python"))
         model_server.script(say("Hello."))
         ask(page, "Hi")
         shows(page, "Hi", "Hello.")
@@ -162,7 +176,7 @@ def the_consumer_works(code: str, redis_url: str) -> str:
     exec(code, found)
 
     async def consume() -> str:
-        async with Redis.from_url(redis_url) as client:
+        async with AsyncRedis.from_url(redis_url) as client:
             agx.configure(agx.Config(redis=client))
             said: str = await found["text_of"]("acme", "ada", "first")
             await agx.aclose()
@@ -221,6 +235,193 @@ def test_tools_are_seen_live_and_after_a_reload(page: Page, model_server: ModelS
     is_ready(page)
 
 
+def test_the_last_answer_is_given_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script(
+        say("Blue."),
+        call("look", '{"where": "the attic"}'),
+        say("Green."),
+        (Text("Red "), Silence(), Text("it is."), Finish()),
+    )
+    ask(page, "Which colour?")
+    shows(page, "Which colour?", "Blue.")
+    is_ready(page)
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Which colour?", "tool-look output-availableGreen.")
+    is_ready(page)
+    # An answer of several steps is one message, so all of it is given again.
+    page.reload()
+    shows(page, "Which colour?", "tool-look output-availableGreen.")
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Which colour?", "Red ")
+    page.reload()
+    shows(page, "Which colour?", "Red ")
+    model_server.release()
+    shows(page, "Which colour?", "Red it is.")
+    is_ready(page)
+    page.reload()
+    shows(page, "Which colour?", "Red it is.")
+    assert [message["content"] for message in model_server.requests[3].body["messages"]] == ["Which colour?"]
+
+
+def test_a_failed_answer_is_asked_for_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script((Refusal(400, "no such luck"),), say("Better."), say("Best."))
+    ask(page, "Hi")
+    expect(page.get_by_role("alert")).to_contain_text("no such luck")
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Hi", "Better.")
+    is_ready(page)
+    page.reload()
+    page.get_by_role("button", name="Regenerate").click()
+    shows(page, "Hi", "Best.")
+    assert [message["content"] for message in model_server.requests[2].body["messages"]] == ["Hi"]
+
+
+def test_an_answer_that_another_tab_has_gone_on_from_is_not_given_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script(say("One."), say("Two."))
+    ask(page, "First")
+    shows(page, "First", "One.")
+    is_ready(page)
+    other = page.context.new_page()
+    other.goto("/#first")
+    ask(other, "Second")
+    shows(other, "First", "One.", "Second", "Two.")
+    is_ready(other)
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.get_by_role("alert")).to_contain_text("load it again")
+    page.reload()
+    shows(page, "First", "One.", "Second", "Two.")
+
+
+DELETE = (Text("I will. "), ToolCall("delete", ('{"path": "/a"}',)), Finish("tool_calls"))
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+@pytest.mark.parametrize(
+    ("button", "state", "content"), [("Approve", "available", "/a deleted"), ("Deny", "denied", "denied")]
+)
+def test_a_call_that_needs_approval_waits_for_it(
+    page: Page, model_server: ModelServer, button: str, state: str, content: str, reloaded: bool
+) -> None:
+    model_server.script(DELETE, (Text("So be "), Silence(), Text("it."), Finish()))
+    ask(page, "Delete /a")
+    waiting = 'I will. tool-delete approval-requested{"path":"/a"}ApproveDeny'
+    shows(page, "Delete /a", waiting)
+    is_ready(page)
+    if reloaded:
+        page.reload()
+        shows(page, "Delete /a", waiting)
+    page.get_by_role("button", name=button).click()
+    half = f"I will. tool-delete output-{state}So be "
+    shows(page, "Delete /a", half)
+    page.reload()
+    shows(page, "Delete /a", half)
+    model_server.release()
+    shows(page, "Delete /a", half + "it.")
+    is_ready(page)
+    page.reload()
+    shows(page, "Delete /a", half + "it.")
+    assert content in model_server.requests[1].body["messages"][-1]["content"]
+
+
+def test_a_call_that_another_tab_has_decided_on_is_not_decided_on_again(page: Page, model_server: ModelServer) -> None:
+    model_server.script(DELETE, say("Done."))
+    ask(page, "Delete /a")
+    is_ready(page)
+    other = page.context.new_page()
+    other.goto("/#first")
+    other.get_by_role("button", name="Deny").click()
+    shows(other, "Delete /a", "I will. tool-delete output-deniedDone.")
+    is_ready(other)
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("alert")).to_contain_text("load it again")
+    assert len(model_server.requests) == 2
+
+
+def test_another_prompt_denies_what_awaits_approval(page: Page, model_server: ModelServer) -> None:
+    model_server.script(DELETE, say("As you like."))
+    ask(page, "Delete /a")
+    is_ready(page)
+    ask(page, "Or rather, don't")
+    shows(page, "Delete /a", "I will. tool-delete approval-requested", "Or rather, don't", "As you like.")
+    is_ready(page)
+    page.reload()
+    shows(page, "Delete /a", "I will. tool-delete output-denied", "Or rather, don't", "As you like.")
+    (denied,) = [one for one in model_server.requests[1].body["messages"] if one["role"] == "tool"]
+    assert "did not decide" in denied["content"]
+
+
+def post(service: WebService, text: str, **fields: Any) -> httpx.Response:
+    """Send a user's message as the SDK does; return its whole answer."""
+    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": text}]}
+    return service.client.post("/api/chat", json={"id": "first", "messages": [message], **fields})
+
+
+def test_an_answer_whose_run_was_lost_is_asked_for_again(
+    service: WebService, model_server: ModelServer, redis_url: str
+) -> None:
+    model_server.script(say("Never kept."), say("Kept."))
+    post(service, "Hi")
+    with Redis.from_url(redis_url) as client:
+        assert client.delete("agx:acme:ada:first:msgs") == 1
+    shown = service.client.get("/api/chat/first").json()
+    assert [message["role"] for message in shown["messages"]] == ["user"]
+    assert "Kept" in post(service, "Hi", trigger="regenerate-message").text
+    shown = service.client.get("/api/chat/first").json()
+    assert [message["role"] for message in shown["messages"]] == ["user", "assistant"]
+
+
+def test_streams_are_kept_open_through_silence(service: WebService, model_server: ModelServer) -> None:
+    model_server.script((Text("Hm"), Silence(), Finish()))
+    service.start("first", "Hi")
+    asked = {"threadId": "first", "runId": "r", "messages": []}
+    for method, path, body in (("GET", "/api/chat/first/stream", None), ("POST", "/api/ag-ui/connect", asked)):
+        with service.client.stream(method, path, json=body) as response:
+            assert sum(line == ": keep-alive" for _, line in zip(range(40), response.iter_lines(), strict=False)) > 5
+    model_server.release()
+
+
+def test_nobody_reaches_another_users_chat(service: WebService, model_server: ModelServer) -> None:
+    model_server.script(DELETE)
+    post(service, "Delete /a")
+    shown = service.client.get("/api/chat/first").json()
+    part = shown["messages"][-1]["parts"][-1]
+    assert part["state"] == "approval-requested"
+    part |= {"state": "approval-responded", "approval": {"id": "call_1", "approved": True}}
+    resume = [{"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": True}}]
+    decisions = {
+        "/api/chat": {"id": "first", "messages": shown["messages"][-1:]},
+        "/api/ag-ui": {"threadId": "first", "runId": "r", "messages": [], "resume": resume},
+    }
+    for path, body in decisions.items():
+        assert service.client.post(path, json=body, headers=BOB).status_code == 409
+        assert service.client.post(path, json=body, headers={"Authorization": ""}).status_code == 401
+    nothing = {"messages": [], "run_id": None, "live": False}
+    assert service.client.get("/api/chat/first", headers=BOB).json() == nothing
+    assert service.client.get(f"/api/chat/first/stream?run={shown['run_id']}", headers=BOB).status_code == 204
+    assert len(model_server.requests) == 1
+
+
+def test_the_openapi_names_every_answer(service: WebService) -> None:
+    paths = service.client.get("/openapi.json").json()["paths"]
+    found = {path: set(operations) for path, operations in paths.items() if path.startswith(("/api/chat", "/api/ag"))}
+    assert found == {
+        "/api/chat": {"post"},
+        "/api/chat/{session_id}": {"get"},
+        "/api/chat/{session_id}/stream": {"get"},
+        "/api/chat/{session_id}/cancel": {"post"},
+        "/api/ag-ui": {"post"},
+        "/api/ag-ui/connect": {"post"},
+        "/api/ag-ui/{session_id}/cancel": {"post"},
+    }
+    for path in found:
+        for operation in paths[path].values():
+            assert operation["security"], path
+            assert operation["description"], path
+            assert {"401", "403", "503"} < set(operation["responses"]), path
+    for path in ("/api/chat", "/api/ag-ui"):
+        assert {"400", "409"} < set(paths[path]["post"]["responses"])
+
+
 def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
     model_server.script((Refusal(400, "no such luck"),))
     ask(page, "Hi")
@@ -263,10 +464,11 @@ def test_a_stream_with_a_runs_id_is_there_after_its_end(service: WebService, mod
         {"id": "first", "messages": [{"id": "1", "role": "user", "parts": [{"type": "no"}]}]},
         {"id": "first", "messages": [], "trigger": "submit-message"},
         {"id": "a:b", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}]},
+        {"id": "first", "messages": [{"id": "1", "role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}]},
         {
             "id": "first",
             "trigger": "regenerate-message",
-            "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
+            "messages": [{"id": "1", "role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}],
         },
     ],
 )
@@ -351,8 +553,52 @@ def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: P
     cancelling.finish()
     assert cancelling.said[0] == {"cancelled": True}
     assert contents(asking.finish())[-1] == ("assistant", "never ")
-    assert asking.kinds[-1] == "RUN_FINISHED"
+    assert asking.said[-2]["type"] == "RUN_FINISHED"
+    assert asking.said[-2]["outcome"] == {"type": "cancelled"}
     wait_until_sync(lambda: model_server.disconnects == 1, what="the model's connection is closed")
+
+
+@pytest.mark.parametrize(
+    ("payload", "content"),
+    [
+        ({"approved": True}, "/a deleted"),
+        ({"approved": True, "editedArgs": {"path": "/b"}}, "/b deleted"),
+        ({"approved": False, "reason": "keep it"}, "keep it"),
+    ],
+)
+def test_ag_ui_waits_for_an_approval(
+    service: WebService, model_server: ModelServer, bundle: Path, payload: dict[str, Any], content: str
+) -> None:
+    model_server.script(DELETE, say("So be it."))
+    asking = AgUi(bundle, service, "ask", "thread", "Delete /a")
+    (interrupt,) = asking.until("RUN_FINISHED")["outcome"]["interrupts"]
+    asking.finish()
+    joining = AgUi(bundle, service, "join", "thread")
+    assert [one["id"] for one in joining.until("RUN_FINISHED")["outcome"]["interrupts"]] == [interrupt["id"]]
+    joining.finish()
+
+    resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": payload}]
+    deciding = AgUi(bundle, service, "decide", "thread", json.dumps(resume))
+    said = contents(deciding.finish())
+    assert said == [("user", "Delete /a"), ("assistant", "I will. "), ("tool", content), ("assistant", "So be it.")]
+    assert deciding.said[-2]["outcome"] == {"type": "success"}
+    assert contents(AgUi(bundle, service, "join", "thread").finish()) == said
+
+    again = {"threadId": "thread", "runId": "r", "messages": [], "resume": resume}
+    assert service.client.post("/api/ag-ui", json=again).status_code == 409
+    assert service.client.post("/api/ag-ui", json=again | {"threadId": "never"}).status_code == 409
+    assert len(model_server.requests) == 2
+
+
+def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: ModelServer) -> None:
+    asked = {"threadId": "thread", "runId": "r", "messages": []}
+    for entry in (
+        {"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": "yes"}},
+        {"interruptId": "unknown", "status": "cancelled"},
+    ):
+        refused = service.client.post("/api/ag-ui", json=asked | {"resume": [entry]})
+        assert refused.status_code == 400, refused.text
+    assert not model_server.requests
 
 
 def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServer, bundle: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, ModelRetry, RunContext, ToolReturn
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai import Agent, DeferredToolRequests, DeferredToolResults, ModelRetry, RunContext, ToolReturn
+from pydantic_ai.capabilities import AbstractCapability, HandleDeferredToolCalls
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import (
     AgentStreamEvent,
+    DeferredToolRequestsEvent,
+    FinalResultEvent,
     ModelResponse,
     NativeToolCallPart,
     NativeToolReturnPart,
@@ -31,6 +33,7 @@ from pydantic_ai.messages import (
     ToolResultEvent,
 )
 from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.run import AgentRunResultEvent
 from redis.asyncio import Redis
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.scripted import Delta, Gate, call, scripted, think
@@ -39,7 +42,7 @@ from support.waiting import wait_until
 import agx
 from agx.errors import RunFailedError
 from agx.hub import StreamEntry
-from agx.replay import ErrorEvent, InfoEvent, replay, replay_entries
+from agx.replay import ErrorEvent, Event, InfoEvent, replay, replay_entries, replay_messages
 
 pytestmark = pytest.mark.usefixtures("configured")
 
@@ -64,18 +67,18 @@ async def run_watched(agent: Agent[ScopeDeps, Any]) -> list[AgentStreamEvent]:
     return watch.events
 
 
-async def read_into(found: list[AgentStreamEvent]) -> None:
+async def read_into(found: list[Event]) -> None:
     """Replay the session; what came is in `found` whatever happens."""
     async for event in replay(1, 1, "s"):
         found.append(event)  # noqa: PERF401 - it is read while it grows
 
 
-async def replayed() -> list[AgentStreamEvent]:
+async def replayed() -> list[Event]:
     await read_into(found := [])
     return found
 
 
-def plain(events: Iterable[AgentStreamEvent]) -> list[tuple[Any, ...]]:
+def plain(events: Iterable[Event]) -> list[tuple[Any, ...]]:
     """Return events as what a front end makes of them: deltas joined, a tool call's arguments whole, no times."""
     found: list[tuple[Any, ...]] = []
     for event in events:
@@ -143,6 +146,55 @@ async def test_tools_parallel_retried_denied_and_failed_arguments() -> None:
         "c4": "retried",
     }
     assert [one for one in found if "tool-return" not in one] == [one for one in native if "tool-return" not in one]
+
+
+def cautious(*replies: Any) -> Agent[ScopeDeps, Any]:
+    agent: Agent[ScopeDeps, Any] = Agent(
+        scripted(*replies), deps_type=ScopeDeps, output_type=[str, DeferredToolRequests]
+    )
+
+    @agent.tool_plain(requires_approval=True)
+    def delete(path: str) -> str:
+        return f"{path} deleted"
+
+    return agent
+
+
+async def test_a_run_that_leaves_a_call_to_be_approved_ends_with_it() -> None:
+    agent = cautious(["I will", *call("delete", '{"path": "/a"}', index=1)])
+    native = [event for event in await run_watched(agent) if not isinstance(event, DeferredToolRequestsEvent)]
+    *found, last = await replayed()
+    assert plain(found) == plain(native)
+    assert isinstance(last, AgentRunResultEvent)
+    (waiting,) = last.result.output.approvals
+    assert describe(waiting) == ("tool-call", "delete", "c1", {"path": "/a"})
+
+
+async def test_a_call_that_is_approved_within_the_run_is_not_left() -> None:
+    async def approve(ctx: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
+        return requests.build_results(approve_all=True)
+
+    agent = cautious([*call("delete", '{"path": "/a"}')], ["Done"])
+    handled = HandleDeferredToolCalls[Any](handler=approve)
+    await agx.run(KeptSession(), agent, "Go", ScopeDeps(), capabilities=[handled])
+    found = await replayed()
+    assert not any(isinstance(event, AgentRunResultEvent) for event in found)
+    assert ("function_tool_result", "tool-return", "delete", "c1", "/a deleted", "success") in plain(found)
+
+
+async def test_stored_messages_are_told_as_they_were() -> None:
+    agent: Agent[ScopeDeps, str] = Agent(
+        scripted([*think("hm"), "so ", *call("twice", '{"n": 2}', index=2)], ["four"]), deps_type=ScopeDeps
+    )
+
+    @agent.tool_plain
+    def twice(n: int) -> int:
+        return 2 * n
+
+    watch, session = Watch(), KeptSession()
+    await agx.run(session, agent, "Go", ScopeDeps(), capabilities=[watch])
+    native = [event for event in watch.events if not isinstance(event, FinalResultEvent)]
+    assert plain(replay_messages(session.msgs)) == plain(native)
 
 
 class Answer(BaseModel):

@@ -1,4 +1,5 @@
-// Drives AG-UI's official client as a test tells it: `ask THREAD TEXT`, `join THREAD` or `cancel THREAD`.
+// Drives AG-UI's official client as a test tells it: `ask THREAD TEXT`, `decide THREAD RESUME`, `join THREAD` or
+// `cancel THREAD`; RESUME is JSON, the decisions on what interrupted the thread, which is joined first.
 // Prints each event as it comes, and at the end the messages that the client has put together.
 import { randomUUID } from "@ag-ui/client";
 import { AgxAgent } from "./agent.js";
@@ -13,6 +14,9 @@ if (command === "cancel") {
 } else if (command === "ask") {
   agent.addMessage({ id: randomUUID(), role: "user", content });
   await agent.runAgent({}, watcher);
+} else if (command === "decide") {
+  await agent.connectAgent();
+  await agent.runAgent({ resume: JSON.parse(content) }, watcher);
 } else {
   await agent.connectAgent({}, watcher);
 }

@@ -1,0 +1,139 @@
+"""What a chat page asks of a stored conversation: an answer, the last one again, or to go on with decided calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic_ai.messages import (
+    BaseToolReturnPart,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    ToolCallPart,
+    ToolReturnPart,
+    UserContent,
+    UserPromptPart,
+)
+from pydantic_ai.tools import DeferredToolResults
+
+from ..errors import ConversationChangedError
+from ..session import Session
+
+Prompt = str | Sequence[UserContent]
+Messages = list[ModelMessage]
+
+_PASSED_OVER = "The user did not decide on this call, but went on with another message."
+_CUT_OFF = "The run ended before this call had a result."
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn: its prompt, or None where it goes on from what `prepare` makes of the stored messages.
+
+    `prepare` raises ConversationChangedError where the page has shown another conversation than the stored one.
+    """
+
+    prompt: Prompt | None
+    prepare: Callable[[Messages], Messages]
+    results: DeferredToolResults | None = None
+
+
+@dataclass(kw_only=True)
+class TurnSession(Session):
+    """A stored conversation as a turn goes on with it; prepared while the run has the session for itself."""
+
+    stored: Session
+    turn: Turn
+
+    async def load(self) -> None:
+        """Take the stored messages, prepared; raises ConversationChangedError, and what the stored session raises."""
+        await self.stored.load()
+        self.msgs = self.turn.prepare(self.stored.msgs)
+
+    async def save(self) -> None:
+        """Write the messages as the stored session does; raises what it raises."""
+        self.stored.msgs = self.msgs
+        await self.stored.save()
+
+
+def say(prompt: Prompt) -> Turn:
+    """Return the turn that answers a prompt; calls that await a decision are denied by it."""
+
+    def prepare(messages: Messages) -> Messages:
+        return [*messages, *_answer(pending_calls(messages).values(), "denied", _PASSED_OVER)]
+
+    return Turn(prompt, prepare)
+
+
+def ask_again(prompt: Prompt) -> Turn:
+    """Return the turn that drops the last answer, which must be one to this prompt, and asks for another."""
+
+    def prepare(messages: Messages) -> Messages:
+        kept = messages[: end_of_prompt(messages)]
+        asked = [part for part in kept[-1].parts if isinstance(part, UserPromptPart)] if kept else []
+        if "\n".join(text_of(part.content) for part in asked) != text_of(prompt):
+            raise ConversationChangedError("its last prompt is another one")
+        return kept
+
+    return Turn(None, prepare)
+
+
+def decide(results: DeferredToolResults) -> Turn:
+    """Return the turn that goes on with the calls that await a decision: all of them, and no others."""
+
+    def prepare(messages: Messages) -> Messages:
+        if results.approvals.keys() != pending_calls(messages).keys():
+            raise ConversationChangedError("the calls that await a decision are others")
+        return messages
+
+    return Turn(None, prepare, results)
+
+
+def pending_calls(messages: Sequence[ModelMessage]) -> dict[str, ToolCallPart]:
+    """Return the calls at the end of a conversation that await a decision, by their ids."""
+    returned: set[str] = set()
+    for message in reversed(messages):
+        if message.state == "interrupted":
+            break
+        if isinstance(message, ModelResponse):
+            return {call.tool_call_id: call for call in message.tool_calls if call.tool_call_id not in returned}
+        if any(isinstance(part, UserPromptPart) for part in message.parts):
+            break
+        returned |= _returned([message])
+    return {}
+
+
+def close_calls(messages: Sequence[ModelMessage]) -> Messages:
+    """Return a conversation in which each call that will never have a result says so; those that await one don't."""
+    waiting = {*_returned(messages), *pending_calls(messages)}
+    closed: Messages = []
+    for message in messages:
+        closed.append(message)
+        if isinstance(message, ModelResponse):
+            dangling = [call for call in message.tool_calls if call.tool_call_id not in waiting]
+            closed += _answer(dangling, "interrupted", _CUT_OFF)
+    return closed
+
+
+def end_of_prompt(messages: Sequence[ModelMessage]) -> int:
+    """Return how many messages there are up to the last prompt, which is counted."""
+    for index in range(len(messages), 0, -1):
+        if any(isinstance(part, UserPromptPart) for part in messages[index - 1].parts):
+            return index
+    return 0
+
+
+def text_of(prompt: Prompt) -> str:
+    """Return the text of a prompt, without what else is in it."""
+    return prompt if isinstance(prompt, str) else "\n".join(part for part in prompt if isinstance(part, str))
+
+
+def _returned(messages: Iterable[ModelMessage]) -> set[str]:
+    return {part.tool_call_id for message in messages for part in message.parts if isinstance(part, BaseToolReturnPart)}
+
+
+def _answer(calls: Iterable[ToolCallPart], outcome: Literal["denied", "interrupted"], why: str) -> list[ModelMessage]:
+    parts = [ToolReturnPart(call.tool_name, why, call.tool_call_id, outcome=outcome) for call in calls]
+    return [ModelRequest(parts=parts)] if parts else []
