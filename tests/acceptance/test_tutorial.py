@@ -93,7 +93,7 @@ def shows(page: Page, *texts: str) -> None:
 
 
 def is_done(page: Page) -> None:
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
 
 
 def chat(reader: Reader, page: Page, model: ModelServer) -> None:
