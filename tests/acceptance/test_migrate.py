@@ -102,11 +102,18 @@ async def test_the_pages_script_runs(
     model_server.script((Text("half"), Silence(), Finish()))
     script = importlib.import_module("both")
     running = asyncio.create_task(script.main())
-    await wait_until(lambda: model_server.silent)
-    # It has been told to stop, and does so when its model goes on.
+    said = ""
+
+    def is_told() -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return "told to stop: True" in said
+
+    await wait_until(is_told)
+    # The old package looks at its next node.
     model_server.release()
     await running
-    assert "'msg': 'canceled'" in capsys.readouterr().out
+    assert "'msg': 'canceled'" in said + capsys.readouterr().out
 
 
 async def test_the_other_follows_finds_and_stops_a_run_of_agx(
