@@ -30,7 +30,7 @@ PAGE = "tutorial.md"
 ROOT = Path(__file__).parents[2]
 INSTALL, SERVER, START, TERMINAL, SIDECAR, LOOK, PROMETHEUS = code_blocks(PAGE, "bash")
 
-# What the page says it leaves empty: nothing has failed, no traces are exported, no run was live for ten seconds.
+# What the page says it leaves empty.
 EMPTY = {
     "Model errors",
     "Errors by model",
@@ -182,6 +182,7 @@ def test_the_page_from_top_to_bottom(reader: Reader, browser: Browser, model_ser
         other = browser.new_context(base_url=web)
         stranger = other.new_page()
         stranger.goto("/#second")
+        is_done(stranger)
         shows(stranger)
         other.close()
 
@@ -203,12 +204,12 @@ def test_the_page_from_top_to_bottom(reader: Reader, browser: Browser, model_ser
         is_done(page)
         model_server.hold()
         stop(page, model_server, "third")
-        undrawn = {target.name: target.expr for target in targets() if target.panel["title"] not in EMPTY}
+        undrawn = {target.expr: target.name for target in targets() if target.panel["title"] not in EMPTY}
 
         def all_drawn() -> bool:
-            for name in [name for name, expr in undrawn.items() if numbers(reader, expr)]:
-                del undrawn[name]
-            assert not undrawn, "\n".join(undrawn)
+            for expr in [expr for expr in undrawn if numbers(reader, expr)]:
+                del undrawn[expr]
+            assert not undrawn, "\n".join(undrawn.values())
             return True
 
         wait_until_sync(all_drawn)
