@@ -1,13 +1,15 @@
-"""The embedded server: a real Valkey or Redis of one's own, for the demo and for tests.
+"""The embedded server: a real Valkey or Redis of one's own, for the demo and for tests; `python -m agx.server` is one.
 
 No race on ports: the server itself binds one that is drawn at random, and the next one is tried if it is taken.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -172,3 +174,22 @@ def find_binary() -> Path:
 
 def _tail(log: bytes) -> str:
     return "\n".join(log.decode(errors="replace").strip().splitlines()[-8:])
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C, on the port where everything looks by default; keeps nothing."""
+    parser = argparse.ArgumentParser(prog="python -m agx.server", description="A Valkey or Redis server to try agx on.")
+    parser.add_argument("--port", type=int, default=6379, help="default: 6379; 0 draws a free one")
+    try:
+        with EmbeddedServer(port=parser.parse_args().port) as server:
+            # Blocked before it is said, so that whoever reads it may send one.
+            signals = {signal.SIGTERM, signal.SIGINT}
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            print(f"{server.url} until Ctrl-C; it keeps nothing", flush=True)
+            signal.sigwait(signals)
+    except AgxError as error:
+        sys.exit(f"agx.server: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from support.waiting import wait_until_sync
 
 from agx import server as server_module
@@ -134,3 +135,20 @@ def _runs(pid: int) -> bool:
     # A zombie whose new parent has not looked yet runs no more.
     stat = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return not stat.stdout.startswith("Z") and bool(stat.stdout)
+
+
+def test_the_command_serves_until_it_is_told_to_stop() -> None:
+    command = [sys.executable, "-m", "agx.server", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[0]
+        with Redis.from_url(url) as client:
+            assert client.ping()
+        taken = subprocess.run([*command[:-1], url.rpartition(":")[2]], capture_output=True, text=True, check=False)
+        assert taken.returncode == 1
+        assert "already in use" in taken.stderr
+        assert "Traceback" not in taken.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    with Redis.from_url(url) as client, pytest.raises(RedisConnectionError):
+        client.ping()

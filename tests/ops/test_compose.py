@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +82,3 @@ def test_the_demo_service_shows_up_in_prometheus(stack: Stack, tmp_path: Path) -
     finally:
         code = service.end()
     assert code == 0, log.read_text()
-
-
-def test_the_documented_scrape_configuration_is_the_one_that_is_tested() -> None:
-    page = (ROOT / "docs" / "operate.md").read_text()
-    (block,) = [part for part in page.split("```") if "scrape_configs" in part]
-    (documented,) = yaml.safe_load(textwrap.dedent(block.removeprefix("yaml\n")))["scrape_configs"]
-    (tested,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
-    for discovery in (documented.pop("static_configs"), tested.pop("dns_sd_configs")):
-        assert discovery
-    assert documented == tested

@@ -118,6 +118,10 @@ class ModelServer:
         """End every Silence, this reply's and later ones'."""
         self._released.set()
 
+    def hold(self) -> None:
+        """Let a Silence be one again, after a `release()`."""
+        self._released.clear()
+
     def take(self, request: ModelRequest) -> Reply:
         """Note a request and return what the script says to it."""
         with self._lock:

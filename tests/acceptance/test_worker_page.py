@@ -1,0 +1,171 @@
+"""docs/how-to/worker.md: its worker and its web process, real ones, and the agent that somebody else drives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic_ai.models.test import TestModel
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from support.docs import code_blocks
+from support.model_server import MODEL, Finish, ModelServer, Silence, Text, say
+from support.terminals import Terminals
+from support.told import read_told
+from support.waiting import wait_until_sync
+from support.web import ADA, BOB, read_events, text_of
+
+import agx
+from agx import facts
+from agx.child import draw_ports
+from agx.testing import collect
+
+PAGE = "how-to/worker.md"
+WORKER, WEB, DRIVEN = code_blocks(PAGE, "python")
+INSTALL, START_WORKER, START_WEB, ASK = code_blocks(PAGE, "bash")
+
+
+class Site(Terminals):
+    """The page's two processes; `client` asks as Ada."""
+
+    def __init__(self, home: Path, redis_url: str, model: ModelServer) -> None:
+        (home / "worker.py").write_text(WORKER)
+        (home / "web.py").write_text(WEB)
+        (port,) = draw_ports(1)
+        super().__init__(
+            home,
+            {
+                "REDIS_URL": redis_url,
+                "UVICORN_PORT": str(port),
+                "MODEL": f"openai-chat:{MODEL}",
+                "OPENAI_BASE_URL": model.base_url,
+                "GRACE": "0.2",
+            },
+        )
+        self.url = f"http://localhost:{port}"
+        self.client = httpx.Client(base_url=f"{self.url}/chats", headers=ADA, timeout=30, trust_env=False)
+        self.keep_running(START_WEB)
+        self.start_worker()
+        wait_until_sync(self._answers, what="the web process")
+
+    def start_worker(self) -> None:
+        self.worker, self.log = self.keep_running(START_WORKER)
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/none/cancel").status_code == 405
+        except httpx.TransportError:
+            return False
+
+    def follow(self, chat: str, until: str = "", after: str = "") -> list[dict[str, Any]]:
+        """Return a run's events up to its end, or until it has said something."""
+        seen: list[dict[str, Any]] = []
+        headers = {"Last-Event-ID": after} if after else {}
+        with self.client.stream("GET", f"/{chat}/events", headers=headers) as response:
+            assert response.status_code == 200, response.read()
+            for event in read_events(response):
+                seen.append(event)
+                if until and until in text_of(seen):
+                    break
+        return seen
+
+
+@pytest.fixture
+def site(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[Site]:
+    with Site(tmp_path, redis_url, model_server) as site:
+        yield site
+        site.client.close()
+    # The page's own queue, which is no key of agx's.
+    with SyncRedis.from_url(redis_url) as client:
+        client.delete("jobs")
+
+
+def test_the_install_line(tmp_path: Path) -> None:
+    with Terminals(tmp_path, {}) as terminals:
+        terminals.check_install(INSTALL)
+
+
+def test_the_pages_commands(site: Site, model_server: ModelServer) -> None:
+    model_server.script(say("Hello from the worker"))
+    said = site.run(ASK.replace("http://localhost:8000", site.url))
+    events = [json.loads(line[len("data: ") :]) for line in said.splitlines() if line.startswith("data: ")]
+    assert text_of(events) == "Hello from the worker"
+    assert f'{{"run_id":"{events[0]["body"]["run_id"]}"}}' in said
+    assert said.endswith("false")
+
+
+def test_a_second_question_is_followed_from_its_own_beginning(site: Site, model_server: ModelServer) -> None:
+    model_server.script(say("One."), say("Two."))
+    for prompt, answer in (("First", "One."), ("Second", "Two.")):
+        run_id = site.client.post("/first", params={"prompt": prompt}).json()["run_id"]
+        events = site.follow("first")
+        assert events[0]["body"]["run_id"] == run_id
+        assert text_of(events) == answer
+    asked = [message["content"] for message in model_server.requests[1].body["messages"]]
+    assert asked == ["First", "One.", "Second"]
+    assert site.client.get("/first/events", headers={"Last-Event-ID": events[-1]["id"]}).status_code == 204
+
+
+def test_a_run_is_cancelled_from_the_web(site: Site, model_server: ModelServer) -> None:
+    model_server.script((Text("never"), Silence()))
+    site.client.post("/first", params={"prompt": "Go on"})
+    seen = site.follow("first", until="never")
+    assert site.client.post("/first", params={"prompt": "Me too"}).status_code == 409
+    assert site.client.post("/first/cancel", headers=BOB).json() is False
+    assert site.client.post("/first/cancel").json() is True
+    rest = site.follow("first", after=seen[-1]["id"])
+    assert rest[-1]["body"]["outcome"] == "cancelled"
+    wait_until_sync(lambda: "was cancelled: cancel" in site.log.read_text(), what="the worker says so")
+
+
+def test_sigterm_ends_runs_and_the_next_worker_goes_on(site: Site, model_server: ModelServer) -> None:
+    model_server.script((Text("half"), Silence()), say("Better."))
+    site.client.post("/first", params={"prompt": "Go on"})
+    seen = site.follow("first", until="half")
+    assert site.interrupt(site.worker, signal.SIGTERM) == 0
+    rest = site.follow("first", after=seen[-1]["id"])
+    assert (rest[-1]["body"]["outcome"], rest[-1]["body"]["reason"]) == ("cancelled", "shutdown")
+    assert "Traceback" not in site.log.read_text()
+
+    site.start_worker()
+    assert site.client.post("/first", params={"prompt": "Again"}).json()["run_id"]
+    assert text_of(site.follow("first")) == "Better."
+    asked = [message["content"] for message in model_server.requests[1].body["messages"]]
+    assert asked == ["Go on", "half", "Again"]
+
+
+def test_sigterm_lets_a_run_end_that_is_quick_enough(site: Site, model_server: ModelServer) -> None:
+    site.environment["GRACE"] = "20"
+    site.interrupt(site.worker)
+    site.start_worker()
+    model_server.script((Text("one "), Silence(), Text("two"), Finish()))
+    site.client.post("/first", params={"prompt": "Go on"})
+    site.follow("first", until="one ")
+    os.killpg(site.worker.pid, signal.SIGTERM)
+    model_server.release()
+    assert site.interrupt(site.worker, signal.SIGTERM) == 0
+    assert site.follow("first")[-1]["body"]["outcome"] == "completed"
+
+
+def test_wrong_input_is_refused(site: Site) -> None:
+    assert site.client.post("/a:b", params={"prompt": "Hi"}).status_code == 422
+    assert site.client.get("/first/events", headers={"Last-Event-ID": "no"}).status_code == 422
+    assert site.client.get("/first/events", headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+async def test_an_agent_that_somebody_else_drives(configured: Redis) -> None:
+    page: dict[str, Any] = {}
+    exec(DRIVEN, page)
+    with page["agent"].override(model=TestModel(custom_output_text="short")):
+        assert await page["summarise"]("acme", "ada", "document-1", "a long text") == "short"
+        assert await page["title"]("a long text") == "short"
+    assert text_of(await collect("acme", "ada", "document-1")) == "short"
+    told = await read_told(configured)
+    assert [ended.agent for ended in told.of(facts.RunEnded)] == ["summariser", "summariser"]
+    assert [session async for *_, session in agx.q("acme", "ada")] == []
