@@ -41,6 +41,7 @@ class World:
     otlp: OtlpReceiver
     collector: Proxy  # before `otlp`, for the sidecars
     witness: Witness
+    claim_idle: float  # seconds after which a sidecar takes another's spans for its own to export
     server: EmbeddedServer | None = None
     proxy: Proxy | None = None
     is_replaced: Callable[[], bool] | None = None  # whether a killed primary has its successor
@@ -80,10 +81,11 @@ class World:
 
     def start_sidecar(self) -> None:
         self._names += 1
-        endpoint = f"http://127.0.0.1:{self.collector.port}"
-        self.sidecars.append(
-            Replica(self.home / f"sidecar{self._names}", self.url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
-        )
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.collector.port}",
+            "AGX_CLAIM_IDLE": str(self.claim_idle),
+        }
+        self.sidecars.append(Replica(self.home / f"sidecar{self._names}", self.url, **environment))
 
     # --- faults ---
 
