@@ -63,17 +63,10 @@ class World:
         self._sdk_is_next = not has_sdk
         if has_sdk:
             self.with_sdk.add(name)
-        command = [
-            *(
-                sys.executable,
-                "-m",
-                "chaos.worker",
-                self.worker_url,
-                str(self.witness.directory / f"{name}.ledger"),
-                name,
-            ),
-            *(str(self.slots), str(self.lease_ttl), self.otlp.endpoint_http if has_sdk else ""),
-        ]
+        ledger = self.witness.directory / f"{name}.ledger"
+        endpoint = self.otlp.endpoint_http if has_sdk else ""
+        arguments = (self.worker_url, ledger, name, self.slots, self.lease_ttl, endpoint)
+        command = [sys.executable, "-m", "chaos.worker", *map(str, arguments)]
         scratch = self.home / f"{name}.scratch"
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
