@@ -45,10 +45,17 @@ def spans_of(fact: Fact) -> list[ReadableSpan]:
     """Return the spans that the sidecar exports for a fact; most facts of an SDK's service have none.
 
     Raises:
-        ValueError: its trace or span ids are no hexadecimal numbers.
+        ValueError: its trace or span ids are no hexadecimal numbers, or a number in it is beyond all measure.
     """
     if not isinstance(fact, NodeEnded | ToolEnded | RunEnded) or not fact.trace.sampled:
         return []
+    try:
+        return _make_spans(fact)
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+def _make_spans(fact: NodeEnded | ToolEnded | RunEnded) -> list[ReadableSpan]:
     if isinstance(fact, RunEnded):
         return _run_spans(fact)
     if fact.trace.sdk:

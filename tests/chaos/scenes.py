@@ -49,7 +49,7 @@ class Scene:
     lease_ttl: float = 3.0
     sidecars: int = 2
     many: bool = False  # 200 runs at a time, where there is time for it
-    spans_once: bool = False  # nothing strikes Redis or the sidecars, so that no span has a reason to come twice
+    spans_once: bool = False  # nobody comes back, and nothing strikes Redis or the sidecars: no span may come twice
 
     async def play(self, seconds: float, seed: int, home: Path) -> Verdict:
         """Strike for so long, let everything settle, and judge."""
@@ -84,7 +84,7 @@ async def _engine(stack: AsyncExitStack, scene: Scene, home: Path, chance: Rando
     ledgers.mkdir()
     common = {
         "home": home, "chance": chance, "lease_ttl": scene.lease_ttl, "slots": slots, "otlp": otlp,
-        "collector": collector, "witness": Witness(ledgers),
+        "collector": collector, "witness": Witness(ledgers), "claim_idle": 60.0 if scene.spans_once else 1.0,
     }  # fmt: skip
     if scene.engine == "cluster":
         cluster = stack.enter_context(cluster_rig())
@@ -201,7 +201,7 @@ async def stall_primary(world: World) -> None:
 
 SCENES = (
     Scene("services killed", [World.kill_worker], weight=1.5, every=(0.3, 2.0), cancels=True, spans_once=True),
-    Scene("services stalled", [World.stall_worker], spans_once=True),
+    Scene("services stalled", [World.stall_worker]),
     Scene("server restarted", [World.restart_server], weight=1.25, every=(1.0, 2.5), many=True),
     Scene(
         "connections",

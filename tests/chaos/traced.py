@@ -44,6 +44,13 @@ def _left(world: World, fact: facts.RunEnded) -> bool:
     return str(fact.session).split("-", maxsplit=1)[0] not in world.killed_at
 
 
+def repeated_spans(world: World) -> str:
+    """Say how many spans came again, under the same ids; nothing if none did."""
+    spans = world.otlp.spans
+    told = {(span.trace_id, span.span_id) for span in spans}
+    return f"{len(spans) - len(told)} of {len(told)} spans came again" if len(spans) > len(told) else ""
+
+
 def doubled_spans(world: World, told: dict[str, facts.Fact], *, once: bool) -> list[str]:
     """Return what was told twice: two spans for one thing, or two stories under one id; with `once` any repeat."""
     ended = {fact.trace.trace_id: fact for fact in told.values() if isinstance(fact, facts.RunEnded)}

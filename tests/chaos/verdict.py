@@ -17,7 +17,7 @@ from agx import facts, keys
 
 from .clients import open_client
 from .plan import plan_of
-from .traced import doubled_spans, missing_spans
+from .traced import doubled_spans, missing_spans, repeated_spans
 from .witness import Heard
 from .world import World
 
@@ -122,6 +122,8 @@ async def judge_told(verdict: Verdict, world: World, begun: list[Heard], *, span
             await asyncio.sleep(0.3)
     finally:
         await client.aclose()
+    if again := repeated_spans(world):
+        verdict.times.append(again)
     verdict.facts_missed, verdict.spans_missing = len(missed), len(spans)
     verdict.broken += missed + spans + doubled + left
 

@@ -41,6 +41,7 @@ class World:
     otlp: OtlpReceiver
     collector: Proxy  # before `otlp`, for the sidecars
     witness: Witness
+    claim_idle: float  # seconds after which a sidecar takes another's spans for its own to export
     server: EmbeddedServer | None = None
     proxy: Proxy | None = None
     is_replaced: Callable[[], bool] | None = None  # whether a killed primary has its successor
@@ -62,17 +63,10 @@ class World:
         self._sdk_is_next = not has_sdk
         if has_sdk:
             self.with_sdk.add(name)
-        command = [
-            *(
-                sys.executable,
-                "-m",
-                "chaos.worker",
-                self.worker_url,
-                str(self.witness.directory / f"{name}.ledger"),
-                name,
-            ),
-            *(str(self.slots), str(self.lease_ttl), self.otlp.endpoint_http if has_sdk else ""),
-        ]
+        ledger = self.witness.directory / f"{name}.ledger"
+        endpoint = self.otlp.endpoint_http if has_sdk else ""
+        arguments = (self.worker_url, ledger, name, self.slots, self.lease_ttl, endpoint)
+        command = [sys.executable, "-m", "chaos.worker", *map(str, arguments)]
         scratch = self.home / f"{name}.scratch"
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path}
@@ -80,10 +74,11 @@ class World:
 
     def start_sidecar(self) -> None:
         self._names += 1
-        endpoint = f"http://127.0.0.1:{self.collector.port}"
-        self.sidecars.append(
-            Replica(self.home / f"sidecar{self._names}", self.url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
-        )
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.collector.port}",
+            "AGX_CLAIM_IDLE": str(self.claim_idle),
+        }
+        self.sidecars.append(Replica(self.home / f"sidecar{self._names}", self.url, **environment))
 
     # --- faults ---
 
