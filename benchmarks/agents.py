@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 import agx
 
-Drive = Callable[[Agent[Any, str], str], Awaitable[None]]
+Drive = Callable[[Agent[Any, str], str], Awaitable[object]]
 
 _names = itertools.count()
 
@@ -78,8 +78,8 @@ class _Deps(agx.Deps):
         return self.scope
 
 
-async def drive_agx(agent: Agent[Any, str], session_id: str, *, scope: int | str = 1) -> None:
-    await agx.run(_Session(), agent, "Hello", _Deps(user_id=1, session_id=session_id, scope=scope))
+def drive_agx(agent: Agent[Any, str], session_id: str, *, scope: int | str = 1) -> Awaitable[object]:
+    return agx.run(_Session(), agent, "Hello", _Deps(user_id=1, session_id=session_id, scope=scope))
 
 
 @dataclass
