@@ -17,7 +17,6 @@ from pydantic_ai.capabilities.abstract import (
     NodeResult,
     ValidatedToolArgs,
     WrapModelRequestHandler,
-    WrapNodeRunHandler,
     WrapRunHandler,
     WrapToolExecuteHandler,
 )
@@ -39,7 +38,7 @@ from pydantic_ai.tools import ToolDefinition
 from .deps import Deps
 from .ending import Ending
 from .engine import current_engine
-from .facts import NodeKind, Outcome
+from .facts import NodeKind
 from .keys import Id, SessionKeys
 from .liverun import LiveRun, current_recorder, enclosing_recorder
 from .modelcall import can_stream
@@ -184,34 +183,32 @@ class AgxCapability(AbstractCapability[Any]):
 
     # --- nodes ---
 
+    # Not `wrap_node_run`: every coroutine between the loop and the model is gone through several times a token.
+
     async def before_node_run(self, ctx: RunContext[Any], *, node: AgentNode[Any]) -> AgentNode[Any]:
-        # The only node hook that the final node of `run_stream()` fires.
         self._begin_node(ctx, node)
         return node
 
-    async def wrap_node_run(
-        self, ctx: RunContext[Any], *, node: AgentNode[Any], handler: WrapNodeRunHandler[Any]
+    async def after_node_run(
+        self, ctx: RunContext[Any], *, node: AgentNode[Any], result: NodeResult[Any]
     ) -> NodeResult[Any]:
-        recorder = self._recorder
-        if recorder is None or not self._begin_node(ctx, node):
-            return await handler(node)
-        try:
-            result = await handler(node)
-        except BaseException as error:
-            if ctx.messages and isinstance(partial := ctx.messages[-1], ModelResponse) and partial.state != "complete":
-                recorder.note_partial(partial)
-            recorder.note_stage()
-            recorder.end_node(_node_outcome(error, recorder), error)
-            raise
-        recorder.end_node("completed", None)
+        if self._recorder is not None and type(node) in _NODE_KINDS:
+            self._recorder.end_node("completed", None)
         return result
 
-    def _begin_node(self, ctx: RunContext[Any], node: AgentNode[Any]) -> bool:
+    async def on_node_run_error(
+        self, ctx: RunContext[Any], *, node: AgentNode[Any], error: Exception
+    ) -> NodeResult[Any]:
+        # A cancelled node has neither of these two hooks: it ends with its run.
+        if self._recorder is not None and type(node) in _NODE_KINDS:
+            self._recorder.fail_node(error)
+        raise error
+
+    def _begin_node(self, ctx: RunContext[Any], node: AgentNode[Any]) -> None:
         kind = _NODE_KINDS.get(type(node))
-        if kind is None or self._recorder is None:
-            return False
-        self._recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None)
-        return True
+        if kind is not None and self._recorder is not None:
+            self._recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None)
+            self._recorder.messages = ctx.messages
 
     # --- events ---
 
@@ -282,9 +279,3 @@ class _Observed(AsyncIterator[AgentStreamEvent]):
     async def aclose(self) -> None:
         if isinstance(self._stream, AsyncGenerator):
             await self._stream.aclose()
-
-
-def _node_outcome(error: BaseException, recorder: Recorder) -> Outcome:
-    if isinstance(error, asyncio.CancelledError) or recorder.cancel_reason is not None:
-        return "cancelled"
-    return "failed"

@@ -11,6 +11,7 @@ from opentelemetry import trace as otel
 from pydantic_ai.messages import (
     DeferredToolRequestsEvent,
     FunctionToolResultEvent,
+    ModelMessage,
     ModelResponse,
     PartDeltaEvent,
     PartStartEvent,
@@ -70,6 +71,7 @@ class Recorder:
         self.stage: NodeKind | None = None
         self.start_ns = self.end_ns = time.time_ns()
         self.stop: Callable[[], None] | None = None  # stops the agent, from outside; known once it runs
+        self.messages: list[ModelMessage] = []  # the agent's own, which it goes on with
         self.scope = scope
         self.parent = parent
         self._follows = follows
@@ -156,6 +158,7 @@ class Recorder:
         self.end_ns = time.time_ns()
         if ending.outcome == "cancelled":
             self.note_stage()
+        self._note_partial()
         self.end_node(ending.outcome, ending.error)
         if ending.outcome == "completed" and not self._runtime.answered and self._runtime.idx >= 0:
             self._put(self._runtime.answer())
@@ -276,6 +279,12 @@ class Recorder:
             node.close(outcome, error)
             self._tell(node.tell(self._header(node.name, node.place), outcome, error))
 
+    def fail_node(self, error: Exception) -> None:
+        """The open node ends with an error, or was stopped by a cancel."""
+        self._note_partial()
+        self.note_stage()
+        self.end_node("failed" if self.cancel_reason is None else "cancelled", error)
+
     def begin_model(self, request: ModelRequestContext) -> Context | None:
         """A model request leaves; returns the context for it."""
         self.begin_node("model_request", request.model)
@@ -300,10 +309,11 @@ class Recorder:
             for event in self._runtime.convert_response(response):
                 self._put(event)
 
-    def note_partial(self, response: ModelResponse) -> None:
+    def _note_partial(self) -> None:
         """Take the partial answer of a request that was cut off: it may know its usage."""
-        if (request := self._request) is not None and request.response is None:
-            request.response = response
+        request, last = self._request, self.messages[-1] if self.messages else None
+        if request is not None and request.response is None and isinstance(last, ModelResponse):
+            request.response = last if last.state != "complete" else None
 
     # --- tools ---
 

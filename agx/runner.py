@@ -12,6 +12,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import RunCancelled, RunTimedOut
 from pydantic_ai.messages import ModelMessage, UserContent
 from pydantic_ai.run import AgentRun, AgentRunResult
+from pydantic_graph import End
 from redis.exceptions import RedisError
 
 from .capability import AgxCapability
@@ -113,8 +114,10 @@ class _Drive:
         agent_run: AgentRun[Any, Any] | None = None
         try:
             async with agent.iter(prompt, deps=deps, message_history=list(history), **kwargs) as agent_run:
-                async for _ in agent_run:
-                    pass
+                # As `agent.run()` does, and not `async for`: one coroutine less for each token to go through.
+                node = agent_run.next_node
+                while not isinstance(node, End) and agent_run.result is None:
+                    node = await agent_run.next(node)
             self.result = agent_run.result
         finally:
             if agent_run is not None:

@@ -159,9 +159,10 @@ async def test_a_run_that_another_replaced_meanwhile_writes_nothing(
     talker.say("one ")
     await wait_until(lambda: seen(configured, "one "))
     body = '{"run_id": "another"}'
-    await configured.delete(STREAM)
-    await configured.xadd(STREAM, {"type": "begin", "origin": "opale", "body": body})
-    await configured.expire(STREAM, 60)
+    # At once: a look at a stream that is gone would put back what it has lost.
+    replacing = configured.pipeline(transaction=True).delete(STREAM)
+    replacing.xadd(STREAM, {"type": "begin", "origin": "opale", "body": body}).expire(STREAM, 60)
+    await replacing.execute()
     entries = await configured.xrange(STREAM)
     await configured.client_kill_filter(_type="normal", skipme=True)
     await agx.is_live(1, 1, "s")
