@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,11 @@ class _HttpServer(ThreadingHTTPServer):
     def __init__(self, receiver: OtlpReceiver) -> None:
         super().__init__(("127.0.0.1", 0), _HttpHandler)
         self.receiver = receiver
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a client that was killed before its answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type] # handed on as they came
 
 
 class _HttpHandler(BaseHTTPRequestHandler):
