@@ -12,6 +12,7 @@ from .keys import Id
 from .listener import follow
 
 _WAIT = 3.0  # seconds for a first event, as in `listen()`
+_FROM_THE_START = "0"
 _LINGER = 1.0  # seconds of silence after which a stream ends that is to be closed
 
 
@@ -26,7 +27,7 @@ async def sse(
     """Yield the frames of a run's events, `id:` and `data:`, up to its `end`; a live run is followed however silent.
 
     Behind an `end` there is nothing: a router that finds no first frame answers 204, which is what stops an
-    EventSource.
+    EventSource. One whose run was replaced meanwhile is told so, and goes on with the new run when it connects again.
 
     Args:
         last_event_id: the browser's `Last-Event-ID`; goes on behind it.
@@ -50,7 +51,10 @@ async def event_frames(
     events = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=last_event_id or None)
     async with aclosing(events):
         async for entry in events:
-            yield f"id: {format_id(entry.id)}\ndata: {entry.to_json()}\n\n"
+            # Behind a run that was replaced an EventSource goes on with the next one, from its first event: with the
+            # old id it would hear the same for ever.
+            place = _FROM_THE_START if entry.type == "info" and "superseded_by" in entry.body else format_id(entry.id)
+            yield f"id: {place}\ndata: {entry.to_json()}\n\n"
 
 
 async def keep_open(

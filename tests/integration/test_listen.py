@@ -88,6 +88,17 @@ async def test_a_cursor_of_the_run_before_is_superseded(configured: Redis) -> No
     await running
 
 
+async def test_an_event_source_whose_run_was_replaced_goes_on_with_the_next(configured: Redis) -> None:
+    await start_run(["first"])
+    old = (await listened())[3]["id"]
+    await start_run(["second"])
+    (told,) = [frame async for frame in agx.sse(1, 1, "s", last_event_id=old)]
+    assert '"superseded_by"' in told
+    last_event_id = told.splitlines()[0].removeprefix("id: ")
+    frames = [frame async for frame in agx.sse(1, 1, "s", last_event_id=last_event_id)]
+    assert [json.loads(frame.partition("data: ")[2]) for frame in frames] == await listened()
+
+
 async def test_a_listener_of_a_run_that_is_replaced_is_told_by_whom(configured: Redis) -> None:
     """Its run died without an end, another began on the session."""
     await configured.xadd("agx:1:1:s", {"type": "begin", "origin": "opale", "body": '{"run_id": "dead"}'})
