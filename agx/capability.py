@@ -144,7 +144,7 @@ class AgxCapability(AbstractCapability[Any]):
     @contextmanager
     def _driving(self, recorder: Recorder, ctx: RunContext[Any]) -> Iterator[None]:
         recorder.stop = ctx.cancel
-        if recorder.cancel_reason is not None or recorder.fenced:
+        if recorder.cancel_reason is not None or recorder.standing.fenced:
             ctx.cancel()
         token = current_recorder.set(recorder)
         try:

@@ -145,7 +145,7 @@ class LiveRun:
     def _start(cls, engine: Engine, recorder: Recorder, writer: SessionWriter, lease: Lease, told: _Told) -> LiveRun:
         recorder.writer = writer
         # Whoever has finished the run gave the lease free again, and stands in the stream.
-        recorder.is_ours = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
+        recorder.standing.is_ours = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
         engine.sessions[writer.stream] = recorder
         live = cls(engine, recorder, lease)
         _follow_cancel(engine, lease)
@@ -171,8 +171,8 @@ class LiveRun:
             if recorder.writer is not None:
                 await recorder.writer.drain()
             if await self._is_told():
-                recorder.silence()
-            elif not recorder.fenced:
+                recorder.standing.silence()
+            elif not recorder.standing.fenced:
                 await recorder.tell_end(ending)
         finally:
             engine.recorders.discard(recorder)
@@ -191,9 +191,9 @@ class LiveRun:
     async def _is_told(self) -> bool:
         """Return whether a sidecar has told this run's end, since it took the process for dead behind its `end`."""
         recorder, lease, writer = self.recorder, self._lease, self.recorder.writer
-        if lease is None or writer is None or writer.end_ms is None or recorder.sure:
+        if lease is None or writer is None or writer.tail.end_ms is None or recorder.standing.sure:
             return False
-        since_ms = writer.end_ms - _CLOCKS_DIFFER_MS
+        since_ms = writer.tail.end_ms - _CLOCKS_DIFFER_MS
         try:
             with contextlib.suppress(SessionBusyError):
                 await self.engine.leases.acquire(lease)  # so that no sidecar is at it, nor begins

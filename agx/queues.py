@@ -8,7 +8,6 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -16,6 +15,7 @@ from . import keys
 from .connections import Bus, Reply, Script
 from .entryid import parse_id
 from .facts import FIELD, Fact, ProcessBeat, encode
+from .standing import Standing
 
 logger = logging.getLogger("agx")
 
@@ -44,23 +44,11 @@ return 0
 """)
 
 
-class Teller(Protocol):
-    """The run that tells a fact. Its lease may run out, and another finish it, while the fact waits here."""
-
-    @property
-    def silenced(self) -> bool:
-        """Whether another has told how it ended: then it tells nothing."""
-
-    @property
-    def sure(self) -> bool:
-        """Whether no other can have finished it by now: else its facts wait."""
-
-
 @dataclass(slots=True)
 class _Queued:
     tenant: str
     data: bytes
-    teller: Teller | None
+    standing: Standing | None
     acknowledged: asyncio.Future[None] | None
 
 
@@ -90,9 +78,9 @@ class Queues:
         self._waiters: list[asyncio.Future[None]] = []
         self._backoff = _RETRY_FIRST
 
-    def put(self, fact: Fact, teller: Teller | None = None) -> None:
+    def put(self, fact: Fact, standing: Standing | None = None) -> None:
         """Hand a fact over; synchronous."""
-        self._queue(fact, teller, None)
+        self._queue(fact, standing, None)
         self._schedule(FLUSH_INTERVAL)
 
     def put_acknowledged(self, fact: Fact) -> asyncio.Future[None]:
@@ -102,14 +90,14 @@ class Queues:
         self._schedule(0.0)
         return acknowledged
 
-    def _queue(self, fact: Fact, teller: Teller | None, acknowledged: asyncio.Future[None] | None) -> None:
+    def _queue(self, fact: Fact, standing: Standing | None, acknowledged: asyncio.Future[None] | None) -> None:
         if len(self._pending) >= BUFFER:
             self._settle(self._pending.popleft())
             self.dropped += 1
             if self.dropped == 1:
                 logger.error("agx: the buffer of facts is full (%d), the oldest are lost to the metrics", BUFFER)
         tenant = fact.service.name if isinstance(fact, ProcessBeat) else fact.scope
-        self._pending.append(_Queued(tenant, encode(fact), teller, acknowledged))
+        self._pending.append(_Queued(tenant, encode(fact), standing, acknowledged))
 
     @staticmethod
     def _settle(queued: _Queued) -> None:
@@ -170,9 +158,9 @@ class Queues:
         waiting: list[_Queued] = []
         while self._pending and len(taken) < most:
             queued = self._pending.popleft()
-            teller = queued.teller
-            if teller is None or not teller.silenced:
-                (taken if teller is None or teller.sure else waiting).append(queued)
+            standing = queued.standing
+            if standing is None or not standing.silenced:
+                (taken if standing is None or standing.sure else waiting).append(queued)
         self._pending.extendleft(reversed(waiting))
         return taken
 

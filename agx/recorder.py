@@ -26,6 +26,7 @@ from .events import AGENT, DEFERRED, RUNTIME, Body, Runtime, WireEvent, delta_te
 from .facts import Fact, NodeKind, Outcome, Reason, RunEnded, RunStarted, ToolOutcome, Trace, node_name, tool_name
 from .mirror import Mirror
 from .modelcall import ModelRequest
+from .standing import Standing
 from .steps import Header, Node, Tool
 from .tracing import RunSpan
 
@@ -63,8 +64,7 @@ class Recorder:
         self.span = span
         self.session = session
         self.writer: SessionWriter | None = None
-        self.ended = False  # its `end` is acknowledged
-        self.is_ours: Callable[[], bool] | None = None  # None without a lease
+        self.standing: Standing = Standing(None if parent is None else parent.standing)
         self.finished = False
         self.cancel_reason: Reason | None = None
         self.cancel_ms: int | None = None
@@ -81,25 +81,6 @@ class Recorder:
         self._model_calls = 0
         self._tool_calls = 0
         self._mirror = Mirror()
-        self._fenced = False
-        self._silenced = False
-
-    @property
-    def fenced(self) -> bool:
-        """Whether somebody else has finished this run, or the one in whose tool it works."""
-        return self._fenced or (self.parent is not None and self.parent.fenced)
-
-    @property
-    def silenced(self) -> bool:
-        """Whether somebody else has told how this run ended: then it tells operators nothing more."""
-        return self._silenced or self._fenced or (self.parent is not None and self.parent.silenced)
-
-    @property
-    def sure(self) -> bool:
-        """Whether nobody else can have finished this run by now: its lease has held since it wrote, or it ended."""
-        if self.ended or self.is_ours is None:
-            return self.parent is None or self.parent.sure
-        return self.is_ours()
 
     # --- the run ---
 
@@ -137,13 +118,9 @@ class Recorder:
         if self.stop is not None:
             self.stop()
 
-    def silence(self) -> None:
-        """Tell operators nothing more."""
-        self._silenced = True
-
     def lose(self) -> None:
         """Stop a run that another one has replaced; it writes nothing any more."""
-        self._fenced = True
+        self.standing.fence()
         if self.stop is not None:
             self.stop()
 
@@ -174,7 +151,7 @@ class Recorder:
 
         Not before: till then another may finish the run, and its span would be told twice, with two endings.
         """
-        self.ended = True
+        self.standing.ended = True
         self.span.end(
             ending.outcome,
             reason=ending.reason,
@@ -193,7 +170,7 @@ class Recorder:
                 error_type=ending.error_type,
                 error_message=ending.message,
                 cancel_ms=self.cancel_ms,
-                end_ms=None if self.writer is None else self.writer.end_ms,
+                end_ms=None if self.writer is None else self.writer.tail.end_ms,
                 model_calls=self._model_calls,
                 tool_calls=self._tool_calls,
                 stream=None if self.writer is None else self.writer.totals,
@@ -207,7 +184,7 @@ class Recorder:
 
     def put(self, type: str, origin: str, body: Body, *, urgent: bool = False) -> None:
         """Append an event of this run, in its order."""
-        if self.writer is None or self.fenced:
+        if self.writer is None or self.standing.fenced:
             return
         self._mirror.add(time.time_ns(), type, body)
         self.writer.put(type, origin, body, urgent=urgent)
@@ -275,7 +252,7 @@ class Recorder:
             self._put(self._runtime.end_node())
         if node.request is not None:
             self._model_calls += 1
-        if not self.fenced:
+        if not self.standing.fenced:
             node.close(outcome, error)
             self._tell(node.tell(self._header(node.name, node.place), outcome, error))
 
@@ -347,8 +324,8 @@ class Recorder:
 
     def _tell(self, fact: Fact) -> None:
         """Tell operators; a run that is fenced was told by whoever finished it."""
-        if not self.silenced:
-            self.engine.queues.put(fact, self)
+        if not self.standing.silenced:
+            self.engine.queues.put(fact, self.standing)
 
     def _header(self, name: str, place: Trace) -> Header:
         session = self.session

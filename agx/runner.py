@@ -106,7 +106,7 @@ class _Drive:
     async def run_agent(self, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]) -> None:
         await self.session.load()
         self.loaded = True
-        if self.live.recorder.cancel_reason is not None or self.live.recorder.fenced:
+        if self.live.recorder.cancel_reason is not None or self.live.recorder.standing.fenced:
             raise RunCancelled("the run was cancelled before its agent began")
         capability = AgxCapability(_recorder=self.live.recorder)
         kwargs = {**kwargs, "capabilities": [*(kwargs.get("capabilities") or ()), capability]}
@@ -155,7 +155,7 @@ class _Drive:
 
     async def _may_save(self) -> bool:
         """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
-        if not self.live.recorder.fenced:
+        if not self.live.recorder.standing.fenced:
             return True
         # Under the run's own id: `close()` gives it up.
         lease = Lease(self._keys, self.live.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
@@ -171,7 +171,7 @@ class _Drive:
         messages = self.session.msgs
         if isinstance(raised, asyncio.CancelledError):
             raise raised
-        if self.live.recorder.fenced:
+        if self.live.recorder.standing.fenced:
             raise LeaseLostError(messages) from raised
         if self.ending.outcome == "cancelled":
             raise AgxCanceledError(messages, reason=self.ending.reason or "cancel") from raised

@@ -88,7 +88,7 @@ async def stop(scope_id: Id, user_id: Id, session_id: Id, grace_period: float = 
     opened = engine.sessions.get(session.stream)
     if isinstance(opened, ManualSession):
         del engine.sessions[session.stream]
-        opened.writer.retention = grace_period
+        opened.writer.tail.retention = grace_period
         opened.writer.put("end", RUNTIME, {}, urgent=True)
         try:
             await _reach("stop the session", opened.writer.drain)

@@ -17,15 +17,16 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from . import keys
-from .appends import APPEND, BEGIN
+from .appends import BEGIN
 from .clock import ServerClock
 from .commit import GroupCommit
 from .connections import CONNECTION_ERRORS, Reply
-from .entryid import StreamId, format_id, parse_id
+from .entryid import parse_id
 from .events import Body, Part, encode_body
 from .facts import StreamTotals
-from .kept import Found, Kept, Sent
+from .kept import Sent
 from .reach import COMMAND_TIMEOUT, reach
+from .tail import Tail
 
 logger = logging.getLogger("agx")
 
@@ -67,10 +68,10 @@ class SessionWriter:
     ) -> None:
         self._writer = writer
         self._keys = session
-        self._clock = clock
-        self.retention = retention  # seconds the stream is kept after its `end`
+        self.tail = Tail(
+            writer.bus, session, clock, keep=writer.keep, max_length=writer.max_length, retention=retention
+        )
         self.fenced = False  # another run took the stream over; nothing is written any more
-        self.end_ms: int | None = None  # server time of our `end`
         self.last_put = time.monotonic()
         self.proved = float("-inf")  # monotonic: until then at least the stream was ours
         self._on_fenced = on_fenced
@@ -81,9 +82,6 @@ class SessionWriter:
         self._sent_at_ns = 0
         self._asked = 0.0  # monotonic, when Redis was last asked for the stream
         self._seq = 0
-        self._last = (0, 0)  # id of the last entry given
-        self._acked = "0-0"
-        self._kept = Kept(writer.keep)
         self._waiters: list[asyncio.Future[None]] = []
         self._backoff = _RETRY_FIRST
         self._retry: asyncio.TimerHandle | None = None
@@ -115,7 +113,7 @@ class SessionWriter:
                 await asyncio.sleep(_PREVIOUS_POLL)
                 continue
             if top:
-                self._last = max(self._last, parse_id(top[0][0].decode()))
+                self.tail.note(parse_id(top[0][0].decode()))
             entry = self._stamp(Entry("begin", origin, body), seq=0)
             try:
                 await self._issue_begin(entry)
@@ -145,16 +143,14 @@ class SessionWriter:
             raise
 
     def _take_begun(self, entry: Sent) -> None:
-        self._acked = entry.id
         self.proved = self._asked
-        self._kept.begin = entry
-        self._kept.add([entry])
+        self.tail.begin(entry)
         self._writer.open(self)
 
     @property
     def begun(self) -> bool:
         """Whether the `begin` is appended, as far as is known."""
-        return self._kept.begin is not None
+        return self.tail.kept.begin is not None
 
     def put(self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False) -> None:
         """Hand an event over; synchronous, and nothing is awaited on the token path."""
@@ -186,7 +182,7 @@ class SessionWriter:
 
     def close(self) -> None:
         """Leave the session; called when its `end` is acknowledged or it is fenced. What is kept is watched on."""
-        self._writer.close_session(self, 0.0 if self.fenced else min(self._writer.keep, self.retention))
+        self._writer.close_session(self, 0.0 if self.fenced else min(self._writer.keep, self.tail.retention))
 
     def forget(self) -> None:
         """Let go of what is kept: the stream is another run's, or nobody's."""
@@ -207,7 +203,7 @@ class SessionWriter:
     def check(self) -> None:
         """Look whether what was acknowledged lately is still there."""
         # A batch in flight looks for itself.
-        if not (self.fenced or self._sent or self._resolving is not None) and self._kept:
+        if not (self.fenced or self._sent or self._resolving is not None) and self.tail.kept:
             self._reconcile()
 
     def send(self) -> int:
@@ -230,7 +226,7 @@ class SessionWriter:
         plain = entry.take_body()
         plain["seq"] = self._seq
         body = encode_body(plain, self._writer.max_body)
-        sent = Sent(self._next_id(), entry.type, entry.origin, body, self._seq)
+        sent = Sent(self.tail.next_id(), entry.type, entry.origin, body, self._seq)
         self._seq += 1
         self._events += 1
         self._bytes += len(body)
@@ -238,18 +234,7 @@ class SessionWriter:
 
     def _transmit(self) -> None:
         self._asked = time.monotonic()
-        self._issue(self._acked, self._sent).add_done_callback(self._on_reply)
-
-    def _issue(self, behind: str, entries: list[Sent]) -> asyncio.Future[Reply]:
-        args: list[bytes | str | int] = [
-            behind,
-            self._keys.wake_channel,
-            self._writer.max_length,
-            max(1, int(self.retention)) if entries[-1].type == "end" else keys.STREAM_TTL,
-        ]
-        for entry in entries:
-            args += (entry.id, entry.type, entry.origin, entry.body)
-        return self._writer.bus.run(APPEND, self._keys.stream, *args)
+        self.tail.append(self._sent).add_done_callback(self._on_reply)
 
     def _on_reply(self, reply: asyncio.Future[Reply]) -> None:
         error = reply.exception()
@@ -264,16 +249,9 @@ class SessionWriter:
 
     def _acknowledge(self) -> None:
         self._writer.stats.observe(time.perf_counter_ns() - self._sent_at_ns)
-        self._take_acknowledged(self._sent)
+        self.tail.acknowledge(self._sent)
         self._sent = []
         self._go_on(urgent=False)
-
-    def _take_acknowledged(self, entries: list[Sent]) -> None:
-        self._kept.add(entries)
-        last = entries[-1]
-        self._acked = last.id
-        if last.type == "end":
-            self.end_ms = parse_id(last.id)[0]
 
     def _go_on(self, *, urgent: bool) -> None:
         """Redis has answered, and the stream is ours: send what waits."""
@@ -307,7 +285,7 @@ class SessionWriter:
         self._retry = None
         if self._sent:
             self._transmit()
-        elif self._kept and self._resolving is None:
+        elif self.tail.kept and self._resolving is None:
             self._reconcile()
         else:
             self._writer.schedule(self, urgent=True)  # what came meanwhile
@@ -321,65 +299,17 @@ class SessionWriter:
         """Compare the stream with what we sent, and go on from there, or find ourselves fenced."""
         self._asked = time.monotonic()
         try:
-            found = await self._read(self._acked)
-            lost = self._acked not in found.entries
-            if lost:
-                found = await self._read(next(iter(self._kept), self._kept.begin or self._sent[0]).id)
-            if found.is_anothers((*self._kept, *self._sent, self._kept.begin), known=self._acked):
-                self._fence()
-                return
-            await self._settle(found, restore=lost)
+            ours = await self.tail.compare(self._sent)
         except (RedisError, OSError) as error:
             self._resolving = None
             if not self.fenced:
                 self._retry_later(error)
             return
+        if not ours:
+            self._fence()
+            return
         self._resolving = None
         self._go_on(urgent=True)
-
-    async def _read(self, first: str) -> Found:
-        return Found.of(await self._writer.bus.execute("XRANGE", self._keys.stream, first, "+"))
-
-    async def _settle(self, found: Found, *, restore: bool) -> None:
-        """Take what the stream has of the batch in flight as acknowledged, and append again what it has lost."""
-        if self._sent and all(entry in found for entry in self._sent):  # a batch is appended whole, or none of it
-            self._take_acknowledged(self._sent)
-            self._sent = []
-        top = found.top
-        self._last = max(self._last, top)
-        if restore:
-            top = max(top, await self._restore([entry for entry in self._kept if entry not in found], top))
-        if self._sent and parse_id(self._sent[0].id) <= top:
-            # Their ids were refused for good, so nothing of them can arrive late: new ids, the same bodies.
-            self._give_new_ids(self._sent)
-
-    async def _restore(self, lost: list[Sent], top: StreamId) -> StreamId:
-        """Append what a failover has lost, with its ids where they still fit; returns the last id."""
-        whole = await self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1)
-        if not whole and self._kept.begin is not None and self._kept.begin not in lost:
-            lost.insert(0, self._kept.begin)
-        if lost:
-            if parse_id(lost[0].id) <= top:
-                # Somebody's add() came first: whoever saw the lost ones sees them again, but nobody misses them.
-                self._give_new_ids(lost)
-            reply = await self._issue("", lost)
-            if reply != b"ok":
-                raise ResponseError("the stream changed meanwhile")
-            logger.warning("agx: %d events of session %s were lost and appended again", len(lost), self._keys.session)
-            self._acked = lost[-1].id
-        elif whole:
-            self._acked = whole[0][0].decode()
-        return parse_id(self._acked)
-
-    def _give_new_ids(self, entries: list[Sent]) -> None:
-        for entry in entries:
-            entry.id = self._next_id()
-
-    def _next_id(self) -> str:
-        ms, n = self._last
-        now = self._clock.now_ms()
-        self._last = (now, 0) if now > ms else (ms, n + 1)
-        return format_id(self._last)
 
     def _fence(self) -> None:
         self.fenced = True
@@ -387,7 +317,7 @@ class SessionWriter:
         self._sent = []
         self._writer.note_recovery(self)
         self._release_waiters()
-        if self.end_ms is None:
+        if self.tail.end_ms is None:
             self._on_fenced()
 
     def _release_waiters(self) -> None:
