@@ -195,6 +195,7 @@ async def test_console(rig: TlsRig, tmp_path: Path) -> None:
                 await run
             with rig.admin() as admin:
                 assert admin.get("agx:1:1:theirs:live") is None
+            await wait_until(lambda: commands_allowed("agx-console") <= commands_used(rig))
         finally:
             assert console.end() == 0, console.log
     check_commands(rig, "agx-console")
