@@ -112,8 +112,8 @@ def test_every_block(host: Host, orders: tuple[str, list[str]]) -> None:
 
         spans = host.serve(page.take("bash", "CAPTURE_MESSAGE_CONTENT") + with_sdk)
         assert {span.name.split(" ")[0] for span in spans if SECRET in repr(span)} >= {"chat", "execute_tool"}
-
         orders[1].clear()
+
         host.environment |= {
             "OTEL_EXPORTER_OTLP_ENDPOINT": host.otlp.endpoint_http,
             "OTEL_METRICS_EXPORTER": "none",

@@ -67,7 +67,8 @@ class Terminals:
         child = Child(command, log=log, home=self.home / "nothing", environment=self.environment)
         self._running.append((child, log))
         if url:
-            wait_until_sync(lambda: _is_served(url, child, log), what=f"{url} is served")
+            with httpx.Client(trust_env=False) as client:
+                wait_until_sync(lambda: _is_served(client, url, child, log), what=f"{url} is served")
         return child, log
 
     def interrupt(self, child: Child, how: signal.Signals = signal.SIGINT) -> int:
@@ -92,10 +93,10 @@ class Terminals:
             print(f"== {log.name}\n{log.read_text(errors='replace')}")
 
 
-def _is_served(url: str, child: Child, log: Path) -> bool:
+def _is_served(client: httpx.Client, url: str, child: Child, log: Path) -> bool:
     if child.ended:
         raise RuntimeError(f"it ended: {log.read_text()}")
     try:
-        return httpx.get(url, trust_env=False).is_success
+        return client.get(url).is_success
     except httpx.TransportError:
         return False
