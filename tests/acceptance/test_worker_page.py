@@ -41,9 +41,10 @@ class Site(Terminals):
         self.client = httpx.Client(base_url=f"{self.url}/chats", headers=ADA, timeout=30, trust_env=False)
         for name in ("worker.py", "web.py"):
             (home / name).write_text(blocks.take("python"))
-        self._start_worker = blocks.take("bash", "python worker.py")
-        self.start_worker()
-        self.keep_running(blocks.take("bash", "uvicorn web:app"), url=f"{self.url}/openapi.json")
+        self._start_worker, self._start_web = blocks.take("bash", "python worker"), blocks.take("bash", "uvicorn web")
+
+    def start_web(self) -> None:
+        self.keep_running(self._start_web, url=f"{self.url}/openapi.json")
 
     def start_worker(self) -> None:
         self.worker, self.log = self.keep_running(self._start_worker)
@@ -64,6 +65,8 @@ class Site(Terminals):
 @contextmanager
 def running_site(blocks: Blocks, home: Path, redis_url: str, model: ModelServer) -> Iterator[Site]:
     with Site(blocks, home, redis_url, model) as site, site.client:
+        site.start_worker()
+        site.start_web()
         yield site
     # The page's own queue, which is no key of agx's.
     with SyncRedis.from_url(redis_url) as client:
