@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from support.docs import code_blocks, every_block
+from support.browser import ask, running_chromium, shows
+from support.docs import Blocks, every_block
 from support.model_server import Finish, ModelServer, Refusal, Silence, Text, ToolCall, call, say
 from support.waiting import wait_until_sync
 from support.web import BOB, WebService, running_service
@@ -28,7 +29,7 @@ import agx
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 SOURCES = Path(__file__).parent / "chat"
-PAGE = "how-to/chat.md"
+PAGE = "docs/how-to/chat.md"
 PACKAGES = json.loads((SOURCES / "package.json").read_text())["dependencies"].keys()
 
 # The page's service, its page beside it, and a tool that speaks to the front end.
@@ -63,8 +64,9 @@ def bundle() -> Iterator[Path]:
 
 def build(home: Path) -> None:
     shutil.copytree(SOURCES, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
-    (home / "page.jsx").write_text(code_blocks(PAGE, "jsx")[0])
-    (home / "agent.js").write_text(code_blocks(PAGE, "js")[0])
+    blocks = Blocks(PAGE)
+    (home / "page.jsx").write_text(blocks.take("jsx"))
+    (home / "agent.js").write_text(blocks.take("js"))
     npm("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
     esbuild = ["exec", "--", "esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
     npm(*esbuild, "page.jsx", "--outfile=site/page.js", cwd=home)
@@ -80,12 +82,8 @@ def npm(*arguments: str, cwd: Path) -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A Chromium, for this file only: Playwright keeps an event loop running, beside which no async test can be."""
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not on the PATH: install it, or deselect with -m 'not browser'"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with running_chromium() as browser:
         yield browser
-        browser.close()
 
 
 def commented(code: str) -> str:
@@ -97,7 +95,7 @@ def commented(code: str) -> str:
 @pytest.fixture
 def service(redis_url: str, model_server: ModelServer, tmp_path: Path, bundle: Path) -> Iterator[WebService]:
     served = SERVED.replace("BUNDLE", repr(str(bundle / "site")))
-    files = {"served.py": served, "chat.py": commented(code_blocks(PAGE, "python")[0])}
+    files = {"served.py": served, "chat.py": commented(Blocks(PAGE).take("python"))}
     with running_service("served", tmp_path, redis_url, model_server, files) as service:
         yield service
 
@@ -114,16 +112,6 @@ def page(service: WebService, browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert not errors
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Message").fill(text)
-    page.get_by_role("button", name="Send").click()
-
-
-def shows(page: Page, *texts: str) -> None:
-    """Wait until the page shows exactly these messages."""
-    expect(page.locator("article")).to_have_text(list(texts))
 
 
 def is_ready(page: Page) -> None:

@@ -12,56 +12,90 @@ from types import ModuleType
 import pydantic_ai_stream as peer
 import pytest
 from redis.asyncio import Redis
-from support.docs import code_blocks
-from support.model_server import MODEL, Finish, ModelServer, Silence, Text, say
+from support.docs import Blocks, every_block
+from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.terminals import Terminals
 from support.waiting import wait_until
 
 import agx
 
-PAGE = "how-to/migrate.md"
-BEFORE, AFTER, BOTH = code_blocks(PAGE, "python")
-INSTALL, REMOVE = code_blocks(PAGE, "bash")
+PAGE = "docs/how-to/migrate.md"
+# What the page's files are known by.
+MODULES = {"before": "from pydantic_ai_stream", "after": 'key_prefix="pyaix"', "both": "import before"}
+
+
+def load(name: str, blocks: Blocks) -> ModuleType:
+    """Import one of the page's files."""
+    Path(f"{name}.py").write_text(blocks.take("python", MODULES[name]))
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
 
 
 @pytest.fixture
 async def client(
     redis_url: str, model_server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Redis]:
-    """The page's files where they can be imported; a client of the test's own."""
-    for name, block in {"before": BEFORE, "after": AFTER, "both": BOTH}.items():
-        (tmp_path / f"{name}.py").write_text(block)
+    """A directory from which the page's files can be imported; a client of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("MODEL", f"openai-chat:{MODEL}")
-    monkeypatch.setenv("OPENAI_BASE_URL", model_server.base_url)
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    for name, value in {"REDIS_URL": redis_url, **model_server.environment}.items():
+        monkeypatch.setenv(name, value)
     async with Redis.from_url(redis_url) as client:
         yield client
-    for name in ("before", "after", "both"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
 async def before(client: Redis) -> AsyncIterator[ModuleType]:
-    module = importlib.import_module("before")
+    module = load("before", Blocks(PAGE))
     yield module
     await module.redis.aclose()
 
 
 @pytest.fixture
 async def after(client: Redis) -> AsyncIterator[ModuleType]:
-    module = importlib.import_module("after")
+    module = load("after", Blocks(PAGE))
     yield module
     await agx.aclose()
     await module.redis.aclose()
 
 
-def test_it_installs_beside_the_other(tmp_path: Path) -> None:
-    with Terminals(tmp_path, {}) as terminals:
-        terminals.check_install(INSTALL)
-        assert "pydantic-ai-stream" in terminals.run("PYTHONWARNINGS= pip list")
+@pytest.mark.redis7
+async def test_every_block(
+    client: Redis, model_server: ModelServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with every_block("docs/how-to/migrate.md") as page, Terminals(tmp_path) as terminals:
+        terminals.run(page.take("bash", "pip install"))
+        assert "pydantic-ai-stream" in terminals.run("pip list")
+        await only_keys_of_dead_processes_are_removed(page.take("bash", "redis-cli"), client, terminals)
+        await the_script_follows_and_stops([load(name, page) for name in MODULES][-1], model_server, capsys)
+
+
+async def only_keys_of_dead_processes_are_removed(block: str, client: Redis, terminals: Terminals) -> None:
+    await client.set("pyaix:1:7:dead:live", "1")
+    await client.set("pyaix:1:7:alive:live", "run", ex=60)
+    terminals.run(block.replace("redis-cli", f"redis-cli -p {client.get_connection_kwargs()['port']}"))
+    assert await client.keys("*") == [b"pyaix:1:7:alive:live"]
+
+
+async def the_script_follows_and_stops(
+    script: ModuleType, model_server: ModelServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_server.script((Text("half"), Silence(), Finish()))
+    running = asyncio.create_task(script.main())
+    said = ""
+
+    def is_told() -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return "told to stop: True" in said
+
+    await wait_until(is_told)
+    # The old package looks at its next node.
+    model_server.release()
+    await running
+    assert "'msg': 'canceled'" in said + capsys.readouterr().out
 
 
 async def test_a_conversation_goes_on_where_the_other_left_it(
@@ -96,26 +130,6 @@ async def test_agx_follows_and_stops_a_run_of_the_other(
     assert "stopped" in said
 
 
-async def test_the_pages_script_runs(
-    before: ModuleType, after: ModuleType, model_server: ModelServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model_server.script((Text("half"), Silence(), Finish()))
-    script = importlib.import_module("both")
-    running = asyncio.create_task(script.main())
-    said = ""
-
-    def is_told() -> bool:
-        nonlocal said
-        said += capsys.readouterr().out
-        return "told to stop: True" in said
-
-    await wait_until(is_told)
-    # The old package looks at its next node.
-    model_server.release()
-    await running
-    assert "'msg': 'canceled'" in said + capsys.readouterr().out
-
-
 async def test_the_other_follows_finds_and_stops_a_run_of_agx(
     before: ModuleType, after: ModuleType, model_server: ModelServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,13 +161,3 @@ async def test_a_run_of_the_other_takes_a_session_from_agx(
     await before.ask("chat-1", "Hello")
     with pytest.raises(agx.LeaseLostError):
         await running
-
-
-@pytest.mark.redis7
-async def test_live_keys_of_dead_processes_are_removed_and_no_others(client: Redis, tmp_path: Path) -> None:
-    await client.set("pyaix:1:7:dead:live", "1")
-    await client.set("pyaix:1:7:alive:live", "run", ex=60)
-    with Terminals(tmp_path, {}) as terminals:
-        port = str(client.get_connection_kwargs()["port"])
-        await asyncio.to_thread(terminals.run, REMOVE.replace("redis-cli", f"redis-cli -p {port}"))
-    assert await client.keys("*") == [b"pyaix:1:7:alive:live"]

@@ -9,18 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from support.docs import code_blocks
-from support.model_server import MODEL, ModelServer, call, say
+from support.docs import every_block
+from support.model_server import ModelServer, call, say
 from support.otlp import OtlpReceiver, ReceivedSpan
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
 from agx.child import draw_ports
 
-PAGE = "how-to/otel.md"
-SERVICE, WITH_SDK, WITH_LOGFIRE = code_blocks(PAGE, "python")
-INSTALL, SIDECAR, PLAIN, SDK, LOGFIRE, CONTENT, EXEMPLARS = code_blocks(PAGE, "bash")
-PLAIN_TREE, SDK_TREE = code_blocks(PAGE, "text")
 SECRET = "parcel-at-the-harbour"
 
 
@@ -52,32 +48,21 @@ def orders() -> Iterator[tuple[str, list[str]]]:
 
 
 class Host(Terminals):
-    """Where the page's service and the sidecar run."""
+    """Where the page's services and the sidecar run."""
 
     def __init__(self, home: Path, redis_url: str, model: ModelServer, orders: str, otlp: OtlpReceiver) -> None:
-        for name, block in {"assistant": SERVICE, "with_sdk": WITH_SDK, "with_logfire": WITH_LOGFIRE}.items():
-            (home / f"{name}.py").write_text(block)
         (self.port,) = draw_ports(1)
-        super().__init__(
-            home,
-            {
-                "REDIS_URL": redis_url,
-                "AGX_REDIS_URL": redis_url,
-                "AGX_HTTP_PORT": str(self.port),
-                "MODEL": f"openai-chat:{MODEL}",
-                "OPENAI_BASE_URL": model.base_url,
-                "ORDERS": orders,
-            },
-        )
+        addresses = {"REDIS_URL": redis_url, "AGX_REDIS_URL": redis_url, "AGX_HTTP_PORT": str(self.port)}
+        super().__init__(home, {**addresses, **model.environment, "ORDERS": orders})
         self.otlp = otlp
         self._model = model
-        self.keep_running(self.sent_here(SIDECAR))
 
     def sent_here(self, block: str) -> str:
         return block.replace("http://localhost:4318", self.otlp.endpoint_http)
 
     def serve(self, block: str) -> list[ReceivedSpan]:
-        """Run the service; return the spans, once the sidecar's last one is there."""
+        """Run the service; return its spans, once the sidecar's last one is there."""
+        self.otlp.clear()
         self._model.script(call("look_up", '{"order": 7}'), say(f"It is: {SECRET}"))
         assert SECRET in self.run(self.sent_here(block))
         wait_until_sync(lambda: any(span.name == "agx.stream" for span in self.otlp.spans), what="the sidecar's span")
@@ -108,48 +93,45 @@ def tree(spans: list[ReceivedSpan]) -> str:
     return "".join(lines)
 
 
+def test_every_block(host: Host, orders: tuple[str, list[str]]) -> None:
+    with every_block("docs/how-to/otel.md") as page:
+        host.run(page.take("bash", "pip install"))
+        for name in ("assistant.py", "with_sdk.py", "with_logfire.py"):
+            (host.home / name).write_text(page.take("python"))
+        sidecar = host.sent_here(page.take("bash", "agx-sidecar"))
+        host.keep_running(sidecar, url=f"http://localhost:{host.port}/readyz")
+
+        without_sdk = host.serve(page.take("bash", "python assistant.py"))
+        look = page.take("bash", "curl").replace("9464", str(host.port))
+        said = wait_until_sync(lambda: host.run(look), what="an exemplar")
+        assert set(re.findall(r'trace_id="(\w+)"', said)) == {without_sdk[0].trace_id}
+
+        is_the_trace_on_the_page(without_sdk, page.take("text"), orders[1])
+        with_sdk, shown = page.take("bash", "python with_sdk.py"), page.take("text")
+        is_the_trace_on_the_page(host.serve(with_sdk), shown, orders[1])
+
+        spans = host.serve(page.take("bash", "CAPTURE_MESSAGE_CONTENT") + with_sdk)
+        assert {span.name.split(" ")[0] for span in spans if SECRET in repr(span)} >= {"chat", "execute_tool"}
+        orders[1].clear()
+
+        host.environment |= {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": host.otlp.endpoint_http,
+            "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_LOGS_EXPORTER": "none",
+            "LOGFIRE_CONSOLE": "false",
+        }
+        is_the_trace_on_the_page(host.serve(page.take("bash", "python with_logfire.py")), shown, orders[1])
+
+
+def is_the_trace_on_the_page(spans: list[ReceivedSpan], shown: str, asked: list[str]) -> None:
+    """`asked`: with which traceparents the tool asked; they are forgotten."""
+    assert tree(spans) == shown
+    assert {span.resource["service.name"] for span in spans} == {"assistant"}
+    assert [traceparent.rpartition("-")[0] for traceparent in asked] == [tool_of(spans)]
+    assert SECRET not in repr(spans)
+    asked.clear()
+
+
 def tool_of(spans: list[ReceivedSpan]) -> str:
     (tool,) = [span for span in spans if span.name == "execute_tool look_up"]
     return f"00-{tool.trace_id}-{tool.span_id}"
-
-
-def test_without_an_sdk_the_sidecar_exports(host: Host, orders: tuple[str, list[str]]) -> None:
-    spans = host.serve(PLAIN)
-    assert tree(spans) == PLAIN_TREE
-    assert {span.resource["service.name"] for span in spans} == {"assistant"}
-    assert [sent.rpartition("-")[0] for sent in orders[1]] == [tool_of(spans)]
-    assert SECRET not in repr(spans)
-
-    # From a metric to its trace.
-    said = wait_until_sync(lambda: host.run(EXEMPLARS.replace("9464", str(host.port))), what="an exemplar")
-    assert set(re.findall(r'trace_id="(\w+)"', said)) == {spans[0].trace_id}
-
-
-def test_with_an_sdk_the_spans_are_nested(host: Host, orders: tuple[str, list[str]]) -> None:
-    spans = host.serve(SDK)
-    assert tree(spans) == SDK_TREE
-    assert {span.resource["service.name"] for span in spans} == {"assistant"}
-    assert [sent.rpartition("-")[0] for sent in orders[1]] == [tool_of(spans)]
-    assert SECRET not in repr(spans)
-
-
-def test_content_is_there_when_it_is_asked_for(host: Host) -> None:
-    spans = host.serve(CONTENT + SDK)
-    assert {span.name.split(" ")[0] for span in spans if SECRET in repr(span)} >= {"chat", "execute_tool"}
-
-
-def test_logfire_is_an_sdk(host: Host) -> None:
-    host.environment |= {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": host.otlp.endpoint_http,
-        "OTEL_METRICS_EXPORTER": "none",
-        "OTEL_LOGS_EXPORTER": "none",
-        "LOGFIRE_CONSOLE": "false",
-    }
-    spans = host.serve(LOGFIRE)
-    assert tree(spans) == SDK_TREE
-    assert SECRET not in repr(spans)
-
-
-def test_the_install_line(tmp_path: Path) -> None:
-    with Terminals(tmp_path, {}) as terminals:
-        terminals.check_install(INSTALL)

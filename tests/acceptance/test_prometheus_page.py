@@ -17,7 +17,7 @@ from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
 from support.agents import KeptSession, ScopeDeps
-from support.docs import code_blocks
+from support.docs import every_block
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
@@ -26,12 +26,6 @@ from agx.child import Child, draw_ports
 from dashboards.preview.stack import SCRAPE_FILE
 
 pytestmark = pytest.mark.prometheus
-
-PAGE = "how-to/prometheus.md"
-ROOT = Path(__file__).parents[2]
-INSTALL, SIDECAR, RULES, PROMETHEUS, BOARDS = code_blocks(PAGE, "bash")
-(CONFIG,) = code_blocks(PAGE, "yaml")
-QUERIES = code_blocks(PAGE, "promql")
 
 
 class Host(Terminals):
@@ -42,23 +36,22 @@ class Host(Terminals):
         self.redis_url = redis_url
         self.started: dict[int, Child] = {}  # by port
         *self.sidecars, self.prometheus = draw_ports(3)
-        config = CONFIG.replace(": 15s", ": 500ms")
+
+    def start_sidecars(self, block: str) -> None:
+        block = block.replace("redis://localhost:6379", self.redis_url).replace("0.0.0.0", "127.0.0.1")
+        for port in self.sidecars:
+            ready = f"http://localhost:{port}/readyz"
+            self.started[port], _ = self.keep_running(f"export AGX_HTTP_PORT={port}\n{block}", url=ready)
+
+    def configure(self, config: str) -> None:
+        config = config.replace(": 15s", ": 500ms")
         for name, port in zip(("sidecar-a", "sidecar-b"), self.sidecars, strict=True):
             config = config.replace(f"{name}:9464", f"localhost:{port}")
-        (home / "prometheus.yml").write_text(config)
+        (self.home / "prometheus.yml").write_text(config)
 
-    def start_sidecar(self, port: int) -> None:
-        """Start the one that has this port, and wait until it is ready."""
-        block = SIDECAR.replace("redis://localhost:6379", self.redis_url).replace("0.0.0.0", "127.0.0.1")
-        self.started[port], _ = self.keep_running(f"export AGX_HTTP_PORT={port}\n{block}")
-        wait_until_sync(lambda: _is_up(f"http://localhost:{port}/readyz"), what="the sidecar")
-
-    def start_prometheus(self) -> None:
-        self.keep_running(PROMETHEUS, f"--web.listen-address=localhost:{self.prometheus}")
-        wait_until_sync(lambda: _is_up(f"http://localhost:{self.prometheus}/-/ready"), what="Prometheus")
-
-    def fetch(self, block: str) -> str:
-        return self.run(block.replace("https://raw.githubusercontent.com/opale/pydantic-ai-stream/main", ROOT.as_uri()))
+    def start_prometheus(self, block: str) -> None:
+        address = f"localhost:{self.prometheus}"
+        self.keep_running(block, f"--web.listen-address={address}", url=f"http://{address}/-/ready")
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """Return what Prometheus answers now."""
@@ -73,17 +66,36 @@ class Host(Terminals):
         return int(leading["metric"]["instance"].rpartition(":")[2])
 
 
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
-
-
 @pytest.fixture
 def host(redis_url: str, tmp_path: Path) -> Iterator[Host]:
     with Host(tmp_path, redis_url) as host:
         yield host
+
+
+def test_every_block(host: Host) -> None:
+    with every_block("docs/how-to/prometheus.md") as page:
+        host.run(page.take("bash", "pip install"))
+        host.start_sidecars(page.take("bash", "agx-sidecar"))
+        config = page.take("yaml")
+        is_the_one_that_is_deployed(config)
+        host.configure(config)
+        assert "SUCCESS" in host.run(page.take("bash", "promtool"))
+        host.start_prometheus(page.take("bash", "prometheus --config.file"))
+        a_takeover_is_invisible(host)
+        host.run(page.take("bash", "agx-$board.json"))
+        boards = [json.loads(path.read_text()) for path in sorted(host.home.glob("agx-*.json"))]
+        assert [board["uid"] for board in boards] == ["agx-agents", "agx-models", "agx-runtime"]
+        for query in [page.take("promql") for _ in range(5)]:
+            wait_until_sync(lambda query=query: host.ask(query), what=query)
+        groups = httpx.get(f"http://localhost:{host.prometheus}/api/v1/rules").json()["data"]["groups"]
+        assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
+
+
+def is_the_one_that_is_deployed(config: str) -> None:
+    (page,), (deployed,) = (yaml.safe_load(text)["scrape_configs"] for text in (config, SCRAPE_FILE.read_text()))
+    for discovery in (page.pop("static_configs"), deployed.pop("dns_sd_configs")):
+        assert discovery
+    assert page == deployed
 
 
 def run_agents(redis_url: str, runs: int) -> None:
@@ -100,11 +112,7 @@ def run_agents(redis_url: str, runs: int) -> None:
     asyncio.run(work())
 
 
-def test_a_takeover_is_invisible(host: Host) -> None:
-    for port in host.sidecars:
-        host.start_sidecar(port)
-    host.fetch(RULES)
-    host.start_prometheus()
+def a_takeover_is_invisible(host: Host) -> None:
     run_agents(host.redis_url, 3)
 
     def completed() -> list[tuple[str, str]]:
@@ -119,23 +127,3 @@ def test_a_takeover_is_invisible(host: Host) -> None:
     wait_until_sync(lambda: completed() == [("", "5")], what="five runs, in the same series")
     # Nothing was counted twice: the series never fell, and rose by what was run.
     assert host.ask('resets(agx_runs_total{outcome="completed"}[1m])')[0]["value"][1] == "0"
-
-    for query in QUERIES:
-        wait_until_sync(lambda query=query: host.ask(query), what=query)
-    groups = httpx.get(f"http://localhost:{host.prometheus}/api/v1/rules").json()["data"]["groups"]
-    assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
-
-
-def test_what_is_fetched_is_valid(host: Host) -> None:
-    assert "SUCCESS" in host.fetch(RULES)
-    host.fetch(BOARDS)
-    boards = [json.loads(path.read_text()) for path in sorted(host.home.glob("agx-*.json"))]
-    assert [board["uid"] for board in boards] == ["agx-agents", "agx-models", "agx-runtime"]
-    host.check_install(INSTALL)
-
-
-def test_the_scrape_configuration_is_the_one_that_is_deployed() -> None:
-    (page,), (deployed,) = (yaml.safe_load(text)["scrape_configs"] for text in (CONFIG, SCRAPE_FILE.read_text()))
-    for discovery in (page.pop("static_configs"), deployed.pop("dns_sd_configs")):
-        assert discovery
-    assert page == deployed

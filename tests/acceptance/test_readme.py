@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from pathlib import Path
+from signal import SIGTERM
 
 import httpx
 import orjson
 import pytest
-from support.docs import Blocks, every_block
-from support.shell import PATH, run_block, serve
+from support.docs import ROOT, Blocks, every_block
+from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
-from agx.child import Child, draw_ports
+from agx.child import draw_ports
 
 REDIS = "redis://localhost:6379"
 
@@ -30,7 +30,8 @@ def the_two_commands_come_first(page: Blocks) -> None:
     first = page.left[0].code
     assert re.findall(r"^make \w+", first, re.MULTILINE) == ["make demo", "make test"]
     # What they would run; test_demo.py runs the first of it, and the second is this run.
-    said = run_block(page.take("bash"))
+    with Terminals(ROOT) as terminals:
+        said = terminals.run(page.take("bash"))
     assert re.search(r"^\S+/agx demo$", said, re.MULTILINE)
     assert re.search(r"^\S+/python -m pytest ", said, re.MULTILINE)
 
@@ -49,26 +50,14 @@ def twenty_lines(page: Blocks, redis_url: str, capsys: pytest.CaptureFixture[str
     assert answer == "success (no tool calls)"
 
 
-def the_sidecar(page: Blocks, redis_url: str, tmp_path: Path) -> None:
+def the_sidecar(page: Blocks, redis_url: str, home: Path) -> None:
     *installs, line = page.take("bash").splitlines()
-    run_block("\n".join(installs))
     command, _, promised = line.partition("#")
     assert REDIS in command
     (port,) = draw_ports(1)
     url = promised.strip().replace("9464", str(port))
-    environment = {**os.environ, "PATH": PATH, "AGX_HTTP_PORT": str(port)}
-    serving = serve(command.replace(REDIS, redis_url))
-    sidecar = Child(serving, log=tmp_path / "log", home=tmp_path / "nothing", environment=environment)
-    try:
-        wait_until_sync(lambda: "agx_sidecar_leader 1" in read_page(url, sidecar), what="the sidecar counts")
-    finally:
-        assert sidecar.end() == 0, (tmp_path / "log").read_text()
-
-
-def read_page(url: str, sidecar: Child) -> str:
-    if sidecar.ended:
-        raise RuntimeError("the sidecar ended")
-    try:
-        return httpx.get(url, trust_env=False).text
-    except httpx.TransportError:
-        return ""
+    with Terminals(home, {"AGX_HTTP_PORT": str(port)}) as terminals:
+        terminals.run("\n".join(installs))
+        sidecar, log = terminals.keep_running(command.replace(REDIS, redis_url), url=url)
+        wait_until_sync(lambda: "agx_sidecar_leader 1" in httpx.get(url, trust_env=False).text, what="it counts")
+        assert terminals.interrupt(sidecar, SIGTERM) == 0, log.read_text()

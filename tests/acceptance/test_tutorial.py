@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 from ops.boards import targets
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support.docs import code_blocks
+from playwright.sync_api import Browser, Page, expect
+from support.browser import ask, running_chromium, shows
+from support.docs import DOCS, Blocks, every_block
 from support.leaks import leak_checked
-from support.model_server import MODEL, Finish, ModelServer, Silence, Text, call, say
+from support.model_server import Finish, ModelServer, Silence, Text, call, say
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
@@ -25,10 +25,6 @@ from agx.child import draw_ports
 expect.set_options(timeout=30_000)  # ms
 
 pytestmark = [pytest.mark.browser, pytest.mark.prometheus, pytest.mark.timeout(300)]
-
-PAGE = "tutorial.md"
-ROOT = Path(__file__).parents[2]
-INSTALL, SERVER, START, TERMINAL, SIDECAR, LOOK, PROMETHEUS = code_blocks(PAGE, "bash")
 
 # What the page says it leaves empty.
 EMPTY = {
@@ -46,15 +42,10 @@ class Reader(Terminals):
     def __init__(self, home: Path, model: ModelServer) -> None:
         self.web, self.metrics, self.console, self.prometheus = draw_ports(4)
         ports = {"UVICORN_PORT": self.web, "AGX_HTTP_PORT": self.metrics, "AGX_CONSOLE_PORT": self.console}
-        served = {"MODEL": f"openai-chat:{MODEL}", "OPENAI_BASE_URL": model.base_url}
-        super().__init__(home, {name: str(port) for name, port in ports.items()} | served)
-        self.write("app.py", "python")
-        self.write("chat.html", "html")
-        self.write("prometheus.yml", "yaml")
+        super().__init__(home, {name: str(port) for name, port in ports.items()} | model.environment)
 
-    def write(self, name: str, language: str) -> None:
-        (block,) = code_blocks(PAGE, language)
-        assert f"`{name}`" in (ROOT / "docs" / PAGE).read_text()
+    def write(self, name: str, block: str) -> None:
+        assert f"`{name}`" in (DOCS / "tutorial.md").read_text()
         # Its rates are over ten seconds in this test.
         block = block.replace(": 5s", ": 1s")
         (self.home / name).write_text(block.replace("localhost:9464", f"localhost:{self.metrics}"))
@@ -68,35 +59,15 @@ def reader(model_server: ModelServer, tmp_path: Path) -> Iterator[Reader]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not on the PATH: install it, or deselect with -m 'not browser'"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with running_chromium() as browser:
         yield browser
-        browser.close()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Message").fill(text)
-    page.get_by_role("button", name="Send").click()
-
-
-def shows(page: Page, *texts: str) -> None:
-    expect(page.locator("article")).to_have_text(list(texts))
 
 
 def is_done(page: Page) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_enabled()
 
 
-def chat(reader: Reader, page: Page, model: ModelServer) -> None:
+def chat(reader: Reader, page: Page, model: ModelServer, terminal: str) -> None:
     """What the page says under "Try it", from a reload to a terminal."""
     page.goto("/")
     model.script(call("roll_dice", '{"sides": 1}'), say("A one."))
@@ -113,7 +84,7 @@ def chat(reader: Reader, page: Page, model: ModelServer) -> None:
     second = page.context.new_page()
     second.goto("/")
     shows(second, *before, "half ")
-    tail, said = reader.keep_running(TERMINAL)
+    tail, said = reader.keep_running(terminal)
     wait_until_sync(lambda: "half" in said.read_text(), what="the run is shown by `agx tail`")
     assert re.search(r"tutorial/\S+/first +helper", said.read_text()), "`agx ls` does not list it"
     model.release()
@@ -152,65 +123,74 @@ def numbers(reader: Reader, expr: str) -> list[float]:
     return [float(value) for series in found for _, value in series["values"] if math.isfinite(float(value))]
 
 
-def count(reader: Reader) -> dict[str, float]:
-    """Look at the sidecar's figures as the page does; return the runs by outcome."""
-    (shown,) = code_blocks(PAGE, "text")
-    said = reader.run(LOOK.replace("9464", str(reader.metrics)))
-    # The page shows all lines that come, but for the numbers.
-    assert re.sub(r" \S+$", "", said, flags=re.MULTILINE) == re.sub(r" \S+$", "", shown, flags=re.MULTILINE)
-    return {outcome: float(runs) for outcome, runs in re.findall(r'outcome="(\w+)".* (\S+)$', said, re.MULTILINE)}
-
-
 def test_the_page_from_top_to_bottom(reader: Reader, browser: Browser, model_server: ModelServer) -> None:
-    reader.check_install(INSTALL)
-    _, said = reader.keep_running(SERVER, "--port 0")
-    url = wait_until_sync(lambda: re.match(r"redis://\S+", said.read_text()), what="the server")[0]
-    reader.environment["AGX_REDIS_URL"] = url
-    with leak_checked(url):
-        reader.keep_running(START)
-        web = f"http://localhost:{reader.web}"
-        wait_until_sync(lambda: answers(web), what="the service")
-        context = browser.new_context(base_url=web)
-        page = context.new_page()
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        stop(page, model_server, "second")
-        chat(reader, page, model_server)
-        assert not errors
+    with every_block("docs/tutorial.md") as blocks:
+        reader.run(blocks.take("bash", "pip install"))
+        _, said = reader.keep_running(blocks.take("bash", "agx.server"), "--port 0")
+        url = wait_until_sync(lambda: re.match(r"redis://\S+", said.read_text()), what="the server")[0]
+        reader.environment["AGX_REDIS_URL"] = url
+        with leak_checked(url):
+            reader.write("app.py", blocks.take("python"))
+            reader.write("chat.html", blocks.take("html"))
+            web = f"http://localhost:{reader.web}"
+            reader.keep_running(blocks.take("bash", "uvicorn"), url=web)
+            context = browser.new_context(base_url=web)
+            page = context.new_page()
+            errors: list[str] = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            stop(page, model_server, "second")
+            chat(reader, page, model_server, blocks.take("bash", "agx tail"))
+            assert not errors
+            a_stranger_sees_nothing(browser, web)
+            the_sidecar_counts(reader, blocks)
+            the_boards_fill(reader, blocks, page, model_server)
+            context.close()
 
-        # Somebody else is somebody else.
-        other = browser.new_context(base_url=web)
-        stranger = other.new_page()
-        stranger.goto("/#second")
-        is_done(stranger)
-        shows(stranger)
-        other.close()
 
-        reader.keep_running(SIDECAR)
-        wait_until_sync(lambda: count(reader) == {"completed": 2, "cancelled": 1, "failed": 0, "lost": 0})
-        assert answers(f"http://localhost:{reader.console}/")
-        fetching = PROMETHEUS.replace("https://raw.githubusercontent.com/opale/pydantic-ai-stream/main", ROOT.as_uri())
-        reader.keep_running(fetching, f"--web.listen-address=localhost:{reader.prometheus}")
-        wait_until_sync(lambda: answers(f"http://localhost:{reader.prometheus}/-/ready"), what="Prometheus")
-        assert len(list(reader.home.glob("agx-*.json"))) == 3
-        rules = httpx.get(f"http://localhost:{reader.prometheus}/api/v1/rules?type=alert").json()["data"]["groups"]
-        assert any(group["rules"] for group in rules)
+def a_stranger_sees_nothing(browser: Browser, web: str) -> None:
+    other = browser.new_context(base_url=web)
+    stranger = other.new_page()
+    stranger.goto("/#second")
+    is_done(stranger)
+    shows(stranger)
+    other.close()
 
-        # "Ask a few more questions, stop one": what comes before the first scrape is no increase to Prometheus.
-        wait_until_sync(lambda: numbers(reader, "agx_runs_total"), what="the first scrape")
-        model_server.script(call("roll_dice", '{"sides": 1}'), say("A one again."))
-        ask(page, "Again")
-        expect(page.get_by_text("A one again.")).to_be_visible()
-        is_done(page)
-        model_server.hold()
-        stop(page, model_server, "third")
-        undrawn = {target.expr: target.name for target in targets() if target.panel["title"] not in EMPTY}
 
-        def all_drawn() -> bool:
-            for expr in [expr for expr in undrawn if numbers(reader, expr)]:
-                del undrawn[expr]
-            assert not undrawn, "\n".join(undrawn.values())
-            return True
+def the_sidecar_counts(reader: Reader, blocks: Blocks) -> None:
+    reader.keep_running(blocks.take("bash", "agx-sidecar"), url=f"http://localhost:{reader.metrics}/metrics")
+    look = blocks.take("bash", "curl").replace("9464", str(reader.metrics))
+    # The page shows all lines that come; here one question less was asked.
+    expected = blocks.take("text").replace(" 3.0\n", " 2.0\n")
+    wait_until_sync(lambda: reader.run(look) == expected)
+    assert httpx.get(f"http://localhost:{reader.console}/").is_success
 
-        wait_until_sync(all_drawn)
-        context.close()
+
+def the_boards_fill(reader: Reader, blocks: Blocks, page: Page, model: ModelServer) -> None:
+    reader.write("prometheus.yml", blocks.take("yaml"))
+    url = f"http://localhost:{reader.prometheus}"
+    reader.keep_running(
+        blocks.take("bash", "prometheus"),
+        f"--web.listen-address=localhost:{reader.prometheus}",
+        url=f"{url}/-/ready",
+    )
+    assert len(list(reader.home.glob("agx-*.json"))) == 3
+    rules = httpx.get(f"{url}/api/v1/rules?type=alert").json()["data"]["groups"]
+    assert any(group["rules"] for group in rules)
+
+    # "Ask a few more questions, stop one": what comes before the first scrape is no increase to Prometheus.
+    wait_until_sync(lambda: numbers(reader, "agx_runs_total"), what="the first scrape")
+    model.script(call("roll_dice", '{"sides": 1}'), say("A one again."))
+    ask(page, "Again")
+    expect(page.get_by_text("A one again.")).to_be_visible()
+    is_done(page)
+    model.hold()
+    stop(page, model, "third")
+    undrawn = {target.expr: target.name for target in targets() if target.panel["title"] not in EMPTY}
+
+    def all_drawn() -> bool:
+        for expr in [expr for expr in undrawn if numbers(reader, expr)]:
+            del undrawn[expr]
+        assert not undrawn, "\n".join(undrawn.values())
+        return True
+
+    wait_until_sync(all_drawn)

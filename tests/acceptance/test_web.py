@@ -17,7 +17,7 @@ from pydantic_ai import Agent
 from redis import Redis
 from support.docs import every_block
 from support.model_server import Finish, ModelServer, Silence, Text, say
-from support.shell import run_block
+from support.terminals import Terminals
 from support.web import BOB, WebService, read_events, running_service, text_of
 
 from agx.redis_session import RedisSessions
@@ -232,22 +232,22 @@ def test_a_redis_that_is_gone_is_a_503(model_server: ModelServer, tmp_path: Path
 def test_every_block_of_the_page(
     redis_url: str, model_server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with every_block("docs/how-to/fastapi.md") as page:
-        run_block(page.take("bash", "pip install"))
+    with every_block("docs/how-to/fastapi.md") as page, Terminals(tmp_path) as terminals:
+        terminals.run(page.take("bash", "pip install"))
         code, line = page.take("python"), page.take("bash", "uvicorn")
         with running_service("service", tmp_path, redis_url, model_server, line=line) as service:
             assert (tmp_path / "service.py").read_text() == code
-            the_commands_work(page.take("bash", "curl"), service, model_server)
-        run_block(page.take("bash", "pip install"))
+            model_server.script(say("Hello from the shell"))
+            commands = page.take("bash", "curl")
+            assert "http://localhost:8000" in commands
+            the_commands_work(terminals.run(commands.replace("http://localhost:8000", service.url)))
+        terminals.run(page.take("bash", "pip install"))
         monkeypatch.chdir(tmp_path)
         asyncio.run(the_database_works(page.take("python")))
         assert (tmp_path / "chats.sqlite").exists()
 
 
-def the_commands_work(commands: str, service: WebService, model_server: ModelServer) -> None:
-    model_server.script(say("Hello from the shell"))
-    assert "http://localhost:8000" in commands
-    said = run_block(commands.replace("http://localhost:8000", service.url))
+def the_commands_work(said: str) -> None:
     assert '"run_id"' in said
     events = [json.loads(line[len("data: ") :])["body"] for line in said.splitlines() if line.startswith("data: ")]
     # How many deltas were merged is nobody's promise; the concatenation counts.

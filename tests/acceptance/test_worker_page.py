@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from pydantic_ai.models.test import TestModel
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from support.docs import code_blocks
-from support.model_server import MODEL, Finish, ModelServer, Silence, Text, say
+from support.docs import Blocks, every_block
+from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.terminals import Terminals
 from support.told import read_told
 from support.waiting import wait_until_sync
@@ -26,42 +27,27 @@ from agx import facts
 from agx.child import draw_ports
 from agx.testing import collect
 
-PAGE = "how-to/worker.md"
-WORKER, WEB, DRIVEN = code_blocks(PAGE, "python")
-INSTALL, START_WORKER, START_WEB, ASK = code_blocks(PAGE, "bash")
+PAGE = "docs/how-to/worker.md"
 
 
 class Site(Terminals):
     """The page's two processes; `client` asks as Ada."""
 
-    def __init__(self, home: Path, redis_url: str, model: ModelServer) -> None:
-        (home / "worker.py").write_text(WORKER)
-        (home / "web.py").write_text(WEB)
+    def __init__(self, blocks: Blocks, home: Path, redis_url: str, model: ModelServer) -> None:
         (port,) = draw_ports(1)
-        super().__init__(
-            home,
-            {
-                "REDIS_URL": redis_url,
-                "UVICORN_PORT": str(port),
-                "MODEL": f"openai-chat:{MODEL}",
-                "OPENAI_BASE_URL": model.base_url,
-                "GRACE": "0.2",
-            },
-        )
+        environment = {"REDIS_URL": redis_url, "UVICORN_PORT": str(port), "GRACE": "0.2", **model.environment}
+        super().__init__(home, environment)
         self.url = f"http://localhost:{port}"
         self.client = httpx.Client(base_url=f"{self.url}/chats", headers=ADA, timeout=30, trust_env=False)
-        self.keep_running(START_WEB)
-        self.start_worker()
-        wait_until_sync(self._answers, what="the web process")
+        for name in ("worker.py", "web.py"):
+            (home / name).write_text(blocks.take("python"))
+        self._start_worker, self._start_web = blocks.take("bash", "python worker"), blocks.take("bash", "uvicorn web")
+
+    def start_web(self) -> None:
+        self.keep_running(self._start_web, url=f"{self.url}/openapi.json")
 
     def start_worker(self) -> None:
-        self.worker, self.log = self.keep_running(START_WORKER)
-
-    def _answers(self) -> bool:
-        try:
-            return self.client.get("/none/cancel").status_code == 405
-        except httpx.TransportError:
-            return False
+        self.worker, self.log = self.keep_running(self._start_worker)
 
     def follow(self, chat: str, until: str = "", after: str = "") -> list[dict[str, Any]]:
         """Return a run's events up to its end, or until it has said something."""
@@ -76,28 +62,47 @@ class Site(Terminals):
         return seen
 
 
-@pytest.fixture
-def site(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[Site]:
-    with Site(tmp_path, redis_url, model_server) as site:
+@contextmanager
+def running_site(blocks: Blocks, home: Path, redis_url: str, model: ModelServer) -> Iterator[Site]:
+    with Site(blocks, home, redis_url, model) as site, site.client:
+        site.start_worker()
+        site.start_web()
         yield site
-        site.client.close()
     # The page's own queue, which is no key of agx's.
     with SyncRedis.from_url(redis_url) as client:
         client.delete("jobs")
 
 
-def test_the_install_line(tmp_path: Path) -> None:
-    with Terminals(tmp_path, {}) as terminals:
-        terminals.check_install(INSTALL)
+@pytest.fixture
+def site(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterator[Site]:
+    with running_site(Blocks(PAGE), tmp_path, redis_url, model_server) as site:
+        yield site
 
 
-def test_the_pages_commands(site: Site, model_server: ModelServer) -> None:
-    model_server.script(say("Hello from the worker"))
-    said = site.run(ASK.replace("http://localhost:8000", site.url))
-    events = [json.loads(line[len("data: ") :]) for line in said.splitlines() if line.startswith("data: ")]
-    assert text_of(events) == "Hello from the worker"
-    assert f'{{"run_id":"{events[0]["body"]["run_id"]}"}}' in said
-    assert said.endswith("false")
+async def test_every_block(configured: Redis, redis_url: str, model_server: ModelServer, tmp_path: Path) -> None:
+    with every_block("docs/how-to/worker.md") as page:
+        # The last one first: it is held against all facts there are.
+        await an_agent_that_somebody_else_drives(page.take("python", "AgxCapability"), configured)
+        with running_site(page, tmp_path, redis_url, model_server) as site:
+            site.run(page.take("bash", "pip install"))
+            model_server.script(say("Hello from the worker"))
+            said = site.run(page.take("bash", "curl").replace("http://localhost:8000", site.url))
+            events = [json.loads(line[len("data: ") :]) for line in said.splitlines() if line.startswith("data: ")]
+            assert text_of(events) == "Hello from the worker"
+            assert f'{{"run_id":"{events[0]["body"]["run_id"]}"}}' in said
+            assert said.endswith("false")
+
+
+async def an_agent_that_somebody_else_drives(code: str, redis: Redis) -> None:
+    page: dict[str, Any] = {}
+    exec(code, page)
+    with page["agent"].override(model=TestModel(custom_output_text="short")):
+        assert await page["summarise"]("acme", "ada", "document-1", "a long text") == "short"
+        assert await page["title"]("a long text") == "short"
+    assert text_of(await collect("acme", "ada", "document-1")) == "short"
+    told = await read_told(redis)
+    assert [ended.agent for ended in told.of(facts.RunEnded)] == ["summariser", "summariser"]
+    assert [session async for *_, session in agx.q("acme", "ada")] == []
 
 
 def test_a_second_question_is_followed_from_its_own_beginning(site: Site, model_server: ModelServer) -> None:
@@ -157,15 +162,3 @@ def test_wrong_input_is_refused(site: Site) -> None:
     assert site.client.post("/a:b", params={"prompt": "Hi"}).status_code == 422
     assert site.client.get("/first/events", headers={"Last-Event-ID": "no"}).status_code == 422
     assert site.client.get("/first/events", headers={"Authorization": "Bearer no"}).status_code == 401
-
-
-async def test_an_agent_that_somebody_else_drives(configured: Redis) -> None:
-    page: dict[str, Any] = {}
-    exec(DRIVEN, page)
-    with page["agent"].override(model=TestModel(custom_output_text="short")):
-        assert await page["summarise"]("acme", "ada", "document-1", "a long text") == "short"
-        assert await page["title"]("a long text") == "short"
-    assert text_of(await collect("acme", "ada", "document-1")) == "short"
-    told = await read_told(configured)
-    assert [ended.agent for ended in told.of(facts.RunEnded)] == ["summariser", "summariser"]
-    assert [session async for *_, session in agx.q("acme", "ada")] == []

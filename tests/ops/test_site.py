@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from support.browser import running_chromium
 from support.docs import DOCS, ROOT
 
 PAGES = [
@@ -121,10 +121,7 @@ def served(site: Path) -> Iterator[str]:
 
 @pytest.mark.browser
 def test_a_reader_finds_things_and_nothing_is_asked_for_elsewhere(site: Path) -> None:
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not on the PATH: install it, or deselect with -m 'not browser'"
-    with served(site) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with served(site) as url, running_chromium() as browser:
         for width, scheme in ((1280, "light"), (390, "dark")):
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
             asked: list[str] = []
@@ -140,4 +137,3 @@ def test_a_reader_finds_things_and_nothing_is_asked_for_elsewhere(site: Path) ->
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert [one for one in asked if not one.startswith(url)] == []
             assert not errors
-        browser.close()

@@ -22,7 +22,7 @@ class Block:
 
 
 class Blocks:
-    """The blocks of a page that no test has taken yet."""
+    """The blocks of a page (from the top of the repository) that no test has taken yet."""
 
     def __init__(self, page: str) -> None:
         self.page = page
@@ -39,18 +39,13 @@ class Blocks:
 
 @contextmanager
 def every_block(page: str) -> Iterator[Blocks]:
-    """Give the blocks of a page (from the top of the repository) to the one test that runs them all.
+    """Give the blocks of a page to the one test that runs them all.
 
     It fails where the test leaves one; `tests/acceptance/test_docs.py` fails where a page has no such test.
     """
     blocks = Blocks(page)
     yield blocks
     assert not blocks.left, f"{page} has blocks that no test runs: {blocks.left}"
-
-
-def code_blocks(page: str, language: str) -> list[str]:
-    """Return the blocks of a page (from `docs/`) in a language, in their order."""
-    return [block.code for block in read_blocks(DOCS / page) if block.language == language]
 
 
 def read_blocks(path: Path) -> list[Block]:

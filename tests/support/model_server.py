@@ -110,6 +110,11 @@ class ModelServer:
         """For OpenAIProvider(base_url=...) and OPENAI_BASE_URL."""
         return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """For the documentation's services, to make this their model."""
+        return {"MODEL": f"openai-chat:{MODEL}", "OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": "test"}
+
     def script(self, *replies: Reply) -> None:
         """Queue one reply per request that will come; a request beyond them gets status 501."""
         self._script.extend(replies)

@@ -1,4 +1,4 @@
-"""The commands of the documentation's pages, run by bash as their readers run them."""
+"""The shell blocks of the documentation, run by bash as their readers run them, where they harm nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
+
 from agx.child import Child
-from support.waiting import wait_until_sync
+
+from .docs import ROOT
+from .waiting import wait_until_sync
+
+_ENVIRONMENT = {
+    # So that a page's commands are those of the environment that the tests run in.
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    # What these would change is only said: pip has to find everything installed, and make names its commands. The
+    # package is not on an index that a test could rely on, and a demo does not end by itself.
+    "PIP_DRY_RUN": "1",
+    "PIP_NO_INDEX": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "MAKEFLAGS": "n",
+    # pip warns of its own parts.
+    "PYTHONWARNINGS": "error,ignore:pkg_resources is deprecated:DeprecationWarning",
+}
+# What pages fetch from the repository is this tree's.
+_REPOSITORY = "https://raw.githubusercontent.com/opale/pydantic-ai-stream/main"
 
 
 class Terminals:
@@ -21,55 +40,49 @@ class Terminals:
     `environment`: what commands get beside this process's own variables; it may be added to.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
         self.home = home
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONWARNINGS": "error",
-            **environment,
-        }
+        self.environment = {**os.environ, **_ENVIRONMENT, **(environment or {})}
         self._running: list[tuple[Child, Path]] = []
 
     def run(self, block: str) -> str:
-        """Run a block in the foreground; return what it prints."""
+        """Run a block to its end; return what it prints. pip and make only say what they would do.
+
+        A warning fails it too: of an extra that does not exist pip says no more than that.
+        """
         done = subprocess.run(
-            self._shell(block),
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-            check=False,
+            self._shell(block), env=self.environment, capture_output=True, text=True, timeout=60, check=False
         )
-        assert done.returncode == 0, done.stdout
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        assert "WARNING" not in done.stderr, f"{block}\n{done.stderr}"
         return done.stdout
 
-    def keep_running(self, block: str, *more: str) -> tuple[Child, Path]:
-        """Run a block in a terminal of its own; return its shell, and where it says what it says.
+    def keep_running(self, block: str, *more: str, url: str = "") -> tuple[Child, Path]:
+        """Run a block in a terminal of its own; return its last command, and where it says what it says.
 
-        `more` is added to its last command.
+        `more` is added to the last command. `url`: what it serves, which is waited for.
         """
         log = self.home / f"terminal-{len(self._running)}.log"
         command = self._shell(" ".join([block.strip(), *more]))
         child = Child(command, log=log, home=self.home / "nothing", environment=self.environment)
         self._running.append((child, log))
+        if url:
+            with httpx.Client(trust_env=False) as client:
+                wait_until_sync(lambda: _is_served(client, url, child, log), what=f"{url} is served")
         return child, log
-
-    def check_install(self, block: str) -> None:
-        """Run a block of `pip install`: what it names must be what this environment has; nothing is fetched."""
-        said = self.run(f"export PIP_NO_INDEX=1 PYTHONWARNINGS=\n{block}")
-        assert "does not provide the extra" not in said, said
 
     def interrupt(self, child: Child, how: signal.Signals = signal.SIGINT) -> int:
         """Send a signal to whatever a terminal runs; return the exit code once it has ended."""
-        if not child.ended:
-            os.killpg(child.pid, how)
-            wait_until_sync(lambda: child.ended, what="the end of what a terminal runs")
-        return child.end()
+        try:
+            if not child.ended:
+                os.killpg(child.pid, how)
+                wait_until_sync(lambda: child.ended, what="the end of what a terminal runs")
+        finally:
+            code = child.end()
+        return code
 
     def _shell(self, block: str) -> list[str]:
-        return ["bash", "-euc", f"cd '{self.home}'\n{block}"]
+        return ["bash", "-euc", f"cd '{self.home}'\n{block.replace(_REPOSITORY, ROOT.as_uri())}"]
 
     def __enter__(self) -> Self:
         return self
@@ -78,3 +91,12 @@ class Terminals:
         for child, log in reversed(self._running):
             self.interrupt(child)
             print(f"== {log.name}\n{log.read_text(errors='replace')}")
+
+
+def _is_served(client: httpx.Client, url: str, child: Child, log: Path) -> bool:
+    if child.ended:
+        raise RuntimeError(f"it ended: {log.read_text()}")
+    try:
+        return client.get(url).is_success
+    except httpx.TransportError:
+        return False

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,25 +11,25 @@ from typing import Any
 
 import httpx
 
-from agx.child import Child, draw_ports
-from support.docs import code_blocks
-from support.model_server import MODEL, ModelServer
-from support.shell import PATH, serve
-from support.waiting import wait_until_sync
+from agx.child import draw_ports
+
+from .docs import Blocks
+from .model_server import ModelServer
+from .terminals import Terminals
 
 ADA = {"Authorization": "Bearer token-of-ada"}  # scope acme, user ada
 BOB = {"Authorization": "Bearer token-of-bob"}
-_PAGES = {"service": "how-to/fastapi.md", "chat": "how-to/chat.md"}
+_PAGES = {"service": "docs/how-to/fastapi.md", "chat": "docs/how-to/chat.md"}
 
 
 class WebService:
     """A running service; `client` asks as Ada."""
 
-    def __init__(self, child: Child, url: str, client: httpx.Client, log: Path) -> None:
-        self.child = child
-        self.url = url
+    def __init__(self, terminals: Terminals, line: str, client: httpx.Client) -> None:
+        self.url = str(client.base_url).rstrip("/")
         self.client = client
-        self.log = log
+        self._terminals = terminals
+        self._child, self.log = terminals.keep_running(line, url=f"{self.url}/openapi.json")
 
     def start(self, session: str, prompt: str) -> str:
         """Start a run; return its id."""
@@ -42,9 +40,7 @@ class WebService:
 
     def end(self, how: Signals = SIGTERM) -> int:
         """Stop the service with a signal, as patiently as a busy machine needs; return its exit code."""
-        os.kill(self.child.pid, how)
-        wait_until_sync(lambda: self.child.ended, what="the service has ended")
-        return self.child.end(how)
+        return self._terminals.interrupt(self._child, how)
 
 
 @contextmanager
@@ -61,43 +57,21 @@ def running_service(
     `line`: a page's own, for the shell, that serves it.
     """
     for name, page in _PAGES.items():
-        (home / f"{name}.py").write_text(code_blocks(page, "python")[0])
+        (home / f"{name}.py").write_text(Blocks(page).take("python"))
     for name, content in (extra or {}).items():
         (home / name).write_text(content)
     (port,) = draw_ports(1)
     environment = {
-        **os.environ,
         "REDIS_URL": redis_url,
-        "MODEL": "test" if model is None else f"openai-chat:{MODEL}",
-        "OPENAI_BASE_URL": "" if model is None else model.base_url,
-        "OPENAI_API_KEY": "test",
         "GRACE": "0.2",
-        "PYTHONPATH": str(home),
-        "PYTHONWARNINGS": "error",
         "UVICORN_PORT": str(port),
-        "PATH": PATH,
+        **({"MODEL": "test"} if model is None else model.environment),
     }
-    log = home / "service.log"
-    serving = [sys.executable, "-m", "uvicorn", f"{module}:app"] if line is None else serve(line)
-    child = Child(serving, log=log, home=home / "nothing", environment=environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with httpx.Client(base_url=url, headers=ADA, timeout=30, trust_env=False) as client:
-            wait_until_sync(lambda: _answers(client, child, log), what="the service is up")
-            yield WebService(child, url, client, log)
-    finally:
-        if not child.ended:
-            child.end()
-        print(log.read_text())
-
-
-def _answers(client: httpx.Client, child: Child, log: Path) -> bool:
-    if child.ended:
-        raise RuntimeError(f"the service ended: {log.read_text()}")
-    try:
-        return client.get("/openapi.json").status_code == 200
-    except httpx.TransportError:
-        return False
+    with (
+        Terminals(home, environment) as terminals,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=ADA, timeout=30, trust_env=False) as client,
+    ):
+        yield WebService(terminals, line or f"uvicorn {module}:app", client)
 
 
 def read_events(response: httpx.Response) -> Iterator[dict[str, Any]]:
