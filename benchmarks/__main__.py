@@ -55,6 +55,8 @@ def measure_tokens() -> list[Row]:
                 max(ours.wall_ratio, ours.cpu_ratio) <= goal,
             )
         )
+        hook = _ratios(costs["hooked"])
+        rows.append(Row("of that, pydantic-ai's own, with a capability that does nothing", "", hook, "", ""))
     short = _flat_out(40, 1, rounds=7, peer_rounds=3)
     fixed = {name: short[name].cost.cpu_us - short["limit"].cost.cpu_us for name in ("agx", "peer")}
     rows.append(

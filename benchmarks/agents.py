@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic_ai_stream as peer
-from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.messages import AgentStreamEvent, ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
 
@@ -62,6 +63,21 @@ async def drive_bare(agent: Agent[Any, str], session_id: str) -> None:
                 async with node.stream(run.ctx) as stream:
                     async for _ in stream:
                         pass
+
+
+@dataclass
+class _Idle(AbstractCapability[Any]):
+    """Looks at the events, and does nothing with them."""
+
+    def wrap_run_event_stream(
+        self, ctx: RunContext[Any], *, stream: AsyncIterable[AgentStreamEvent]
+    ) -> AsyncIterable[AgentStreamEvent]:
+        return stream
+
+
+async def drive_hooked(agent: Agent[Any, str], session_id: str) -> None:
+    """What pydantic-ai itself costs as soon as anybody looks at its events from a capability, as agx does."""
+    await agent.run("Hello", capabilities=[_Idle()])
 
 
 @dataclass

@@ -13,7 +13,17 @@ from pydantic_ai import Agent
 
 import agx
 
-from .agents import Drive, configure_agx, drive_agx, drive_bare, make_agent, new_session, peer_client, peer_drive
+from .agents import (
+    Drive,
+    configure_agx,
+    drive_agx,
+    drive_bare,
+    drive_hooked,
+    make_agent,
+    new_session,
+    peer_client,
+    peer_drive,
+)
 from .workers import Line
 
 
@@ -41,11 +51,12 @@ async def flat_out(line: Line, url: str, load: tuple[int, int], times: tuple[int
     configure_agx(url)
     async with peer_client(url) as redis:
         peer = peer_drive(redis)
-        for drive in (drive_bare, drive_agx, peer):
+        for drive in (drive_bare, drive_hooked, drive_agx, peer):
             await _round(drive, min(sessions, 5), 50)
         rows: list[dict[str, Cost]] = []
         for n in range(rounds):
             row = {"limit": await _round(drive_bare, sessions, deltas)}
+            row["hooked"] = await _round(drive_hooked, sessions, deltas)
             row["agx"] = await _round(drive_agx, sessions, deltas)
             if n < peer_rounds:
                 row["peer"] = await _round(peer, sessions, deltas)
