@@ -280,6 +280,7 @@ async def test_it_is_legible_in_light_and_dark(
     await page.goto(f"http://127.0.0.1:{console_port(sidecar)}/")
     await page.get_by_role("link", name="staged").click()
     await expect(page.get_by_role("heading", name="staged")).to_be_visible()
+    await page.wait_for_load_state("load")  # its style sheet, too
     ratios = await page.evaluate(_CONTRASTS)
     assert len(ratios) > 20
     assert min(ratios) >= 4.5  # WCAG AA
