@@ -24,6 +24,7 @@ from .answers import (
     ID_PATTERN,
     NOTHING,
     Authorize,
+    GetWho,
     SessionId,
     add_cancel,
     answering_errors,
@@ -56,6 +57,9 @@ _USER_MESSAGE: JsonDict = {
     "required": ["id", "role", "parts"],
     "additionalProperties": False,
 }
+
+
+EventStream = VercelAIEventStream[Any, Any]
 
 
 class ChatRequest(BaseModel, extra="allow"):
@@ -110,16 +114,9 @@ def make_vercel_ai_router(
     Asker = Annotated[Who, Depends(who)]
 
     def stream_run(asker: Who, session_id: str, message_id: str | None, opening: list[ModelMessage]) -> Response:
-        stream: VercelAIEventStream[Any, Any] = VercelAIEventStream(
-            sdk_version=sdk_version, server_message_id=message_id
-        )
-
-        async def frames() -> AsyncGenerator[str, None]:
-            async with aclosing(_replay_answer(asker, session_id, opening)) as events:
-                async for frame in stream.encode_stream(stream.transform_stream(events)):
-                    yield frame
-
-        return stream_events(frames(), keep_alive=keep_alive, headers=stream.response_headers)
+        stream: EventStream = VercelAIEventStream(sdk_version=sdk_version, server_message_id=message_id)
+        frames = _frames(stream, _replay_answer(asker, session_id, opening))
+        return stream_events(frames, keep_alive=keep_alive, headers=stream.response_headers)
 
     @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
     async def send_message(request: ChatRequest, asker: Asker) -> Response:
@@ -149,8 +146,13 @@ def make_vercel_ai_router(
         # The message's id is the run's: whoever resumes replaces what it had of it.
         return stream_run(asker, session_id, found.run_id, found.opening)
 
+    _add_history(router, who, sessions, sdk_version)
+    return router
+
+
+def _add_history(router: APIRouter, who: GetWho, sessions: SessionStore, sdk_version: SdkVersion) -> None:
     @router.get("/{session_id}")
-    async def read_history(session_id: SessionId, asker: Asker) -> ChatHistory:
+    async def read_history(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> ChatHistory:
         """Return the conversation as UIMessages."""
         with answering_errors():
             found = await read_conversation(sessions, asker, session_id)
@@ -159,8 +161,6 @@ def make_vercel_ai_router(
             # Whoever resumes gets the answer from its beginning.
             messages = messages[: end_of_prompt(messages)]
         return ChatHistory(messages=_dump(messages, sdk_version), run_id=found.run_id, live=found.live)
-
-    return router
 
 
 def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version: SdkVersion, lost: str | None) -> Turn:
@@ -179,6 +179,12 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version
         prompt = prompt_of(VercelAIAdapter.load_messages([message]))
     # There is nothing to drop where the run was lost.
     return ask_again(prompt) if again and text_of(prompt) != lost else say(prompt)
+
+
+async def _frames(stream: EventStream, events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(events):
+        async for frame in stream.encode_stream(stream.transform_stream(events)):
+            yield frame
 
 
 async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage]) -> AsyncGenerator[Event, None]:
