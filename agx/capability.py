@@ -186,6 +186,7 @@ class AgxCapability(AbstractCapability[Any]):
     # Not `wrap_node_run`: every coroutine between the loop and the model is gone through several times a token.
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: AgentNode[Any]) -> AgentNode[Any]:
+        # The only node hook that the final node of `run_stream()` fires: that one ends with its run, too.
         self._begin_node(ctx, node)
         return node
 
