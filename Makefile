@@ -41,7 +41,8 @@ check: $(READY) ## Lint, types, and generated files up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m agx_sidecar.catalogue | diff - docs/metrics.md
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python -m agx_sidecar.metrics.catalogue | diff - docs/metrics.md
 	$(BIN)/python -m dashboards --check
 	$(BIN)/python helm/sync.py --check
 
@@ -53,7 +54,7 @@ docs: $(READY) ## Build the documentation's site into build/site; a link that le
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 docs-metrics: $(READY) ## Write docs/metrics.md from the sidecar's own catalogue
-	$(BIN)/python -m agx_sidecar.catalogue > docs/metrics.md
+	$(BIN)/python -m agx_sidecar.metrics.catalogue > docs/metrics.md
 
 dashboards: $(READY) ## Write the Grafana boards from their Python
 	$(BIN)/python -m dashboards

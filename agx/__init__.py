@@ -1,29 +1,37 @@
-"""agx runs pydantic-ai agents for a service: followed, replayed, resumed, cancelled and measured from any process."""
+"""agx runs pydantic-ai agents for a service: followed, replayed, resumed, cancelled and measured from any process.
 
-from .canceller import cancel
-from .capability import AgxCapability
-from .config import Config, configure
-from .deps import Deps
-from .engine import aclose
-from .errors import (
-    AgxCanceledError,
-    AgxError,
-    BodyError,
-    LeaseLostError,
-    NotConfiguredError,
-    RedisUnavailableError,
-    RunFailedError,
-    SessionBusyError,
-    SessionConflictError,
-    SessionSaveError,
-)
-from .events import Runtime
-from .listener import listen
-from .redis_session import RedisSession
-from .runner import run
-from .session import Session
-from .sse import sse
-from .stream import add, is_live, q, start, stop
+This is the menu of public names. A name's module is imported when the name is first used: `agx ls` and the sidecar
+start without pydantic-ai, whose import takes a second.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import Config, configure
+    from .engine.cancellation import cancel
+    from .engine.engine import aclose
+    from .errors import (
+        AgxCanceledError,
+        AgxError,
+        BodyError,
+        LeaseLostError,
+        NotConfiguredError,
+        RedisUnavailableError,
+        RunFailedError,
+        SessionBusyError,
+        SessionConflictError,
+        SessionSaveError,
+    )
+    from .listeners.listener import listen
+    from .listeners.manual import add, is_live, q, start, stop
+    from .listeners.sse import sse
+    from .runs.capability import AgxCapability
+    from .runs.deps import Deps
+    from .runs.runner import run
+    from .sessions.base import Session
+    from .sessions.redis_session import RedisSession
+    from .stream.events import Runtime
 
 __version__ = "0.2.0"
 
@@ -56,3 +64,31 @@ __all__ = [
     "start",
     "stop",
 ]
+
+_MODULES = {
+    "config": ("Config", "configure"),
+    "engine.cancellation": ("cancel",),
+    "engine.engine": ("aclose",),
+    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "listeners.listener": ("listen",),
+    "listeners.manual": ("add", "is_live", "q", "start", "stop"),
+    "listeners.sse": ("sse",),
+    "runs.capability": ("AgxCapability",),
+    "runs.deps": ("Deps",),
+    "runs.runner": ("run",),
+    "sessions.base": ("Session",),
+    "sessions.redis_session": ("RedisSession",),
+    "stream.events": ("Runtime",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,9 +7,9 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import keys
 from .errors import NotConfiguredError
-from .facts import Service
+from .facts.schema import Service
+from .redis import keys
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster

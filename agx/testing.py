@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .keys import Id
-from .listener import listen
-from .server import EmbeddedServer
-from .session import Session
+from .embedded.server import EmbeddedServer
+from .listeners.listener import listen
+from .redis.keys import Id
+from .sessions.base import Session
 
 __all__ = ["MemorySession", "collect", "embedded_redis"]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 from . import machine, report, workers
 from .cancels import measure_cancels

@@ -23,13 +23,14 @@ from pathlib import Path
 import redis
 from redis.asyncio import Redis
 
-from agx import facts, keys
-from agx.child import Child, draw_ports
-from agx.server import EmbeddedServer
-from agx_sidecar.exposition import render
-from agx_sidecar.fold import Fold, Position
+from agx.embedded.child import Child, draw_ports
+from agx.embedded.server import EmbeddedServer
+from agx.facts import schema as facts
+from agx.redis import keys
 from agx_sidecar.link import Link
-from agx_sidecar.series import Series
+from agx_sidecar.metrics.exposition import render
+from agx_sidecar.metrics.fold import Fold, Position
+from agx_sidecar.metrics.series import Series
 from agx_sidecar.source import read_after
 
 from .machine import CLIENT_CORE, SERVER_CORE, cpu_seconds, describe, pin

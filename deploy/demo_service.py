@@ -14,7 +14,12 @@ from redis.asyncio import Redis
 
 import agx
 from agx.demo.ledger import Ledger, Ran
-from agx.demo.scenes import CANCELLED, COMPLETED, FAILED, LOST
+from agx.demo.scenes import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    LOST,
+)
 from agx.demo.traffic import Card, Traffic
 
 MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]

@@ -16,7 +16,7 @@ from support.model_server import ModelServer, openai_model
 from support.otlp import OtlpReceiver
 
 import agx
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 
 def pytest_configure(config: pytest.Config) -> None:

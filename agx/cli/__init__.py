@@ -9,7 +9,14 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import AgxError
-from . import cancel, demo, doctor, ls, stats, tail
+from . import (
+    cancel,
+    demo,
+    doctor,
+    ls,
+    stats,
+    tail,
+)
 
 _COMMANDS = (demo, ls, tail, cancel, stats, doctor)
 _CODES = """exit codes:

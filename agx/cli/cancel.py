@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ..canceller import cancel
-from .options import Commands, add_command, add_place, add_session, find_session, open_place
+from ..engine.cancellation import cancel
+from .options import (
+    Commands,
+    add_command,
+    add_place,
+    add_session,
+    find_session,
+    open_place,
+)
 from .terminal import print_json
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
-from .. import keys
-from ..entryid import parse_id
-from ..fleet import find_live, read_clock, read_partitions
-from ..lease import META_FORMAT
+from ..engine.leases import META_FORMAT
+from ..fleet.fleet import find_live, read_clock, read_partitions
+from ..redis import keys
+from ..redis.entry_id import parse_id
 from .options import Place
 from .rights import find_rights
 from .terminal import span

@@ -7,7 +7,12 @@ import asyncio
 
 from ..errors import AgxError
 from .checkup import Finding, check_everything
-from .options import Commands, add_command, add_place, open_place
+from .options import (
+    Commands,
+    add_command,
+    add_place,
+    open_place,
+)
 from .terminal import open_console, print_json, tame
 
 _MARKS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "fault": ("✘", "red")}

@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ..fleet import LiveRun, find_live, read_clock, read_last
-from ..hub import StreamEntry
-from .options import Commands, add_command, add_place, open_place
+from ..fleet.fleet import (
+    LiveRun,
+    find_live,
+    read_clock,
+    read_last,
+)
+from ..stream.hub import StreamEntry
+from .options import (
+    Commands,
+    add_command,
+    add_place,
+    open_place,
+)
 from .terminal import print_json, print_table, span
 
 

@@ -12,13 +12,18 @@ from typing import TypeAlias
 
 from redis.exceptions import AuthenticationError, RedisError
 
-from ..address import Client, open_redis, read_address, read_prefix
 from ..config import Config, configure
-from ..connections import Bus
-from ..engine import aclose, current_engine
+from ..engine.engine import aclose, current_engine
 from ..errors import AgxError, RedisUnavailableError
-from ..fleet import find_live, read_partitions
-from ..keys import SessionKeys
+from ..fleet.fleet import find_live, read_partitions
+from ..redis.address import (
+    Client,
+    open_redis,
+    read_address,
+    read_prefix,
+)
+from ..redis.bus import Bus
+from ..redis.keys import SessionKeys
 
 _WIDTH = 78  # of a description, as argparse has it in a terminal of 80
 

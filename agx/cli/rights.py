@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from .. import keys
-from ..address import Client
+from ..redis import keys
+from ..redis.address import Client
 
 Command = tuple[str | int, ...]
 

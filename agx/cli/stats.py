@@ -7,10 +7,21 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from .. import keys
-from ..facts import NodeEnded, ProcessBeat, RunEnded
-from ..fleet import NewestFacts, find_live, read_clock, read_newest
-from .options import Commands, Place, add_command, add_place, open_place
+from ..facts.schema import NodeEnded, ProcessBeat, RunEnded
+from ..fleet.fleet import (
+    NewestFacts,
+    find_live,
+    read_clock,
+    read_newest,
+)
+from ..redis import keys
+from .options import (
+    Commands,
+    Place,
+    add_command,
+    add_place,
+    open_place,
+)
 from .terminal import print_json, print_table, span
 
 _OUTCOMES = ("completed", "cancelled", "failed", "lost")

@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..errors import AgxError
-from ..hub import StreamEntry
-from ..listener import follow
-from .options import Commands, add_command, add_place, add_session, find_session, open_place
-from .terminal import STYLES, open_console, span, tame
+from ..listeners.listener import follow
+from ..stream.hub import StreamEntry
+from .options import (
+    Commands,
+    add_command,
+    add_place,
+    add_session,
+    find_session,
+    open_place,
+)
+from .terminal import (
+    STYLES,
+    open_console,
+    span,
+    tame,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,8 +24,8 @@ from pydantic_ai.models.function import (
     FunctionModel,
 )
 
-from ..deps import Deps
-from ..facts import ToolOutcome
+from ..facts.schema import ToolOutcome
+from ..runs.deps import Deps
 from .scenes import Scene, Turn
 
 Delta = str | DeltaToolCalls | DeltaThinkingCalls | BuiltinToolCallsReturns

@@ -13,11 +13,18 @@ from redis.asyncio import Redis
 from rich.console import Console
 
 from ..config import Config, configure
-from ..engine import aclose
-from ..server import EmbeddedServer
+from ..embedded.server import EmbeddedServer
+from ..engine.engine import aclose
 from .comparison import Row, compare
 from .ledger import Ledger
-from .scenes import CANCELLED, COMPLETED, FAILED, LOST, ONCE, Scene
+from .scenes import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    LOST,
+    ONCE,
+    Scene,
+)
 from .screen import Screen
 from .sidecar import SidecarProcess
 from .traffic import LEASE_TTL, Traffic, find_model

@@ -8,8 +8,8 @@ import sys
 from redis.asyncio import Redis
 
 from ..config import Config, configure
-from ..engine import aclose
-from ..runner import run
+from ..engine.engine import aclose
+from ..runs.runner import run
 from ..testing import MemorySession
 from .agents import AGENTS, DemoDeps, ScriptedModel
 from .scenes import POWER_CUT

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.usage import RequestUsage
 
-from ..facts import Outcome, ToolOutcome
+from ..facts.schema import Outcome, ToolOutcome
 
 TokenType = Literal["input", "output", "cache_read", "cache_write", "reasoning"]
 

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..facts import Outcome
+from ..facts.schema import Outcome
 from .comparison import Row
 from .ledger import Ledger, Ran
 from .traffic import Card

@@ -12,7 +12,7 @@ import time
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from ..child import Child, draw_ports
+from ..embedded.child import Child, draw_ports
 from ..errors import AgxError
 
 _DEFAULT_PORTS = (9464, 9465)  # /metrics, where people's Prometheus looks for it already, and the console

@@ -17,15 +17,20 @@ from typing import Any
 
 from pydantic_ai.models import Model, infer_model
 
-from ..canceller import cancel
-from ..child import Child
+from ..embedded.child import Child
+from ..engine.cancellation import cancel
 from ..errors import AgxCanceledError, AgxError
-from ..facts import Outcome
-from ..listener import listen
-from ..runner import run
+from ..facts.schema import Outcome
+from ..listeners.listener import listen
+from ..runs.runner import run
 from ..testing import MemorySession
 from .agents import AGENTS, DemoDeps, ScriptedModel
-from .ledger import Ledger, Ran, count_tokens, has_all_usage
+from .ledger import (
+    Ledger,
+    Ran,
+    count_tokens,
+    has_all_usage,
+)
 from .scenes import Scene
 
 LEASE_TTL = 3.0  # seconds; short, so that a killed process is noticed while people still look

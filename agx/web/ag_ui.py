@@ -15,9 +15,11 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage, ToolCallPart
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
-from ..replay import Event, defer, replay
-from ..session import SessionStore
-from .answers import (
+from ..listeners.replay import Event, defer, replay
+from ..sessions.base import SessionStore
+from .history import read_conversation
+from .prompt import prompt_of, refusing_unreadable
+from .responses import (
     BAD,
     CHANGED,
     COMMON,
@@ -29,10 +31,18 @@ from .answers import (
     make_who,
     stream_events,
 )
-from .history import read_conversation
-from .prompt import prompt_of, refusing_unreadable
-from .runs import MakeDeps, Runs, Who, make_plain_deps
-from .turns import Turn, decide, pending_calls, say
+from .runs import (
+    MakeDeps,
+    Runs,
+    Who,
+    make_plain_deps,
+)
+from .turns import (
+    Turn,
+    decide,
+    pending_calls,
+    say,
+)
 
 _USER_MESSAGE: JsonDict = {
     "type": "object",

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from redis.exceptions import RedisError
 
-from ..engine import current_engine
+from ..engine.engine import current_engine
 from ..errors import RedisUnavailableError
-from ..events import Body
-from ..hub import StreamEntry
-from ..keys import SessionKeys
-from ..replay import PROMPT
-from ..session import Session, SessionStore
+from ..listeners.replay import PROMPT
+from ..redis.keys import SessionKeys
+from ..sessions.base import Session, SessionStore
+from ..stream.events import Body
+from ..stream.hub import StreamEntry
 from .runs import Who
 from .turns import close_calls, end_of_prompt
 

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
-from ..session import SessionStore
-from ..sse import event_frames
-from ..stream import is_live, q
-from .answers import (
+from ..listeners.manual import is_live, q
+from ..listeners.sse import event_frames
+from ..sessions.base import SessionStore
+from .history import read_conversation
+from .responses import (
     BAD,
     BUSY,
     COMMON,
@@ -29,8 +30,12 @@ from .answers import (
     make_who,
     stream_events,
 )
-from .history import read_conversation
-from .runs import MakeDeps, Runs, Who, make_plain_deps
+from .runs import (
+    MakeDeps,
+    Runs,
+    Who,
+    make_plain_deps,
+)
 from .turns import say
 
 _WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored

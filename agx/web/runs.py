@@ -12,13 +12,13 @@ from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
 
-from ..deps import Deps
 from ..errors import AgxCanceledError, ConversationChangedError, SessionBusyError
-from ..keys import Id
-from ..liverun import enclosing_recorder
-from ..replay import PROMPT
-from ..runner import run
-from ..session import SessionStore
+from ..listeners.replay import PROMPT
+from ..redis.keys import Id
+from ..runs.deps import Deps
+from ..runs.live_run import enclosing_recorder
+from ..runs.runner import run
+from ..sessions.base import SessionStore
 from .turns import Turn, TurnSession, text_of
 
 logger = logging.getLogger("agx")

@@ -19,7 +19,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.tools import DeferredToolResults
 
 from ..errors import ConversationChangedError
-from ..session import Session
+from ..sessions.base import Session
 
 Prompt = str | Sequence[UserContent]
 Messages = list[ModelMessage]

@@ -14,9 +14,11 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
 from pydantic_ai.ui.vercel_ai.request_types import SubmitMessage, UIMessage
 
-from ..replay import Event, replay, replay_messages
-from ..session import SessionStore
-from .answers import (
+from ..listeners.replay import Event, replay, replay_messages
+from ..sessions.base import SessionStore
+from .history import read_conversation
+from .prompt import prompt_of, refusing_unreadable
+from .responses import (
     BAD,
     CHANGED,
     COMMON,
@@ -31,10 +33,20 @@ from .answers import (
     make_who,
     stream_events,
 )
-from .history import read_conversation
-from .prompt import prompt_of, refusing_unreadable
-from .runs import MakeDeps, Runs, Who, make_plain_deps
-from .turns import Turn, ask_again, decide, end_of_prompt, say, text_of
+from .runs import (
+    MakeDeps,
+    Runs,
+    Who,
+    make_plain_deps,
+)
+from .turns import (
+    Turn,
+    ask_again,
+    decide,
+    end_of_prompt,
+    say,
+    text_of,
+)
 
 SdkVersion = Literal[5, 6, 7]
 

@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import yaml
 
-from agx.child import Child, draw_ports
+from agx.embedded.child import Child, draw_ports
+from agx.embedded.server import EmbeddedServer
 from agx.errors import AgxError
-from agx.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules" / "agx.rules.yaml"

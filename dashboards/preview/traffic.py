@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from redis import Redis
 
-from agx import keys
-from agx.facts import (
+from agx.facts.schema import (
     APPEND_BUCKETS,
     CHUNK_BUCKETS,
     FIELD,
@@ -33,6 +32,7 @@ from agx.facts import (
     UsageSource,
     encode,
 )
+from agx.redis import keys
 
 T = TypeVar("T")
 

@@ -14,18 +14,23 @@ from redis.exceptions import ResponseError
 
 from agx import __version__
 
-from . import instruments as i
 from .console.console import Console
-from .export import Export, open_exporter
-from .exposition import Snapshot, render
-from .http import Answer, HttpServer, Request, route
+from .http import (
+    Answer,
+    HttpServer,
+    Request,
+    route,
+)
 from .link import Link, open_client
 from .meta import PartitionsChangedError, wait_for_meta, watch_meta
-from .metrics import MetricsSink, leaf_of
-from .reaper import Reaper
-from .series import Series, Shown
+from .metrics import instruments as i
+from .metrics.exposition import Snapshot, render
+from .metrics.series import Series, Shown
+from .metrics.sink import MetricsSink, leaf_of
+from .recovery.reaper import Reaper
 from .settings import Settings
-from .traces import TracesSink
+from .traces.export import Export, open_exporter
+from .traces.sink import TracesSink
 
 logger = logging.getLogger(__name__)
 

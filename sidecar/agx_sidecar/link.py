@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
-from agx.address import Client, RedisAddress, open_redis
+from agx.redis.address import Client, RedisAddress, open_redis
 
 logger = logging.getLogger(__name__)
 

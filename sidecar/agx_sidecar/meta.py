@@ -6,8 +6,8 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from agx import keys
-from agx.facts import FORMAT
+from agx.facts.schema import FORMAT
+from agx.redis import keys
 
 from .link import Link
 

@@ -41,8 +41,13 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Literal
 
-from agx.address import AddressError, RedisAddress, read_address, read_prefix
 from agx.errors import AgxError
+from agx.redis.address import (
+    AddressError,
+    RedisAddress,
+    read_address,
+    read_prefix,
+)
 
 Sink = Literal["metrics", "traces"]
 

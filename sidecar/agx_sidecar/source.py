@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 from redis.exceptions import ResponseError
 
-from agx.facts import FIELD
+from agx.facts.schema import FIELD
 
 from .link import BLOCK_MS, Link
 
 Entry = tuple[str, bytes | None]  # id, and the fact as JSON where the entry has one
+
+TRACES_GROUP = "agx-traces"  # the consumer group of the traces sink
 
 READ_COUNT = 200  # entries per command: a few milliseconds of folding
 

@@ -28,8 +28,9 @@ from support.agents import KeptSession, ScopeDeps, Stage
 from support.waiting import wait_until
 
 import agx
-from agx import cli, keys
+from agx import cli
 from agx.cli import terminal
+from agx.redis import keys
 from agx.testing import collect
 
 AGX = Path(sysconfig.get_path("scripts")) / "agx"

@@ -20,7 +20,7 @@ from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 from support.model_server import MODEL, Finish, ModelServer, Refusal, Silence, Text, call, say
 from support.waiting import wait_until_sync
 
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_sse.py"
 

@@ -16,7 +16,7 @@ from support.told import Told, read_told
 from support.waiting import wait_until
 
 import agx
-from agx import facts
+from agx.facts import schema as facts
 
 SECRET = "xyzzy-prompt"
 LEASE = 0.9  # seconds

@@ -22,8 +22,8 @@ from support.told import read_told
 from support.waiting import wait_until
 
 import agx
-from agx import facts
-from agx.writer import SessionWriter
+from agx.facts import schema as facts
+from agx.stream.writer import SessionWriter
 
 TESTS = Path(__file__).parent.parent
 

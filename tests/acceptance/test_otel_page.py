@@ -15,7 +15,7 @@ from support.otlp import OtlpReceiver, ReceivedSpan
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
-from agx.child import draw_ports
+from agx.embedded.child import draw_ports
 
 SECRET = "parcel-at-the-harbour"
 

@@ -22,7 +22,7 @@ from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
 import agx
-from agx.child import Child, draw_ports
+from agx.embedded.child import Child, draw_ports
 from dashboards.preview.stack import SCRAPE_FILE
 
 pytestmark = pytest.mark.prometheus

@@ -14,7 +14,7 @@ from support.docs import ROOT, Blocks, every_block
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
-from agx.child import draw_ports
+from agx.embedded.child import draw_ports
 
 REDIS = "redis://localhost:6379"
 

@@ -20,7 +20,7 @@ from support.model_server import Finish, ModelServer, Silence, Text, call, say
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
 
-from agx.child import draw_ports
+from agx.embedded.child import draw_ports
 
 expect.set_options(timeout=30_000)  # ms
 

@@ -23,8 +23,8 @@ from support.waiting import wait_until_sync
 from support.web import ADA, BOB, read_events, text_of
 
 import agx
-from agx import facts
-from agx.child import draw_ports
+from agx.embedded.child import draw_ports
+from agx.facts import schema as facts
 from agx.testing import collect
 
 PAGE = "docs/how-to/worker.md"

@@ -10,9 +10,17 @@ from itertools import pairwise
 
 import genai_prices
 
-from agx.facts import Fact, ModelCall, NodeEnded, ProcessBeat, RunEnded, RunStarted, ToolEnded
-from agx_sidecar import instruments as i
-from agx_sidecar.instruments import Instrument
+from agx.facts.schema import (
+    Fact,
+    ModelCall,
+    NodeEnded,
+    ProcessBeat,
+    RunEnded,
+    RunStarted,
+    ToolEnded,
+)
+from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics.instruments import Instrument
 
 Series = tuple[str, frozenset[tuple[str, str]]]  # its name, and its labels that are not empty
 

@@ -10,8 +10,20 @@ from itertools import pairwise
 from sidecar.made_facts import T0, beat, call, ended, node, started, tool, usage
 from sidecar.replica import Queue
 
-from agx.facts import APPEND_BUCKETS, CHUNK_BUCKETS, Fact, Outcome, StreamTotals
-from agx_sidecar.instruments import OUTCOMES, REASONS, STAGES, TOOL_OUTCOMES, USAGE_SOURCES
+from agx.facts.schema import (
+    APPEND_BUCKETS,
+    CHUNK_BUCKETS,
+    Fact,
+    Outcome,
+    StreamTotals,
+)
+from agx_sidecar.metrics.instruments import (
+    OUTCOMES,
+    REASONS,
+    STAGES,
+    TOOL_OUTCOMES,
+    USAGE_SOURCES,
+)
 
 from .ledger import Ledger
 

@@ -13,7 +13,7 @@ from support.agents import KeptSession, ScopeDeps, Stage
 from support.told import read_facts
 
 import agx
-from agx.facts import Fact, RunEnded
+from agx.facts.schema import Fact, RunEnded
 
 SCOPE = "real"
 _AT_A_TIME = 4

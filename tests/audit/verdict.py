@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from support.waiting import wait_until_sync
 
-from agx_sidecar.instruments import CATALOGUE
+from agx_sidecar.metrics.instruments import CATALOGUE
 from dashboards.preview.stack import Stack
 
 from .ledger import Ledger, Series, series_of

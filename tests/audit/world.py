@@ -16,7 +16,7 @@ from sidecar.replica import PARTITIONS, Queue, Replica
 from support.rigs import paused
 from support.waiting import wait_until_sync
 
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 from dashboards.preview.stack import Stack, StackError, deployed_config, start_prometheus
 
 PLAIN, RELABELLED = "plain", "relabelled"  # the two scrape jobs

@@ -18,9 +18,10 @@ from sidecar.made_facts import ended, node, started, tool
 from support.otlp import OtlpReceiver
 from support.waiting import wait_until
 
-from agx import facts, keys
-from agx_sidecar.fold import RECENT
-from agx_sidecar.spans import spans_of
+from agx.facts import schema as facts
+from agx.redis import keys
+from agx_sidecar.metrics.fold import RECENT
+from agx_sidecar.traces.spans import spans_of
 
 from .stand import Stand, judge, settled, stand_up, traced
 from .verdict import Verdict

@@ -19,7 +19,7 @@ from support.rigs import cluster_rig, paused, sentinel_rig
 from support.waiting import wait_until
 
 import agx
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 from .clients import open_client
 from .plan import scope_of

@@ -18,11 +18,12 @@ from support.otlp import OtlpReceiver
 from support.proxy import Proxy
 from support.waiting import wait_until
 
-from agx import facts, keys
-from agx.facts import Fact, ProcessBeat, Trace
-from agx.server import EmbeddedServer
-from agx_sidecar.spans import spans_of
-from agx_sidecar.traces import GROUP
+from agx.embedded.server import EmbeddedServer
+from agx.facts import schema as facts
+from agx.facts.schema import Fact, ProcessBeat, Trace
+from agx.redis import keys
+from agx_sidecar.source import TRACES_GROUP
+from agx_sidecar.traces.spans import spans_of
 
 from .verdict import Verdict
 
@@ -113,7 +114,7 @@ class Stand:
             for n in range(self.queue.partitions)
             if self.queue.redis.exists(keys.queue("agx", n))
             for group in self.queue.redis.xinfo_groups(keys.queue("agx", n))
-            if group["name"] == GROUP.encode() and (group["pending"] or group["lag"])
+            if group["name"] == TRACES_GROUP.encode() and (group["pending"] or group["lag"])
         ]
 
     def stop(self) -> None:

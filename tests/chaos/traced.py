@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from support.otlp import ReceivedSpan
 
-from agx import facts
+from agx.facts import schema as facts
 
 from .world import World
 

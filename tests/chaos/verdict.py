@@ -13,7 +13,8 @@ from redis.asyncio import Redis, RedisCluster
 from support.leaks import lasting_keys
 from support.told import read_facts
 
-from agx import facts, keys
+from agx.facts import schema as facts
+from agx.redis import keys
 
 from .clients import open_client
 from .plan import plan_of

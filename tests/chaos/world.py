@@ -19,8 +19,8 @@ from support.otlp import OtlpReceiver
 from support.proxy import Proxy
 from support.rigs import paused
 
-from agx.child import Child
-from agx.server import EmbeddedServer
+from agx.embedded.child import Child
+from agx.embedded.server import EmbeddedServer
 
 from .witness import Witness
 

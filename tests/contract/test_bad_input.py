@@ -19,8 +19,13 @@ from support.scripted import Gate, deps, scripted
 from support.waiting import wait_until
 
 import agx
-from agx.errors import AgxError, BodyError, NotConfiguredError, RedisUnavailableError
-from agx.facts import RunEnded
+from agx.errors import (
+    AgxError,
+    BodyError,
+    NotConfiguredError,
+    RedisUnavailableError,
+)
+from agx.facts.schema import RunEnded
 from agx.testing import MemorySession
 
 GENEROUS = 30  # seconds; that nothing hangs is the point, not how fast it fails

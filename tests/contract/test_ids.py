@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from support.scripted import MyDeps, scripted
 
 import agx
-from agx import keys
+from agx.redis import keys
 from agx.testing import MemorySession
 
 # The contract's own words, not the code's.

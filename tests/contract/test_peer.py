@@ -18,7 +18,7 @@ from support.observed import check_seq, of_kind, read_facts, read_stream, text_o
 from support.scripted import Gate, MyDeps, call, deps, scripted
 
 import agx
-from agx.facts import RunEnded
+from agx.facts.schema import RunEnded
 from agx.testing import MemorySession
 
 STREAM = "pyaix:1:1:s"

@@ -18,7 +18,7 @@ from support.rigs import cluster_rig, sentinel_rig
 from support.waiting import wait_until
 
 import agx
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 RUNS = 200
 KEY = "agx:t1:1:s1"  # of one of them

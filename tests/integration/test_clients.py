@@ -14,7 +14,7 @@ from support.scripted import Gate, MyDeps, call, deps, scripted
 from support.waiting import wait_until
 
 import agx
-from agx.facts import RunEnded
+from agx.facts.schema import RunEnded
 from agx.testing import MemorySession, collect
 
 

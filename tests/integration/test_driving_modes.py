@@ -17,7 +17,12 @@ from support.scripted import Gate, MyDeps, call, deps, scripted, think
 from support.sdk import SpanLedger, installed_sdk
 
 import agx
-from agx.facts import NodeEnded, RunEnded, RunStarted, ToolEnded
+from agx.facts.schema import (
+    NodeEnded,
+    RunEnded,
+    RunStarted,
+    ToolEnded,
+)
 from agx.testing import MemorySession
 
 Driven = Agent[MyDeps, str]

@@ -18,7 +18,7 @@ from support.observed import Entry, check_seq, of_kind, read_facts, read_stream,
 from support.scripted import MyDeps, call, deps, scripted, think
 
 import agx
-from agx.facts import NodeEnded, RunEnded, ToolEnded
+from agx.facts.schema import NodeEnded, RunEnded, ToolEnded
 from agx.testing import MemorySession
 
 

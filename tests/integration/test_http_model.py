@@ -27,7 +27,12 @@ from support.scripted import MyDeps, deps
 from support.waiting import wait_until
 
 import agx
-from agx.facts import ModelCall, NodeEnded, RunEnded, ToolEnded
+from agx.facts.schema import (
+    ModelCall,
+    NodeEnded,
+    RunEnded,
+    ToolEnded,
+)
 from agx.testing import MemorySession
 
 pytestmark = pytest.mark.usefixtures("configured")

@@ -16,7 +16,8 @@ from support.told import read_facts, read_told
 from support.waiting import wait_until
 
 import agx
-from agx import facts, keys
+from agx.facts import schema as facts
+from agx.redis import keys
 
 STREAM = "agx:1:1:s"
 

@@ -26,7 +26,7 @@ from support.observed import check_seq, read_stream, text_of
 from support.scripted import MyDeps, call, deps, scripted
 
 import agx
-from agx.events import encode_body
+from agx.stream.events import encode_body
 from agx.testing import MemorySession
 
 

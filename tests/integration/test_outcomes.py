@@ -19,7 +19,7 @@ from support.sdk import SpanLedger, installed_sdk
 from support.told import Told, read_told
 
 import agx
-from agx import facts
+from agx.facts import schema as facts
 
 
 @dataclass

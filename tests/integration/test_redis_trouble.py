@@ -23,8 +23,9 @@ from support.told import read_told
 from support.waiting import wait_until
 
 import agx
-from agx import facts, keys
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
+from agx.facts import schema as facts
+from agx.redis import keys
 
 LEASE = 0.6  # seconds
 

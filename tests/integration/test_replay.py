@@ -41,8 +41,15 @@ from support.waiting import wait_until
 
 import agx
 from agx.errors import RunFailedError
-from agx.hub import StreamEntry
-from agx.replay import ErrorEvent, Event, InfoEvent, replay, replay_entries, replay_messages
+from agx.listeners.replay import (
+    ErrorEvent,
+    Event,
+    InfoEvent,
+    replay,
+    replay_entries,
+    replay_messages,
+)
+from agx.stream.hub import StreamEntry
 
 pytestmark = pytest.mark.usefixtures("configured")
 

@@ -13,10 +13,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from support.waiting import wait_until_sync
 
-from agx import server as server_module
-from agx.child import draw_ports
+from agx.embedded import server as server_module
+from agx.embedded.child import draw_ports
+from agx.embedded.server import EmbeddedServer, find_binary
 from agx.errors import AgxError
-from agx.server import EmbeddedServer, find_binary
 
 # A process that starts a server from a thread that ends at once, says who it is, and waits.
 PARENT = """

@@ -18,11 +18,11 @@ from support.proxy import Proxy
 from support.waiting import wait_until
 
 import agx
+from agx.embedded.server import EmbeddedServer
 from agx.errors import SessionConflictError
-from agx.redis_session import RedisSessions
-from agx.server import EmbeddedServer
-from agx.session import Session, SessionStore
-from agx.sql_session import SqlSessions, make_table
+from agx.sessions.base import Session, SessionStore
+from agx.sessions.redis_session import RedisSessions
+from agx.sessions.sql_session import SqlSessions, make_table
 
 
 @pytest.fixture(scope="session")

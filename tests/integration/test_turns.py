@@ -23,11 +23,17 @@ from support.scripted import Gate, call, scripted
 
 import agx
 from agx.errors import ConversationChangedError
-from agx.session import Session, StoredSession
+from agx.sessions.base import Session, StoredSession
 from agx.testing import collect
 from agx.web.history import read_conversation
 from agx.web.runs import Runs, Who, make_plain_deps
-from agx.web.turns import ask_again, close_calls, decide, pending_calls, say
+from agx.web.turns import (
+    ask_again,
+    close_calls,
+    decide,
+    pending_calls,
+    say,
+)
 
 pytestmark = pytest.mark.usefixtures("configured")
 
@@ -47,7 +53,7 @@ class Store:
     loaded: Hook = nothing
     saved: Hook = nothing
 
-    def open(self, scope_id: agx.keys.Id, user_id: agx.keys.Id, session_id: agx.keys.Id) -> Session:
+    def open(self, scope_id: agx.redis.keys.Id, user_id: agx.redis.keys.Id, session_id: agx.redis.keys.Id) -> Session:
         return Stored(self, str(session_id))
 
     async def list(self, *ids: Any, **page: Any) -> list[StoredSession]:

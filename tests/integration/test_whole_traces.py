@@ -15,7 +15,7 @@ from support.sdk import installed_sdk
 from support.told import read_told
 
 import agx
-from agx_sidecar.spans import spans_of
+from agx_sidecar.traces.spans import spans_of
 
 # The model asks for a tool and is asked again; it then says all, is cancelled, or breaks off, after one word.
 STAGES = {

@@ -19,7 +19,7 @@ from support.proxy import Proxy
 from support.waiting import wait_until
 
 import agx
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 STREAM = "agx:1:1:s"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from agx_sidecar.instruments import CATALOGUE
+from agx_sidecar.metrics.instruments import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules" / "agx.rules.yaml"

@@ -10,7 +10,7 @@ import sys
 import pytest
 from ops.boards import BOARDS, ROOT, metrics_in, panels, rules, targets
 
-from agx_sidecar.instruments import BY_NAME
+from agx_sidecar.metrics.instruments import BY_NAME
 
 ALL_PANELS = [(name, panel) for name, board in BOARDS.items() for panel in panels(board)]
 RUNBOOKS = "https://github.com/opale/pydantic-ai-stream/blob/main/docs/runbooks.md"

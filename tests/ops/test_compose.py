@@ -13,7 +13,7 @@ import yaml
 from ops.boards import BOARDS, ROOT
 from support.waiting import wait_until_sync
 
-from agx.child import Child
+from agx.embedded.child import Child
 from dashboards.preview.stack import Stack
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

@@ -14,8 +14,8 @@ import pytest
 from ops.image import ROOT, USER, Image, build, process_inside, run, sandbox
 from support.waiting import wait_until_sync
 
-from agx.child import draw_ports
-from agx.server import EmbeddedServer
+from agx.embedded.child import draw_ports
+from agx.embedded.server import EmbeddedServer
 
 
 def test_the_dockerfile_has_no_findings() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agx.facts import (
+from agx.facts.schema import (
     CHUNK_BUCKETS,
     ModelCall,
     NodeEnded,

@@ -14,8 +14,9 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 from support.waiting import wait_until_sync
 
-from agx import facts, keys
-from agx.child import Child
+from agx.embedded.child import Child
+from agx.facts import schema as facts
+from agx.redis import keys
 
 PREFIX = "agx"
 PARTITIONS = 4

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from agx_sidecar.catalogue import write_catalogue
-from agx_sidecar.instruments import CATALOGUE
+from agx_sidecar.metrics.catalogue import write_catalogue
+from agx_sidecar.metrics.instruments import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from replica import PARTITIONS, PREFIX, Queue
 from support.visitor import TOKEN, Visitor, begin_live
 from support.waiting import wait_until_sync
 
-from agx import keys
+from agx.redis import keys
 from agx_sidecar.console.auth import Gate
 from agx_sidecar.http import Request
 from agx_sidecar.settings import SettingsError, read_settings

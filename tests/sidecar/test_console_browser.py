@@ -19,7 +19,7 @@ from support.visitor import TOKEN, begin_live, console_port
 from support.waiting import wait_until
 
 import agx
-from agx import keys
+from agx.redis import keys
 
 pytestmark = [pytest.mark.browser]
 

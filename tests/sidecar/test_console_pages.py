@@ -14,8 +14,8 @@ from made_facts import T0, ended, node, run_of, started, tool, trace
 from replica import PARTITIONS, PREFIX, Queue
 from support.visitor import begin_live, say
 
-from agx import keys
-from agx.facts import encode
+from agx.facts.schema import encode
+from agx.redis import keys
 
 SESSION = keys.SessionKeys(PREFIX, "acme", "u1", "s1")
 RUN = "/run?scope=acme&user=u1&session=s1&run=run-1"

@@ -9,11 +9,11 @@ from made_facts import ended
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from agx_sidecar import export as export_module
-from agx_sidecar import instruments as i
-from agx_sidecar.export import Export, Item
-from agx_sidecar.series import Series
-from agx_sidecar.spans import spans_of
+from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics.series import Series
+from agx_sidecar.traces import export as export_module
+from agx_sidecar.traces.export import Export, Item
+from agx_sidecar.traces.spans import spans_of
 
 
 class Collector(SpanExporter):

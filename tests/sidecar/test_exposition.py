@@ -12,11 +12,11 @@ from made_facts import TRACE_ID, ended, node, started, tool
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from agx.facts import encode
-from agx_sidecar import instruments as i
-from agx_sidecar.exposition import render
-from agx_sidecar.fold import Fold, Position
-from agx_sidecar.series import Series, Shown
+from agx.facts.schema import encode
+from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics.exposition import render
+from agx_sidecar.metrics.fold import Fold, Position
+from agx_sidecar.metrics.series import Series, Shown
 
 TEXT = "text/plain; version=0.0.4"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

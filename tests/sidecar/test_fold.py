@@ -7,10 +7,16 @@ import itertools
 import pytest
 from made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, started, tool, trace, usage
 
-from agx.facts import APPEND_BUCKETS, Fact, Service, StreamTotals, encode
-from agx_sidecar import instruments as i
-from agx_sidecar.fold import Fold, Position
-from agx_sidecar.series import Counter, Histogram, Series
+from agx.facts.schema import (
+    APPEND_BUCKETS,
+    Fact,
+    Service,
+    StreamTotals,
+    encode,
+)
+from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics.fold import Fold, Position
+from agx_sidecar.metrics.series import Counter, Histogram, Series
 
 AT_MS = T0 // 1_000_000
 

@@ -9,8 +9,8 @@ from made_facts import CHAT_SPAN, RUN_SPAN, T0, TOOL_SPAN, TRACE_ID, call, ended
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from agx.facts import Fact, stream_span_id
-from agx_sidecar.spans import spans_of
+from agx.facts.schema import Fact, stream_span_id
+from agx_sidecar.traces.spans import spans_of
 
 CHAT_2 = "00f067aa0ba902b8"
 STREAM = stream_span_id("run-1")

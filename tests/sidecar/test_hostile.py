@@ -13,12 +13,12 @@ from made_facts import beat, ended, node, started, tool
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from agx.facts import decode, encode
-from agx_sidecar.exposition import render
-from agx_sidecar.fold import Fold, Position
-from agx_sidecar.series import Histogram, Series
-from agx_sidecar.spans import spans_of
-from agx_sidecar.state import dump, load, pack
+from agx.facts.schema import decode, encode
+from agx_sidecar.metrics.exposition import render
+from agx_sidecar.metrics.fold import Fold, Position
+from agx_sidecar.metrics.series import Histogram, Series
+from agx_sidecar.metrics.state import dump, load, pack
+from agx_sidecar.traces.spans import spans_of
 
 FACTS = [orjson.loads(encode(fact)) for fact in (started(), node(), tool(), ended(), beat())]
 

@@ -15,8 +15,8 @@ from made_facts import CHAT_SPAN, RUN_SPAN, TOOL_SPAN, TRACE_ID, ended, node, st
 from replica import Queue
 from support.waiting import wait_until_sync
 
-from agx.child import Child, draw_ports
-from agx.facts import stream_span_id
+from agx.embedded.child import Child, draw_ports
+from agx.facts.schema import stream_span_id
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -13,9 +13,9 @@ from replica import Queue, Replica, Scrape
 from support.proxy import Proxy
 from support.waiting import wait_until, wait_until_sync
 
-from agx import keys
-from agx.facts import Fact
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
+from agx.facts.schema import Fact
+from agx.redis import keys
 
 
 def a_run(run_id: str, scope: str) -> list[Fact]:

@@ -19,7 +19,7 @@ from redis import Redis
 from replica import Queue, Replica
 from support.waiting import wait_until_sync
 
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_facts import T0, call, usage
 
-from agx_sidecar.prices import Prices
+from agx_sidecar.metrics.prices import Prices
 
 MODELS = [
     ("openai", "gpt-4o-mini"),

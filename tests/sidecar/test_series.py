@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agx_sidecar import instruments as i
-from agx_sidecar.births import bear_agent
-from agx_sidecar.series import LABEL_LENGTH, Series
+from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics.births import bear_agent
+from agx_sidecar.metrics.series import LABEL_LENGTH, Series
 
 
 def count(series: Series, instrument: i.Instrument, *labels: str) -> None:

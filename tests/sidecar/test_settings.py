@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agx.address import AddressError, RedisAddress, parse_redis
+from agx.redis.address import AddressError, RedisAddress, parse_redis
 from agx_sidecar import settings
 from agx_sidecar.settings import SettingsError, read_settings
 

@@ -24,8 +24,14 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
-from agx.facts import Fact, Service, StreamEvent, Trace, stream_span_id
-from agx_sidecar.spans import CUT, MAX_TEXT, spans_of
+from agx.facts.schema import (
+    Fact,
+    Service,
+    StreamEvent,
+    Trace,
+    stream_span_id,
+)
+from agx_sidecar.traces.spans import CUT, MAX_TEXT, spans_of
 
 
 def one(fact: Fact) -> ReadableSpan:

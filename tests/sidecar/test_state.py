@@ -7,12 +7,12 @@ import zlib
 import pytest
 from made_facts import beat, ended, node, started, tool
 
-from agx.facts import encode
-from agx_sidecar import instruments as i
-from agx_sidecar.exposition import render
-from agx_sidecar.fold import Fold, Position, TracesTrims
-from agx_sidecar.series import Counter, Series
-from agx_sidecar.state import (
+from agx.facts.schema import encode
+from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics.exposition import render
+from agx_sidecar.metrics.fold import Fold, Position, TracesTrims
+from agx_sidecar.metrics.series import Counter, Series
+from agx_sidecar.metrics.state import (
     HEADER_LENGTH,
     RELEASED,
     Header,

@@ -15,7 +15,7 @@ from made_facts import T0, ended, node, started, tool
 from replica import Queue, Replica
 from support.waiting import wait_until_sync
 
-from agx.facts import Fact
+from agx.facts.schema import Fact
 
 RUNS = 1_200
 TAKEOVERS = 5

@@ -15,8 +15,8 @@ from support.otlp import OtlpReceiver
 from support.rigs import ClusterRig, SentinelRig, TlsRig, cluster_rig, sentinel_rig, tls_rig
 from support.waiting import wait_until_sync
 
-from agx import keys
-from agx.facts import Fact
+from agx.facts.schema import Fact
+from agx.redis import keys
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from support.leaks import leak_checked
 from support.otlp import OtlpReceiver, ReceivedSpan
 from support.waiting import wait_until_sync
 
-from agx import keys
-from agx.facts import Fact, StreamEvent, stream_span_id
-from agx.server import EmbeddedServer
-from agx_sidecar.spans import spans_of
-from agx_sidecar.traces import GROUP
+from agx.embedded.server import EmbeddedServer
+from agx.facts.schema import Fact, StreamEvent, stream_span_id
+from agx.redis import keys
+from agx_sidecar.source import TRACES_GROUP
+from agx_sidecar.traces.spans import spans_of
 
 
 def a_run(run_id: str) -> list[Fact]:
@@ -178,7 +178,7 @@ def test_sigterm_exports_what_was_read_and_leaves_no_consumer(
     read = queue.redis.xinfo_groups(queue.key(ended()))[0]["entries-read"]
     assert pending(queue) == 0
     assert len(otlp.spans) == sum(len(spans_of(fact)) for fact in facts[:read])
-    assert queue.redis.xinfo_consumers(queue.key(ended()), GROUP) == []
+    assert queue.redis.xinfo_consumers(queue.key(ended()), TRACES_GROUP) == []
 
 
 def test_sigterm_does_not_wait_for_a_dead_collector_longer_than_it_may(

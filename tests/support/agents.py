@@ -12,7 +12,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 import agx
-from agx import keys
+from agx.redis import keys
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,19 @@ from redis.asyncio import Redis
 
 import agx
 from agx.demo.ledger import Ledger
-from agx.demo.scenes import BRIEFING, CANCELLED, DECLINED, HAIKU, LATE, POWER_CUT, REFUND, REPORT
+from agx.demo.scenes import (
+    BRIEFING,
+    CANCELLED,
+    DECLINED,
+    HAIKU,
+    LATE,
+    POWER_CUT,
+    REFUND,
+    REPORT,
+)
 from agx.demo.sidecar import SidecarProcess
 from agx.demo.traffic import LEASE_TTL, Traffic
-from agx.server import EmbeddedServer
+from agx.embedded.server import EmbeddedServer
 
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 _OVER = (HAIKU, DECLINED, REFUND, POWER_CUT, *CANCELLED)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from agx import facts, keys
+from agx.facts import schema as facts
+from agx.redis import keys
 
 F = TypeVar("F", bound=facts.RunFact)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT
 
-from agx.child import Child
+from agx.embedded.child import Child
 from support.waiting import wait_until_sync
 
 _DEBIAN = Path("/usr/lib/postgresql")

@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 from redis import Redis
 from redis.exceptions import RedisError
 
-from agx.child import Child, draw_ports
-from agx.server import EmbeddedServer, find_binary
+from agx.embedded.child import Child, draw_ports
+from agx.embedded.server import EmbeddedServer, find_binary
 
 from .waiting import wait_until_sync
 

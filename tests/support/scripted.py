@@ -21,7 +21,7 @@ Delta = (
 class MyDeps(agx.Deps):
     """Deps of scope 1."""
 
-    def get_scope_id(self) -> agx.keys.Id:
+    def get_scope_id(self) -> agx.redis.keys.Id:
         return 1
 
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import httpx
 
-from agx.child import Child
+from agx.embedded.child import Child
 
 from .docs import ROOT
 from .waiting import wait_until_sync

@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast
 import orjson
 from redis.asyncio import Redis
 
-from agx import facts, keys
+from agx.facts import schema as facts
+from agx.redis import keys
 
 FactT = TypeVar("FactT", bound=facts.Fact)
 

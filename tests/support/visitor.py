@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import orjson
 import redis
 
-from agx import keys
+from agx.redis import keys
 
 from .waiting import wait_until_sync
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from agx.child import draw_ports
+from agx.embedded.child import draw_ports
 
 from .docs import Blocks
 from .model_server import ModelServer

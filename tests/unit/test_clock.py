@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from agx.clock import ServerClock
+from agx.redis.clock import ServerClock
 
 
 @pytest.fixture

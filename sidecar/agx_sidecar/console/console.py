@@ -13,20 +13,25 @@ from urllib.parse import parse_qsl
 
 from redis.exceptions import RedisError
 
-from agx.canceller import mark_cancelled
-from agx.cluster import open_bus
-from agx.connections import Bus
+from agx.engine.cancellation import mark_cancelled
+from agx.redis.bus import Bus
+from agx.redis.cluster_bus import open_bus
 
 from ..http import Answer, HttpServer, Request
 from ..link import open_client
 from ..settings import ConsoleSettings, Settings
 from .auth import Gate
-from .front import front_view
-from .html import Child, Html, h, page
+from .formatting import run_url
+from .html import (
+    Child,
+    Html,
+    h,
+    page,
+)
+from .index_page import front_view
 from .overview import Asked, read_overview
+from .run_history import RunPlace, read_trail
 from .run_page import run_view, unknown_view
-from .trail import RunPlace, read_trail
-from .words import run_url
 
 logger = logging.getLogger(__name__)
 

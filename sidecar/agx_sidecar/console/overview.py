@@ -6,10 +6,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agx.connections import Bus
-from agx.facts import RunEnded
-from agx.fleet import LiveRun, find_live, read_clock, read_last, read_newest, read_partitions
-from agx.hub import StreamEntry
+from agx.facts.schema import RunEnded
+from agx.fleet.fleet import (
+    LiveRun,
+    find_live,
+    read_clock,
+    read_last,
+    read_newest,
+    read_partitions,
+)
+from agx.redis.bus import Bus
+from agx.stream.hub import StreamEntry
 
 PAGE = 50  # live runs
 _ENDED = 100  # rows of each list

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from agx.facts import RunEnded
+from agx.facts.schema import RunEnded
 
-from .eventlog import LINES, Line, remembered_lines, write_lines
+from .event_log import (
+    LINES,
+    Line,
+    remembered_lines,
+    write_lines,
+)
+from .formatting import (
+    badge,
+    cause,
+    clock,
+    duration,
+    spoken,
+    tick,
+    who,
+)
 from .html import Html, h
-from .trail import Trail
+from .run_history import Trail
 from .waterfall import Bar, Waterfall, draw_waterfall
-from .words import badge, cause, clock, duration, spoken, tick, who
 
 _WIDE = 1_000  # units of the time axis
 _TICKS = 4

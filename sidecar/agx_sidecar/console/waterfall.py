@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from agx.facts import NodeEnded, RunEnded, RunStarted, ToolEnded, Usage
+from agx.facts.schema import (
+    NodeEnded,
+    RunEnded,
+    RunStarted,
+    ToolEnded,
+    Usage,
+)
 
-from .trail import Trail
+from .run_history import Trail
 
 Kind = Literal["run", "model", "step", "tool"]
 

@@ -1,0 +1,1 @@
+"""In: nothing. Out: a Valkey server and child processes that end with this process; for the demo and for tests."""

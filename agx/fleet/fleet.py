@@ -1,0 +1,142 @@
+"""The fleet seen from outside: live runs by their leases, and what the newest facts of the scope queues say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..facts.schema import (
+    FIELD,
+    Fact,
+    MalformedFactError,
+    UnknownFactError,
+    decode,
+)
+from ..redis import keys
+from ..redis.bus import Bus
+from ..redis.entry_id import StreamId, parse_id
+from ..stream.hub import StreamEntry
+
+MAX_LEASES = 20_000  # of one partition, those whose deadline is nearest
+
+LeaseState = Literal["held", "cancelling", "gone"]
+
+_FIELD = FIELD.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """A run as its lease and its `begin` show it. Times: milliseconds of the server's clock."""
+
+    session: keys.SessionKeys
+    run_id: str
+    deadline_ms: int
+    lease: LeaseState
+    agent: str | None = None  # None: the stream is another run's by now, or its start was trimmed
+    began_ms: int | None = None
+    manual: bool = False  # opened by `start()`: a stream without an agent
+
+    def is_dead(self, now_ms: int) -> bool:
+        """Whether its process is gone: the live key has expired, and its deadline, a hint only, has passed."""
+        return self.lease == "gone" and self.deadline_ms < now_ms
+
+
+@dataclass(frozen=True, slots=True)
+class NewestFacts:
+    """The newest facts of all partitions, newest first, and how far back they reach (0: to the queues' start)."""
+
+    facts: tuple[Fact, ...]
+    read: int  # entries looked at
+    since_ms: int
+
+
+async def read_partitions(bus: Bus, prefix: str) -> int | None:
+    """Return the number of partitions in force, or None where no service has ever run on this prefix."""
+    raw = await bus.execute("HGET", keys.meta(prefix), "partitions")
+    return int(raw) if raw and raw.isdigit() and int(raw) > 0 else None
+
+
+async def read_clock(bus: Bus) -> int:
+    """Return the server's time in milliseconds."""
+    seconds, micros = await bus.execute("TIME")
+    return int(seconds) * 1_000 + int(micros) // 1_000
+
+
+async def find_live(bus: Bus, prefix: str, partitions: int) -> list[LiveRun]:
+    """Return every run that has a lease, longest running first; among them dead ones that nobody has closed yet."""
+    leases = [bus.execute("ZRANGE", keys.leases(prefix, n), 0, MAX_LEASES - 1, "WITHSCORES") for n in range(partitions)]
+    found = []
+    for lease in await asyncio.gather(*leases):
+        for member, deadline in zip(lease[::2], lease[1::2], strict=True):
+            try:
+                found.append((*keys.parse_lease_member(prefix, member.decode()), int(float(deadline))))
+            except ValueError:  # not one of ours
+                continue
+    # Issued together, they leave together: a thousand runs cost a round trip.
+    held = [bus.execute("GET", session.live) for session, _, _ in found]
+    begins = [bus.execute("XRANGE", session.stream, "-", "+", "COUNT", 1) for session, _, _ in found]
+    runs = [
+        _live_run(session, run_id, deadline, value, first)
+        for (session, run_id, deadline), value, first in zip(
+            found, await asyncio.gather(*held), await asyncio.gather(*begins), strict=True
+        )
+    ]
+    return sorted(runs, key=lambda run: (run.began_ms or run.deadline_ms, run.run_id))
+
+
+def lease_state(run_id: str, held: bytes | None) -> LeaseState:
+    """Return what a live key's value says of a run."""
+    if held == run_id.encode():
+        return "held"
+    return "cancelling" if held is not None and held.startswith(f"cancel:{run_id}:".encode()) else "gone"
+
+
+def _live_run(
+    session: keys.SessionKeys,
+    run_id: str,
+    deadline_ms: int,
+    held: bytes | None,
+    first: Sequence[tuple[bytes, dict[bytes, bytes]]],
+) -> LiveRun:
+    lease = lease_state(run_id, held)
+    begin = StreamEntry.of(*first[0]) if first else None
+    if begin is None or begin.type != "begin" or begin.body.get("run_id") != run_id:
+        return LiveRun(session, run_id, deadline_ms, lease)
+    body = begin.body
+    agent = str(body["agent"]) if "agent" in body else None
+    return LiveRun(session, run_id, deadline_ms, lease, agent, begin.id[0], bool(body.get("manual")))
+
+
+async def read_last(bus: Bus, runs: Sequence[LiveRun]) -> list[StreamEntry | None]:
+    """Return the newest entry of each run's stream."""
+    reads = [bus.execute("XREVRANGE", run.session.stream, "+", "-", "COUNT", 1) for run in runs]
+    return [StreamEntry.of(*entries[0]) if entries else None for entries in await asyncio.gather(*reads)]
+
+
+async def read_newest(bus: Bus, prefix: str, partitions: int, depth: int, *kinds: str) -> NewestFacts:
+    """Read the newest `depth` facts of each partition and return those of these kinds; what is no fact is left out."""
+    reads = [bus.execute("XREVRANGE", keys.queue(prefix, n), "+", "-", "COUNT", depth + 1) for n in range(partitions)]
+    wanted = [f'"kind":"{kind}"'.encode() for kind in kinds]
+    newest: dict[str, tuple[StreamId, Fact]] = {}  # by its id: one that was queued twice counts once
+    read = since_ms = 0
+    for entries in await asyncio.gather(*reads):
+        if len(entries) > depth:
+            entries.pop()
+            since_ms = max(since_ms, parse_id(entries[-1][0].decode())[0])
+        read += len(entries)
+        for entry_id, fields in entries:
+            payload = fields.get(_FIELD, b"")
+            # Most facts are of other kinds: a look at the bytes costs a hundredth of parsing them.
+            if any(kind in payload for kind in wanted):
+                newest |= {fact.id: (parse_id(entry_id.decode()), fact) for fact in _decoded(payload)}
+    ordered = sorted(newest.values(), key=lambda pair: pair[0], reverse=True)
+    return NewestFacts(tuple(fact for _, fact in ordered), read, since_ms)
+
+
+def _decoded(payload: bytes) -> Iterator[Fact]:
+    try:
+        yield decode(payload)
+    except (UnknownFactError, MalformedFactError):  # the sidecar counts them
+        return

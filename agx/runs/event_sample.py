@@ -1,0 +1,44 @@
+"""The mirror: a run's events as its `agx.stream` span will show them, the first and the last ones, without content."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ..facts.schema import StreamEvent
+
+MIRRORED = 64  # events at each end
+
+# What of a body is no content.
+_TOLD = ("idx", "part_kind", "tool_name", "tool_call_id", "tool_outcome", "outcome", "reason", "error_type")
+
+
+class Mirror:
+    """Keeps the first and the last events of a stream; never one per token (contract, section 5)."""
+
+    def __init__(self) -> None:
+        self._head: list[StreamEvent] = []
+        self._tail: deque[StreamEvent] = deque(maxlen=MIRRORED)
+        self._count = 0
+
+    @property
+    def events(self) -> tuple[StreamEvent, ...]:
+        return (*self._head, *self._tail)
+
+    @property
+    def between(self) -> int:
+        """How many were left out between the first and the last."""
+        return self._count - len(self._head) - len(self._tail)
+
+    def add(self, at_ns: int, type: str, body: dict[str, Any]) -> None:
+        """Take an entry of the stream; deltas are passed over."""
+        what = str(body.get("event", type)) if type == "event" else type
+        if what == "part_delta":
+            return
+        attributes = {name: value for name in _TOLD if isinstance(value := body.get(name), str | int)}
+        event = StreamEvent(at_ns, "part" if what == "part_start" else what, attributes)
+        self._count += 1
+        if len(self._head) < MIRRORED:
+            self._head.append(event)
+        else:
+            self._tail.append(event)

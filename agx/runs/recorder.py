@@ -1,0 +1,362 @@
+"""The recorder: what happens in one run becomes its events, facts and spans. Synchronous, it never waits for Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace as otel
+from pydantic_ai.messages import (
+    DeferredToolRequestsEvent,
+    FunctionToolResultEvent,
+    ModelMessage,
+    ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
+)
+
+from ..facts.schema import (
+    Fact,
+    NodeKind,
+    Outcome,
+    Reason,
+    RunEnded,
+    RunStarted,
+    ToolOutcome,
+    Trace,
+    node_name,
+    tool_name,
+)
+from ..stream.events import (
+    AGENT,
+    DEFERRED,
+    RUNTIME,
+    Body,
+    Runtime,
+    WireEvent,
+    delta_text,
+    tool_outcome,
+)
+from ..telemetry import conventions as names
+from ..telemetry.tracing import RunSpan
+from .event_sample import Mirror
+from .model_request import ModelRequest
+from .outcome import Ending
+from .state import Standing
+from .steps import Header, Node, Tool
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from pydantic_ai.models import Model, ModelRequestContext
+
+    from ..engine.engine import Engine
+    from ..redis.keys import SessionKeys
+    from ..stream.writer import SessionWriter
+
+
+class Recorder:
+    """One run, told to its listeners (events), to operators (facts) and to traces (spans).
+
+    Without a writer it is observed, not streamed: a sub-agent in a tool, or an agent without ids.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        run_id: str,
+        agent: str,
+        scope: str,
+        session: SessionKeys | None,
+        span: RunSpan,
+        runtime: Runtime,
+        parent: Recorder | None,
+        follows: str | None,
+    ) -> None:
+        self.engine = engine
+        self.run_id = run_id
+        self.agent = agent
+        self.span = span
+        self.session = session
+        self.writer: SessionWriter | None = None
+        self.standing: Standing = Standing(None if parent is None else parent.standing)
+        self.finished = False
+        self.cancel_reason: Reason | None = None
+        self.cancel_ms: int | None = None
+        self.stage: NodeKind | None = None
+        self.start_ns = self.end_ns = time.time_ns()
+        self.stop: Callable[[], None] | None = None  # stops the agent, from outside; known once it runs
+        self.messages: list[ModelMessage] = []  # the agent's own, which it goes on with
+        self.scope = scope
+        self.parent = parent
+        self._follows = follows
+        self._runtime = runtime
+        self._node: Node | None = None
+        self._names: set[str] = set()  # of nodes and tools, told or under way
+        self._model_calls = 0
+        self._tool_calls = 0
+        self._mirror = Mirror()
+
+    # --- the run ---
+
+    def begin_body(self, session_id: str) -> Body:
+        """Return the body of the run's `begin`."""
+        return {
+            "session_id": session_id,
+            "run_id": self.run_id,
+            "traceparent": self.span.traceparent,
+            "agent": self.agent,
+            "follows": self._follows,
+            # What a sidecar has to know to finish a run whose process died (contract, section 5).
+            "service": self.engine.service.name,
+            "sdk": self.span.trace.sdk,
+            "parent_span_id": self.span.trace.parent_span_id,
+            "retention": self.engine.config.retention,
+        }
+
+    def started(self) -> None:
+        """Tell operators that the run began; its `begin`, if it has a stream, is appended."""
+        if self.writer is not None:
+            self._mirror.add(time.time_ns(), "begin", {})
+        header = self._header("start", self.span.trace)
+        self._tell(RunStarted(**header, start_ns=self.start_ns, follows=self._follows))
+
+    def cancel(self, reason: Reason, mark_ms: int | None) -> None:
+        """Stop the run: mid-token, in a silent model, in an async tool. The first reason holds."""
+        if self.cancel_reason is not None:
+            return
+        self.cancel_reason, self.cancel_ms = reason, mark_ms
+        if mark_ms is not None:
+            self.engine.clock.at_least(mark_ms)
+        self.note_stage()
+        self._mirror.add(time.time_ns(), "cancel", {"reason": reason})
+        if self.stop is not None:
+            self.stop()
+
+    def lose(self) -> None:
+        """Stop a run that another one has replaced; it writes nothing any more."""
+        self.standing.fence()
+        if self.stop is not None:
+            self.stop()
+
+    def note_stage(self) -> None:
+        """Remember the node at the time of a cancel."""
+        if self.stage is None and self._node is not None:
+            self.stage = self._node.kind
+
+    def finish(self, ending: Ending) -> None:
+        """Close what is open and hand over the last events; synchronous, so nothing can interrupt it."""
+        self.finished = True
+        self.end_ns = time.time_ns()
+        if ending.outcome == "cancelled":
+            self.note_stage()
+        self._note_partial()
+        self.end_node(ending.outcome, ending.error)
+        if ending.outcome == "completed" and not self._runtime.answered and self._runtime.idx >= 0:
+            self._put(self._runtime.answer())
+        if ending.outcome == "cancelled":
+            self.put("error", RUNTIME, {"msg": "canceled"})
+        elif ending.error is not None:
+            self.put("error", RUNTIME, {"msg": f"crashed - {ending.error}", "error_type": ending.error_type})
+        end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
+        self.put("end", RUNTIME, end, urgent=True)
+
+    def tell_end(self, ending: Ending) -> asyncio.Future[None]:
+        """Tell operators how the run ended, once its `end` is acknowledged; done when the server has it.
+
+        Not before: till then another may finish the run, and its span would be told twice, with two endings.
+        """
+        self.standing.ended = True
+        self.span.end(
+            ending.outcome,
+            reason=ending.reason,
+            error_type=ending.error_type,
+            message=ending.message,
+            end_ns=self.end_ns,
+        )
+        return self.engine.queues.put_acknowledged(
+            RunEnded(
+                **self._header("end", self.span.trace),
+                outcome=ending.outcome,
+                reason=ending.reason,
+                stage=self.stage if ending.outcome == "cancelled" else None,
+                start_ns=self.start_ns,
+                end_ns=self.end_ns,
+                error_type=ending.error_type,
+                error_message=ending.message,
+                cancel_ms=self.cancel_ms,
+                end_ms=None if self.writer is None else self.writer.tail.end_ms,
+                model_calls=self._model_calls,
+                tool_calls=self._tool_calls,
+                stream=None if self.writer is None else self.writer.totals,
+                events=self._mirror.events if self.writer is not None else (),
+                events_between=self._mirror.between,
+                follows=self._follows,
+            )
+        )
+
+    # --- events ---
+
+    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False) -> None:
+        """Append an event of this run, in its order."""
+        if self.writer is None or self.standing.fenced:
+            return
+        self._mirror.add(time.time_ns(), type, body)
+        self.writer.put(type, origin, body, urgent=urgent)
+
+    def _put(self, event: WireEvent) -> None:
+        self.put("event", AGENT, event.body, urgent=event.urgent)
+
+    def on_event(self, event: object) -> None:
+        """Take an event of pydantic-ai's, live."""
+        if isinstance(event, PartDeltaEvent):
+            # The token path: nothing here that need not be.
+            text = delta_text(event)
+            if (request := self._request) is not None:
+                request.chunk(len(text or ""))
+            if text and self.writer is not None:
+                self.writer.put_delta(AGENT, self._runtime.part_of(event), text)
+            return
+        if isinstance(event, PartStartEvent):
+            content = event.part.content if isinstance(event.part, (TextPart, ThinkingPart)) else ""
+            if self._request is not None:
+                self._request.chunk(len(content))
+        elif isinstance(event, FunctionToolResultEvent):
+            self._refused(event)
+        elif isinstance(event, DeferredToolRequestsEvent):
+            left = {"approvals": event.requests.approvals, "calls": event.requests.calls}
+            for call in (*left["calls"], *left["approvals"]):
+                self._told_without_running(call, "deferred")
+            self.put("info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left})
+        if (wire := self._runtime.convert(event)) is not None:
+            self._put(wire)
+
+    # --- nodes ---
+
+    def _name(self, name: str) -> str:
+        """Make a node's or tool's name unique: a model may give two calls one id."""
+        while name in self._names:
+            name += "+"
+        self._names.add(name)
+        return name
+
+    @property
+    def _request(self) -> ModelRequest | None:
+        """The model request under way."""
+        return None if self._node is None else self._node.request
+
+    def begin_node(self, kind: NodeKind, model: Model[Any] | None = None) -> None:
+        """A node begins, told by whichever hook comes first; a node that is open already just goes on."""
+        if self._node is not None:
+            if self._node.kind == kind:
+                return
+            self.end_node("completed", None)
+        if kind == "model_request":
+            self._put(self._runtime.begin_node(model))
+        name = self._name(node_name(kind, max(self._runtime.idx, 0)))
+        place = self.span.child(name) if kind == "model_request" else self.span.trace
+        attributes = {names.NODE_KIND: kind, names.NODE_INDEX: max(self._runtime.idx, 0)}
+        self._node = Node(kind, name, max(self._runtime.idx, 0), place, self.span.start_node(kind, attributes))
+
+    def end_node(self, outcome: Outcome, error: BaseException | None) -> None:
+        """The open node, if any, ends."""
+        node, self._node = self._node, None
+        if node is None:
+            return
+        if node.kind == "model_request":
+            self._put(self._runtime.end_node())
+        if node.request is not None:
+            self._model_calls += 1
+        if not self.standing.fenced:
+            node.close(outcome, error)
+            self._tell(node.tell(self._header(node.name, node.place), outcome, error))
+
+    def fail_node(self, error: Exception) -> None:
+        """The open node ends with an error, or was stopped by a cancel."""
+        self._note_partial()
+        self.note_stage()
+        self.end_node("failed" if self.cancel_reason is None else "cancelled", error)
+
+    def begin_model(self, request: ModelRequestContext) -> Context | None:
+        """A model request leaves; returns the context for it."""
+        self.begin_node("model_request", request.model)
+        assert self._node is not None
+        self._node.request = ModelRequest(request.model, request.streaming)
+        return self.node_context()
+
+    def node_context(self) -> Context | None:
+        """Return the context in which the open node's work runs."""
+        if self._node is None:
+            return None
+        if self._node.span is not None:
+            return otel.set_span_in_context(self._node.span)
+        return self.span.child_context(self._node.place)
+
+    def end_model(self, response: ModelResponse) -> None:
+        """The model has answered."""
+        if (request := self._request) is None:
+            return
+        request.answered(response)
+        if not request.stream:
+            for event in self._runtime.convert_response(response):
+                self._put(event)
+
+    def _note_partial(self) -> None:
+        """Take the partial answer of a request that was cut off: it may know its usage."""
+        request, last = self._request, self.messages[-1] if self.messages else None
+        if request is not None and request.response is None and isinstance(last, ModelResponse):
+            request.response = last if last.state != "complete" else None
+
+    # --- tools ---
+
+    def begin_tool(self, call: ToolCallPart) -> Tool:
+        """A tool is run."""
+        if self._node is None:
+            # The caller streams the node: its tools come before the node's own hook.
+            self.begin_node("call_tools")
+        idx = max(self._runtime.idx, 0)
+        name = self._name(tool_name(idx, call.tool_call_id))
+        return Tool(call.tool_name, call.tool_call_id, name, idx, self.span.child(name))
+
+    def tool_context(self, tool: Tool) -> Context | None:
+        """Return the context in which a tool runs; with an SDK its node's, in which upstream opens `execute_tool`."""
+        if self.span.span is not None:
+            return self.node_context()
+        return self.span.child_context(tool.place)
+
+    def end_tool(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
+        """A tool call is over, however it ended."""
+        self._tool_calls += 1
+        self._tell(tool.tell(self._header(tool.name, tool.place), outcome, error))
+
+    def _refused(self, event: FunctionToolResultEvent) -> None:
+        part = event.part
+        self._told_without_running(ToolCallPart(part.tool_name, tool_call_id=part.tool_call_id), tool_outcome(part))
+
+    def _told_without_running(self, call: ToolCallPart, outcome: ToolOutcome) -> None:
+        if tool_name(max(self._runtime.idx, 0), call.tool_call_id) not in self._names:
+            self.end_tool(self.begin_tool(call), outcome)
+
+    def _tell(self, fact: Fact) -> None:
+        """Tell operators; a run that is fenced was told by whoever finished it."""
+        if not self.standing.suppressed:
+            self.engine.queues.put(fact, self.standing)
+
+    def _header(self, name: str, place: Trace) -> Header:
+        session = self.session
+        return {
+            "id": f"{self.run_id}:{name}",
+            "scope": self.scope,
+            "user": None if session is None else session.user,
+            "session": None if session is None else session.session,
+            "run_id": self.run_id,
+            "parent_run_id": None if self.parent is None else self.parent.run_id,
+            "agent": self.agent,
+            "service": self.engine.service,
+            "trace": place,
+        }

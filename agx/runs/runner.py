@@ -1,0 +1,188 @@
+"""`run()`: drives an agent, streams it, and saves its session on every outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.exceptions import RunCancelled, RunTimedOut
+from pydantic_ai.messages import ModelMessage, UserContent
+from pydantic_ai.run import AgentRun, AgentRunResult
+from pydantic_graph import End
+from redis.exceptions import RedisError
+
+from ..engine.engine import current_engine
+from ..engine.leases import Lease
+from ..errors import (
+    AgxCanceledError,
+    AgxError,
+    LeaseLostError,
+    SessionSaveError,
+)
+from ..redis.keys import SessionKeys
+from ..sessions.base import Session
+from ..stream.events import Runtime
+from ..telemetry.tracing import attached
+from .capability import AgxCapability
+from .deps import Deps
+from .live_run import LiveRun, finish_uncancelled
+from .outcome import Ending
+
+logger = logging.getLogger("agx")
+
+DepsT = TypeVar("DepsT", bound=Deps)
+OutputT = TypeVar("OutputT")
+
+# An event loop keeps only weak references to tasks: a bare `create_task(run(...))` would be collected.
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+async def run(
+    session: Session,
+    agent: AbstractAgent[DepsT, OutputT],
+    user_prompt: str | Sequence[UserContent] | None,
+    deps: DepsT,
+    **kwargs: Any,
+) -> AgentRunResult[OutputT]:
+    """Run an agent: every event goes to the session's stream, facts to operators, and the session is saved.
+
+    Wraps `Agent.iter()`, and returns what `agent.run()` would.
+
+    Args:
+        session: the conversation; loaded before, saved after, on every outcome.
+        agent: any of pydantic-ai's agents.
+        user_prompt: any prompt that pydantic-ai takes.
+        deps: the agent's dependencies; they say whose run it is.
+        kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`.
+
+    Raises:
+        AgxCanceledError: the run was cancelled; `.messages` holds the partial conversation.
+        SessionBusyError: the session has a live run.
+        RedisUnavailableError: Redis could not be reached within 2 s at the start; nothing was run.
+        SessionSaveError: `session.save()` failed; `.result` and `.messages` hold what it should have kept.
+        LeaseLostError: another run took the session over while this process was stalled.
+        asyncio.CancelledError: the task was cancelled from outside.
+        Exception: whatever the agent, its tools or `session.load()` raised.
+    """
+    engine = current_engine()
+    keys = SessionKeys.of(engine.config.key_prefix, deps.get_scope_id(), deps.user_id, deps.session_id)
+    task = asyncio.current_task()
+    assert task is not None
+    _tasks.add(task)
+    try:
+        deps.runtime = Runtime()
+        live = await LiveRun.open(
+            engine,
+            agent=agent.name or "agent",
+            session=keys,
+            scope=keys.scope,
+            runtime=deps.runtime,
+            follows=deps.follows,
+        )
+        drive = _Drive(live, session)
+        with attached(live.recorder.span.context):
+            try:
+                await drive.run_agent(agent, user_prompt, deps, kwargs)
+            except BaseException as error:
+                drive.ending = drive.classify(error)
+            await finish_uncancelled(drive.conclude())
+        return drive.outcome()
+    finally:
+        _tasks.discard(task)
+
+
+@dataclass(slots=True)
+class _Drive:
+    """One drive of an agent: what it said, and how it ended."""
+
+    live: LiveRun
+    session: Session
+    loaded: bool = False
+    result: AgentRunResult[Any] | None = None
+    messages: list[ModelMessage] = field(default_factory=list)
+    ending: Ending = field(default_factory=lambda: Ending("completed"))
+    raised: BaseException | None = None
+    save_error: Exception | None = None
+
+    async def run_agent(self, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]) -> None:
+        await self.session.load()
+        self.loaded = True
+        if self.live.recorder.cancel_reason is not None or self.live.recorder.standing.fenced:
+            raise RunCancelled("the run was cancelled before its agent began")
+        capability = AgxCapability(_recorder=self.live.recorder)
+        kwargs = {**kwargs, "capabilities": [*(kwargs.get("capabilities") or ()), capability]}
+        history = kwargs.pop("message_history", None) or self.session.msgs
+        agent_run: AgentRun[Any, Any] | None = None
+        try:
+            async with agent.iter(prompt, deps=deps, message_history=list(history), **kwargs) as agent_run:
+                # As `agent.run()` does, and not `async for`: one coroutine less for each token to go through.
+                node = agent_run.next_node
+                while not isinstance(node, End) and agent_run.result is None:
+                    node = await agent_run.next(node)
+            self.result = agent_run.result
+        finally:
+            if agent_run is not None:
+                # A cancelled or failed run keeps what it completed, the partial answer included.
+                self.messages = agent_run.new_messages()
+
+    def classify(self, error: BaseException) -> Ending:
+        """Tell how the run ended by what left the agent."""
+        self.raised = error
+        reason = self.live.recorder.cancel_reason
+        if isinstance(error, asyncio.CancelledError):
+            return Ending("cancelled", reason or "task")
+        if isinstance(error, RunCancelled) and not isinstance(error, RunTimedOut):
+            return Ending("cancelled", reason or "cancel")
+        return Ending("failed", error=error)
+
+    async def conclude(self) -> None:
+        """Save, then end; nothing interrupts it."""
+        self.session.msgs = [*self.session.msgs, *self.messages]
+        if self.loaded and await self._may_save():
+            try:
+                await self.session.save()
+            except Exception as error:
+                logger.exception("agx: session %s was not saved", self._keys.session)
+                self.save_error = error
+                if self.ending.outcome == "completed":
+                    self.ending = Ending("failed", error=error)
+        await self.live.close(self.ending)
+
+    @property
+    def _keys(self) -> SessionKeys:
+        keys = self.live.recorder.session
+        assert keys is not None
+        return keys
+
+    async def _may_save(self) -> bool:
+        """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
+        if not self.live.recorder.standing.fenced:
+            return True
+        # Under the run's own id: `close()` gives it up.
+        lease = Lease(self._keys, self.live.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
+        try:
+            await self.live.engine.leases.acquire(lease)
+        except (AgxError, RedisError, OSError):
+            return False
+        return True
+
+    def outcome(self) -> AgentRunResult[Any]:
+        """Return the result or raise what the caller has to know."""
+        raised = self.raised
+        messages = self.session.msgs
+        if isinstance(raised, asyncio.CancelledError):
+            raise raised
+        if self.live.recorder.standing.fenced:
+            raise LeaseLostError(messages) from raised
+        if self.ending.outcome == "cancelled":
+            raise AgxCanceledError(messages, reason=self.ending.reason or "cancel") from raised
+        if raised is not None:
+            raise raised
+        if self.save_error is not None:
+            raise SessionSaveError(self.save_error, messages, self.result) from self.save_error
+        assert self.result is not None
+        return self.result

@@ -1,0 +1,99 @@
+"""The steps of a run while they are under way, a node and a tool call, and the fact that each becomes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from opentelemetry.trace import Span
+
+from ..facts.schema import (
+    NodeEnded,
+    NodeKind,
+    Outcome,
+    Service,
+    ToolEnded,
+    ToolOutcome,
+    Trace,
+)
+from ..telemetry import conventions as names
+from ..telemetry.tracing import close_span
+from .model_request import ModelRequest
+from .outcome import describe_message, describe_type
+
+
+class Header(TypedDict):
+    """What every fact of a run begins with."""
+
+    id: str
+    scope: str
+    user: str | None
+    session: str | None
+    run_id: str
+    parent_run_id: str | None
+    agent: str
+    service: Service
+    trace: Trace
+
+
+@dataclass(slots=True)
+class Node:
+    """A node of the agent's graph."""
+
+    kind: NodeKind
+    name: str  # within the run, as in the ids of its fact and its span
+    idx: int
+    place: Trace
+    span: Span | None  # where the service has an SDK
+    start_ns: int = field(default_factory=time.time_ns)
+    request: ModelRequest | None = None
+
+    def close(self, outcome: Outcome, error: BaseException | None) -> None:
+        """End the node's span."""
+        if self.span is not None:
+            failed = error if outcome == "failed" else None
+            self.span.set_attribute(names.NODE_OUTCOME, outcome)
+            close_span(self.span, outcome, describe_type(failed), describe_message(failed))
+
+    def tell(self, header: Header, outcome: Outcome, error: BaseException | None) -> NodeEnded:
+        """Return the node's fact."""
+        failed = error if outcome == "failed" else None
+        return NodeEnded(
+            **header,
+            node=self.kind,
+            idx=self.idx,
+            outcome=outcome,
+            start_ns=self.start_ns,
+            end_ns=time.time_ns(),
+            error_type=describe_type(failed),
+            error_message=describe_message(failed),
+            model=None if self.request is None else self.request.describe(completed=outcome == "completed"),
+        )
+
+
+@dataclass(slots=True)
+class Tool:
+    """A tool call."""
+
+    tool: str
+    call_id: str
+    name: str  # within the run, as in the ids of its fact and its span
+    idx: int
+    place: Trace
+    start_ns: int = field(default_factory=time.time_ns)
+
+    def tell(self, header: Header, outcome: ToolOutcome, error: BaseException | None) -> ToolEnded:
+        """Return the tool call's fact."""
+        failed = error if outcome == "error" else None
+        return ToolEnded(
+            **header,
+            tool=self.tool,
+            call_id=self.call_id,
+            idx=self.idx,
+            outcome=outcome,
+            start_ns=self.start_ns,
+            end_ns=time.time_ns(),
+            error_type=describe_type(failed),
+            error_message=describe_message(failed),
+        )

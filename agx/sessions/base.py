@@ -1,0 +1,130 @@
+"""`Session`: the conversation that a run loads and saves, and what a store of them can do."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
+from pydantic_core import PydanticSerializationError
+
+from ..redis.keys import Id
+
+TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
+
+
+@dataclass(kw_only=True)
+class Session(ABC):
+    """Base of a stored conversation: `run()` calls `load()`, extends `msgs` and calls `save()`.
+
+    Args:
+        msgs: the conversation, as pydantic-ai's messages.
+    """
+
+    msgs: list[ModelMessage] = field(default_factory=list)
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Fill `msgs` from the storage."""
+
+    @abstractmethod
+    async def save(self) -> None:
+        """Write `msgs` to the storage; called on every outcome."""
+
+    def msgs_to_json(self) -> bytes:
+        """Return the messages as JSON. What a tool returned that JSON can't hold is replaced, not the rest lost."""
+        try:
+            return ModelMessagesTypeAdapter.dump_json(self.msgs)
+        except PydanticSerializationError:
+            plain = ModelMessagesTypeAdapter.dump_python(
+                self.msgs, mode="json", fallback=lambda value: {"unserialisable": type(value).__name__}
+            )
+            # Of a lone surrogate a question mark is left.
+            return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")
+
+    def msgs_from_json(self, data: bytes | str) -> None:
+        """Take the messages from JSON.
+
+        Raises:
+            pydantic.ValidationError: it is not what `msgs_to_json()` gives.
+        """
+        self.msgs = ModelMessagesTypeAdapter.validate_json(data)
+
+    def get_user_prompt(self) -> str:
+        """Return the text of the first user prompt, "No title" where there is none."""
+        for message in self.msgs:
+            if isinstance(message, ModelRequest):
+                for part in message.parts:
+                    if isinstance(part, UserPromptPart):
+                        texts = [part.content] if isinstance(part.content, str) else part.content
+                        return " ".join(text for text in texts if isinstance(text, str)) or "No title"
+        return "No title"
+
+    @staticmethod
+    def nodes_from_msgs(msgs: Sequence[ModelMessage] | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a conversation as nodes: each response with the parts of the requests it answers before its own.
+
+        Requests without a response (a run that was cut off) make a node of their own; system prompts and signatures
+        are left out. Messages come as pydantic-ai's or as the dicts of their JSON.
+        """
+        plain = ModelMessagesTypeAdapter.dump_python(
+            [message for message in msgs if not isinstance(message, dict)], mode="json"
+        ) or [message for message in msgs if isinstance(message, dict)]
+        nodes: list[dict[str, Any]] = []
+        asked: list[dict[str, Any]] = []
+        for message in plain:
+            parts = [
+                {**part, "signature": None}
+                for part in message.get("parts", [])
+                if part.get("part_kind") != "system-prompt"
+            ]
+            if message.get("kind") == "response":
+                nodes.append({**message, "kind": None, "parts": asked + parts})
+                asked = []
+            elif message.get("kind") == "request":
+                asked += parts
+        if asked:
+            nodes.append({"kind": None, "parts": asked})
+        return nodes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A conversation in a listing.
+
+    Args:
+        session_id: which one.
+        title: its first prompt, at most 200 characters.
+        saved_at: when it was last saved; UTC.
+    """
+
+    session_id: str
+    title: str
+    saved_at: datetime
+
+
+class SessionStore(Protocol):
+    """Where conversations are kept: opens one, lists a user's. `RedisSessions` and `SqlSessions` are ready to use."""
+
+    def open(self, scope_id: Id, user_id: Id, session_id: Id) -> Session:
+        """Return a session, not yet loaded, for one `run()`.
+
+        Raises:
+            TypeError: an id is neither an int nor a str.
+            ValueError: an id has a character that none may have.
+        """
+        ...
+
+    async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> Sequence[StoredSession]:
+        """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`."""
+        ...
+
+
+def title_of(session: Session) -> str:
+    """Return how a listing names a conversation: without what PostgreSQL's text, or UTF-8, can't hold."""
+    title = session.get_user_prompt().replace("\0", "")[:TITLE_LENGTH]
+    return title.encode("utf-8", "replace").decode()

@@ -1,0 +1,41 @@
+"""The scripts that append to a session's stream (contract, section 4, append rule); each touches one key."""
+
+from __future__ import annotations
+
+from ..redis.bus import Script
+
+# One batch, all or (where an id is refused, or our last entry is gone) none of it. Whoever began a run or wrote an
+# `end` behind our last entry ended ours; other entries behind it are somebody's `add()`. ARGV[1] is our last entry,
+# empty where lost entries are appended again.
+APPEND = Script("""
+local key = KEYS[1]
+if ARGV[1] ~= '' then
+  local entries = redis.call('XRANGE', key, ARGV[1], '+')
+  if not entries[1] or entries[1][1] ~= ARGV[1] then return 'lost' end
+  for i = 2, #entries do
+    local kind = entries[i][2][2]
+    if kind == 'begin' or kind == 'end' then return 'refused' end
+  end
+end
+local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+if top then
+  local ms, n = string.match(top[1], '(%d+)-(%d+)')
+  local our_ms, our_n = string.match(ARGV[5], '(%d+)-(%d+)')
+  ms, n, our_ms, our_n = tonumber(ms), tonumber(n), tonumber(our_ms), tonumber(our_n)
+  if our_ms < ms or (our_ms == ms and our_n <= n) then return 'refused' end
+end
+for i = 5, #ARGV, 4 do
+  redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], 'type', ARGV[i+1], 'origin', ARGV[i+2], 'body', ARGV[i+3])
+end
+redis.call('EXPIRE', key, ARGV[4])
+redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 3])
+return 'ok'
+""")
+
+# The restart of a session's stream: one command that drops the run before and refuses its late entries.
+BEGIN = Script("""
+redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], 'type', 'begin', 'origin', ARGV[2], 'body', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('PUBLISH', ARGV[5], ARGV[1])
+return 'ok'
+""")

@@ -1,0 +1,263 @@
+"""The wire vocabulary: pydantic-ai's events as bodies of the session stream (contract, section 4). Pure, no I/O."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from pydantic_ai.messages import (
+    BaseToolCallPart,
+    BaseToolReturnPart,
+    FilePart,
+    FinalResultEvent,
+    ModelResponse,
+    ModelResponsePart,
+    NativeToolReturnPart,
+    PartDeltaEvent,
+    PartEndEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ThinkingPartDelta,
+    ToolResultEvent,
+    ToolReturnPart,
+)
+from pydantic_ai.models import Model
+from pydantic_core import to_jsonable_python
+
+from ..errors import BodyError
+from ..facts.schema import ToolOutcome
+
+RUNTIME = "opale"  # the origin of begin, end and the runtime's own errors and infos
+AGENT = "pydantic-ai"  # the origin of what the model and the tools do
+DEFERRED = "deferred"  # the origin of an `info` that names the calls which the agent leaves to others
+
+Body = dict[str, Any]
+
+_TOOL_OUTCOMES: dict[str, ToolOutcome] = {
+    "success": "ok",
+    "retried": "retry",
+    "failed": "error",
+    "denied": "denied",
+    "interrupted": "cancelled",
+}
+
+
+def tool_outcome(part: BaseToolReturnPart) -> ToolOutcome:
+    """Return what became of a tool call, in agx's words."""
+    return _TOOL_OUTCOMES.get(part.outcome, "error")
+
+
+@dataclass(frozen=True, slots=True)
+class WireEvent:
+    """An event as it goes to the stream."""
+
+    body: Body
+    urgent: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Part:
+    """A part that deltas belong to; one object per part, so that what may be merged is told by identity."""
+
+    idx: int
+    event_idx: int
+    part_kind: str
+    part_delta_kind: str
+
+    def delta(self, text: str) -> Body:
+        """Return the body of a part_delta."""
+        return {
+            "idx": self.idx,
+            "event": "part_delta",
+            "event_idx": self.event_idx,
+            "part_kind": self.part_kind,
+            "part_delta_kind": self.part_delta_kind,
+            "content_delta": text,
+        }
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What of a run has become events so far: the place between pydantic-ai's events and the wire."""
+
+    idx: int = -1  # of the current model request, from 0
+    open: bool = False  # between llm-begin and llm-end
+    answered: bool = False  # the current model request gave the final answer
+    parts: dict[int, Part] = field(default_factory=dict)  # by index, those of the current request that have deltas
+
+    def begin_node(self, model: Model[Any] | None = None) -> WireEvent:
+        """A model request begins."""
+        self.idx += 1
+        self.open = True
+        self.answered = False
+        self.parts.clear()
+        body: Body = {"idx": self.idx, "event": "llm-begin"}
+        if model is not None:
+            body |= {"model": model.model_name, "provider": model.system}
+        return WireEvent(body)
+
+    def end_node(self) -> WireEvent:
+        """The model request is over, however it ended."""
+        self.open = False
+        return WireEvent({"idx": self.idx, "event": "llm-end"})
+
+    def convert(self, event: object) -> WireEvent | None:
+        """Return the wire event of one of pydantic-ai's, or None where it says nothing new to a listener."""
+        if isinstance(event, PartDeltaEvent):
+            text = delta_text(event)
+            return WireEvent(self.part_of(event).delta(text)) if text else None
+        if isinstance(event, PartStartEvent):
+            self.parts.pop(event.index, None)
+            return None if isinstance(event.part, BaseToolCallPart) else self._whole(event.index, event.part)
+        if isinstance(event, PartEndEvent):
+            # A call is one event, whole: its arguments are complete only here. Results and files have no end.
+            return self._whole(event.index, event.part) if isinstance(event.part, BaseToolCallPart) else None
+        if isinstance(event, FinalResultEvent):
+            return self.answer(event.tool_name, event.tool_call_id)
+        if isinstance(event, ToolResultEvent):
+            return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
+        return None
+
+    def part_of(self, event: PartDeltaEvent) -> Part:
+        """Return the part that a text or thinking delta belongs to."""
+        part = self.parts.get(event.index)
+        if part is None:
+            kind = event.delta.part_delta_kind
+            part = self.parts[event.index] = Part(self.idx, event.index, kind, kind)
+        return part
+
+    def convert_response(self, response: ModelResponse) -> list[WireEvent]:
+        """Return the wire events of a response that came whole, from a model that does not stream."""
+        return [self._whole(index, part) for index, part in enumerate(response.parts)]
+
+    def answer(self, tool_name: str | None = None, tool_call_id: str | None = None) -> WireEvent:
+        """The final answer was recognised; by an output tool's call, where one is named."""
+        self.answered = True
+        body: Body = {"idx": self.idx, "event": "answer"}
+        if tool_name is not None:
+            body |= {"tool_name": tool_name, "tool_call_id": tool_call_id}
+        return WireEvent(body)
+
+    def _part_start(self, index: int | None) -> Body:
+        # A call approved since the run before has its result before the first request.
+        body: Body = {"idx": max(self.idx, 0), "event": "part_start"}
+        return body if index is None else body | {"event_idx": index}
+
+    def _whole(self, index: int, part: ModelResponsePart) -> WireEvent:
+        body = self._part_start(index) | {"part_kind": part.part_kind}
+        if isinstance(part, (TextPart, ThinkingPart)):
+            body["content"] = part.content
+        elif isinstance(part, BaseToolCallPart):
+            body |= {"tool_name": part.tool_name, "tool_call_id": part.tool_call_id, "args": parse_args(part)}
+        elif isinstance(part, NativeToolReturnPart):
+            body |= _return_fields(part)
+        elif isinstance(part, FilePart):
+            # The bytes stay in the messages: a stream is no place for an image.
+            body |= {"media_type": part.content.media_type, "size": len(part.content.data)}
+        return WireEvent(body)
+
+
+def delta_text(event: PartDeltaEvent) -> str | None:
+    """Return a delta's text; None for a tool call's delta: the call is one event, at its end."""
+    delta = event.delta
+    return delta.content_delta if isinstance(delta, (TextPartDelta, ThinkingPartDelta)) else None
+
+
+def _return_fields(part: ToolReturnPart | NativeToolReturnPart) -> Body:
+    return {
+        "part_kind": part.part_kind,
+        "tool_name": part.tool_name,
+        "tool_call_id": part.tool_call_id,
+        "content": part.content,
+        "tool_outcome": tool_outcome(part),
+    }
+
+
+def parse_args(part: BaseToolCallPart) -> Body:
+    """Return a tool call's arguments as an object; `{"raw": text}` where they can't be parsed."""
+    if not part.args:
+        return {}
+    if not isinstance(part.args, str):
+        return dict(part.args)
+    try:
+        args = orjson.loads(part.args)
+    except orjson.JSONDecodeError:
+        return {"raw": part.args}
+    return args if isinstance(args, dict) else {"raw": part.args}
+
+
+def check_body(body: object) -> Body:
+    """Return a body that a user handed in, if it is a JSON object; raises BodyError."""
+    if not isinstance(body, dict):
+        raise BodyError(f"it is a {type(body).__name__}")
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise BodyError(str(error)) from None
+    return body
+
+
+def encode_body(body: Body, limit: int) -> bytes:
+    """Return a body as JSON of at most `limit` bytes or so, its longest values cut (`"truncated": true`).
+
+    Never raises: values are whatever tools and models return.
+    """
+    data = _to_json(body)
+    if len(data) <= limit:
+        return data
+    cut: Body = {name: value if _is_scalar(value) else _text(value) for name, value in body.items()}
+    texts = sorted((name for name, value in cut.items() if isinstance(value, str)), key=lambda name: -len(cut[name]))
+    cut["truncated"] = True
+    for name in texts:
+        text = cut[name] = cut[name][:limit]
+        while text and (excess := len(_to_json(cut)) - limit) > 0:
+            # An escaped character takes up to six bytes, so one pass may cut too little, never too much by far.
+            text = text[: -max(1, excess // 6)] if excess < len(text) else text[: len(text) // 2]
+            cut[name] = text
+    if isinstance(body.get("args"), dict):
+        cut["args"] = {"raw": cut["args"]}  # an object still, as where they can't be parsed
+    return _to_json(cut)
+
+
+def _is_scalar(value: object) -> bool:
+    # An integer may have thousands of digits, which can be cut only as text.
+    return value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 64)
+
+
+def _text(value: object) -> str:
+    return _to_json({"": value}).decode()[len('{"":') : -1].strip()
+
+
+def _to_json(body: Body) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return orjson.dumps({name: _plain(value) for name, value in body.items()})
+
+
+def _plain(value: object) -> object:
+    try:
+        plain = _tame(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64", fallback=repr))
+        orjson.dumps(plain)
+    except Exception as error:  # a tool's own type may raise anything while it is serialised
+        return {"unserialisable": type(value).__name__, "error": type(error).__name__}
+    return plain
+
+
+def _tame(value: Any) -> Any:
+    """Return a value without what JSON's readers refuse or round: lone surrogates, NaN, integers above 64 bits."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else str(value)
+    if isinstance(value, dict):
+        return {_tame(name): _tame(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_tame(item) for item in value]
+    return value

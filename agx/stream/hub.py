@@ -1,0 +1,237 @@
+"""The hub: all listeners of a loop share one subscription connection and one reading connection.
+
+A session with listeners has one `Feed`. A wake-up (or, with writers that send none, a look once a second) has the feed
+read what is new, once, and hand it to all its listeners. Source: contract, section 4; field notes, section 8.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from ..redis import keys
+from ..redis.bus import Bus, Reply
+from ..redis.entry_id import StreamId, format_id, parse_id
+from .subscription import Subscription
+
+READ = 500  # entries a read
+QUEUE = 2_000  # entries a listener may lag behind before it reads for itself again
+POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
+
+
+@dataclass(slots=True)
+class StreamEntry:
+    """An entry of a session stream, parsed once for all who listen."""
+
+    id: StreamId
+    type: str
+    origin: str
+    raw_body: bytes
+    _json: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, entry_id: bytes, fields: dict[bytes, bytes]) -> StreamEntry:
+        return cls(
+            parse_id(entry_id.decode()),
+            fields.get(b"type", b"").decode("utf-8", "replace"),
+            fields.get(b"origin", b"").decode("utf-8", "replace"),
+            fields.get(b"body", b"{}"),
+        )
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body as an object; what someone else wrote that is none comes as `{"raw": text}`."""
+        body = self._parse()
+        return {"raw": self.raw_body.decode("utf-8", "replace")} if body is None else body
+
+    def _parse(self) -> dict[str, Any] | None:
+        try:
+            body = orjson.loads(self.raw_body)
+        except orjson.JSONDecodeError:
+            return None
+        return body if isinstance(body, dict) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": self.body}
+
+    def to_json(self) -> str:
+        if self._json is None:
+            # An object goes out as it stands: what nests deeper than the encoder goes can still be passed on.
+            body = self.body if self._parse() is None else orjson.Fragment(self.raw_body)
+            event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
+            self._json = orjson.dumps(event).decode()
+        return self._json
+
+
+class Subscriber:
+    """One listener's place in a feed: what has been handed to it and not been taken yet."""
+
+    def __init__(self) -> None:
+        self.entries: deque[StreamEntry] = deque()
+        self.caught_up = False  # the feed hands entries over; else the listener reads for itself
+        self._waiter: asyncio.Future[bool] | None = None
+        self._until: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, until: float | None) -> bool:
+        """Wait until something is new; returns False where nothing was until then (the loop's time)."""
+        loop = asyncio.get_running_loop()
+        self._until = until
+        if until is not None and (self._timer is None or until < self._timer.when()):
+            self.close()
+            self._timer = loop.call_at(until, self._expire)
+        self._waiter = loop.create_future()
+        return await self._waiter
+
+    def tell(self) -> None:
+        """Something is new."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
+    def _expire(self) -> None:
+        # One timer outlives many waits: with each delivery it only has later to go off.
+        self._timer = None
+        if self._waiter is None or self._waiter.done() or self._until is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._until > loop.time():
+            self._timer = loop.call_at(self._until, self._expire)
+        else:
+            self._waiter.set_result(False)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Feed:
+    """What is new in one session's stream, read once for all its listeners."""
+
+    def __init__(self, bus: Bus, session: keys.SessionKeys, patience: float, on_overflow: Callable[[], None]) -> None:
+        self.stream = session.stream
+        self.dead = False  # its run has died, and nobody has closed it
+        self.cursor: StreamId | None = None  # up to here it has been handed out
+        self.subscribers: set[Subscriber] = set()
+        self.quiet = False  # no wake-up since the last look
+        self._bus = bus
+        self._live = session.live
+        self._patience = patience
+        self._dead_since: float | None = None
+        self._on_overflow = on_overflow
+        self._reading = False
+        self._again = False
+
+    def on_wake_up(self, _: bytes) -> None:
+        """The writer says that there is something new."""
+        self.quiet = False
+        self.wake()
+
+    def look(self) -> None:
+        """Read what the writer has not told, and whether the run still lives: once for all listeners."""
+        self.wake()
+        self._bus.execute("GET", self._live).add_done_callback(self._judge)
+
+    def _judge(self, live: asyncio.Future[Reply]) -> None:
+        now = time.monotonic()
+        if live.exception() is not None or live.result() is not None:  # an outage is no death
+            self._revive()
+        elif self._dead_since is None:
+            self._dead_since = now
+        elif not self.dead and now - self._dead_since > self._patience:
+            self.dead = True
+            for subscriber in self.subscribers:
+                subscriber.tell()
+
+    def _revive(self) -> None:
+        self.dead, self._dead_since = False, None
+
+    def wake(self) -> None:
+        """Read what is new, soon."""
+        if self.cursor is None:
+            return  # everybody still reads for itself
+        if self._reading:
+            self._again = True
+            return
+        self._reading, self._again = True, False
+        read = self._bus.execute("XRANGE", self.stream, f"({format_id(self.cursor)}", "+", "COUNT", READ)
+        read.add_done_callback(self._hand_out)
+
+    def _hand_out(self, read: asyncio.Future[Reply]) -> None:
+        self._reading = False
+        if read.exception() is not None:
+            return  # the next look tries again
+        entries = [StreamEntry.of(*entry) for entry in read.result()]
+        if entries:
+            self.cursor = entries[-1].id
+            self._revive()
+            for subscriber in self.subscribers:
+                if not subscriber.caught_up:
+                    continue
+                subscriber.entries.extend(entries)
+                if len(subscriber.entries) > QUEUE:
+                    # Never skipped: it goes on reading from its own cursor, at its own pace.
+                    subscriber.caught_up = False
+                    self._on_overflow()
+                subscriber.tell()
+        if self._again or len(entries) == READ:
+            self.wake()
+
+
+class Hub:
+    """The feeds of a loop."""
+
+    def __init__(self, bus: Bus, subscription: Subscription, *, patience: float) -> None:
+        self.bus = bus
+        self.gaps = self.rereads = self.listeners = 0
+        self._subscription = subscription
+        self._patience = patience  # seconds that a run without a lease has to be closed by a sidecar
+        self._feeds: dict[str, Feed] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    def join(self, session: keys.SessionKeys) -> tuple[Feed, Subscriber]:
+        """Enter the feed of a session; costs the same with ten listeners and with ten thousand."""
+        feed = self._feeds.get(session.stream)
+        if feed is None:
+            feed = self._feeds[session.stream] = Feed(self.bus, session, self._patience, self._count_reread)
+            self._subscription.subscribe(session.wake_channel, feed.on_wake_up, feed.wake)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name="agx-hub-look")
+        subscriber = Subscriber()
+        feed.subscribers.add(subscriber)
+        self.listeners += 1
+        return feed, subscriber
+
+    def leave(self, session: keys.SessionKeys, feed: Feed, subscriber: Subscriber) -> None:
+        """Leave a feed; the last one turns it off. Synchronous, so that a cancelled listener leaks nothing."""
+        feed.subscribers.discard(subscriber)
+        subscriber.close()
+        self.listeners -= 1
+        if not feed.subscribers and self._feeds.get(session.stream) is feed:
+            del self._feeds[session.stream]
+            self._subscription.unsubscribe(session.wake_channel)
+
+    def _count_reread(self) -> None:
+        self.rereads += 1
+
+    async def _look(self) -> None:
+        """Look once a second at sessions that were quiet: their writer may send no wake-ups, or be dead."""
+        while True:
+            await asyncio.sleep(POLL)
+            for feed in list(self._feeds.values()):
+                if feed.quiet:
+                    feed.look()
+                feed.quiet = True
+
+    async def aclose(self) -> None:
+        """Stop the task."""
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)

@@ -1,0 +1,152 @@
+"""The subscription: one connection brings a loop the messages of all its channels, through whatever breaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from ..redis.bus import Bus
+from ..redis.clients import close_client
+
+logger = logging.getLogger("agx")
+
+_POLL = 1.0  # seconds
+_PING_AFTER = 3  # silent polls after which the connection is probed
+_NAMES = 1_000  # channels a command
+_RECONNECT_FIRST, _RECONNECT_LAST = 0.05, 1.0
+_STEADY = 5.0  # seconds a subscription must have held for the next loss to be news
+
+
+class Subscription:
+    """The channels of a loop. Messages are hints: one may be lost."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
+        self._wanted: deque[tuple[str, bytes]] = deque()  # SUBSCRIBE and UNSUBSCRIBE still to be sent, in order
+        self._receiving: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._silent = 0  # polls since the last message
+
+    def subscribe(self, channel: str, on_message: Callable[[bytes], None], on_subscribed: Callable[[], None]) -> None:
+        """Have `on_message(message)` called for each message of a channel; one per channel.
+
+        `on_subscribed()` is called whenever messages begin to come, again after a break too: look what was missed.
+        """
+        name = channel.encode()
+        self._channels[name] = (on_message, on_subscribed)
+        self._wanted.append(("SUBSCRIBE", name))
+        self._changed.set()
+        if self._receiving is None:
+            self._receiving = asyncio.get_running_loop().create_task(self._receive(), name="agx-subscription")
+
+    def unsubscribe(self, channel: str) -> None:
+        """Stop listening to a channel."""
+        name = channel.encode()
+        if self._channels.pop(name, None) is not None:
+            self._wanted.append(("UNSUBSCRIBE", name))
+            self._changed.set()
+
+    async def _receive(self) -> None:
+        """Keep the subscriptions, through broken connections and changed servers, and pass messages on."""
+        wait = _RECONNECT_FIRST
+        while True:
+            if not self._channels:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            started = time.monotonic()
+            try:
+                await self._follow()
+            except (RedisError, OSError) as error:
+                if time.monotonic() - started > _STEADY:
+                    wait = _RECONNECT_FIRST
+                if wait == _RECONNECT_FIRST:
+                    logger.warning("agx: the hub lost Redis (%s), listeners wait", type(error).__name__)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _RECONNECT_LAST)
+
+    async def _follow(self) -> None:
+        """Subscribe to all that is wanted, and pass messages on until the connection breaks."""
+        client = await self._bus.open_subscriber()
+        updates: asyncio.Task[None] | None = None
+        try:
+            # The connection itself: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
+            connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            self._wanted.clear()
+            await _send(connection, "SUBSCRIBE", list(self._channels))
+            updates = asyncio.get_running_loop().create_task(self._update(connection), name="agx-subscription-update")
+            await self._read(connection, updates)
+        finally:
+            if updates is not None:
+                updates.cancel()
+                await asyncio.gather(updates, return_exceptions=True)
+            with contextlib.suppress(RedisError, OSError):
+                await close_client(client)
+
+    async def _read(self, connection: AbstractConnection, updates: asyncio.Task[None]) -> None:
+        self._silent = 0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL):
+                    await self._pass_on(connection)
+            if updates.done():
+                updates.result()
+            self._silent += 1
+            if self._silent == _PING_AFTER:
+                await _send(connection, "PING", [b"agx"])
+            elif self._silent > 2 * _PING_AFTER:
+                raise ConnectionError("no answer to a PING")
+
+    async def _pass_on(self, connection: AbstractConnection) -> None:
+        while True:
+            # A read that is cancelled, between two messages or within one, loses nothing.
+            message = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            self._silent = 0
+            if not isinstance(message, list) or (calls := self._channels.get(message[1])) is None:
+                continue
+            on_message, on_subscribed = calls
+            if message[0] == b"message":
+                on_message(message[2])
+            elif message[0] == b"subscribe":
+                on_subscribed()
+
+    async def _update(self, connection: AbstractConnection) -> None:
+        """Send what changed; many joins and leaves become few commands."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            changes = {name: verb for verb, name in self._wanted}  # the last word on a channel counts
+            self._wanted.clear()
+            for verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
+                await _send(connection, verb, [name for name, wanted in changes.items() if wanted == verb])
+
+    async def aclose(self) -> None:
+        """Stop the task, which closes the connection."""
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+
+
+async def _send(connection: AbstractConnection, verb: str, names: list[bytes]) -> None:
+    for start in range(0, len(names), _NAMES):
+        command = hiredis.pack_command((verb, *names[start : start + _NAMES]))  # type: ignore[arg-type] # as in the bus
+        await connection.send_packed_command(command, check_health=False)
+        _check_cancelled()
+
+
+def _check_cancelled() -> None:
+    """Raise a cancellation that was swallowed: redis-py sends under asyncio.wait_for(), which loses one before 3.12."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

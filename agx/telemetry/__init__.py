@@ -1,0 +1,1 @@
+"""In: the service's OpenTelemetry set-up. Out: trace context and spans under the GenAI names."""

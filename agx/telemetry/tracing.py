@@ -1,0 +1,158 @@
+"""Spans in the service's process, each step told once (contract, section 5).
+
+With an OpenTelemetry SDK the runtime starts real spans, `agx.run` and `agx.node`, and pydantic-ai nests its own inside.
+Without one it makes the ids, keeps them current, so that tools send our `traceparent`, and the sidecar exports the
+spans from the facts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace as otel
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import Attributes
+
+from ..facts.schema import Outcome, Trace, span_id
+from . import conventions as names
+
+_TRACER = "agx"
+
+
+def captures_content() -> bool:
+    """Return whether message content may leave in spans: only where the standard variable says so."""
+    return os.environ.get(names.CAPTURE_CONTENT, "").strip().upper() in ("TRUE", "SPAN_ONLY", "SPAN_AND_EVENT")
+
+
+@dataclass(slots=True)
+class RunSpan:
+    """A run's place in its trace: the fact sheet, the context to run in, and the span where an SDK records it."""
+
+    run_id: str
+    trace: Trace
+    context: Context
+    span: Span | None  # None without an SDK
+
+    @property
+    def traceparent(self) -> str:
+        return f"00-{self.trace.trace_id}-{self.trace.span_id}-{'01' if self.trace.sampled else '00'}"
+
+    def end(
+        self,
+        outcome: Outcome,
+        *,
+        reason: str | None,
+        error_type: str | None,
+        message: str | None,
+        end_ns: int,
+    ) -> None:
+        """End the run's span, where it is ours to end."""
+        if self.span is not None:
+            self.span.set_attribute(names.RUN_OUTCOME, outcome)
+            if reason is not None:
+                self.span.set_attribute(names.RUN_REASON, reason)
+            close_span(self.span, outcome, error_type, message, end_ns)
+
+    def child(self, what: str, parent: Trace | None = None) -> Trace:
+        """Return the place of a model request or a tool call in the trace of a service without an SDK."""
+        over = parent or self.trace
+        return Trace(
+            over.trace_id, span_id(self.run_id, what), over.span_id, over.sampled, over.sdk, self.trace.trace_state
+        )
+
+    def child_context(self, child: Trace) -> Context | None:
+        """Return the context in which a model or a tool works, or None where an SDK keeps its own."""
+        return None if self.span is not None else _context_of(child, otel_context.get_current())
+
+    def start_node(self, kind: str, attributes: Attributes) -> Span | None:
+        """Start the span of a node, under whatever is current: upstream's `invoke_agent`."""
+        if self.span is None:
+            return None
+        return otel.get_tracer(_TRACER).start_span(f"agx.node {kind}", attributes=attributes)
+
+
+def start_run(run_id: str, agent: str, *, attributes: Attributes, ratio: float, follows: str | None) -> RunSpan:
+    """Find out who tells this run's spans, and start it.
+
+    A span is started through the API: if its id is invalid, or its parent's, nobody records here. (Looking for the
+    SDK's class misses Logfire; looking for a valid id is fooled by a remote parent.)
+    """
+    parent = otel.get_current_span().get_span_context()
+    links = [Link(followed)] if (followed := _parse_traceparent(follows)) is not None else None
+    span = otel.get_tracer(_TRACER).start_span(
+        f"agx.run {agent}", kind=SpanKind.INTERNAL, attributes=attributes, links=links
+    )
+    ours = span.get_span_context()
+    has_sdk = ours.span_id != 0 and not (parent.is_valid and ours.span_id == parent.span_id)
+    parent_span_id = f"{parent.span_id:016x}" if parent.is_valid else None
+    if has_sdk:
+        state = ours.trace_state.to_header() or None
+        trace = Trace(
+            f"{ours.trace_id:032x}", f"{ours.span_id:016x}", parent_span_id, ours.trace_flags.sampled, True, state
+        )
+        return RunSpan(run_id, trace, otel.set_span_in_context(span), span)
+    if parent.is_valid:
+        trace_id, sampled = parent.trace_id, parent.trace_flags.sampled
+    else:
+        trace_id = random.getrandbits(128) or 1
+        # The SDK's TraceIdRatioBased looks at the same bits: services of one trace decide alike.
+        sampled = (trace_id & 0xFFFF_FFFF_FFFF_FFFF) < ratio * 2**64
+    state = parent.trace_state.to_header() or None if parent.is_valid else None
+    trace = Trace(f"{trace_id:032x}", span_id(run_id, "run"), parent_span_id, sampled, False, state)
+    return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None)
+
+
+def close_span(
+    span: Span, outcome: Outcome, error_type: str | None, message: str | None, end_ns: int | None = None
+) -> None:
+    """End a span with the status of its outcome: cancelled is not an error, success leaves the status unset."""
+    if outcome in ("failed", "lost"):
+        if error_type is not None:
+            span.set_attribute(names.ERROR_TYPE, error_type)
+        span.set_status(Status(StatusCode.ERROR, message))
+    span.end(end_ns)
+
+
+@contextlib.contextmanager
+def attached(context: Context | None) -> Iterator[None]:
+    """Make a context current for a block of one coroutine; never across a `yield` of a generator."""
+    if context is None:
+        yield
+        return
+    token = otel_context.attach(context)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+def has_no_sdk() -> bool:
+    """Return whether it is certain that no tracer provider was ever set (a hint, before a span can be started)."""
+    return isinstance(otel.get_tracer_provider(), (otel.ProxyTracerProvider, otel.NoOpTracerProvider))
+
+
+def _context_of(place: Trace, base: Context) -> Context:
+    state = otel.TraceState.from_header([place.trace_state]) if place.trace_state else None
+    context = SpanContext(
+        int(place.trace_id, 16),
+        int(place.span_id, 16),
+        is_remote=False,
+        trace_flags=TraceFlags(TraceFlags.SAMPLED if place.sampled else TraceFlags.DEFAULT),
+        trace_state=state,
+    )
+    return otel.set_span_in_context(NonRecordingSpan(context), base)
+
+
+def _parse_traceparent(header: str | None) -> SpanContext | None:
+    if header is None:
+        return None
+    context = TraceContextTextMapPropagator().extract({"traceparent": header}, Context())
+    found = otel.get_current_span(context).get_span_context()
+    return found if found.is_valid else None

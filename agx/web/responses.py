@@ -1,0 +1,106 @@
+"""What all routers have in common: who asks, errors as HTTP answers, event streams as responses."""
+
+# No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Path
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from ..engine.cancellation import cancel
+from ..errors import ConversationChangedError, RedisUnavailableError, SessionBusyError
+from ..listeners.sse import keep_open
+from ..redis import keys
+from .runs import Who
+from .shutdown import closing_event
+
+ID_PATTERN = f"^{keys.ID.pattern}$"
+SessionId = Annotated[str, Path(pattern=ID_PATTERN, description="The session: one conversation of one user")]
+Authorize = Callable[..., Any]  # a FastAPI dependency that returns (scope_id, user_id), or raises HTTPException
+
+GetWho = Callable[..., Awaitable[Who]]  # the dependency of the routes
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Cancelled(BaseModel):
+    """Whether there was a live run to cancel; it ends a moment later."""
+
+    cancelled: bool
+
+
+def make_who(authorize: Authorize) -> GetWho:
+    """Return the dependency that gives every route the ids that `authorize` returned."""
+    if not callable(authorize):
+        raise TypeError("authorize must be a FastAPI dependency that returns (scope_id, user_id)")
+
+    async def who(ids: Annotated[Any, Depends(authorize)]) -> Who:
+        scope_id, user_id = ids
+        keys.check_id(scope_id, "scope_id")
+        keys.check_id(user_id, "user_id")
+        return Who(scope_id, user_id)
+
+    return who
+
+
+COMMON: Responses = {
+    401: {"model": Problem, "description": "Not authenticated"},
+    403: {"model": Problem, "description": "Not allowed"},
+    503: {"model": Problem, "description": "Redis can't be reached"},
+}
+BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
+CHANGED: Responses = {
+    409: {"model": Problem, "description": "The session has a live run, or its conversation is not the one shown"}
+}
+BAD: Responses = {400: {"model": Problem, "description": "The body can't be read"}}
+# The schema of one event: OpenAPI 3.1 has no word for a stream of them.
+_EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
+    "required": ["data"],
+}
+EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": _EVENT}}}}
+NOTHING: Responses = {204: {"description": "Nothing is to come: do not ask again"}}
+
+
+def add_cancel(router: APIRouter, path: str, who: GetWho) -> None:
+    """Add the route that stops a run: the same in every protocol, none of which has a word for it."""
+
+    @router.post(path)
+    async def cancel_run(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> Cancelled:
+        """Cancel the session's run, in whatever process it runs."""
+        with answering_errors():
+            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
+
+
+@contextmanager
+def answering_errors() -> Iterator[None]:
+    """Turn what a caller can do something about into its HTTP answer."""
+    try:
+        yield
+    except (SessionBusyError, ConversationChangedError) as error:
+        raise HTTPException(409, str(error)) from error
+    except RedisUnavailableError as error:
+        # The cause stays in the log: it may hold addresses.
+        raise HTTPException(503, "Redis can't be reached, try again later") from error
+
+
+def stream_events(
+    frames: AsyncGenerator[str, None], *, keep_alive: float, headers: Mapping[str, str] | None = None
+) -> StreamingResponse:
+    """Answer with an event stream that is kept open through silence and ends at a shutdown."""
+    return StreamingResponse(
+        keep_open(frames, keep_alive=keep_alive, closing=closing_event()),
+        media_type="text/event-stream",
+        # Proxies must neither keep nor gather what is sent.
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})},
+    )

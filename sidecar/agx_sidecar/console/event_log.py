@@ -1,0 +1,93 @@
+"""What a run's events are to a reader: one line each, deltas of one part together. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from agx.facts.schema import RunEnded
+from agx.stream.hub import StreamEntry
+
+LINES = 300  # on a page, the newest
+_TEXT = 4_000  # characters of content a line
+
+
+@dataclass(slots=True)
+class Line:
+    """One line. `text` is content: a model's or a user's words, arguments, results; empty where it is not shown."""
+
+    key: str
+    at_ms: int
+    what: str
+    about: str = ""
+    text: str = ""
+    pieces: int = 0  # of a part that comes in deltas
+    chars: int = 0
+
+
+def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
+    """Return the lines of a stream, oldest first."""
+    lines: list[Line] = []
+    parts: dict[str, Line] = {}  # those of the current model request
+    for entry in entries:
+        body = entry.body
+        part = f"{body.get('idx')}/{body.get('event_idx')}"  # anybody may have added an event, with anything in it
+        is_delta = body.get("event") == "part_delta"
+        line = parts.get(part) if is_delta else None
+        if line is None:
+            line = _line(entry, body)
+            lines.append(line)
+        if body.get("event") == "llm-begin":
+            parts.clear()
+        is_words = body.get("part_kind") in ("text", "thinking")
+        if is_words:
+            parts[part] = line
+            line.pieces += 1
+        if content or is_words:
+            text = str(body.get("content_delta", "")) if is_delta else _content(entry, body)
+            line.chars += len(text) if is_words else 0
+            if content and len(line.text) < _TEXT:
+                line.text = (line.text + text)[:_TEXT]
+    return lines
+
+
+def remembered_lines(ended: RunEnded) -> Iterator[Line]:
+    """Yield the lines that are left when the stream is gone: the mirrored events, which have no content."""
+    for n, event in enumerate(ended.events):
+        yield Line(f"m{n}", event.at_ns // 1_000_000, event.name, _about(event.attributes))
+
+
+def _line(entry: StreamEntry, body: dict[str, Any]) -> Line:
+    what = str(body.get("event", entry.type)) if entry.type == "event" else entry.type
+    if entry.type in ("begin", "event", "end"):
+        about = _about(body)
+    else:  # a service's own: whatever its names are, what they hold may be content
+        about = f"{body.get('error_type') or ''} from {entry.origin}".strip()[:300]
+    ms, n = entry.id
+    return Line(f"e{ms}-{n}", ms, "part" if what in ("part_start", "part_delta") else what, about)
+
+
+def _about(body: dict[str, Any] | dict[str, str | int]) -> str:
+    """Return what is no content: kinds, names and outcomes."""
+    words = [str(body[name]) for name in ("part_kind", "model", "agent", "tool_name") if body.get(name) is not None]
+    words += [str(body[name]) for name in ("tool_outcome", "outcome", "reason", "error_type") if body.get(name)]
+    return " · ".join(words)[:300]
+
+
+def _content(entry: StreamEntry, body: dict[str, Any]) -> str:
+    if entry.type in ("begin", "end"):
+        return ""
+    if entry.type != "event":
+        return str(body["msg"]) if set(body) <= {"msg", "error_type", "seq"} and "msg" in body else _json(body)
+    value = body.get("content", body.get("args", ""))
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: object) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deeply to be shown"

@@ -1,0 +1,156 @@
+"""Reads one run's trail: its facts from the scope's queue, and its session stream as long as that is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from agx.facts.schema import (
+    FIELD,
+    MalformedFactError,
+    RunEnded,
+    RunFact,
+    RunStarted,
+    UnknownFactError,
+    decode,
+)
+from agx.fleet.fleet import (
+    LeaseState,
+    lease_state,
+    read_clock,
+    read_partitions,
+)
+from agx.redis import keys
+from agx.redis.bus import Bus
+from agx.redis.entry_id import parse_id
+from agx.stream.hub import StreamEntry
+
+ENTRIES = 5_000  # of the stream, the newest
+_READ = 1_000  # facts a read
+_MOST_FACTS = 50_000  # of the queue, that are looked through
+_BEFORE_MS = 60_000  # a service's clock may be that far from the server's
+
+_FIELD = FIELD.encode()
+
+FactT = TypeVar("FactT", bound=RunFact)
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlace:
+    """Which run it is, where it streams, if it does, and about when it began (0: nobody knows)."""
+
+    scope: str
+    run_id: str
+    user: str | None = None
+    session: str | None = None
+    at_ms: int = 0
+
+    def keys(self, prefix: str) -> keys.SessionKeys | None:
+        """Return the keys of its session; raises ValueError where its ids are none."""
+        keys.check_id(self.scope, "scope"), keys.check_id(self.run_id, "run")
+        if self.user is None or self.session is None:
+            return None
+        return keys.SessionKeys.of(prefix, self.scope, self.user, self.session)
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """What is known of a run; `now_ms` is the server's time."""
+
+    place: RunPlace
+    now_ms: int
+    lease: LeaseState = "gone"
+    facts: tuple[RunFact, ...] = ()  # its own and its sub-agents', in their order
+    entries: tuple[StreamEntry, ...] = ()  # of the stream, the newest
+    begin: StreamEntry | None = None  # its first entry, which may be older than those
+
+    @property
+    def started(self) -> RunStarted | None:
+        return next((fact for fact in self.of(RunStarted) if fact.run_id == self.place.run_id), None)
+
+    @property
+    def ended(self) -> RunEnded | None:
+        return next((fact for fact in self.of(RunEnded) if fact.run_id == self.place.run_id), None)
+
+    @property
+    def is_live(self) -> bool:
+        return self.lease != "gone" and self.ended is None
+
+    @property
+    def state(self) -> str:
+        """The outcome, or how a run stands that has none yet."""
+        if self.ended is not None:
+            return self.ended.outcome
+        if self.entries and self.entries[-1].type == "end":
+            return str(self.entries[-1].body.get("outcome") or "completed")
+        return {"held": "live", "cancelling": "cancelling", "gone": "dead"}[self.lease]
+
+    @property
+    def is_known(self) -> bool:
+        return self.is_live or bool(self.facts or self.entries)
+
+    def of(self, kind: type[FactT]) -> list[FactT]:
+        """Return the facts of one kind."""
+        return [fact for fact in self.facts if isinstance(fact, kind)]
+
+
+async def read_trail(bus: Bus, prefix: str, place: RunPlace) -> Trail:
+    """Read what there is; raises ValueError for ids that are none, RedisError or OSError."""
+    session, now_ms = place.keys(prefix), await read_clock(bus)
+    trail = Trail(place, now_ms)
+    if session is not None:
+        trail = await _read_stream(bus, session, place, now_ms)
+    begin_ms = place.at_ms or (trail.begin.id[0] if trail.begin is not None else 0)
+    facts = await _read_facts(bus, prefix, place, begin_ms)
+    return Trail(place, now_ms, trail.lease, facts, trail.entries, trail.begin)
+
+
+async def _read_stream(bus: Bus, session: keys.SessionKeys, place: RunPlace, now_ms: int) -> Trail:
+    held = lease_state(place.run_id, await bus.execute("GET", session.live))
+    first = [StreamEntry.of(*entry) for entry in await bus.execute("XRANGE", session.stream, "-", "+", "COUNT", 1)]
+    begin = next((entry for entry in first if entry.type == "begin"), None)
+    if begin is None and held == "gone":
+        return Trail(place, now_ms)  # nobody can tell whose entries these are
+    if begin is not None and begin.body.get("run_id") != place.run_id:
+        return Trail(place, now_ms, held)  # of a later run of the session
+    newest = await bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", ENTRIES)
+    entries = tuple(StreamEntry.of(*entry) for entry in reversed(newest))
+    return Trail(place, now_ms, held, (), entries, begin)
+
+
+async def _read_facts(bus: Bus, prefix: str, place: RunPlace, begin_ms: int) -> tuple[RunFact, ...]:
+    """Read on from the run's begin to its end; a sub-agent's facts name its run or the one it works for."""
+    partitions = await read_partitions(bus, prefix)
+    if partitions is None:
+        return ()
+    queue = keys.queue(prefix, keys.partition(place.scope, partitions))
+    cursor = str(max(0, begin_ms - _BEFORE_MS)) if begin_ms else "-"
+    runs, found = {place.run_id}, dict[str, RunFact]()
+    for _ in range(_MOST_FACTS // _READ):
+        entries = await bus.execute("XRANGE", queue, cursor, "+", "COUNT", _READ)
+        for _, fields in entries:
+            fact = _fact_of(runs, fields.get(_FIELD, b""))
+            if fact is None or fact.scope != place.scope:
+                continue
+            runs.add(fact.run_id)
+            found[fact.id] = fact
+            if isinstance(fact, RunEnded) and fact.run_id == place.run_id:
+                return tuple(found.values())
+        if len(entries) < _READ:
+            break
+        ms, n = parse_id(entries[-1][0].decode())
+        cursor = f"({ms}-{n}"
+    return tuple(found.values())
+
+
+def _fact_of(runs: set[str], payload: bytes) -> RunFact | None:
+    # Nearly all facts are other runs': a look at the bytes costs a hundredth of parsing them.
+    if not any(run_id.encode() in payload for run_id in runs):
+        return None
+    try:
+        fact = decode(payload)
+    except (UnknownFactError, MalformedFactError):
+        return None
+    if isinstance(fact, RunFact) and (fact.run_id in runs or fact.parent_run_id in runs):
+        return fact
+    return None

@@ -1,0 +1,213 @@
+"""Holds series: integer cells per label set, within the caps and budgets of the contract's section 6."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from .instruments import (
+    CLOSED_LABELS,
+    LABEL_CAP,
+    LABEL_CAPS,
+    OTHER,
+    Instrument,
+)
+
+Labels = tuple[str, ...]
+Exemplar = tuple[str, int, int]  # trace id, value in the metric's integer unit, time in ns
+
+MOST = 2**63  # of anything in one fact; more is a mistake, and would break whoever has to show it
+LABEL_LENGTH = 200  # characters of a label value; more is somebody's mistake
+
+
+class Counter:
+    """A sum that only grows (a gauge is one that is set)."""
+
+    __slots__ = ("touched", "value")
+
+    def __init__(self, now: int) -> None:
+        self.value = 0
+        self.touched = now
+
+    def add(self, amount: int, now: int) -> None:
+        if amount > 0:
+            self.value += min(amount, MOST)
+        self.touched = now
+
+
+class Histogram:
+    """Counts per bucket (not cumulated), the last one above all bounds, and the sum of what was observed."""
+
+    __slots__ = ("bounds", "counts", "exemplars", "sum", "touched")
+
+    def __init__(self, bounds: tuple[int, ...], now: int) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0
+        self.touched = now
+        self.exemplars: list[Exemplar | None] | None = None
+
+    def observe(self, value: int, now: int, trace_id: str | None = None, at_ns: int = 0) -> None:
+        if not 0 <= value < MOST:  # below: a clock was set back between begin and end
+            value = 0 if value < 0 else MOST
+        bucket = bisect_left(self.bounds, value)
+        self.counts[bucket] += 1
+        self.sum += value
+        self.touched = now
+        if trace_id is not None and at_ns < MOST:
+            if self.exemplars is None:
+                self.exemplars = [None] * len(self.counts)
+            self.exemplars[bucket] = (trace_id, value, at_ns)
+
+    def merge(self, counts: Sequence[int], total: int, now: int) -> None:
+        """Add what a process counted with the same bounds; counts of another length are not of these bounds."""
+        if len(counts) != len(self.counts) or not 0 <= total < MOST:
+            return
+        for bucket, count in enumerate(counts):
+            if count > 0:
+                self.counts[bucket] += min(count, MOST)
+        self.sum += total
+        self.touched = now
+
+
+Cell = Counter | Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A cell at one moment, safe to render in another thread. `counts` is empty unless it is a histogram."""
+
+    labels: Labels
+    value: int
+    counts: tuple[int, ...] = ()
+    exemplars: tuple[Exemplar | None, ...] | None = None
+
+
+class Series:
+    """All cells of some instruments."""
+
+    def __init__(self) -> None:
+        self.cells: dict[Instrument, dict[Labels, Cell]] = {}
+        self.diverted = 0  # label sets, so far, that count under `__other__`
+        self._overflows: dict[str, int] = {}  # per label, since they were taken
+        self._values: dict[str, set[str]] = {}  # per open label, those that have a series
+
+    def find(self, instrument: Instrument, labels: Labels, now: int) -> Cell:
+        """Return the cell of a label set; past a cap or the budget, the one with `__other__` in its place."""
+        cells = self.cells.setdefault(instrument, {})
+        cell = cells.get(labels)
+        if cell is not None:
+            return cell
+        labels = tuple(value[:LABEL_LENGTH] for value in labels)
+        admitted = self._within_caps(instrument, labels)
+        if admitted not in cells and len(cells) >= instrument.budget - instrument.budget // 10:
+            admitted = self._within_budget(instrument, admitted)
+        cell = cells.get(admitted)
+        if cell is None:
+            cell = self.put(instrument, admitted, now)
+        self.diverted += admitted != labels
+        for label, wanted, got in zip(instrument.labels, labels, admitted, strict=True):
+            if wanted != got:
+                self._overflows[label] = self._overflows.get(label, 0) + 1
+        return cell
+
+    def counter(self, instrument: Instrument, labels: Labels, now: int) -> Counter:
+        """Return the cell of a counter's label set, or the one that counts for it."""
+        return cast("Counter", self.find(instrument, labels, now))
+
+    def histogram(self, instrument: Instrument, labels: Labels, now: int) -> Histogram:
+        """Return the cell of a histogram's label set, or the one that counts for it."""
+        return cast("Histogram", self.find(instrument, labels, now))
+
+    def bear(self, instrument: Instrument, labels: Labels, now: int) -> None:
+        """Make a series at zero, unless that takes the room of what is really observed."""
+        cells = self.cells.setdefault(instrument, {})
+        if (
+            labels not in cells
+            and len(cells) < instrument.budget // 2
+            and self._within_caps(instrument, labels) == labels
+        ):
+            self.put(instrument, labels, now)
+
+    def put(self, instrument: Instrument, labels: Labels, now: int) -> Cell:
+        """Make the cell of a label set, whatever the caps say."""
+        cell: Cell = Histogram(instrument.buckets, now) if instrument.kind == "histogram" else Counter(now)
+        self.cells.setdefault(instrument, {})[labels] = cell
+        for label, value in zip(instrument.labels, labels, strict=True):
+            if label not in CLOSED_LABELS and value != OTHER:
+                self._values.setdefault(label, set()).add(value)
+        return cell
+
+    def values(self, label: str) -> frozenset[str]:
+        """Return the values of an open label that have a series."""
+        return frozenset(self._values.get(label, ()))
+
+    def capped(self, label: str, value: str) -> str:
+        """Return a value, or `__other__` where its label has no room for it."""
+        values = self._values.get(label, ())
+        return value if value in values or len(values) < LABEL_CAPS.get(label, LABEL_CAP) else OTHER
+
+    def _within_caps(self, instrument: Instrument, labels: Labels) -> Labels:
+        return tuple(
+            value if label in CLOSED_LABELS else self.capped(label, value)
+            for label, value in zip(instrument.labels, labels, strict=True)
+        )
+
+    def _within_budget(self, instrument: Instrument, labels: Labels) -> Labels:
+        """Give up the widest labels one after the other, until the label set exists or the reserve has room for it."""
+        cells = self.cells[instrument]
+        widths = [len({known[position] for known in cells}) for position in range(len(labels))]
+        for position in sorted(range(len(labels)), key=lambda at: -widths[at]):
+            labels = (*labels[:position], OTHER, *labels[position + 1 :])
+            if labels in cells or len(cells) < instrument.budget - 1:
+                return labels
+        return labels
+
+    def take_overflows(self) -> dict[str, int]:
+        """Return, once, how often each label's value was replaced by `__other__`."""
+        taken, self._overflows = self._overflows, {}
+        return taken
+
+    def retire(self, before: int) -> bool:
+        """Drop series that are idle since `before` (s) and one of whose open labels is idle everywhere.
+
+        So the zero of an outcome that an active agent has not had stays. Returns whether anything went.
+        """
+        active: dict[tuple[str, str], int] = {}
+        for instrument, cells in self.cells.items():
+            for labels, cell in cells.items():
+                for key in _open_labels(instrument, labels):
+                    active[key] = max(active.get(key, 0), cell.touched)
+        gone = False
+        for instrument, cells in self.cells.items():
+            for labels, cell in list(cells.items()):
+                if cell.touched < before and any(active[key] < before for key in _open_labels(instrument, labels)):
+                    del cells[labels]
+                    gone = True
+        if gone:
+            self._values.clear()
+            for instrument, cells in self.cells.items():
+                for labels in cells:
+                    for label, value in _open_labels(instrument, labels):
+                        if value != OTHER:
+                            self._values.setdefault(label, set()).add(value)
+        return gone
+
+    def show(self) -> dict[Instrument, list[Shown]]:
+        """Copy every cell, all at one moment."""
+        return {
+            instrument: [_shown(labels, cell) for labels, cell in cells.items()]
+            for instrument, cells in self.cells.items()
+        }
+
+
+def _open_labels(instrument: Instrument, labels: Labels) -> list[tuple[str, str]]:
+    return [pair for pair in zip(instrument.labels, labels, strict=True) if pair[0] not in CLOSED_LABELS]
+
+
+def _shown(labels: Labels, cell: Cell) -> Shown:
+    if isinstance(cell, Counter):
+        return Shown(labels, cell.value)
+    return Shown(labels, cell.sum, tuple(cell.counts), tuple(cell.exemplars) if cell.exemplars else None)

@@ -1,0 +1,266 @@
+"""The metrics sink: one leader folds all facts and exports the fleet's series, the others stand by (contract, 7)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from agx.redis import keys
+
+from ..link import TROUBLE, Link
+from ..source import (
+    fact_ids_before,
+    find_end,
+    id_parts,
+    read_after,
+)
+from . import instruments as i
+from .backlog import Waiting, measure_metrics, measure_traces
+from .fold import RECENT, Fold, Position
+from .gauges import count_live, show_gauges
+from .leader import Lease, StateGuard, StoodDownError
+from .series import Series, Shown
+from .state import (
+    NewerStateError,
+    UnreadableStateError,
+    dump,
+    load,
+    pack,
+)
+
+logger = logging.getLogger(__name__)
+
+WRITE_PERIOD = 2.0  # seconds between two writes of the state
+MEASURE_PERIOD = 2.0  # seconds between two looks at leases and queues
+RETIRE_PERIOD = 60.0  # seconds
+_NEWER_PAUSE = 10.0  # seconds before a newer state is looked at again
+
+
+def leaf_of(error: BaseException) -> BaseException:
+    """Return the first exception that is no group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class Behind:
+    """What stood in the queues when we took over and has not been read yet."""
+
+    def __init__(self, ends: dict[int, str]) -> None:
+        self.caught_up = asyncio.Event()
+        self._ends = ends
+        if not ends:
+            self.caught_up.set()
+
+    def reached(self, n: int, entry_id: str) -> None:
+        """A partition has been read up to an entry."""
+        if n in self._ends and id_parts(entry_id) >= id_parts(self._ends[n]):
+            del self._ends[n]
+            if not self._ends:
+                self.caught_up.set()
+
+
+class MetricsSink:
+    """Leads or stands by, until told to stop."""
+
+    def __init__(self, link: Link, prefix: str, lease_length: float, own: Series) -> None:
+        self._link = link
+        self._prefix = prefix
+        self._own = own
+        self._lease = Lease(link, prefix, lease_length)
+        self._guard = StateGuard(link, prefix, self._lease.owner)
+        self._fold: Fold | None = None
+        self._caught_up = False
+        self._live: dict[str, int] = {}
+        self._waiting: dict[tuple[int, str], Waiting] = {}
+
+    @property
+    def exporting(self) -> bool:
+        """Whether the fleet's series are ours to show, right now."""
+        return self._caught_up and self._lease.held
+
+    def show(self) -> dict[i.Instrument, list[Shown]]:
+        """Copy the fleet's series, all of one moment; empty on a standby."""
+        fold = self._fold
+        if fold is None or not self.exporting:
+            return {}
+        for label, count in fold.series.take_overflows().items():
+            self._own.counter(i.LABEL_OVERFLOW, (label,), 0).add(count, 0)
+        gauges = show_gauges(fold, self._live, self._waiting, self._link.now_ms())
+        return {**fold.series.show(), **gauges}
+
+    async def run(self, partitions: int, stop: asyncio.Event) -> None:
+        """Take part in the election until `stop`, then hand the state over."""
+        work = asyncio.create_task(self._take_part(partitions))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+            await self._leave()
+        if not work.cancelled():
+            await work
+
+    async def _take_part(self, partitions: int) -> None:
+        while True:
+            await self._stand_by_and_lead(partitions)
+            self._step_down()
+
+    async def _stand_by_and_lead(self, partitions: int) -> None:
+        while True:
+            if await self._link.persist("take the leader's lease", self._lease.take):
+                break
+            await asyncio.sleep(self._lease.length / 5)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_lease())
+                tasks.create_task(self._lead(partitions))
+        except* StoodDownError as stood_down:
+            logger.warning("no longer the leader: %s", leaf_of(stood_down))
+        except* NewerStateError as newer:
+            self._link.complain_once(f"not leading: the metric state is newer ({leaf_of(newer)}): update this one")
+            await self._link.persist("give the lease up", self._lease.release)
+            await asyncio.sleep(_NEWER_PAUSE)
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease.length / 5)
+            await self._link.persist("renew the leader's lease", self._renew)
+
+    async def _renew(self) -> None:
+        asked = time.monotonic()
+        if not await self._lease.renew():
+            await self._guard.check()
+            self._lease.confirm(asked)
+
+    async def _lead(self, partitions: int) -> None:
+        fold = await self._link.persist("load the metric state", self._load_fold)
+        for n in range(partitions):
+            fold.positions.setdefault(n, Position())
+        behind = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold, partitions))
+        await self._link.persist("read known facts", lambda: self._recall(fold, partitions))
+        self._fold = fold
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(partitions):
+                tasks.create_task(self._read(fold, n, behind))
+            await behind.caught_up.wait()
+            self._caught_up = True
+            logger.info("leading: exporting the fleet's metrics")
+            tasks.create_task(self._every(WRITE_PERIOD, "write the metric state", self._writer(fold)))
+            tasks.create_task(
+                self._every(MEASURE_PERIOD, "look at the queues", lambda: self._measure(fold, partitions))
+            )
+            tasks.create_task(self._every(MEASURE_PERIOD, "look at the leases", lambda: self._count_live(partitions)))
+            tasks.create_task(self._retire(fold))
+
+    async def _load_fold(self) -> Fold:
+        body = await self._guard.claim()
+        if not body:
+            return Fold(Series(), self._own)
+        try:
+            series, positions = await asyncio.to_thread(load, body)
+        except UnreadableStateError as error:
+            await self._guard.set_aside(body, error)
+            return Fold(Series(), self._own)
+        return Fold(series, self._own, positions)
+
+    async def _find_ends(self, fold: Fold, partitions: int) -> Behind:
+        ends = {}
+        for n in range(partitions):
+            end = await find_end(self._link, keys.queue(self._prefix, n))
+            if end is not None and end.last_entry is not None:
+                ends[n] = end.last_entry
+        behind = Behind(ends)
+        for n in list(ends):
+            behind.reached(n, fold.positions[n].last_id)
+        return behind
+
+    async def _recall(self, fold: Fold, partitions: int) -> None:
+        """Read the ids of the last facts counted, newest first over all partitions, to know repeats of them."""
+        pages = {
+            n: fact_ids_before(self._link, keys.queue(self._prefix, n), fold.positions[n].last_id)
+            for n in range(partitions)
+            if fold.positions[n].last_id != "0-0"
+        }
+        oldest = dict.fromkeys(pages, float("inf"))
+        known: list[str] = []
+        while pages and len(known) < RECENT:
+            n = max(pages, key=lambda at: oldest[at])
+            page = await anext(pages[n], None)
+            if page is None:
+                del pages[n]
+                continue
+            oldest[n] = page[0]
+            known += page[1]
+        for fact_id in reversed(known):
+            fold.recent.add(fact_id)
+
+    async def _read(self, fold: Fold, n: int, behind: Behind) -> None:
+        key = keys.queue(self._prefix, n)
+        position = fold.positions[n]
+        while True:
+            after = position.last_id
+            entries = await self._link.persist("read facts", lambda after=after: read_after(self._link, key, after))  # type: ignore[misc]
+            if position.last_id != after:  # the queue began anew while we waited
+                continue
+            for entry_id, payload in entries:
+                fold.apply(n, entry_id, payload)
+            if entries:
+                behind.reached(n, position.last_id)
+                await asyncio.sleep(0)
+
+    def _writer(self, fold: Fold) -> Callable[[], Awaitable[None]]:
+        written = -1
+
+        async def write() -> None:
+            nonlocal written
+            changes = fold.changes
+            if changes == written or not self._lease.held:
+                return
+            body = await asyncio.to_thread(pack, dump(fold.series, fold.positions))
+            if self._lease.held:
+                await self._guard.write(body)
+                written = changes
+
+        return write
+
+    async def _measure(self, fold: Fold, partitions: int) -> None:
+        for n in range(partitions):
+            key, position = keys.queue(self._prefix, n), fold.positions[n]
+            self._waiting[n, "metrics"] = await measure_metrics(self._link, key, position)
+            traces = await measure_traces(self._link, key, position.traces)
+            if traces is not None:
+                self._waiting[n, "traces"] = traces
+
+    async def _count_live(self, partitions: int) -> None:
+        self._live = await count_live(self._link, self._prefix, partitions)
+
+    async def _retire(self, fold: Fold) -> None:
+        while True:
+            await asyncio.sleep(RETIRE_PERIOD)
+            fold.forget_idle(self._link.now_ms() // 1000)
+
+    async def _every(self, period: float, doing: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self._link.persist(doing, work)
+            await asyncio.sleep(period)
+
+    async def _leave(self) -> None:
+        """Write the state a last time and give the lease up, if they are ours."""
+        fold, led = self._fold, self._caught_up
+        self._step_down()
+        try:
+            if fold is not None and led and self._lease.held:
+                await self._guard.hand_over(pack(dump(fold.series, fold.positions)))
+            await self._lease.release()
+        except (*TROUBLE, StoodDownError) as error:
+            logger.warning("the metric state could not be handed over (%s): a successor replays the queues", error)
+
+    def _step_down(self) -> None:
+        self._fold = None
+        self._caught_up = False
+        self._live, self._waiting = {}, {}

@@ -1,0 +1,1 @@
+"""In: facts. Out: spans, exported over OTLP."""

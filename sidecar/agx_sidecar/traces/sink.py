@@ -1,0 +1,249 @@
+"""The traces sink: a consumer group over all partitions; every replica works, and acknowledges what was exported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+
+from opentelemetry.sdk.trace import ReadableSpan
+from redis.exceptions import ResponseError
+
+from agx.facts.schema import UnknownFactError, decode
+from agx.redis import keys
+
+from ..link import BLOCK_MS, Link
+from ..metrics import instruments as i
+from ..metrics.series import Series
+from ..source import (
+    READ_COUNT,
+    TRACES_GROUP,
+    Entry,
+    of_one_stream,
+    parse_entries,
+)
+from .export import (
+    MAX_BYTES,
+    MAX_SPANS,
+    PROBES,
+    Export,
+    Item,
+)
+from .spans import spans_of
+
+logger = logging.getLogger(__name__)
+
+LINGER = 0.2  # seconds a batch waits for more
+DEAD_CONSUMER_MS = 3_600_000  # idle time after which a consumer without pending facts is forgotten
+FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds between two attempts while the collector is down
+_WAIT_FOR_QUEUE = 1.0  # seconds
+
+
+class TracesSink:
+    """Reads facts as one of the group's consumers and exports their spans."""
+
+    def __init__(self, link: Link, prefix: str, export: Export, own: Series, claim_idle: float) -> None:
+        self.consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.counts_malformed = True  # unless the metrics sink of this replica does
+        self._link = link
+        self._prefix = prefix
+        self._export = export
+        self._own = own
+        self._claim_idle = claim_idle
+        self._waiting: asyncio.Queue[list[Item]]
+        self._in_flight: set[tuple[str, str]] = set()
+        self._drained = asyncio.Event()
+
+    async def run(self, partitions: int, stop: asyncio.Event) -> None:
+        """Work until `stop`, then export what was read."""
+        self._forget_in_flight()
+        async with asyncio.TaskGroup() as tasks:
+            readers = [tasks.create_task(self._read(keys.queue(self._prefix, n))) for n in range(partitions)]
+            readers += [tasks.create_task(self._take_over(keys.queue(self._prefix, n))) for n in range(partitions)]
+            sender = tasks.create_task(self._send())
+            await stop.wait()
+            for reader in readers:
+                reader.cancel()
+            await self._drained.wait()
+            sender.cancel()
+
+    def _forget_in_flight(self) -> None:
+        """Begin anew: what an earlier run was about to send is pending, and claimed again in its time."""
+        self._waiting = asyncio.Queue(maxsize=4)  # full: reading pauses
+        self._in_flight.clear()
+        self._drained.set()
+
+    async def leave(self, partitions: int) -> None:
+        """Remove this consumer from the groups, where nothing of it is pending."""
+        for n in range(partitions):
+            await self._forget_consumers(keys.queue(self._prefix, n), only=self.consumer, idle_ms=0)
+
+    async def _read(self, key: str) -> None:
+        while True:
+            entries = await self._link.persist("read facts for traces", lambda: self._read_group(key))
+            await self._accept(key, entries)
+
+    async def _read_group(self, key: str) -> list[Entry]:
+        command = (
+            "XREADGROUP",
+            "GROUP",
+            TRACES_GROUP,
+            self.consumer,
+            "COUNT",
+            READ_COUNT,
+            "BLOCK",
+            BLOCK_MS,
+            "STREAMS",
+        )
+        try:
+            return of_one_stream(await self._link.call(*command, key, ">"))
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+        await self._create_group(key)
+        return []
+
+    async def _create_group(self, key: str) -> None:
+        """Create the group at the queue's start; without a queue wait, since an empty one would never expire."""
+        try:
+            await self._link.call("XGROUP CREATE", key, TRACES_GROUP, "0")
+        except ResponseError as error:
+            text = str(error)
+            if "requires the key to exist" in text:
+                await asyncio.sleep(_WAIT_FOR_QUEUE)
+            elif not text.startswith("BUSYGROUP"):
+                raise
+
+    async def _accept(self, key: str, entries: Sequence[Entry]) -> None:
+        """Queue the facts that have spans, and acknowledge those that have none."""
+        items, done = [], []
+        for entry_id, payload in entries:
+            if (key, entry_id) in self._in_flight:
+                continue
+            fact_id, spans = self._read_spans(payload)
+            if spans:
+                items.append(Item(key, entry_id, fact_id, len(payload or b""), tuple(spans)))
+            else:
+                done.append(entry_id)
+        if items:
+            self._in_flight.update((item.key, item.entry_id) for item in items)
+            self._drained.clear()
+            await self._waiting.put(items)
+        if done:
+            await self._link.persist("acknowledge facts", lambda: self._link.call("XACK", key, TRACES_GROUP, *done))
+
+    def _read_spans(self, payload: bytes | None) -> tuple[str, list[ReadableSpan]]:
+        """Return a fact's id and its spans; none of what is newer, malformed, or has ids that are none."""
+        try:
+            fact = decode(payload or b"")
+            return fact.id, spans_of(fact)
+        except UnknownFactError:
+            return "", []
+        except ValueError:
+            if self.counts_malformed:
+                self._count(i.MALFORMED)
+            return "", []
+
+    async def _send(self) -> None:
+        batch: list[Item] = []
+        wait = FIRST_WAIT
+        while True:
+            await self._gather(batch)
+            done = await self._export.send(_cut_batch(batch))
+            if done:
+                wait = FIRST_WAIT
+                await self._acknowledge(done)
+                finished = {(item.key, item.entry_id) for item in done}
+                batch = [item for item in batch if (item.key, item.entry_id) not in finished]
+                continue
+            # The collector is down. Another order next time, in case the first facts are the guilty ones.
+            batch = [*batch[PROBES:], *batch[:PROBES]]
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, LONGEST_WAIT)
+
+    async def _gather(self, batch: list[Item]) -> None:
+        """Fill the batch with what waits; an empty one waits for the first chunk, then a little for more."""
+        if not batch:
+            batch.extend(await self._waiting.get())
+        try:
+            async with asyncio.timeout(LINGER):
+                while len(batch) < MAX_SPANS:
+                    batch.extend(await self._waiting.get())
+        except TimeoutError:
+            pass
+
+    async def _acknowledge(self, done: Sequence[Item]) -> None:
+        by_key: dict[str, list[str]] = {}
+        for item in done:
+            by_key.setdefault(item.key, []).append(item.entry_id)
+        for key, ids in by_key.items():
+
+            async def acknowledge(key: str = key, ids: Sequence[str] = ids) -> None:
+                await self._link.call("XACK", key, TRACES_GROUP, *ids)
+
+            await self._link.persist("acknowledge facts", acknowledge)
+        self._in_flight.difference_update((item.key, item.entry_id) for item in done)
+        if not self._in_flight:
+            self._drained.set()
+
+    async def _take_over(self, key: str) -> None:
+        """Claim the pending facts of consumers that are gone, and forget those consumers."""
+        while True:
+            await asyncio.sleep(self._claim_idle / 2)
+            if self._export.down_since is not None:  # what is claimed now would only wait here
+                continue
+            await self._link.persist("take over facts of dead replicas", lambda: self._claim(key))
+            await self._link.persist(
+                "forget dead replicas", lambda: self._forget_consumers(key, idle_ms=DEAD_CONSUMER_MS)
+            )
+
+    async def _claim(self, key: str) -> None:
+        start = "0-0"
+        idle_ms = int(self._claim_idle * 1000)
+        while True:
+            try:
+                reply = await self._link.call(
+                    "XAUTOCLAIM", key, TRACES_GROUP, self.consumer, idle_ms, start, "COUNT", READ_COUNT
+                )
+            except ResponseError as error:
+                if str(error).startswith("NOGROUP"):
+                    return
+                raise
+            start = reply[0].decode()
+            if len(reply) > 2 and reply[2]:
+                logger.warning("%d facts of a dead replica were trimmed before their export in %s", len(reply[2]), key)
+                self._count(i.SPANS_FAILED, len(reply[2]))
+            await self._accept(key, parse_entries(reply[1]))
+            if start == "0-0":
+                return
+
+    async def _forget_consumers(self, key: str, *, idle_ms: int, only: str | None = None) -> None:
+        try:
+            consumers = await self._link.call("XINFO CONSUMERS", key, TRACES_GROUP)
+        except ResponseError as error:
+            if str(error).startswith("NOGROUP") or "no such key" in str(error).lower():
+                return
+            raise
+        for consumer in consumers:
+            name = consumer["name"].decode()
+            if not consumer["pending"] and consumer["idle"] >= idle_ms and only in {None, name}:
+                await self._link.call("XGROUP DELCONSUMER", key, TRACES_GROUP, name)
+
+    def _count(self, instrument: i.Instrument, amount: int = 1) -> None:
+        self._own.counter(instrument, (), 0).add(amount, 0)
+
+
+def _cut_batch(items: Sequence[Item]) -> list[Item]:
+    """Return the items that one export may carry; at least one."""
+    batch: list[Item] = []
+    spans = size = 0
+    for item in items:
+        spans += len(item.spans)
+        size += item.size
+        if batch and (spans > MAX_SPANS or size > MAX_BYTES):
+            break
+        batch.append(item)
+    return batch
