@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sidecar.made_facts import ended, node, tool
+from support.made_facts import ended, node, tool
 
 pytestmark = pytest.mark.prometheus
 

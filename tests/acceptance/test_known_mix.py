@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from sidecar.replica import Replica, Scrape
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.otlp import OtlpReceiver, ReceivedSpan
+from support.replica import Replica, Scrape
 from support.told import Told, read_told
 from support.waiting import wait_until
 

@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 import pytest
 from redis.asyncio import Redis
-from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.otlp import OtlpReceiver
+from support.replica import Replica
 from support.sdk import SpanLedger, installed_sdk
 from support.told import read_told
 from support.waiting import wait_until

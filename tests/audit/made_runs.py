@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from itertools import pairwise
 
-from sidecar.made_facts import T0, beat, call, ended, node, started, tool, usage
-from sidecar.replica import Queue
+from support.made_facts import T0, beat, call, ended, node, started, tool, usage
+from support.replica import Queue
 
 from agx.facts.schema import (
     APPEND_BUCKETS,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 from redis import Redis
-from sidecar.replica import PARTITIONS, Queue, Replica
+from support.replica import PARTITIONS, Queue, Replica
 from support.rigs import paused
 from support.waiting import wait_until_sync
 

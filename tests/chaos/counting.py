@@ -14,7 +14,7 @@ from random import Random
 
 from audit.made_runs import Generator
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from sidecar.made_facts import ended, node, started, tool
+from support.made_facts import ended, node, started, tool
 from support.otlp import OtlpReceiver
 from support.waiting import wait_until
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from audit.ledger import Ledger, Series, series_of
 from audit.verdict import SCALES, differences
 from redis import Redis
-from sidecar.replica import Queue, Replica
 from support.otlp import OtlpReceiver
 from support.proxy import Proxy
+from support.replica import Queue, Replica
 from support.waiting import wait_until
 
 from agx.embedded.server import EmbeddedServer

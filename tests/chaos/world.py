@@ -14,9 +14,9 @@ from pathlib import Path
 from random import Random
 
 from redis import Redis as SyncRedis
-from sidecar.replica import Replica
 from support.otlp import OtlpReceiver
 from support.proxy import Proxy
+from support.replica import Replica
 from support.rigs import paused
 
 from agx.embedded.child import Child

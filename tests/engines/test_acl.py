@@ -11,13 +11,13 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from conftest import tls_place
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis, RedisCluster
-from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps, Stage
 from support.otlp import OtlpReceiver
+from support.replica import Replica
 from support.rigs import ClusterRig, TlsRig
+from support.topologies import tls_topology
 from support.visitor import Visitor, console_port
 from support.waiting import wait_until
 
@@ -49,7 +49,7 @@ def rig(tls: TlsRig) -> TlsRig:
 
 
 async def as_user(rig: TlsRig, user: str) -> AsyncIterator[Redis]:
-    client = tls_place(rig, user).open()
+    client = tls_topology(rig, user).open()
     assert isinstance(client, Redis)
     agx.configure(agx.Config(redis=client, lease_ttl=0.9))
     yield client

@@ -6,16 +6,16 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from conftest import Place
-from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps, Stage
+from support.replica import Replica
+from support.topologies import Topology
 from support.waiting import wait_until
 
 import agx
 from agx.testing import collect
 
 
-async def test_run_streams_and_is_listened_to(place: Place) -> None:
+async def test_run_streams_and_is_listened_to(topology: Topology) -> None:
     # Many sessions, so that every node of a cluster has some.
     sessions = [f"s{n}" for n in range(12)]
     runs = [
@@ -30,7 +30,7 @@ async def test_run_streams_and_is_listened_to(place: Place) -> None:
         assert "".join(event["body"].get("content_delta", "") for event in events).endswith("three")
 
 
-async def test_cancel_q_and_is_live(place: Place) -> None:
+async def test_cancel_q_and_is_live(topology: Topology) -> None:
     stages = {f"s{n}": Stage(hold_after=2) for n in range(4)}
     runs = {
         name: asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id=name)))
@@ -49,7 +49,7 @@ async def test_cancel_q_and_is_live(place: Place) -> None:
     assert [found async for found in agx.q(1, 1)] == []
 
 
-async def test_start_add_stop_and_sse(place: Place) -> None:
+async def test_start_add_stop_and_sse(topology: Topology) -> None:
     await agx.start(1, 1, "by-hand")
     frames = agx.sse(1, 1, "by-hand")
     assert '"type":"begin"' in await anext(frames)
@@ -62,7 +62,7 @@ async def test_start_add_stop_and_sse(place: Place) -> None:
     assert not await agx.is_live(1, 1, "by-hand")
 
 
-async def test_a_listener_hears_of_an_event_at_once(place: Place) -> None:
+async def test_a_listener_hears_of_an_event_at_once(topology: Topology) -> None:
     """The wake-up comes from whichever node has the stream; without it a listener would look once a second."""
     loop = asyncio.get_running_loop()
     delays = []
@@ -83,11 +83,11 @@ async def test_a_listener_hears_of_an_event_at_once(place: Place) -> None:
     assert sorted(delays)[len(delays) // 2] < 0.5, delays
 
 
-async def test_sidecar_counts_the_runs(place: Place, tmp_path: Path) -> None:
+async def test_sidecar_counts_the_runs(topology: Topology, tmp_path: Path) -> None:
     scopes = ("one", "two", "three")
     for name in scopes:
         await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps(scope=name))
-    sidecar = Replica(tmp_path / "sidecar", **place.environment)
+    sidecar = Replica(tmp_path / "sidecar", **topology.environment)
     try:
         await wait_until(
             lambda: asyncio.to_thread(

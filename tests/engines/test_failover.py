@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import Place, cluster_place, configured_on, sentinel_place
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from sidecar.replica import Replica
 from support.agents import KeptSession, ScopeDeps
+from support.replica import Replica
 from support.rigs import cluster_rig, sentinel_rig
+from support.topologies import Topology, cluster_topology, configured_on, sentinel_topology
 from support.waiting import wait_until
 
 import agx
@@ -84,10 +84,10 @@ def _texts(events: list[dict[str, Any]]) -> list[str]:
 
 
 async def fail_over(
-    place: Place, home: Path, victim: EmbeddedServer, successor: Callable[[], EmbeddedServer | None]
+    topology: Topology, home: Path, victim: EmbeddedServer, successor: Callable[[], EmbeddedServer | None]
 ) -> str:
     """Kill a primary under 200 runs; returns the seconds until it was replaced, and until every run had gone on."""
-    sidecar = Replica(home / "sidecar", **place.environment)
+    sidecar = Replica(home / "sidecar", **topology.environment)
     try:
         streaming = Streaming()
         streaming.start()
@@ -116,15 +116,15 @@ async def fail_over(
 
 async def test_cluster_failover(tmp_path: Path) -> None:
     with cluster_rig() as rig:
-        place = cluster_place(rig)
-        async for _ in configured_on(place):
-            took = await fail_over(place, tmp_path, rig.primary_of(KEY), lambda: rig.primary_of(KEY))
+        topology = cluster_topology(rig)
+        async with configured_on(topology):
+            took = await fail_over(topology, tmp_path, rig.primary_of(KEY), lambda: rig.primary_of(KEY))
     print(f"cluster: {took}")
 
 
 async def test_sentinel_failover(tmp_path: Path) -> None:
     with sentinel_rig() as rig:
-        place = sentinel_place(rig)
-        async for _ in configured_on(place):
-            took = await fail_over(place, tmp_path, rig.primary(), rig.primary)
+        topology = sentinel_topology(rig)
+        async with configured_on(topology):
+            took = await fail_over(topology, tmp_path, rig.primary(), rig.primary)
     print(f"Sentinel: {took}")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from replica import Queue, Replica
-from support.visitor import TOKEN, Visitor, console_port
-
-StartReplica = Callable[..., Replica]
-OpenConsole = Callable[..., tuple[Replica, Visitor]]
+from support.replica import Queue, Replica, StartReplica
+from support.visitor import TOKEN, OpenConsole, Visitor, console_port
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import time
 from html import escape
 
 import pytest
-from conftest import OpenConsole, StartReplica
 from redis import Redis
-from replica import PARTITIONS, PREFIX, Queue
-from support.visitor import TOKEN, Visitor, begin_live
+from support.replica import PARTITIONS, PREFIX, Queue, StartReplica
+from support.visitor import TOKEN, OpenConsole, Visitor, begin_live
 from support.waiting import wait_until_sync
 
 from agx.redis import keys

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from conftest import StartReplica
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 from redis.asyncio import Redis
-from replica import PARTITIONS, PREFIX, Queue
 from support.agents import KeptSession, ScopeDeps, Stage
+from support.replica import PARTITIONS, PREFIX, Queue, StartReplica
 from support.visitor import TOKEN, begin_live, console_port
 from support.waiting import wait_until
 

@@ -9,10 +9,9 @@ from html.parser import HTMLParser
 
 import orjson
 import pytest
-from conftest import OpenConsole
-from made_facts import T0, ended, node, run_of, started, tool, trace
-from replica import PARTITIONS, PREFIX, Queue
-from support.visitor import begin_live, say
+from support.made_facts import T0, ended, node, run_of, started, tool, trace
+from support.replica import PARTITIONS, PREFIX, Queue
+from support.visitor import OpenConsole, begin_live, say
 
 from agx.facts.schema import encode
 from agx.redis import keys

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from made_facts import ended
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from support.made_facts import ended
 
 from agx_sidecar.metrics import instruments as i
 from agx_sidecar.metrics.series import Series

@@ -8,9 +8,9 @@ import re
 import subprocess
 
 import pytest
-from made_facts import TRACE_ID, ended, node, started, tool
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from support.made_facts import TRACE_ID, ended, node, started, tool
 
 from agx.facts.schema import encode
 from agx_sidecar.metrics import instruments as i

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from conftest import StartReplica
-from made_facts import beat, ended, node, started, tool
-from replica import Queue
+from support.made_facts import beat, ended, node, started, tool
 from support.otlp import OtlpReceiver
+from support.replica import Queue, StartReplica
 from support.waiting import wait_until_sync
 
 SECRET = "xyzzy-secret"

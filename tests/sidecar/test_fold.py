@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, started, tool, trace, usage
+from support.made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, started, tool, trace, usage
 
 from agx.facts.schema import (
     APPEND_BUCKETS,

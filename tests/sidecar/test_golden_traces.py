@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_facts import CHAT_SPAN, RUN_SPAN, T0, TOOL_SPAN, TRACE_ID, call, ended, node, started, tool, trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from support.made_facts import CHAT_SPAN, RUN_SPAN, T0, TOOL_SPAN, TRACE_ID, call, ended, node, started, tool, trace
 
 from agx.facts.schema import Fact, stream_span_id
 from agx_sidecar.traces.spans import spans_of

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_facts import beat, ended, node, started, tool
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from support.made_facts import beat, ended, node, started, tool
 
 from agx.facts.schema import decode, encode
 from agx_sidecar.metrics.exposition import render

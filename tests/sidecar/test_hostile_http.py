@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 from urllib.parse import quote, urlencode
 
-from conftest import StartReplica
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_facts import ended, node, started, tool
-from replica import Queue
+from support.made_facts import ended, node, started, tool
+from support.replica import Queue, StartReplica
 from support.visitor import console_port
 from support.waiting import wait_until_sync
 

@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import StartReplica
-from made_facts import CHAT_SPAN, RUN_SPAN, TOOL_SPAN, TRACE_ID, ended, node, started, tool
-from replica import Queue
+from support.made_facts import CHAT_SPAN, RUN_SPAN, TOOL_SPAN, TRACE_ID, ended, node, started, tool
+from support.replica import Queue, StartReplica
 from support.waiting import wait_until_sync
 
 from agx.embedded.child import Child, draw_ports

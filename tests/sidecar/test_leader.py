@@ -7,10 +7,9 @@ import os
 import signal
 
 import redis as redis_py
-from conftest import StartReplica
-from made_facts import beat, ended, node, started, tool
-from replica import Queue, Replica, Scrape
+from support.made_facts import beat, ended, node, started, tool
 from support.proxy import Proxy
+from support.replica import Queue, Replica, Scrape, StartReplica
 from support.waiting import wait_until, wait_until_sync
 
 from agx.embedded.server import EmbeddedServer

@@ -12,11 +12,10 @@ import sys
 from http.client import HTTPConnection
 
 import pytest
-from conftest import StartReplica
-from made_facts import ended, started
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from redis import Redis
-from replica import Queue, Replica
+from support.made_facts import ended, started
+from support.replica import Queue, Replica, StartReplica
 from support.waiting import wait_until_sync
 
 from agx.embedded.server import EmbeddedServer

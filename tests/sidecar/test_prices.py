@@ -10,7 +10,7 @@ from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 from hypothesis import given
 from hypothesis import strategies as st
-from made_facts import T0, call, usage
+from support.made_facts import T0, call, usage
 
 from agx_sidecar.metrics.prices import Prices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 import pytest
-from made_facts import beat, ended, node, started, tool
+from support.made_facts import beat, ended, node, started, tool
 
 from agx.facts.schema import encode
 from agx_sidecar.metrics import instruments as i

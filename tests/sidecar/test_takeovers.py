@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import StartReplica
-from made_facts import T0, ended, node, started, tool
-from replica import Queue, Replica
+from support.made_facts import T0, ended, node, started, tool
+from support.replica import Queue, Replica, StartReplica
 from support.waiting import wait_until_sync
 
 from agx.facts.schema import Fact

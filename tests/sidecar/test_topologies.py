@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import StartReplica
-from made_facts import ended, node, started, tool
 from redis import Redis, RedisCluster
 from redis.cluster import ClusterNode
 from redis.exceptions import RedisError
-from replica import Queue, Replica
+from support.made_facts import ended, node, started, tool
 from support.otlp import OtlpReceiver
+from support.replica import Queue, Replica, StartReplica
 from support.rigs import ClusterRig, SentinelRig, TlsRig, cluster_rig, sentinel_rig, tls_rig
 from support.waiting import wait_until_sync
 

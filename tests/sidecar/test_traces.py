@@ -6,12 +6,11 @@ import signal
 from functools import partial
 
 import pytest
-from conftest import StartReplica
-from made_facts import CHAT_SPAN, RUN_SPAN, TOOL_SPAN, TRACE_ID, ended, node, started, tool, trace
 from redis import Redis
-from replica import Queue, Replica
 from support.leaks import leak_checked
+from support.made_facts import CHAT_SPAN, RUN_SPAN, TOOL_SPAN, TRACE_ID, ended, node, started, tool, trace
 from support.otlp import OtlpReceiver, ReceivedSpan
+from support.replica import Queue, Replica, StartReplica
 from support.waiting import wait_until_sync
 
 from agx.embedded.server import EmbeddedServer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
-from typing import Protocol
 from urllib.parse import urlencode
 
 import orjson
@@ -14,6 +14,7 @@ import redis
 
 from agx.redis import keys
 
+from .replica import Replica
 from .waiting import wait_until_sync
 
 TOKEN = "a-token-of-sixteen-characters-or-more"
@@ -32,14 +33,7 @@ class Seen:
         return re.findall(r'<tr id="r-([^"]+)"', self.text)
 
 
-class Logging(Protocol):
-    """A sidecar that says where its console is."""
-
-    @property
-    def log(self) -> str: ...
-
-
-def console_port(sidecar: Logging) -> int:
+def console_port(sidecar: Replica) -> int:
     """Wait until the console listens, and return its port."""
     found = wait_until_sync(lambda: re.search(r"console at http://[^ ]+:(\d+)/", sidecar.log), what="a console")
     return int(found[1])
@@ -79,6 +73,9 @@ class Visitor:
             return Seen(answer.status, {name.lower(): value for name, value in answer.getheaders()}, text)
         finally:
             connection.close()
+
+
+OpenConsole = Callable[..., tuple[Replica, Visitor]]  # the console's mode, and environment variables by keyword
 
 
 def begin_live(

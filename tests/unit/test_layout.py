@@ -36,3 +36,20 @@ def test_the_table_names_every_file() -> None:
     tops = {(file if file.parent in PACKAGES else file.parent) for file in FILES}
     names = {f"{top.name}/" if top.is_dir() else top.stem for top in tops}
     assert not [name for name in names if not name.startswith("__") and f"`{name}`" not in table]
+
+
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_tests_share_code_only_in_support(file: Path) -> None:
+    """A test imports no sibling module: two folders may then have modules of one name, and run in one call."""
+    siblings = {other.stem for other in file.parent.glob("*.py")} if file.name.startswith("test_") else {"conftest"}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            assert node.module.partition(".")[0] not in siblings, f"import {node.module} from tests/support instead"
+            assert not node.module.startswith("support.") or (ROOT / "tests" / _path_of(node.module)).is_file()
+
+
+def _path_of(module: str) -> Path:
+    return Path(*module.split(".")).with_suffix(".py")

@@ -6,17 +6,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import redis
 from prometheus_client.parser import text_string_to_metric_families
-from support.waiting import wait_until_sync
 
 from agx.embedded.child import Child
 from agx.facts import schema as facts
 from agx.redis import keys
+
+from .waiting import wait_until_sync
 
 PREFIX = "agx"
 PARTITIONS = 4
@@ -107,6 +108,9 @@ class Replica:
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.alive = False
         return self.child.end(how)
+
+
+StartReplica = Callable[..., Replica]  # a URL or nothing, and environment variables by keyword
 
 
 class Queue:
