@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config, configure
     from .engine.cancellation import cancel
-    from .engine.engine import aclose
+    from .engine.registry import aclose
     from .errors import (
         AgxCanceledError,
         AgxError,
@@ -68,7 +68,7 @@ __all__ = [
 _MODULES = {
     "config": ("Config", "configure"),
     "engine.cancellation": ("cancel",),
-    "engine.engine": ("aclose",),
+    "engine.registry": ("aclose",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "listeners.listener": ("listen",),
     "listeners.manual": ("add", "is_live", "q", "start", "stop"),

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from redis.exceptions import AuthenticationError, RedisError
 
 from ..config import Config, configure
-from ..engine.engine import aclose, current_engine
+from ..engine.registry import aclose, current_engine
 from ..errors import AgxError, RedisUnavailableError
 from ..fleet.fleet import find_live, read_partitions
 from ..redis.address import (

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ..config import Config, configure
 from ..embedded.server import EmbeddedServer
-from ..engine.engine import aclose
+from ..engine.registry import aclose
 from .comparison import Row, compare
 from .ledger import Ledger
 from .scenes import (

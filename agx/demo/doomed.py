@@ -8,7 +8,7 @@ import sys
 from redis.asyncio import Redis
 
 from ..config import Config, configure
-from ..engine.engine import aclose
+from ..engine.registry import aclose
 from ..runs.runner import run
 from ..testing import MemorySession
 from .agents import AGENTS, DemoDeps, ScriptedModel

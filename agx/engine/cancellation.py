@@ -8,7 +8,7 @@ from ..errors import RedisUnavailableError
 from ..redis.bus import Bus, Script
 from ..redis.keys import Id, SessionKeys
 from ..redis.retry import reach
-from .engine import current_engine
+from .registry import current_engine
 
 # The first mark wins, so the latency that is measured is the first caller's. A seed client's lease is the value 1 and
 # its run looks only whether the key is there.

@@ -15,6 +15,7 @@ from ..facts.schema import Reason
 from ..redis import keys
 from ..redis.bus import Bus, Script
 from ..redis.clock import ServerClock
+from ..redis.supervisor import Supervisor
 
 logger = logging.getLogger("agx")
 
@@ -79,8 +80,9 @@ class Lease:
 class Leases:
     """All leases of a loop, renewed together by one task every third of their TTL."""
 
-    def __init__(self, bus: Bus, prefix: str, clock: ServerClock, *, ttl: float) -> None:
+    def __init__(self, bus: Bus, prefix: str, clock: ServerClock, supervisor: Supervisor, *, ttl: float) -> None:
         self._bus = bus
+        self._supervisor = supervisor
         self._prefix = prefix
         self._clock = clock
         self._ttl_ms = int(ttl * 1_000)
@@ -121,7 +123,7 @@ class Leases:
         self._announce([lease])
         self._enter_index(lease)
         if self._renewal is None:
-            self._renewal = asyncio.get_running_loop().create_task(self._renew_all(), name="agx-leases")
+            self._renewal = self._supervisor.start(self._renew_all, name="agx-leases")
 
     async def release(self, lease: Lease) -> None:
         """Give the lease up, last of all; a lease that is not ours any more is left alone."""

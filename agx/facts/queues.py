@@ -10,11 +10,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from redis.exceptions import RedisError
-
 from ..redis import keys
 from ..redis.bus import Bus, Reply, Script
 from ..redis.entry_id import parse_id
+from ..redis.supervisor import Supervisor
 from .schema import (
     FIELD,
     Fact,
@@ -83,8 +82,9 @@ class _Acknowledged:
 class Queues:
     """Appends facts to the partition of their scope. A fact may be queued twice after trouble; its id counts once."""
 
-    def __init__(self, bus: Bus, prefix: str, *, max_length: int, keep: float) -> None:
+    def __init__(self, bus: Bus, supervisor: Supervisor, prefix: str, *, max_length: int, keep: float) -> None:
         self._bus = bus
+        self._supervisor = supervisor
         self._prefix = prefix
         self._max_length = max_length
         self._keep = keep  # seconds for which acknowledged facts are kept, in case a failover loses them
@@ -147,15 +147,19 @@ class Queues:
             if wait > 0 or self._backoff > _RETRY_FIRST:
                 return
             self._timer.cancel()
-        self._timer = loop.call_later(wait, self._flush) if wait > 0 else loop.call_soon(self._flush)
+        self._timer = loop.call_later(wait, self._on_timer) if wait > 0 else loop.call_soon(self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._supervisor.call(self._flush, name="agx-queues") and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_RETRY_LAST, self._on_timer)
 
     def _flush(self) -> None:
-        self._timer = None
         # One round trip at a time: facts of a run stay in their order.
         if self._inflight or not self._pending:
             return
         if self.partitions is None:
-            self._timer = asyncio.get_running_loop().call_later(_RETRY_LAST, self._flush)
+            self._timer = asyncio.get_running_loop().call_later(_RETRY_LAST, self._on_timer)
             return
         batches: dict[int, list[_Queued]] = {}
         for queued in self._take(BATCH * self.partitions):
@@ -192,14 +196,13 @@ class Queues:
                 self._settle(queued)
             self._kept.setdefault(n, deque()).append(_Acknowledged(time.monotonic(), reply.result().decode(), batch))
             self._expire(n)
-        elif isinstance(error, (RedisError, OSError)):
+        else:
+            # Of whatever kind: a fact is sent again until the server has it.
             self._pending.extendleft(reversed(batch))
             if not asyncio.get_running_loop().is_closed() and self._inflight == 0:
-                self._timer = asyncio.get_running_loop().call_later(self._backoff, self._flush)
+                self._timer = asyncio.get_running_loop().call_later(self._backoff, self._on_timer)
                 self._backoff = min(self._backoff * 2, _RETRY_LAST)
             return
-        else:
-            raise error
         if not self._inflight:
             self._go_on(0.0)
 

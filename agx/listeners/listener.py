@@ -10,7 +10,8 @@ from typing import Any, Literal, overload
 import orjson
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 
-from ..engine.engine import current_engine, wait_for_starting
+from ..engine.registry import current_engine
+from ..engine.starting import wait_for_starting
 from ..errors import RedisUnavailableError
 from ..redis.bus import Reply
 from ..redis.entry_id import StreamId, format_id, parse_id

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 
-from ..engine.engine import Engine, current_engine, starting
+from ..engine.engine import Engine
 from ..engine.leases import Lease
+from ..engine.registry import current_engine
+from ..engine.starting import starting
 from ..errors import RedisUnavailableError
 from ..redis import keys
 from ..redis.keys import Id, SessionKeys

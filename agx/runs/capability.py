@@ -35,7 +35,7 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.tools import ToolDefinition
 
-from ..engine.engine import current_engine
+from ..engine.registry import current_engine
 from ..facts.schema import NodeKind
 from ..redis.keys import Id, SessionKeys
 from ..telemetry.tracing import attached, captures_content, has_no_sdk

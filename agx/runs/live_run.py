@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import orjson
 from redis.exceptions import RedisError
 
-from ..engine.engine import Engine, starting
+from ..engine.engine import Engine
 from ..engine.leases import Lease
+from ..engine.starting import starting
 from ..errors import RedisUnavailableError, SessionBusyError
 from ..facts.schema import Reason
 from ..redis.bus import Reply
@@ -51,10 +52,13 @@ class LiveRun:
         self.engine = engine
         self.recorder = recorder
         self._lease = lease
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        engine.recorders.add(recorder)
-        engine.runs.add(self._done)
-        engine.start_beats()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        engine.runs.add(self)
+        engine.heartbeat.start()
+
+    def cancel(self, reason: Reason, mark_ms: int | None) -> None:
+        """Stop the run; the first reason holds."""
+        self.recorder.cancel(reason, mark_ms)
 
     @classmethod
     async def open(
@@ -175,7 +179,7 @@ class LiveRun:
             elif not recorder.standing.fenced:
                 await recorder.tell_end(ending)
         finally:
-            engine.recorders.discard(recorder)
+            engine.runs.discard(self)
             if recorder.writer is not None:
                 recorder.writer.close()
             if self._lease is not None:
@@ -183,8 +187,8 @@ class LiveRun:
                 if engine.sessions.get(session.stream) is recorder:
                     del engine.sessions[session.stream]
                     engine.subscription.unsubscribe(session.cancel_channel)
-            if not self._done.done():
-                self._done.set_result(None)
+            if not self.closed.done():
+                self.closed.set_result(None)
         if self._lease is not None:
             await _give_up(self._lease, engine.leases.release)
 

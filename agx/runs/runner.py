@@ -15,8 +15,8 @@ from pydantic_ai.run import AgentRun, AgentRunResult
 from pydantic_graph import End
 from redis.exceptions import RedisError
 
-from ..engine.engine import current_engine
 from ..engine.leases import Lease
+from ..engine.registry import current_engine
 from ..errors import (
     AgxCanceledError,
     AgxError,

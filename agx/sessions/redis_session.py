@@ -12,7 +12,8 @@ from typing import Any
 
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from ..engine.engine import Engine, current_engine
+from ..engine.engine import Engine
+from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError, SessionConflictError
 from ..redis.bus import Script
 from ..redis.keys import Id, SessionKeys

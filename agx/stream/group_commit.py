@@ -7,10 +7,12 @@ import logging
 import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from ..facts.schema import APPEND_BUCKETS
 from ..redis.bus import Bus
+from ..redis.supervisor import Supervisor
 
 logger = logging.getLogger("agx")
 
@@ -18,6 +20,7 @@ logger = logging.getLogger("agx")
 # deltas come so fast that they merge, and costs only delay where they don't: thirty pictures a second look smooth.
 _SHORT, _LONG = 0.006, 0.033
 _MOST_SAID = 300  # characters of an error: Sentinel's say everything about everybody
+_SEND_AGAIN = 0.5  # seconds after a session raised while it sent
 _URGE_EVERY = 0.1  # seconds
 _REFRESH = 3_600.0  # seconds between refreshes of the streams' expiry, which lasts a day
 
@@ -74,8 +77,9 @@ class Batched(Protocol):
 class GroupCommit:
     """The group commit of a loop: what its sessions have collected leaves in one round trip."""
 
-    def __init__(self, bus: Bus, *, max_length: int, max_body: int, keep: float) -> None:
+    def __init__(self, bus: Bus, supervisor: Supervisor, *, max_length: int, max_body: int, keep: float) -> None:
         self.bus = bus
+        self._supervisor = supervisor
         self.max_length = max_length
         self.max_body = max_body
         self.keep = keep  # seconds for which what was acknowledged is kept
@@ -108,7 +112,13 @@ class GroupCommit:
         self._timer = None
         self._last_flush = asyncio.get_running_loop().time()
         dirty, self._dirty = self._dirty, set()
-        merged = sum([session.send() for session in dirty])
+        merged = 0
+        for session in dirty:
+            try:
+                merged += session.send()
+            except Exception as error:  # one session that can't send must not hold the others up
+                self._supervisor.note(error, "agx-group-commit")
+                asyncio.get_running_loop().call_later(_SEND_AGAIN, partial(self.schedule, session, urgent=True))
         self._interval = _LONG if merged > len(dirty) / 2 else _SHORT
 
     # --- sessions, and what they keep ---
@@ -139,18 +149,18 @@ class GroupCommit:
     def _look(self) -> None:
         """Check the sessions that are quiet now: nothing else would notice there that a failover has lost something."""
         self._watch = None
+        if self.sessions or self._closed:
+            self._watch_soon()
         self.check_all()
         if time.monotonic() - self._refreshed > _REFRESH:
             self._refreshed = time.monotonic()
             for session in self.sessions:
                 session.refresh()
-        if self.sessions or self._closed:
-            self._watch_soon()
 
     def check_all(self) -> None:
         """Have every session look whether what was acknowledged lately is still there."""
         for session in (*self.sessions, *self._closed.values()):
-            session.check()
+            self._supervisor.call(session.check, name="agx-group-commit")
 
     # --- trouble, told once for all sessions ---
 

@@ -18,6 +18,7 @@ import orjson
 from ..redis import keys
 from ..redis.bus import Bus, Reply
 from ..redis.entry_id import StreamId, format_id, parse_id
+from ..redis.supervisor import Supervisor
 from .subscription import Subscription
 
 READ = 500  # entries a read
@@ -187,10 +188,11 @@ class Feed:
 class Hub:
     """The feeds of a loop."""
 
-    def __init__(self, bus: Bus, subscription: Subscription, *, patience: float) -> None:
+    def __init__(self, bus: Bus, subscription: Subscription, supervisor: Supervisor, *, patience: float) -> None:
         self.bus = bus
         self.gaps = self.rereads = self.listeners = 0
         self._subscription = subscription
+        self._supervisor = supervisor
         self._patience = patience  # seconds that a run without a lease has to be closed by a sidecar
         self._feeds: dict[str, Feed] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -202,7 +204,7 @@ class Hub:
             feed = self._feeds[session.stream] = Feed(self.bus, session, self._patience, self._count_reread)
             self._subscription.subscribe(session.wake_channel, feed.on_wake_up, feed.wake)
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look(), name="agx-hub-look")
+            self._looking = self._supervisor.start(self._look, name="agx-hub-look")
         subscriber = Subscriber()
         feed.subscribers.add(subscriber)
         self.listeners += 1
@@ -224,10 +226,13 @@ class Hub:
         """Look once a second at sessions that were quiet: their writer may send no wake-ups, or be dead."""
         while True:
             await asyncio.sleep(POLL)
-            for feed in list(self._feeds.values()):
-                if feed.quiet:
-                    feed.look()
-                feed.quiet = True
+            self._look_at_quiet()
+
+    def _look_at_quiet(self) -> None:
+        for feed in list(self._feeds.values()):
+            if feed.quiet:
+                feed.look()
+            feed.quiet = True
 
     async def aclose(self) -> None:
         """Stop the task."""

@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 
 from ..redis.bus import Bus
 from ..redis.clients import close_client
+from ..redis.supervisor import Supervisor
 
 logger = logging.getLogger("agx")
 
@@ -29,8 +31,9 @@ _STEADY = 5.0  # seconds a subscription must have held for the next loss to be n
 class Subscription:
     """The channels of a loop. Messages are hints: one may be lost."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, supervisor: Supervisor) -> None:
         self._bus = bus
+        self._supervisor = supervisor
         self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._wanted: deque[tuple[str, bytes]] = deque()  # SUBSCRIBE and UNSUBSCRIBE still to be sent, in order
         self._receiving: asyncio.Task[None] | None = None
@@ -47,7 +50,7 @@ class Subscription:
         self._wanted.append(("SUBSCRIBE", name))
         self._changed.set()
         if self._receiving is None:
-            self._receiving = asyncio.get_running_loop().create_task(self._receive(), name="agx-subscription")
+            self._receiving = self._supervisor.start(self._receive, name="agx-subscription")
 
     def unsubscribe(self, channel: str) -> None:
         """Stop listening to a channel."""
@@ -115,10 +118,11 @@ class Subscription:
             if not isinstance(message, list) or (calls := self._channels.get(message[1])) is None:
                 continue
             on_message, on_subscribed = calls
+            # A callback that raises must not take the messages of all other channels with it.
             if message[0] == b"message":
-                on_message(message[2])
+                self._supervisor.call(partial(on_message, message[2]), name="agx-on-message")
             elif message[0] == b"subscribe":
-                on_subscribed()
+                self._supervisor.call(on_subscribed, name="agx-on-subscribed")
 
     async def _update(self, connection: AbstractConnection) -> None:
         """Send what changed; many joins and leaves become few commands."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from ..facts.schema import StreamTotals
 from ..redis import keys
@@ -242,10 +242,8 @@ class SessionWriter:
             self._acknowledge()
         elif error is None:
             self._reconcile()
-        elif isinstance(error, (RedisError, OSError)):
-            self._retry_later(error)
         else:
-            raise error
+            self._retry_later(error)  # of whatever kind: an event is sent again until the server has it
 
     def _acknowledge(self) -> None:
         self._writer.stats.observe(time.perf_counter_ns() - self._sent_at_ns)
@@ -300,7 +298,7 @@ class SessionWriter:
         self._asked = time.monotonic()
         try:
             ours = await self.tail.compare(self._sent)
-        except (RedisError, OSError) as error:
+        except Exception as error:
             self._resolving = None
             if not self.fenced:
                 self._retry_later(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from redis.exceptions import RedisError
 
-from ..engine.engine import current_engine
+from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError
 from ..listeners.replay import PROMPT
 from ..redis.keys import SessionKeys

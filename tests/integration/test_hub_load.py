@@ -125,7 +125,7 @@ async def unsubscribed(redis: Redis) -> bool:
 
 
 def listeners() -> int:
-    from agx.engine.engine import current_engine
+    from agx.engine.registry import current_engine
 
     return current_engine().hub.listeners
 
@@ -159,7 +159,7 @@ async def test_everybody_on_one_session(redis: Looking) -> None:
 
 async def test_a_slow_listener_is_not_skipped(redis: Looking) -> None:
     """It falls behind its queue, reads for itself again, and misses nothing; nobody waits for it."""
-    from agx.engine.engine import current_engine
+    from agx.engine.registry import current_engine
     from agx.stream.hub import QUEUE
 
     count = 3 * QUEUE

@@ -16,7 +16,7 @@ from support.scripted import Gate, MyDeps, deps, scripted
 from support.waiting import wait_until
 
 import agx
-from agx.engine.engine import current_engine
+from agx.engine.registry import current_engine
 from agx.testing import MemorySession, collect
 
 Event = dict[str, Any]
