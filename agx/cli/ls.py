@@ -11,7 +11,7 @@ from ..fleet.fleet import (
     read_clock,
     read_last,
 )
-from ..stream.hub import StreamEntry
+from ..stream.entry import StreamEntry
 from .options import (
     Commands,
     add_command,

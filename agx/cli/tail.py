@@ -10,7 +10,7 @@ import orjson
 
 from ..errors import AgxError
 from ..listeners.listener import follow
-from ..stream.hub import StreamEntry
+from ..stream.entry import StreamEntry
 from .options import (
     Commands,
     add_command,

@@ -14,12 +14,8 @@ from ..redis import keys
 from ..redis.bus import Bus, Reply, Script
 from ..redis.entry_id import parse_id
 from ..redis.supervisor import Supervisor
-from .schema import (
-    FIELD,
-    Fact,
-    ProcessBeat,
-    encode,
-)
+from .reader import QueuePages
+from .schema import FIELD, Fact, ProcessBeat, encode
 
 logger = logging.getLogger("agx")
 
@@ -27,7 +23,6 @@ FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
 BATCH = 200  # facts a partition
 BUFFER = 20_000  # facts a loop keeps through an outage; beyond, the oldest go
 KEPT_BATCHES = 1_000  # a partition; the bound of what can be queued again
-_PAGE = 1_000  # facts a read
 _RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
 _UNSURE = 0.25  # seconds between two looks whether a run is still ours to tell of
 
@@ -125,12 +120,10 @@ class Queues:
 
     async def has(self, tenant: str, fact_id: str, since_ms: int) -> bool:
         """Return whether a fact stands in its queue, appended at or after a server time."""
-        key, cursor = keys.queue(self._prefix, keys.partition(tenant, self.partitions or 1)), str(max(0, since_ms))
-        needle = fact_id.encode()
-        while page := await self._bus.execute("XRANGE", key, cursor, "+", "COUNT", _PAGE):
-            if any(needle in data for _, fields in page for data in fields.values()):
+        key, needle = keys.queue(self._prefix, keys.partition(tenant, self.partitions or 1)), fact_id.encode()
+        async for page in QueuePages(self._bus.execute, key, start=str(max(0, since_ms))):
+            if any(needle in entry.payload for entry in page):
                 return True
-            cursor = f"({page[-1][0].decode()}"
         return False
 
     async def drain(self) -> None:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..facts.schema import (
-    FIELD,
-    Fact,
-    MalformedFactError,
-    UnknownFactError,
-    decode,
-)
+from ..facts.reader import read_page
+from ..facts.schema import Fact
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, parse_id
-from ..stream.hub import StreamEntry
+from ..stream.entry import StreamEntry
 
 MAX_LEASES = 20_000  # of one partition, those whose deadline is nearest
 
 LeaseState = Literal["held", "cancelling", "gone"]
-
-_FIELD = FIELD.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +110,20 @@ async def read_last(bus: Bus, runs: Sequence[LiveRun]) -> list[StreamEntry | Non
 
 async def read_newest(bus: Bus, prefix: str, partitions: int, depth: int, *kinds: str) -> NewestFacts:
     """Read the newest `depth` facts of each partition and return those of these kinds; what is no fact is left out."""
-    reads = [bus.execute("XREVRANGE", keys.queue(prefix, n), "+", "-", "COUNT", depth + 1) for n in range(partitions)]
+    reads = [
+        read_page(bus.execute, keys.queue(prefix, n), newest_first=True, count=depth + 1) for n in range(partitions)
+    ]
     wanted = [f'"kind":"{kind}"'.encode() for kind in kinds]
     newest: dict[str, tuple[StreamId, Fact]] = {}  # by its id: one that was queued twice counts once
     read = since_ms = 0
     for entries in await asyncio.gather(*reads):
         if len(entries) > depth:
             entries.pop()
-            since_ms = max(since_ms, parse_id(entries[-1][0].decode())[0])
+            since_ms = max(since_ms, parse_id(entries[-1].id)[0])
         read += len(entries)
-        for entry_id, fields in entries:
-            payload = fields.get(_FIELD, b"")
-            # Most facts are of other kinds: a look at the bytes costs a hundredth of parsing them.
-            if any(kind in payload for kind in wanted):
-                newest |= {fact.id: (parse_id(entry_id.decode()), fact) for fact in _decoded(payload)}
+        for entry in entries:
+            # Most facts are of other kinds, and a search in the bytes is much cheaper than parsing them.
+            if any(kind in entry.payload for kind in wanted) and (fact := entry.fact) is not None:
+                newest[fact.id] = (parse_id(entry.id), fact)
     ordered = sorted(newest.values(), key=lambda pair: pair[0], reverse=True)
     return NewestFacts(tuple(fact for _, fact in ordered), read, since_ms)
-
-
-def _decoded(payload: bytes) -> Iterator[Fact]:
-    try:
-        yield decode(payload)
-    except (UnknownFactError, MalformedFactError):  # the sidecar counts them
-        return

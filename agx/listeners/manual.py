@@ -18,12 +18,8 @@ from ..errors import RedisUnavailableError
 from ..redis import keys
 from ..redis.keys import Id, SessionKeys
 from ..redis.retry import COMMAND_TIMEOUT, reach
-from ..stream.events import (
-    RUNTIME,
-    Body,
-    check_body,
-    encode_body,
-)
+from ..stream.entry import to_fields
+from ..stream.events import RUNTIME, Body, check_body, encode_body
 from ..stream.writer import SessionWriter
 
 T = TypeVar("T")
@@ -139,7 +135,7 @@ async def append(scope_id: Id, user_id: Id, session_id: Id, *, type: str, origin
 
 async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, body: Body) -> None:
     config = engine.config
-    fields = ("type", type, "origin", origin, "body", encode_body(body, config.max_body))
+    fields = to_fields(type, origin, encode_body(body, config.max_body))
     try:
         # Once only: nobody could tell a second one from the first.
         async with asyncio.timeout(COMMAND_TIMEOUT):

@@ -38,8 +38,8 @@ from pydantic_ai.tools import DeferredToolRequests
 
 from ..errors import RunFailedError
 from ..redis.keys import Id
+from ..stream.entry import StreamEntry
 from ..stream.events import DEFERRED, RUNTIME, Body
-from ..stream.hub import StreamEntry
 from .listener import follow
 
 PROMPT = "prompt"  # the origin of an `info` that tells what the user asked; it is no event of the agent's

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..redis.bus import Script
+from .entry import to_lua_fields
 
 # One batch, all or (where an id is refused, or our last entry is gone) none of it. Whoever began a run or wrote an
 # `end` behind our last entry ended ours; other entries behind it are somebody's `add()`. ARGV[1] is our last entry,
 # empty where lost entries are appended again.
-APPEND = Script("""
+APPEND = Script(f"""
 local key = KEYS[1]
 if ARGV[1] ~= '' then
   local entries = redis.call('XRANGE', key, ARGV[1], '+')
@@ -25,7 +26,7 @@ if top then
   if our_ms < ms or (our_ms == ms and our_n <= n) then return 'refused' end
 end
 for i = 5, #ARGV, 4 do
-  redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], 'type', ARGV[i+1], 'origin', ARGV[i+2], 'body', ARGV[i+3])
+  redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], {to_lua_fields("ARGV[i+1]", "ARGV[i+2]", "ARGV[i+3]")})
 end
 redis.call('EXPIRE', key, ARGV[4])
 redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 3])
@@ -33,8 +34,8 @@ return 'ok'
 """)
 
 # The restart of a session's stream: one command that drops the run before and refuses its late entries.
-BEGIN = Script("""
-redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], 'type', 'begin', 'origin', ARGV[2], 'body', ARGV[3])
+BEGIN = Script(f"""
+redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], {to_lua_fields("'begin'", "ARGV[2]", "ARGV[3]")})
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('PUBLISH', ARGV[5], ARGV[1])
 return 'ok'

@@ -10,64 +10,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
 
 from ..redis import keys
 from ..redis.bus import Bus, Reply
-from ..redis.entry_id import StreamId, format_id, parse_id
+from ..redis.entry_id import StreamId, format_id
 from ..redis.supervisor import Supervisor
+from .entry import StreamEntry
 from .subscription import Subscription
 
 READ = 500  # entries a read
 QUEUE = 2_000  # entries a listener may lag behind before it reads for itself again
 POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
-
-
-@dataclass(slots=True)
-class StreamEntry:
-    """An entry of a session stream, parsed once for all who listen."""
-
-    id: StreamId
-    type: str
-    origin: str
-    raw_body: bytes
-    _json: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, entry_id: bytes, fields: dict[bytes, bytes]) -> StreamEntry:
-        return cls(
-            parse_id(entry_id.decode()),
-            fields.get(b"type", b"").decode("utf-8", "replace"),
-            fields.get(b"origin", b"").decode("utf-8", "replace"),
-            fields.get(b"body", b"{}"),
-        )
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The body as an object; what someone else wrote that is none comes as `{"raw": text}`."""
-        body = self._parse()
-        return {"raw": self.raw_body.decode("utf-8", "replace")} if body is None else body
-
-    def _parse(self) -> dict[str, Any] | None:
-        try:
-            body = orjson.loads(self.raw_body)
-        except orjson.JSONDecodeError:
-            return None
-        return body if isinstance(body, dict) else None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": self.body}
-
-    def to_json(self) -> str:
-        if self._json is None:
-            # An object goes out as it stands: what nests deeper than the encoder goes can still be passed on.
-            body = self.body if self._parse() is None else orjson.Fragment(self.raw_body)
-            event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
-            self._json = orjson.dumps(event).decode()
-        return self._json
 
 
 class Subscriber:

@@ -8,38 +8,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..redis.bus import Reply
-from ..redis.entry_id import StreamId, parse_id
+from ..redis.entry_id import StreamId
+from .entry import StreamEntry
 
 MOST_ENTRIES = 4_096
 MOST_BYTES = 4_194_304
-
-
-@dataclass(slots=True)
-class Sent:
-    """An entry as it was first sent; its body and `seq` never change afterwards."""
-
-    id: str
-    type: str
-    origin: str
-    body: bytes
-    seq: int
 
 
 class Kept:
     """The entries of the last `seconds`, within bounds; and `begin`, without which a stream is nobody's."""
 
     def __init__(self, seconds: float) -> None:
-        self.begin: Sent | None = None
+        self.begin: StreamEntry | None = None
         self._seconds = seconds
-        self._entries: deque[tuple[float, Sent]] = deque()
+        self._entries: deque[tuple[float, StreamEntry]] = deque()
         self._bytes = 0
 
-    def add(self, entries: Iterable[Sent]) -> None:
+    def add(self, entries: Iterable[StreamEntry]) -> None:
         """Keep what was acknowledged just now, and let go of what is old."""
         now = time.monotonic()
         for entry in entries:
             self._entries.append((now, entry))
-            self._bytes += len(entry.body)
+            self._bytes += len(entry.raw_body)
         self._expire(now)
 
     def _expire(self, now: float) -> None:
@@ -47,9 +37,9 @@ class Kept:
         while entries and (
             entries[0][0] < oldest or len(entries) > MOST_ENTRIES or (self._bytes > MOST_BYTES and len(entries) > 1)
         ):
-            self._bytes -= len(entries.popleft()[1].body)
+            self._bytes -= len(entries.popleft()[1].raw_body)
 
-    def __iter__(self) -> Iterator[Sent]:
+    def __iter__(self) -> Iterator[StreamEntry]:
         self._expire(time.monotonic())
         return (entry for _, entry in self._entries)
 
@@ -62,24 +52,25 @@ class Kept:
 class Found:
     """What was found in a stream, by id."""
 
-    entries: dict[str, dict[bytes, bytes]]
+    entries: dict[StreamId, StreamEntry]
 
     @classmethod
     def of(cls, reply: Reply) -> Found:
-        return cls({entry_id.decode(): fields for entry_id, fields in reply})
+        return cls({entry.id: entry for entry in (StreamEntry.of(*raw) for raw in reply)})
 
-    def __contains__(self, entry: Sent) -> bool:
-        return self.entries.get(entry.id, {}).get(b"body") == entry.body
+    def __contains__(self, entry: StreamEntry) -> bool:
+        found = self.entries.get(entry.id)
+        return found is not None and found.raw_body == entry.raw_body
 
     @property
     def top(self) -> StreamId:
-        return max(map(parse_id, self.entries), default=(0, 0))
+        return max(self.entries, default=(0, 0))
 
-    def is_anothers(self, ours: Iterable[Sent | None], *, known: str) -> bool:
-        """Whether somebody else began or ended a run here; the entry `known` is ours, though no longer kept."""
-        bodies = {entry.id: entry.body for entry in ours if entry is not None}
+    def is_of_another_run(self, ours: Iterable[StreamEntry | None], *, known: StreamId) -> bool:
+        """Whether somebody else began or ended a run here; the entry `known` is ours, though no longer retained."""
+        bodies = {entry.id: entry.raw_body for entry in ours if entry is not None}
         return any(
-            fields.get(b"type") in (b"begin", b"end") and bodies.get(entry_id) != fields.get(b"body")
-            for entry_id, fields in self.entries.items()
-            if entry_id != known
+            entry.type in ("begin", "end") and bodies.get(entry.id) != entry.raw_body
+            for entry in self.entries.values()
+            if entry.id != known
         )

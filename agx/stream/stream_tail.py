@@ -12,7 +12,8 @@ from ..redis.bus import Bus, Reply
 from ..redis.clock import ServerClock
 from ..redis.entry_id import StreamId, format_id, parse_id
 from .append_scripts import APPEND
-from .retained import Found, Kept, Sent
+from .entry import StreamEntry
+from .retained import Found, Kept
 
 logger = logging.getLogger("agx")
 
@@ -31,37 +32,37 @@ class Tail:
         self._clock = clock
         self._max_length = max_length
         self._last: StreamId = (0, 0)  # id of the last entry given, or seen
-        self._acked = "0-0"
+        self._acked: StreamId = (0, 0)
 
-    def next_id(self) -> str:
+    def next_id(self) -> StreamId:
         """Give an id that is above all given and seen before, and carries the server's time."""
         ms, n = self._last
         now = self._clock.now_ms()
         self._last = (now, 0) if now > ms else (ms, n + 1)
-        return format_id(self._last)
+        return self._last
 
     def note(self, seen: StreamId) -> None:
         """Take note of an entry that stands in the stream: ids go on above it."""
         self._last = max(self._last, seen)
 
-    def begin(self, entry: Sent) -> None:
+    def begin(self, entry: StreamEntry) -> None:
         """Our `begin` is acknowledged."""
         self.kept.begin = entry
         self.acknowledge([entry])
 
-    def acknowledge(self, entries: list[Sent]) -> None:
+    def acknowledge(self, entries: list[StreamEntry]) -> None:
         """The server has these entries, in their order."""
         self.kept.add(entries)
         last = entries[-1]
         self._acked = last.id
         if last.type == "end":
-            self.end_ms = parse_id(last.id)[0]
+            self.end_ms = last.id[0]
 
-    def append(self, entries: list[Sent]) -> asyncio.Future[Reply]:
+    def append(self, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         """Issue a batch behind our last acknowledged entry: all of it is appended, or nothing."""
-        return self._issue(self._acked, entries)
+        return self._issue(format_id(self._acked), entries)
 
-    def _issue(self, behind: str, entries: list[Sent]) -> asyncio.Future[Reply]:
+    def _issue(self, behind: str, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         args: list[bytes | str | int] = [
             behind,
             self._session.wake_channel,
@@ -69,12 +70,12 @@ class Tail:
             max(1, int(self.retention)) if entries[-1].type == "end" else keys.STREAM_TTL,
         ]
         for entry in entries:
-            args += (entry.id, entry.type, entry.origin, entry.body)
+            args += (format_id(entry.id), entry.type, entry.origin, entry.raw_body)
         return self._bus.run(APPEND, self._session.stream, *args)
 
     # --- after a refusal, or a reconnection ---
 
-    async def compare(self, in_flight: list[Sent]) -> bool:
+    async def compare(self, in_flight: list[StreamEntry]) -> bool:
         """Get in step with the stream; returns whether it is still ours.
 
         A batch that is there is acknowledged and taken out of `in_flight`; one that is not has ids that the server
@@ -87,7 +88,7 @@ class Tail:
         lost = self._acked not in found.entries
         if lost:
             found = await self._read(next(iter(self.kept), self.kept.begin or in_flight[0]).id)
-        if found.is_anothers((*self.kept, *in_flight, self.kept.begin), known=self._acked):
+        if found.is_of_another_run((*self.kept, *in_flight, self.kept.begin), known=self._acked):
             return False
         if in_flight and all(entry in found for entry in in_flight):  # a batch is appended whole, or none of it
             self.acknowledge(in_flight)
@@ -96,21 +97,21 @@ class Tail:
         self.note(top)
         if lost:
             top = max(top, await self._restore([entry for entry in self.kept if entry not in found], top))
-        if in_flight and parse_id(in_flight[0].id) <= top:
+        if in_flight and in_flight[0].id <= top:
             # Their ids were refused for good, so nothing of them can arrive late: new ids, the same bodies.
             self._give_new_ids(in_flight)
         return True
 
-    async def _read(self, first: str) -> Found:
-        return Found.of(await self._bus.execute("XRANGE", self._session.stream, first, "+"))
+    async def _read(self, first: StreamId) -> Found:
+        return Found.of(await self._bus.execute("XRANGE", self._session.stream, format_id(first), "+"))
 
-    async def _restore(self, lost: list[Sent], top: StreamId) -> StreamId:
+    async def _restore(self, lost: list[StreamEntry], top: StreamId) -> StreamId:
         """Append what a failover has lost, with its ids where they still fit; returns the last id."""
         whole = await self._bus.execute("XREVRANGE", self._session.stream, "+", "-", "COUNT", 1)
         if not whole and self.kept.begin is not None and self.kept.begin not in lost:
             lost.insert(0, self.kept.begin)
         if lost:
-            if parse_id(lost[0].id) <= top:
+            if lost[0].id <= top:
                 # Somebody's add() came first: whoever saw the lost ones sees them again, but nobody misses them.
                 self._give_new_ids(lost)
             reply = await self._issue("", lost)
@@ -121,9 +122,9 @@ class Tail:
             )
             self._acked = lost[-1].id
         elif whole:
-            self._acked = whole[0][0].decode()
-        return parse_id(self._acked)
+            self._acked = parse_id(whole[0][0].decode())
+        return self._acked
 
-    def _give_new_ids(self, entries: list[Sent]) -> None:
+    def _give_new_ids(self, entries: list[StreamEntry]) -> None:
         for entry in entries:
             entry.id = self.next_id()

@@ -20,12 +20,12 @@ from ..facts.schema import StreamTotals
 from ..redis import keys
 from ..redis.bus import CONNECTION_ERRORS, Reply
 from ..redis.clock import ServerClock
-from ..redis.entry_id import parse_id
+from ..redis.entry_id import format_id, parse_id
 from ..redis.retry import COMMAND_TIMEOUT, reach
 from .append_scripts import BEGIN
+from .entry import StreamEntry
 from .events import Body, Part, encode_body
 from .group_commit import GroupCommit
-from .retained import Sent
 from .stream_tail import Tail
 
 logger = logging.getLogger("agx")
@@ -37,7 +37,7 @@ _PREVIOUS_POLL = 0.05
 
 
 @dataclass(slots=True)
-class Entry:
+class PendingEntry:
     """An event that waits to be sent: a body, or the deltas of one part, which collect in `pieces` until then."""
 
     type: str
@@ -77,8 +77,8 @@ class SessionWriter:
         self._on_fenced = on_fenced
         self._most_merged = writer.max_body // 8  # characters: an escaped one takes six bytes, and nothing may be cut
         self._ending = False
-        self._pending: deque[Entry] = deque()
-        self._sent: list[Sent] = []  # the batch in flight
+        self._pending: deque[PendingEntry] = deque()
+        self._sent: list[StreamEntry] = []  # the batch in flight
         self._sent_at_ns = 0
         self._asked = 0.0  # monotonic, when Redis was last asked for the stream
         self._seq = 0
@@ -104,17 +104,17 @@ class SessionWriter:
         """
         waited_since = time.monotonic()
         trouble_since: float | None = None
-        entry: Sent | None = None
+        entry: StreamEntry | None = None
         while True:
             top = await reach(lambda: self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
-            if entry is not None and top and top[0][0].decode() == entry.id:
+            if entry is not None and top and parse_id(top[0][0].decode()) == entry.id:
                 break  # only the reply was lost
             if top and top[0][1].get(b"type") != b"end" and time.monotonic() - waited_since < _PREVIOUS_END:
                 await asyncio.sleep(_PREVIOUS_POLL)
                 continue
             if top:
                 self.tail.note(parse_id(top[0][0].decode()))
-            entry = self._stamp(Entry("begin", origin, body), seq=0)
+            entry = self._stamp(PendingEntry("begin", origin, body), seq=0)
             try:
                 await self._issue_begin(entry)
                 break
@@ -127,10 +127,16 @@ class SessionWriter:
                     raise
         self._take_begun(entry)
 
-    async def _issue_begin(self, entry: Sent) -> None:
+    async def _issue_begin(self, entry: StreamEntry) -> None:
         self._asked = time.monotonic()
         reply = self._writer.bus.run(
-            BEGIN, self._keys.stream, entry.id, entry.origin, entry.body, keys.STREAM_TTL, self._keys.wake_channel
+            BEGIN,
+            self._keys.stream,
+            format_id(entry.id),
+            entry.origin,
+            entry.raw_body,
+            keys.STREAM_TTL,
+            self._keys.wake_channel,
         )
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
@@ -142,7 +148,7 @@ class SessionWriter:
                 self._take_begun(entry)
             raise
 
-    def _take_begun(self, entry: Sent) -> None:
+    def _take_begun(self, entry: StreamEntry) -> None:
         self.proved = self._asked
         self.tail.begin(entry)
         self._writer.open(self)
@@ -158,7 +164,7 @@ class SessionWriter:
         if self.fenced:
             return
         self._ending = self._ending or type == "end"
-        self._pending.append(Entry(type, origin, body))
+        self._pending.append(PendingEntry(type, origin, body))
         self._writer.schedule(self, urgent=urgent)
 
     def put_delta(self, origin: str, part: Part, text: str) -> None:
@@ -170,7 +176,7 @@ class SessionWriter:
             last.pieces.append(text)
             last.size += len(text)
             return
-        self._pending.append(Entry("event", origin, None, part, [text], len(text)))
+        self._pending.append(PendingEntry("event", origin, None, part, [text], len(text)))
         self._writer.schedule(self, urgent=False)
 
     async def drain(self) -> None:
@@ -219,14 +225,14 @@ class SessionWriter:
         self._transmit()
         return merged
 
-    def _stamp(self, entry: Entry, *, seq: int | None = None) -> Sent:
+    def _stamp(self, entry: PendingEntry, *, seq: int | None = None) -> StreamEntry:
         """Give an entry its id, its `seq` and its bytes, all final."""
         if seq is not None:
             self._seq = seq
         plain = entry.take_body()
         plain["seq"] = self._seq
         body = encode_body(plain, self._writer.max_body)
-        sent = Sent(self.tail.next_id(), entry.type, entry.origin, body, self._seq)
+        sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body)
         self._seq += 1
         self._events += 1
         self._bytes += len(body)

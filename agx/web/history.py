@@ -12,8 +12,8 @@ from ..errors import RedisUnavailableError
 from ..listeners.replay import PROMPT
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
+from ..stream.entry import StreamEntry
 from ..stream.events import Body
-from ..stream.hub import StreamEntry
 from .runs import Who
 from .turns import close_calls, end_of_prompt
 

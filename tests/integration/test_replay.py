@@ -49,7 +49,7 @@ from agx.listeners.replay import (
     replay_entries,
     replay_messages,
 )
-from agx.stream.hub import StreamEntry
+from agx.stream.entry import StreamEntry
 
 pytestmark = pytest.mark.usefixtures("configured")
 

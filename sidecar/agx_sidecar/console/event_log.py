@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from agx.facts.schema import RunEnded
-from agx.stream.hub import StreamEntry
+from agx.stream.entry import StreamEntry
 
 LINES = 300  # on a page, the newest
 _TEXT = 4_000  # characters of content a line

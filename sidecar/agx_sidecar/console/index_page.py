@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from agx.facts.schema import RunEnded
 from agx.fleet.fleet import LiveRun
-from agx.stream.hub import StreamEntry
+from agx.stream.entry import StreamEntry
 
 from .formatting import (
     ago,

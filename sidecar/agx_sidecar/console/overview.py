@@ -16,7 +16,7 @@ from agx.fleet.fleet import (
     read_partitions,
 )
 from agx.redis.bus import Bus
-from agx.stream.hub import StreamEntry
+from agx.stream.entry import StreamEntry
 
 PAGE = 50  # live runs
 _ENDED = 100  # rows of each list

@@ -23,7 +23,7 @@ from agx.fleet.fleet import (
 from agx.redis import keys
 from agx.redis.bus import Bus
 from agx.redis.entry_id import parse_id
-from agx.stream.hub import StreamEntry
+from agx.stream.entry import StreamEntry
 
 ENTRIES = 5_000  # of the stream, the newest
 _READ = 1_000  # facts a read

@@ -11,13 +11,14 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from agx.redis.entry_id import parse_id
+
 from ..link import Link
 from ..source import (
     TRACES_GROUP,
     QueueEnd,
     find_end,
     first_id_after,
-    id_parts,
 )
 from .fold import ZERO_ID, Position, TracesTrims
 
@@ -39,7 +40,7 @@ async def measure_metrics(link: Link, key: str, position: Position) -> Waiting:
     end = await find_end(link, key)
     if end is None:
         return Waiting()
-    if id_parts(end.last_id) < id_parts(last_id) or end.entries_added < count:
+    if parse_id(end.last_id) < parse_id(last_id) or end.entries_added < count:
         _start_over(key, end, position)
     elif end.last_id == last_id:
         position.trimmed = max(position.trimmed, end.entries_added - count)
@@ -57,7 +58,7 @@ def _start_over(key: str, end: QueueEnd, position: Position) -> None:
     What went from a queue that still has some of ours was counted before it went.
     """
     logger.warning("%s began anew (Redis lost data, or it had expired): reading it from its start", key)
-    is_ours = end.first_id is not None and id_parts(end.first_id) <= id_parts(position.last_id)
+    is_ours = end.first_id is not None and parse_id(end.first_id) <= parse_id(position.last_id)
     gone = end.entries_added - end.length if is_ours else 0
     position.count = gone - position.trimmed
     position.last_id = ZERO_ID
@@ -75,7 +76,7 @@ async def measure_traces(link: Link, key: str, trims: TracesTrims) -> Waiting | 
     undelivered = 0
     if end.last_id == delivered:
         trims.sync(end.entries_added - read)
-    elif end.first_id is not None and id_parts(delivered) < id_parts(end.first_id):
+    elif end.first_id is not None and parse_id(delivered) < parse_id(end.first_id):
         trims.miss(end.entries_added - end.length - read)
         undelivered = end.length
     elif oldest is not None:
@@ -98,4 +99,4 @@ async def _find_group(link: Link, key: str) -> dict[str, Any] | None:
 
 
 def _age(link: Link, entry_id: str) -> int:
-    return max(0, link.now_ms() - id_parts(entry_id)[0])
+    return max(0, link.now_ms() - parse_id(entry_id)[0])

@@ -7,15 +7,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from agx.facts.reader import QueuePages
 from agx.redis import keys
+from agx.redis.entry_id import parse_id
 
 from ..link import TROUBLE, Link
-from ..source import (
-    fact_ids_before,
-    find_end,
-    id_parts,
-    read_after,
-)
+from ..source import find_end, read_after
 from . import instruments as i
 from .backlog import Waiting, measure_metrics, measure_traces
 from .fold import RECENT, Fold, Position
@@ -56,7 +53,7 @@ class Behind:
 
     def reached(self, n: int, entry_id: str) -> None:
         """A partition has been read up to an entry."""
-        if n in self._ends and id_parts(entry_id) >= id_parts(self._ends[n]):
+        if n in self._ends and parse_id(entry_id) >= parse_id(self._ends[n]):
             del self._ends[n]
             if not self._ends:
                 self.caught_up.set()
@@ -182,7 +179,9 @@ class MetricsSink:
     async def _recall(self, fold: Fold, partitions: int) -> None:
         """Read the ids of the last facts counted, newest first over all partitions, to know repeats of them."""
         pages = {
-            n: fact_ids_before(self._link, keys.queue(self._prefix, n), fold.positions[n].last_id)
+            n: QueuePages(
+                self._link.call, keys.queue(self._prefix, n), start=fold.positions[n].last_id, newest_first=True
+            )
             for n in range(partitions)
             if fold.positions[n].last_id != "0-0"
         }
@@ -194,8 +193,8 @@ class MetricsSink:
             if page is None:
                 del pages[n]
                 continue
-            oldest[n] = page[0]
-            known += page[1]
+            oldest[n] = parse_id(page[-1].id)[0]
+            known += [fact_id for entry in page if (fact_id := entry.fact_id) is not None]
         for fact_id in reversed(known):
             fold.recent.add(fact_id)
 

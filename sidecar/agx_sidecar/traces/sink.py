@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from opentelemetry.sdk.trace import ReadableSpan
 from redis.exceptions import ResponseError
 
+from agx.facts.reader import QueueEntry, parse_entries
 from agx.facts.schema import UnknownFactError, decode
 from agx.redis import keys
 
@@ -21,9 +22,7 @@ from ..metrics.series import Series
 from ..source import (
     READ_COUNT,
     TRACES_GROUP,
-    Entry,
     of_one_stream,
-    parse_entries,
 )
 from .export import (
     MAX_BYTES,
@@ -86,7 +85,7 @@ class TracesSink:
             entries = await self._link.persist("read facts for traces", lambda: self._read_group(key))
             await self._accept(key, entries)
 
-    async def _read_group(self, key: str) -> list[Entry]:
+    async def _read_group(self, key: str) -> list[QueueEntry]:
         command = (
             "XREADGROUP",
             "GROUP",
@@ -117,7 +116,7 @@ class TracesSink:
             elif not text.startswith("BUSYGROUP"):
                 raise
 
-    async def _accept(self, key: str, entries: Sequence[Entry]) -> None:
+    async def _accept(self, key: str, entries: Sequence[QueueEntry]) -> None:
         """Queue the facts that have spans, and acknowledge those that have none."""
         items, done = [], []
         for entry_id, payload in entries:
@@ -125,7 +124,7 @@ class TracesSink:
                 continue
             fact_id, spans = self._read_spans(payload)
             if spans:
-                items.append(Item(key, entry_id, fact_id, len(payload or b""), tuple(spans)))
+                items.append(Item(key, entry_id, fact_id, len(payload), tuple(spans)))
             else:
                 done.append(entry_id)
         if items:
@@ -135,10 +134,10 @@ class TracesSink:
         if done:
             await self._link.persist("acknowledge facts", lambda: self._link.call("XACK", key, TRACES_GROUP, *done))
 
-    def _read_spans(self, payload: bytes | None) -> tuple[str, list[ReadableSpan]]:
+    def _read_spans(self, payload: bytes) -> tuple[str, list[ReadableSpan]]:
         """Return a fact's id and its spans; none of what is newer, malformed, or has ids that are none."""
         try:
-            fact = decode(payload or b"")
+            fact = decode(payload)
             return fact.id, spans_of(fact)
         except UnknownFactError:
             return "", []
