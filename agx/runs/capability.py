@@ -1,15 +1,18 @@
-"""The capability: pydantic-ai's hooks, translated for the recorder, however the agent is driven."""
+"""The capability: pydantic-ai's hooks become calls of the recorder, however the agent is driven."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry.trace import NoOpTracer
-from pydantic_ai import RunContext, _agent_graph
+from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext, UserPromptNode
 from pydantic_ai.capabilities import AbstractCapability, CombinedCapability, Instrumentation
 from pydantic_ai.capabilities.abstract import (
     AgentNode,
@@ -41,17 +44,33 @@ from ..redis.keys import Id, SessionKeys
 from ..telemetry.tracing import attached, captures_content, has_no_sdk
 from .deps import Deps
 from .live_run import LiveRun, current_recorder, enclosing_recorder
-from .model_request import can_stream
 from .outcome import Ending
+from .private_api import cancel_was_requested, run_timed_out
 from .recorder import Recorder
+from .streaming import find_obstacle
+
+logger = logging.getLogger("agx")
 
 _ID = "agx"  # fixed: of two instances without one both would fire and everything would double
 
 _NODE_KINDS: dict[type, NodeKind] = {
-    _agent_graph.UserPromptNode: "user_prompt",
-    _agent_graph.ModelRequestNode: "model_request",
-    _agent_graph.CallToolsNode: "call_tools",
+    UserPromptNode: "user_prompt",
+    ModelRequestNode: "model_request",
+    CallToolsNode: "call_tools",
 }
+
+# Whether the node that begins is to be streamed. pydantic-ai asks for it without naming the run, right after
+# `before_node_run` has returned in the same context.
+_streams_node: ContextVar[bool] = ContextVar("agx_streams_node", default=False)
+
+
+@dataclass(eq=False, slots=True)
+class _ObservedRun:
+    """A run whose hooks are being called."""
+
+    recorder: Recorder
+    error: BaseException | None = None
+    entered: bool = False
 
 
 @dataclass
@@ -62,11 +81,14 @@ class AgxCapability(AbstractCapability[Any]):
     streamed; so is a sub-agent inside another run's tool. Sessions are saved by `agx.run()` only. It raises when the
     run starts, not when it is made.
 
+    With ids, an answer is streamed where that changes nothing else (`find_obstacle()`). Elsewhere, and without ids, a
+    request is sent as the caller sends it, and the events of a complete response are made from the response.
+
     Args:
         scope_id: the tenant; all three ids, or none of them.
         user_id: the user.
         session_id: the conversation.
-        id: pydantic-ai's name of the capability; leave it, or everything would be told twice.
+        id: pydantic-ai's name of the capability; leave it, or everything would be recorded twice.
 
     Raises:
         SessionBusyError: the session has a live run.
@@ -81,9 +103,7 @@ class AgxCapability(AbstractCapability[Any]):
     _: KW_ONLY
     id: str | None = _ID
     _recorder: Recorder | None = field(default=None, repr=False)  # set where `agx.run()` begins and ends the run
-    _streams: bool = field(default=False, repr=False)
-    _error: BaseException | None = field(default=None, repr=False)
-    _entered: bool = field(default=False, repr=False)
+    _runs: dict[str | None, _ObservedRun] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def get_ordering(self) -> CapabilityOrdering:
         """Outside upstream's instrumentation, so that `invoke_agent` hangs under `agx.run`."""
@@ -91,16 +111,19 @@ class AgxCapability(AbstractCapability[Any]):
 
     @property
     def has_wrap_run_event_stream(self) -> bool:
-        """Hooking the event stream makes pydantic-ai stream, and a model that can't would fail: decided per run."""
-        return self._streams
+        """Return whether pydantic-ai has to stream the node that begins; it asks before each node."""
+        return _streams_node.get()
 
     def listens_to(self, event: AgentStreamEvent) -> bool:
         """Nothing here is an `@on_event` listener; upstream would look for one at each token."""
         return False
 
     async def for_run(self, ctx: RunContext[Any]) -> AbstractCapability[Any]:
-        """Return this run's own copy, with upstream's instrumentation where a SDK listens and nothing instruments."""
-        own = replace(self, _streams=can_stream(ctx.model), _error=None, _entered=False)
+        """Return the capability itself, with upstream's instrumentation where an SDK listens and nothing instruments.
+
+        Not a copy: pydantic-ai would then call a dynamic model selector once more.
+        """
+        own = self if ctx.run_id not in self._runs else replace(self)
         if not isinstance(ctx.tracer, NoOpTracer) or has_no_sdk():
             return own
         settings = InstrumentationSettings(include_content=captures_content())
@@ -110,15 +133,15 @@ class AgxCapability(AbstractCapability[Any]):
 
     async def wrap_run(self, ctx: RunContext[Any], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
         if self._recorder is not None:
-            with self._driving(self._recorder, ctx):
+            with self._observed(_ObservedRun(self._recorder), ctx):
                 return await handler()
         live = await self._open(ctx)
-        self._recorder = live.recorder
+        run = _ObservedRun(live.recorder)
         try:
-            with attached(live.recorder.span.context), self._driving(live.recorder, ctx):
+            with attached(live.recorder.span.context), self._observed(run, ctx):
                 result = await handler()
         except BaseException as error:
-            await live.close(self._classify(ctx, error))
+            await live.close(self._classify(ctx, run, error))
             raise
         await live.close(Ending("completed"))
         return result
@@ -142,7 +165,9 @@ class AgxCapability(AbstractCapability[Any]):
         return await LiveRun.open(engine, agent=agent, session=keys, scope=keys.scope, follows=follows)
 
     @contextmanager
-    def _driving(self, recorder: Recorder, ctx: RunContext[Any]) -> Iterator[None]:
+    def _observed(self, run: _ObservedRun, ctx: RunContext[Any]) -> Iterator[None]:
+        recorder = run.recorder
+        self._runs[ctx.run_id] = run
         recorder.stop = ctx.cancel
         if recorder.cancel_reason is not None or recorder.standing.fenced:
             ctx.cancel()
@@ -152,30 +177,30 @@ class AgxCapability(AbstractCapability[Any]):
         finally:
             recorder.stop = None
             current_recorder.reset(token)
+            del self._runs[ctx.run_id]
 
     async def before_run(self, ctx: RunContext[Any]) -> None:
-        self._entered = True
+        if (run := self._runs.get(ctx.run_id)) is not None:
+            run.entered = True
 
     async def on_run_error(self, ctx: RunContext[Any], *, error: BaseException) -> AgentRunResult[Any]:
-        self._error = error
+        if (run := self._runs.get(ctx.run_id)) is not None:
+            run.error = error
         raise error
 
-    def _classify(self, ctx: RunContext[Any], raised: BaseException) -> Ending:
-        """Tell how a run ended that is driven from outside: here every kind of cancel is a bare CancelledError."""
-        recorder, error = self._recorder, self._error
-        assert recorder is not None
+    def _classify(self, ctx: RunContext[Any], run: _ObservedRun, raised: BaseException) -> Ending:
+        """Return how a run ended that is driven from outside: here every kind of cancel is a bare CancelledError."""
+        recorder, error = run.recorder, run.error
         reason = recorder.cancel_reason
         if isinstance(error or raised, asyncio.CancelledError):
-            # Private, but nothing public tells `ctx.cancel()` from a cancelled task while the run unwinds.
-            upstream = getattr(ctx, "_cancellation", None)
-            if getattr(upstream, "timed_out", False):
+            if run_timed_out(ctx):
                 return Ending("failed", error=RunTimedOut("the run's timeout passed"))
             if reason is None and (outer := recorder.parent) is not None:
                 reason = outer.cancel_reason
-            if reason is None and error is None and self._entered:
+            if reason is None and error is None and run.entered:
                 reason = "abandoned"
             if reason is None:
-                reason = "cancel" if getattr(upstream, "cancel_requested", False) else "task"
+                reason = "cancel" if cancel_was_requested(ctx) else "task"
             return Ending("cancelled", reason)
         if isinstance(error, RunCancelled) and not isinstance(error, RunTimedOut):
             return Ending("cancelled", reason or "cancel")
@@ -187,41 +212,56 @@ class AgxCapability(AbstractCapability[Any]):
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: AgentNode[Any]) -> AgentNode[Any]:
         # The only node hook that the final node of `run_stream()` fires: that one ends with its run, too.
-        self._begin_node(ctx, node)
+        kind, recorder = _NODE_KINDS.get(type(node)), self._recorder_of(ctx)
+        streams = False
+        if kind is not None and recorder is not None:
+            recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None)
+            recorder.messages = ctx.messages
+            # The tools of a streamed node end before their run does, a cancelled one too. Nothing else differs.
+            streams = kind == "call_tools" or (kind == "model_request" and self._may_stream(ctx, recorder))
+        _streams_node.set(streams)
         return node
 
     async def after_node_run(
         self, ctx: RunContext[Any], *, node: AgentNode[Any], result: NodeResult[Any]
     ) -> NodeResult[Any]:
-        if self._recorder is not None and type(node) in _NODE_KINDS:
-            self._recorder.end_node("completed", None)
+        if (recorder := self._recorder_of(ctx)) is not None and type(node) in _NODE_KINDS:
+            recorder.end_node("completed", None)
         return result
 
     async def on_node_run_error(
         self, ctx: RunContext[Any], *, node: AgentNode[Any], error: Exception
     ) -> NodeResult[Any]:
         # A cancelled node has neither of these two hooks: it ends with its run.
-        if self._recorder is not None and type(node) in _NODE_KINDS:
-            self._recorder.fail_node(error)
+        if (recorder := self._recorder_of(ctx)) is not None and type(node) in _NODE_KINDS:
+            recorder.fail_node(error)
         raise error
 
-    def _begin_node(self, ctx: RunContext[Any], node: AgentNode[Any]) -> None:
-        kind = _NODE_KINDS.get(type(node))
-        if kind is not None and self._recorder is not None:
-            self._recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None)
-            self._recorder.messages = ctx.messages
+    def _recorder_of(self, ctx: RunContext[Any]) -> Recorder | None:
+        run = self._runs.get(ctx.run_id)
+        return None if run is None else run.recorder
+
+    def _may_stream(self, ctx: RunContext[Any], recorder: Recorder) -> bool:
+        """Return whether the next model request is to be streamed although the caller may not stream it."""
+        if recorder.writer is None:
+            return False  # nobody listens
+        if (obstacle := find_obstacle(ctx.model, ctx.root_capability)) is None:
+            return True
+        _report_obstacle(recorder.agent, obstacle)
+        return False
 
     # --- events ---
 
     def wrap_run_event_stream(
         self, ctx: RunContext[Any], *, stream: AsyncIterable[AgentStreamEvent]
     ) -> AsyncIterable[AgentStreamEvent]:
-        return stream if self._recorder is None else _Observed(stream, self._recorder.on_event)
+        recorder = self._recorder_of(ctx)
+        return stream if recorder is None else _Observed(stream, recorder.on_event)
 
     async def wrap_model_request(
         self, ctx: RunContext[Any], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
     ) -> ModelResponse:
-        if (recorder := self._recorder) is None:
+        if (recorder := self._recorder_of(ctx)) is None:
             return await handler(request_context)
         with attached(recorder.begin_model(request_context)):
             response = await handler(request_context)
@@ -239,7 +279,7 @@ class AgxCapability(AbstractCapability[Any]):
         args: ValidatedToolArgs,
         handler: WrapToolExecuteHandler,
     ) -> Any:
-        if (recorder := self._recorder) is None or tool_def.kind == "output":
+        if (recorder := self._recorder_of(ctx)) is None or tool_def.kind == "output":
             return await handler(args)
         tool = recorder.begin_tool(call)
         try:
@@ -264,8 +304,19 @@ class AgxCapability(AbstractCapability[Any]):
         return result
 
 
+@lru_cache(maxsize=1_000)
+def _report_obstacle(agent: str, obstacle: str) -> None:
+    """Log, once per agent and cause, why listeners get complete answers and no tokens."""
+    logger.info(
+        "agx: the answers of agent %r reach listeners complete, not token by token: a streamed request could end "
+        "differently because of %s (see 'Tokens or complete answers' in the documentation)",
+        agent,
+        obstacle,
+    )
+
+
 class _Observed(AsyncIterator[AgentStreamEvent]):
-    """An event stream that shows each event as it passes; half the cost of a generator, on the token path."""
+    """An event stream that passes each event to a callback; half the cost of a generator, on the token path."""
 
     def __init__(self, stream: AsyncIterable[AgentStreamEvent], on_event: Callable[[AgentStreamEvent], None]) -> None:
         self._stream = stream

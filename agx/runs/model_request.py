@@ -11,7 +11,6 @@ from typing import Any
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models import Model
 from pydantic_ai.models.fallback import FallbackModel
-from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from ..facts.schema import CHUNK_BUCKETS, ModelCall, Usage
@@ -108,14 +107,3 @@ def unwrap(model: object) -> Iterator[object]:
             yield from unwrap(inner)
     else:
         yield model
-
-
-def can_stream(model: object) -> bool:
-    """Return whether a model streams: hooking the event stream of one that doesn't would make its run fail."""
-    for inner in unwrap(model):
-        if isinstance(inner, FunctionModel):
-            if inner.stream_function is None:
-                return False
-        elif isinstance(inner, Model) and type(inner).request_stream is Model.request_stream:
-            return False
-    return True

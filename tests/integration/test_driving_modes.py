@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
 from support.observed import check_seq, of_kind, read_facts, read_stream, text_of
-from support.scripted import Gate, MyDeps, call, deps, scripted, think
+from support.scripted import Gate, MyDeps, call, complete, deps, scripted, think
 from support.sdk import SpanLedger, installed_sdk
 
 import agx
@@ -196,7 +194,7 @@ async def test_events_facts_and_spans_are_the_same(
 
 
 async def test_a_run_without_ids_is_observed_and_not_streamed(configured: Redis) -> None:
-    agent: Agent[None, str] = Agent(scripted(["a"]), name="free", capabilities=[agx.AgxCapability()])
+    agent: Agent[None, str] = Agent(complete(scripted(["a"])), name="free", capabilities=[agx.AgxCapability()])
     await agent.run("hi")
     facts = await read_facts(configured)
     (end,) = of_kind(RunEnded, facts)
@@ -240,12 +238,9 @@ async def test_iter_left_early(configured: Redis, spans: SpanLedger | None, wher
 @pytest.mark.parametrize("streams", [True, False], ids=["streaming", "not streaming"])
 async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None, streams: bool) -> None:
     """It takes no lease and writes no stream; its facts hang under the tool, its spans under the tool's span."""
-
-    def whole(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        return ModelResponse(parts=[TextPart("inner answer")])
-
+    model = scripted(["inner", " answer"])
     inner: Agent[MyDeps, str] = Agent(
-        scripted(["inner", " answer"]) if streams else FunctionModel(whole, model_name="scripted"),
+        model if streams else complete(model),
         deps_type=MyDeps,
         name="inner",
         capabilities=[agx.AgxCapability()],
@@ -256,7 +251,10 @@ async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None
     @outer.tool
     async def ask(ctx: RunContext[MyDeps]) -> str:
         live.extend([found async for found in agx.q(1, 1)])
-        return (await inner.run("hi", deps=ctx.deps)).output
+        if not streams:
+            return (await inner.run("hi", deps=ctx.deps)).output
+        async with inner.run_stream("hi", deps=ctx.deps) as streamed:
+            return await streamed.get_output()
 
     await agx.run(MemorySession(id="s"), outer, "hi", deps=deps())
     assert live == [(1, 1, "s")]
@@ -285,7 +283,7 @@ async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None
 
 async def test_sub_agents_in_parallel_tools(configured: Redis) -> None:
     inner: Agent[MyDeps, str] = Agent(
-        scripted(["a"], ["b"]), deps_type=MyDeps, name="inner", capabilities=[agx.AgxCapability()]
+        complete(scripted(["a"], ["b"])), deps_type=MyDeps, name="inner", capabilities=[agx.AgxCapability()]
     )
     outer: Agent[MyDeps, str] = Agent(
         scripted([*call("ask"), *call("ask", index=1, call_id="c2")], ["outer"]), deps_type=MyDeps, name="outer"
@@ -306,7 +304,7 @@ async def test_sub_agents_in_parallel_tools(configured: Redis) -> None:
 async def test_a_cancel_reaches_the_sub_agent(configured: Redis) -> None:
     gate = Gate()
     inner: Agent[MyDeps, str] = Agent(
-        scripted(["a", gate]), deps_type=MyDeps, name="inner", capabilities=[agx.AgxCapability()]
+        complete(scripted(["a", gate])), deps_type=MyDeps, name="inner", capabilities=[agx.AgxCapability()]
     )
     outer: Agent[MyDeps, str] = Agent(scripted([*call("ask")]), deps_type=MyDeps, name="outer")
 

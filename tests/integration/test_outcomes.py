@@ -448,7 +448,7 @@ async def test_same_deps_for_two_turns(redis: Redis) -> None:
 
 
 async def test_sub_agent_in_a_tool_has_no_stream_of_its_own(redis: Redis, spans: SpanLedger | None) -> None:
-    inner = Stage(words=("in", "ner")).agent(capabilities=[agx.AgxCapability()])
+    inner = Stage(words=("in", "ner"), streams=False).agent(capabilities=[agx.AgxCapability()])
     agent = Stage(call_tool=True, delegate=inner).agent()
     result = await agx.run(KeptSession(), agent, "Hello", deps=ScopeDeps())
     assert result.output == "one two three"

@@ -14,6 +14,8 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 import agx
 from agx.redis import keys
 
+from .scripted import complete
+
 
 @dataclass(kw_only=True)
 class ScopeDeps(agx.Deps):
@@ -69,6 +71,7 @@ class Stage:
     cancel_in_tool: bool = False
     on_tool: Callable[[], None] | None = None
     delegate: Agent[Any, str] | None = None  # the tool asks this agent
+    streams: bool = True  # the model can stream, and only that
     reached: asyncio.Event = field(default_factory=asyncio.Event)  # the place where the test wants to act
 
     async def _speak(
@@ -92,8 +95,9 @@ class Stage:
             await asyncio.sleep(0)
 
     def agent(self, **kwargs: Any) -> Agent[ScopeDeps, str]:
+        model = FunctionModel(stream_function=self._speak)
         agent: Agent[ScopeDeps, str] = Agent(
-            FunctionModel(stream_function=self._speak), deps_type=ScopeDeps, name="staged", **kwargs
+            model if self.streams else complete(model), deps_type=ScopeDeps, name="staged", **kwargs
         )
 
         @agent.tool

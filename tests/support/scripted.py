@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_ai.messages import ModelMessage, NativeToolCallPart, NativeToolReturnPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, NativeToolCallPart, NativeToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 
 import agx
@@ -54,6 +54,18 @@ def scripted(*replies: Sequence[Delta | Gate | Exception]) -> FunctionModel:
                 await asyncio.sleep(0)  # as a real model yields to the loop between chunks
 
     return FunctionModel(stream_function=stream, model_name="scripted")
+
+
+def complete(model: FunctionModel) -> FunctionModel:
+    """Return a model that gives the same answers, each complete: it does not stream."""
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        async with model.request_stream(messages, info.model_settings, info.model_request_parameters) as streamed:
+            async for _ in streamed:
+                pass
+        return streamed.get()
+
+    return FunctionModel(answer, model_name=model.model_name)
 
 
 def call(name: str, *fragments: str, call_id: str = "c1", index: int = 0) -> list[Delta]:

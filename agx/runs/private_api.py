@@ -1,0 +1,28 @@
+"""The private names of pydantic-ai that agx reads: nothing public gives the same answer.
+
+Each function returns its neutral answer when a name is gone; `tests/unit/test_private_api.py` then fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from pydantic_ai import RunContext
+from pydantic_ai.capabilities import Hooks
+
+
+def run_timed_out(ctx: RunContext[Any]) -> bool:
+    """Return whether pydantic-ai cancelled the run because its own `timeout=` passed."""
+    return bool(getattr(getattr(ctx, "_cancellation", None), "timed_out", False))
+
+
+def cancel_was_requested(ctx: RunContext[Any]) -> bool:
+    """Return whether `ctx.cancel()` or a token stopped the run, and not a cancellation of its task."""
+    return bool(getattr(getattr(ctx, "_cancellation", None), "cancel_requested", False))
+
+
+def has_registered_hook(hooks: Hooks[Any], names: Container[str]) -> bool:
+    """Return whether a function is registered with a `Hooks` under one of these names; True where that is unknown."""
+    registry = getattr(hooks, "_registry", None)
+    return True if registry is None else any(name in names and entries for name, entries in registry.items())

@@ -1,0 +1,110 @@
+"""Whether a model request can be streamed with the same outcome as a request that is not.
+
+Hooking the event stream turns each request of `agent.run()` into a streamed one. For a plain model that changes
+nothing but the time of arrival. It changes the outcome where something looks at the complete response (a fallback that
+rejects a response, a hook that asks for a retry), where the model can't stream, or where it answers a streamed request
+differently. What is not known to be alike is not streamed (issue 12, "Observing changes nothing").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic_ai.capabilities import AbstractCapability, CombinedCapability, Hooks, Instrumentation, WrapperCapability
+from pydantic_ai.models import Model
+from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.models.instrumented import InstrumentedModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.models.wrapper import WrapperModel
+
+from .private_api import has_registered_hook
+
+# A fallback judges a complete response and recovers from an error in mid-answer; a streamed one does neither.
+# TestModel counts the tokens of a tool call only when it does not stream.
+_NEVER_ALIKE = (FallbackModel, TestModel)
+_RAISES_WHEN_STREAMED = "pydantic_ai.models.mcp_sampling"  # its import needs a package of its own
+_TRANSPARENT = (WrapperModel, InstrumentedModel, ConcurrencyLimitedModel)
+
+# The hooks that see a model request, or choose its model.
+_REQUEST_HOOKS = (
+    "get_model",
+    "get_wrapper_model",
+    "before_model_request",
+    "prepare_model_request",
+    "wrap_model_request",
+    "after_model_request",
+    "on_model_request_error",
+)
+# pydantic-ai's own capabilities use these to edit messages and parameters, in the same way for both kinds of request.
+_ALIKE_IN_PYDANTIC_AI = ("before_model_request", "prepare_model_request")
+
+
+def find_obstacle(model: object, root: AbstractCapability[Any] | None) -> str | None:
+    """Return the name of what could make a streamed request end differently, or None where nothing could.
+
+    Args:
+        model: the model that the run uses.
+        root: the run's capabilities, as `RunContext.root_capability` has them.
+    """
+    if root is None:
+        return "unknown capabilities"
+    for capability in _leaves(root):
+        if _judges_requests(capability):
+            return type(capability).__name__
+    return _find_model_obstacle(model)
+
+
+def _find_model_obstacle(model: object) -> str | None:
+    while isinstance(model, WrapperModel):
+        if _definer(type(model), "request") not in _TRANSPARENT:
+            return type(model).__name__
+        if _definer(type(model), "request_stream") not in _TRANSPARENT:
+            return type(model).__name__
+        model = model.wrapped
+    if isinstance(model, FunctionModel):
+        # Two functions are two answers. With the one for streams alone there is nothing else that could answer.
+        alike = model.function is None
+    else:
+        # A subclass that overrides only one of the two methods answers the two kinds of request differently.
+        kind = type(model)
+        alike = (
+            isinstance(model, Model)
+            and not isinstance(model, _NEVER_ALIKE)
+            and _definer(kind, "request_stream").__module__ != _RAISES_WHEN_STREAMED
+            and _definer(kind, "request_stream") is not Model
+            and _definer(kind, "request") is _definer(kind, "request_stream")
+        )
+    return None if alike else type(model).__name__
+
+
+def _leaves(capability: AbstractCapability[Any]) -> Iterator[AbstractCapability[Any]]:
+    """Yield a capability and those inside it."""
+    if isinstance(capability, CombinedCapability):
+        for inner in capability.capabilities:
+            yield from _leaves(inner)
+    elif isinstance(capability, WrapperCapability):
+        yield from _leaves(capability.wrapped)
+    yield capability
+
+
+def _judges_requests(capability: AbstractCapability[Any]) -> bool:
+    """Return whether a capability sees model requests in a way that may depend on how they are sent."""
+    return any(_may_differ(capability, hook) for hook in _REQUEST_HOOKS)
+
+
+def _may_differ(capability: AbstractCapability[Any], hook: str) -> bool:
+    definer = _definer(type(capability), hook)
+    if definer in (AbstractCapability, CombinedCapability, WrapperCapability, Instrumentation):
+        return False
+    if definer is Hooks:
+        return has_registered_hook(capability, (hook,)) if isinstance(capability, Hooks) else True
+    package = definer.__module__.partition(".")[0]
+    return package != "agx" and not (package == "pydantic_ai" and hook in _ALIKE_IN_PYDANTIC_AI)
+
+
+def _definer(kind: type, name: str) -> type:
+    """Return the class that a method comes from."""
+    return next(cls for cls in kind.__mro__ if name in vars(cls))
