@@ -10,10 +10,10 @@ from typing import Any, Literal
 from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
-from ..engine.leases import META_FORMAT
 from ..fleet.fleet import find_live, read_clock, read_partitions
 from ..redis import keys
 from ..redis.entry_id import parse_id
+from ..redis.meta import parse_meta
 from .options import Place
 from .rights import find_rights
 from .terminal import span
@@ -125,13 +125,18 @@ async def _check_clock(place: Place) -> list[Finding]:
 
 
 async def _check_partitions(place: Place) -> list[Finding]:
-    partitions = await read_partitions(place.bus, place.prefix)
-    if partitions is None:
+    # Field by field: a service's rights do not include HGETALL.
+    key, names = keys.meta(place.prefix), ("partitions", "format")
+    values = {name: await place.bus.execute("HGET", key, name) for name in names}
+    meta = parse_meta({name: value for name, value in values.items() if value is not None})
+    if meta is None:
         said = f"no service has run on prefix {place.prefix!r} in the last day"
         return [Finding("partitions", "warning", said, "check --prefix, or start a run")]
-    form = await place.bus.execute("HGET", keys.meta(place.prefix), "format")
-    if form is not None and form.isdigit() and int(form) > META_FORMAT:
-        return [Finding("partitions", "warning", f"their format is {int(form)}", "a newer agx runs here: update this")]
+    if meta.is_newer:
+        return [
+            Finding("partitions", "warning", f"their format is {meta.format}", "a newer agx runs here: update this")
+        ]
+    partitions = meta.partitions
     beyond = [keys.queue(place.prefix, n) for n in range(partitions, partitions + _BEYOND)]
     if left := [key for key in beyond if await place.bus.execute("XRANGE", key, "-", "+", "COUNT", 1)]:
         to_do = "written under another number of partitions: sidecars pass them over, and they expire in a day"

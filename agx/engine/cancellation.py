@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from redis.exceptions import RedisError
 
 from ..errors import RedisUnavailableError
-from ..redis.bus import Bus, Script
+from ..redis.bus import Bus
 from ..redis.keys import Id, SessionKeys
+from ..redis.live_key import MARK_CANCELLED
 from ..redis.retry import reach
 from .registry import current_engine
 
-# The first mark wins, so the latency that is measured is the first caller's. A seed client's lease is the value 1 and
-# its run looks only whether the key is there.
-_CANCEL = Script("""
-local held = redis.call('GET', KEYS[1])
-if not held then return 0 end
-if ARGV[2] and held ~= ARGV[2] and string.find(held, 'cancel:' .. ARGV[2] .. ':', 1, true) ~= 1 then return 0 end
-if held == '1' then
-  redis.call('DEL', KEYS[1])
-elseif string.sub(held, 1, 7) ~= 'cancel:' then
-  local t = redis.call('TIME')
-  held = 'cancel:' .. held .. ':' .. string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
-  redis.call('SET', KEYS[1], held, 'KEEPTTL')
-end
-redis.call('PUBLISH', ARGV[1], held)
-return 1
-""")
+_CLAIM_WAIT = 1.0  # seconds a cancel waits for a recovery that looks whether the run was lost
+_CLAIM_POLL = 0.05
 
 
 async def mark_cancelled(bus: Bus, session: SessionKeys, run_id: str | None = None) -> bool:
-    """Mark a session's lease and tell its run; returns whether there was one.
+    """Mark a session's lease and publish the mark; returns whether there was a live run to cancel.
 
-    `run_id`: only this run; None takes whichever is live. Raises RedisError or OSError.
+    While a recovery claims the session it is not decided whether its run lives, so this waits for the decision.
+
+    Args:
+        run_id: only this run; None takes whichever is live.
+
+    Raises:
+        RedisError, OSError: not marked as far as is known.
     """
     only = () if run_id is None else (run_id,)
-    return bool(await bus.run(_CANCEL, session.live, session.cancel_channel, *only))
+    deadline = time.monotonic() + _CLAIM_WAIT
+    while (reply := await bus.run(MARK_CANCELLED, session.live, session.cancel_channel, *only)) == b"claimed":
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_CLAIM_POLL)
+    return bool(reply == b"marked")
 
 
 async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
@@ -45,7 +46,7 @@ async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     Raises:
         TypeError: an id is neither an int nor a str.
         ValueError: an id has a character that none may have.
-        RedisUnavailableError: nobody could be told.
+        RedisUnavailableError: Redis can't be reached, so the run was not cancelled as far as is known.
     """
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)

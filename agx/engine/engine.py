@@ -14,11 +14,13 @@ from ..facts.queues import Queues
 from ..facts.schema import Reason
 from ..redis.clock import ServerClock
 from ..redis.cluster_bus import open_bus
+from ..redis.meta import Meta
 from ..redis.supervisor import Supervisor
 from ..stream.group_commit import GroupCommit
 from ..stream.hub import Hub
 from ..stream.subscription import Subscription
 from .leases import Leases
+from .meta_publisher import MetaPublisher
 from .process_heartbeat import ProcessHeartbeat
 
 _CLOSING_TIME = 3.0  # seconds a sidecar has to close a run whose lease is gone
@@ -55,9 +57,9 @@ class Engine:
         self.clock = ServerClock()
         self.supervisor = Supervisor()
         # Appends never queue behind a lease or a read, so each kind has a connection of its own.
-        self.appends = open_bus(config.redis, self._on_break)
-        self.control = open_bus(config.redis, self._on_break)
-        self._reads = open_bus(config.redis, self._on_break)
+        self.appends = open_bus(config.redis, self._check_data)
+        self.control = open_bus(config.redis, self._check_data)
+        self._reads = open_bus(config.redis, self._check_data)
         self.writer = GroupCommit(
             self.appends,
             self.supervisor,
@@ -72,7 +74,16 @@ class Engine:
             max_length=config.queue_max_length,
             keep=config.lease_ttl,
         )
-        self.leases = Leases(self.control, config.key_prefix, self.clock, self.supervisor, ttl=config.lease_ttl)
+        self.meta = MetaPublisher(self.control, config.key_prefix, Meta(config.queue_partitions, config.lease_ttl))
+        self.leases = Leases(
+            self.control,
+            config.key_prefix,
+            self.clock,
+            self.supervisor,
+            self.meta,
+            ttl=config.lease_ttl,
+            on_data_lost=self._check_data,
+        )
         self.subscription = Subscription(self._reads, self.supervisor)
         # A run that has only lost its lease takes it again within a third of its time; then a sidecar closes it.
         patience = config.lease_ttl / 3 + _CLOSING_TIME
@@ -98,10 +109,10 @@ class Engine:
     async def ready(self) -> None:
         """Make sure that the prefix's number of partitions is known; raises RedisError or OSError."""
         if self.queues.partitions is None:
-            self.queues.partitions = await self.leases.publish_meta(self.config.queue_partitions)
+            self.queues.partitions = await self.meta.publish()
 
-    def _on_break(self) -> None:
-        """Check all retained data: a connection was opened, and its server may have lost what was acknowledged."""
+    def _check_data(self) -> None:
+        """Check all retained data: a connection was opened, or data is missing, so the server may have lost more."""
         self.writer.check_all()
         self.queues.check_all()
         self.leases.refresh_soon()

@@ -12,6 +12,8 @@ from ..facts.schema import Fact
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, parse_id
+from ..redis.live_key import parse_live
+from ..redis.meta import parse_partitions
 from ..stream.entry import StreamEntry
 
 MAX_LEASES = 20_000  # of one partition, those whose deadline is nearest
@@ -48,7 +50,7 @@ class NewestFacts:
 async def read_partitions(bus: Bus, prefix: str) -> int | None:
     """Return the number of partitions in force, or None where no service has ever run on this prefix."""
     raw = await bus.execute("HGET", keys.meta(prefix), "partitions")
-    return int(raw) if raw and raw.isdigit() and int(raw) > 0 else None
+    return parse_partitions(raw)
 
 
 async def read_clock(bus: Bus) -> int:
@@ -81,9 +83,10 @@ async def find_live(bus: Bus, prefix: str, partitions: int) -> list[LiveRun]:
 
 def lease_state(run_id: str, held: bytes | None) -> LeaseState:
     """Return what a live key's value says of a run."""
-    if held == run_id.encode():
-        return "held"
-    return "cancelling" if held is not None and held.startswith(f"cancel:{run_id}:".encode()) else "gone"
+    value = None if held is None else parse_live(held)
+    if value is None or value.run_id != run_id:
+        return "gone"
+    return "held" if value.kind == "held" else "cancelling"
 
 
 def _live_run(

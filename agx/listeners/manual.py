@@ -17,6 +17,7 @@ from ..engine.starting import starting
 from ..errors import RedisUnavailableError
 from ..redis import keys
 from ..redis.keys import Id, SessionKeys
+from ..redis.live_key import parse_live
 from ..redis.retry import COMMAND_TIMEOUT, reach
 from ..stream.entry import to_fields
 from ..stream.events import RUNTIME, Body, check_body, encode_body
@@ -157,7 +158,7 @@ async def is_live(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     """
     engine, session = _open(scope_id, user_id, session_id)
     held = await _reach("look at the session", lambda: engine.control.execute("GET", session.live))
-    return held is not None and not held.startswith(b"cancel:")
+    return held is not None and parse_live(held).kind != "cancelled"
 
 
 async def q(scope_id: Id, user_id: Id) -> AsyncGenerator[tuple[Id, Id, str], None]:

@@ -20,6 +20,7 @@ from ..errors import RedisUnavailableError, SessionBusyError
 from ..facts.schema import Reason
 from ..redis.bus import Reply
 from ..redis.keys import SessionKeys
+from ..redis.live_key import parse_live
 from ..redis.retry import reach
 from ..stream.events import RUNTIME, Runtime
 from ..stream.writer import SessionWriter
@@ -170,14 +171,18 @@ class LiveRun:
             logger.warning("agx: run %s has ended, but Redis has not taken all of it yet", self.recorder.run_id)
 
     async def _close(self, ending: Ending) -> None:
-        recorder, engine = self.recorder, self.engine
+        recorder, engine, is_counted = self.recorder, self.engine, False
         try:
-            if recorder.writer is not None:
-                await recorder.writer.drain()
+            if (writer := recorder.writer) is not None:
+                await writer.drain()
+                if writer.tail.end_ms is not None:
+                    recorder.standing.keep()
             if await self._is_told():
                 recorder.standing.suppress()
+                is_counted = True
             elif not recorder.standing.fenced:
                 await recorder.tell_end(ending)
+                is_counted = True
         finally:
             engine.runs.discard(self)
             if recorder.writer is not None:
@@ -190,7 +195,8 @@ class LiveRun:
             if not self.closed.done():
                 self.closed.set_result(None)
         if self._lease is not None:
-            await _give_up(self._lease, engine.leases.release)
+            # Without the fact of its end the deadline stays, so that a recovery looks at the run.
+            await _give_up(self._lease, engine.leases.release if is_counted else engine.leases.abandon)
 
     async def _is_told(self) -> bool:
         """Return whether a sidecar has told this run's end, since it took the process for dead behind its `end`."""
@@ -291,11 +297,10 @@ def _follow_cancel(engine: Engine, lease: Lease) -> None:
     engine.subscription.subscribe(channel, lambda mark: _on_mark(lease, mark), look)
 
 
-def _on_mark(lease: Lease, mark: bytes) -> None:
-    kind, _, rest = mark.decode("utf-8", "replace").partition(":")
-    run_id, _, mark_ms = rest.partition(":")
-    if kind == "cancel" and run_id == lease.run_id and mark_ms.isdigit():
-        lease.settle_cancel("cancel", int(mark_ms))
+def _on_mark(lease: Lease, raw: bytes) -> None:
+    value = parse_live(raw)
+    if value.kind == "cancelled" and value.holder == lease.run_id:
+        lease.report_cancel("cancel", value.mark_ms)
 
 
 async def _give_up(lease: Lease, how: Callable[[Lease], Awaitable[None]]) -> None:

@@ -19,6 +19,10 @@ class Standing:
         """Another has replaced it: it writes and tells nothing more."""
         self._fenced = True
 
+    def keep(self) -> None:
+        """Its own `end` is in the stream: that decides, whatever became of its lease."""
+        self._fenced = False
+
     def suppress(self) -> None:
         """Another has told operators how it ended: it tells them nothing more."""
         self._suppressed = True

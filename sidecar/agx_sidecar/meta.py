@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 
-from agx.facts.schema import FORMAT
 from agx.redis import keys
+from agx.redis.meta import FORMAT, Meta, parse_meta
 
 from .link import Link
 
@@ -21,26 +20,11 @@ class PartitionsChangedError(Exception):
     """The services agreed on another number of partitions: start over with those."""
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What the services agreed on: partitions, and the longest lease in seconds."""
-
-    partitions: int
-    lease_ttl: float
-
-
 async def read_meta(link: Link, prefix: str) -> Meta | None:
-    """Return the meta, or None while there is none that can be understood."""
-    raw = await link.call("HGETALL", keys.meta(prefix))
-    fields = {_text(name): _text(value) for name, value in raw.items()}
-    try:
-        meta = Meta(int(fields["partitions"]), float(fields.get("lease_ttl", 15)))
-        if meta.partitions < 1:
-            return None
-        if int(fields.get("format", FORMAT)) > FORMAT:
-            link.complain_once(f"{keys.meta(prefix)} has a newer format than {FORMAT}: update the sidecar")
-    except (KeyError, ValueError):
-        return None
+    """Return the meta, or None while there is none that is usable."""
+    meta = parse_meta(await link.call("HGETALL", keys.meta(prefix)))
+    if meta is not None and meta.is_newer:
+        link.complain_once(f"{keys.meta(prefix)} has a newer format than {FORMAT}: update the sidecar")
     return meta
 
 
@@ -68,7 +52,3 @@ async def wait_for_meta(link: Link, prefix: str) -> Meta:
             logger.info("no service has written %s yet: waiting for the first run", keys.meta(prefix))
             waiting = True
         await asyncio.sleep(POLL)
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -176,7 +176,7 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
         listening = asyncio.create_task(_follow_to_the_end())
         with (
             patch.object(SessionWriter, "_issue_begin", issue_in_vain),
-            patch("agx.writer.COMMAND_TIMEOUT", 0),
+            patch("agx.stream.writer.COMMAND_TIMEOUT", 0),
             pytest.raises(agx.RedisUnavailableError),
         ):
             await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 
 import orjson
 
@@ -18,6 +17,7 @@ from agx.facts.schema import (
     encode,
 )
 from agx.redis import keys
+from agx.redis.live_key import CLAIM, CLAIM_MS, RELEASE, new_claim, parse_live
 
 from ..link import TROUBLE, Link
 from ..meta import read_meta
@@ -26,14 +26,10 @@ from .finalize import LOST, Entry, write_obituary
 logger = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks
-_CLAIM_MS = 5_000
 _AT_ONCE = 100  # dead runs a look and partition
 _CHUNK = 1_000  # entries a read
 _QUEUE_LOOK = 20_000  # facts that are looked through for what a dead run had told
 _BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the time
-
-_CLAIM = "return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0"
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 # Ends the stream, unless its run has written since it was read. ARGV: its last id, error, end, retention, channel.
 _END = """
@@ -53,7 +49,7 @@ class Reaper:
     def __init__(self, link: Link, prefix: str) -> None:
         self._link = link
         self._prefix = prefix
-        self._token = f"reaper:{uuid.uuid4().hex}"
+        self._claim = new_claim()
         self._server: object = None
         self._steady_since = time.monotonic()
 
@@ -97,20 +93,21 @@ class Reaper:
     async def _bury(self, n: int, session: keys.SessionKeys, run_id: str) -> None:
         held = await self._link.call("GET", session.live)
         if held is not None:
-            if held == run_id.encode() or held.startswith((f"cancel:{run_id}:".encode(), b"reaper:")):
-                return  # alive, its deadline is only a hint; or another replica is at it
+            value = parse_live(held)
+            if value.run_id == run_id or not value.is_anothers:
+                return  # alive, its deadline is only a hint; or another replica is at it; or nobody knows
             # The session has a new run: the old one can only be told to operators.
             await self._tell(n, session, run_id, restarted=True)
             await self._forget(n, session, run_id, indexed=True)
             return
-        if not await self._link.call("EVAL", _CLAIM, 1, session.live, self._token, _CLAIM_MS):
+        if not await self._link.call("EVAL", CLAIM.source, 1, session.live, self._claim, CLAIM_MS):
             return
         try:
             if not await self._tell(n, session, run_id, restarted=False):
                 return  # it has written meanwhile: it lives
             await self._forget(n, session, run_id, indexed=False)
         finally:
-            await self._link.call("EVAL", _RELEASE, 1, session.live, self._token)
+            await self._link.call("EVAL", RELEASE.source, 1, session.live, self._claim)
 
     async def _forget(self, n: int, session: keys.SessionKeys, run_id: str, *, indexed: bool) -> None:
         await self._link.call("ZREM", keys.leases(self._prefix, n), session.lease_member(run_id))
