@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,29 +12,23 @@ from redis.exceptions import ResponseError
 
 from agx import __version__
 
-from .console.console import Console
-from .http import (
-    Answer,
-    HttpServer,
-    Request,
-    route,
-)
+from .console.app import ConsoleServer
+from .health import Health
+from .http import HttpServer
 from .link import Link, open_client
 from .meta import PartitionsChangedError, wait_for_meta, watch_meta
-from .metrics import instruments as i
-from .metrics.exposition import Snapshot, render
-from .metrics.series import Series, Shown
+from .metrics.series import Series
 from .metrics.sink import MetricsSink, leaf_of
+from .pages import Pages
 from .recovery.reaper import Reaper
+from .replica_metrics import zero_initialize
 from .settings import Settings
 from .traces.export import Export, open_exporter
 from .traces.sink import TracesSink
 
 logger = logging.getLogger(__name__)
 
-READY_WITHIN = 10.0  # seconds since Redis last answered
-HEALTHY_WITHIN = 10.0  # seconds since the loop last ticked
-_TICK = 1.0
+_PING_EVERY = 1.0  # seconds
 
 
 @contextmanager
@@ -61,28 +53,23 @@ class Sidecar:
         self._settings = settings
         self._own = Series()
         self._link = Link(open_client(settings.redis))
-        self._ticked = time.monotonic()
-        self._rendering = threading.Lock()
-        self._render_error: str | None = None
+        self._health = Health(self._link)
         self._metrics: MetricsSink | None = None
         self._traces: TracesSink | None = None
         self._export: Export | None = None
         self._reaper = Reaper(self._link, settings.prefix)
-        self._loop = asyncio.get_running_loop()
         if "metrics" in settings.sinks:
             self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own)
         if "traces" in settings.sinks:
             self._export = Export(open_exporter(settings), self._own)
             self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
             self._traces.counts_malformed = self._metrics is None
+        pages = Pages(self._health, self._link, self._own, self._metrics)
         self._pages = HttpServer(
-            settings.http_host,
-            settings.http_port,
-            route({"/metrics": self._show_metrics, "/healthz": self._show_health, "/readyz": self._show_readiness}),
-            port_variable="AGX_HTTP_PORT",
+            settings.http_host, settings.http_port, pages.make_app(), port_variable="AGX_HTTP_PORT"
         )
-        self._console = Console(settings, settings.console) if settings.console is not None else None
-        self._bear_own()
+        self._console = ConsoleServer(settings, settings.console) if settings.console is not None else None
+        zero_initialize(self._own)
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT, then drain."""
@@ -106,7 +93,7 @@ class Sidecar:
             self._console.start()
         try:
             async with asyncio.TaskGroup() as tasks:
-                helpers = [tasks.create_task(self._tick()), tasks.create_task(self._watch_redis())]
+                helpers = [tasks.create_task(self._health.tick()), tasks.create_task(self._watch_redis())]
                 await self._work_until(stop)
                 for helper in helpers:
                     helper.cancel()
@@ -160,17 +147,12 @@ class Sidecar:
             if self._traces is not None and not start_over:
                 await self._traces.leave(partitions)
 
-    async def _tick(self) -> None:
-        while True:
-            self._ticked = time.monotonic()
-            await asyncio.sleep(_TICK)
-
     async def _watch_redis(self) -> None:
         """Keep the state of the link current, also on a standby, and look at the server's settings once."""
         await self._link.persist("look at the server's settings", self._check_eviction)
         while True:
             await self._link.persist("ping", lambda: self._link.call("PING"))
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_PING_EVERY)
 
     async def _check_eviction(self) -> None:
         try:
@@ -183,60 +165,6 @@ class Sidecar:
                 "Redis may evict keys (maxmemory-policy %s): leases and queues would be lost; set it to noeviction",
                 policy,
             )
-
-    def _bear_own(self) -> None:
-        """Counters of this replica exist from the start, at zero."""
-        for instrument in (i.MALFORMED, i.SPANS_EXPORTED, i.SPANS_FAILED):
-            self._own.bear(instrument, (), 0)
-        for kind in ("run.start", "node", "tool", "run.end", "process", "repeat", "unknown"):
-            self._own.bear(i.FACTS, (kind,), 0)
-        for label in ("scope", "agent", "model", "tool"):
-            self._own.bear(i.LABEL_OVERFLOW, (label,), 0)
-
-    def _show_own(self) -> dict[i.Instrument, list[Shown]]:
-        leads = self._metrics is not None and self._metrics.exporting
-        return {
-            **self._own.show(),
-            i.IS_LEADER: [Shown((), int(leads))],
-            i.REDIS_UP: [Shown((), int(self._link.up))],
-            i.BUILD_INFO: [Shown((__version__,), 1)],
-        }
-
-    async def _snapshot(self) -> tuple[Snapshot, Snapshot]:
-        """Copy this replica's series and the fleet's, between two facts."""
-        fleet = self._metrics.show() if self._metrics is not None else {}
-        return self._show_own(), fleet
-
-    def _show_metrics(self, request: Request) -> Answer:
-        with self._rendering:
-            own, fleet = asyncio.run_coroutine_threadsafe(self._snapshot(), self._loop).result(timeout=HEALTHY_WITHIN)
-            accept = request.headers.get("accept", "")
-            try:
-                body, content_type = render({**own, **fleet}, accept)
-                if fleet and self._metrics is not None and not self._metrics.exporting:
-                    # The lease ran out while we rendered: another may lead by now.
-                    body, content_type = render({**own, i.IS_LEADER: [Shown((), 0)]}, accept)
-            except Exception as error:
-                self._render_error = f"{type(error).__name__}: {error}"
-                raise
-            self._render_error = None
-        return Answer(200, body, content_type)
-
-    def _show_health(self, request: Request) -> Answer:
-        age = time.monotonic() - self._ticked
-        if age > HEALTHY_WITHIN:
-            return Answer(503, f"the event loop has not ticked for {age:.0f} s\n".encode())
-        return Answer(200, b"ok\n")
-
-    def _show_readiness(self, request: Request) -> Answer:
-        age = time.monotonic() - self._link.last_reply
-        if age > READY_WITHIN:
-            return Answer(
-                503, f"Redis has not answered within {READY_WITHIN:.0f} s: {self._link.last_error}\n".encode()
-            )
-        if self._render_error is not None:
-            return Answer(503, f"/metrics can't be rendered: {self._render_error}\n".encode())
-        return Answer(200, b"ok\n")
 
     def _close(self) -> None:
         self._pages.close()

@@ -1,155 +1,204 @@
-"""A small HTTP server for /metrics and its like: each request in a thread, so a scrape never stalls consumption."""
+"""Serves an ASGI application with uvicorn in a thread of its own, within limits that a hostile client can't exceed.
+
+The thread has its own event loop, so pages are answered while the sidecar's main loop is busy, and the main loop never
+waits for a client. What uvicorn does not limit is limited here: the size of a request, the time of each request, and
+the number of connections.
+"""
 
 from __future__ import annotations
 
-import gzip
+import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import Sequence
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, ExceptionHandler, Lifespan, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
-_SOCKET_TIMEOUT = 10.0  # seconds a client may be silent
-_MAX_BODY = 4_096  # bytes
+MAX_HEAD = 16 * 1024  # bytes of the request line and all headers
+MAX_BODY = 4 * 1024  # bytes
+MAX_CONNECTIONS = 100  # of one port; the one that waits longest makes room for a new one
+REQUEST_DEADLINE = 10.0  # seconds from a request's first byte to the end of its response
+IDLE_TIMEOUT = 75  # seconds between two requests of a connection; above Prometheus's usual interval of 60 s
+_CLOSE_TIMEOUT = 1  # seconds that responses under way may take when the server closes
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asks. Names of headers are in lower case; of a name given twice the last value counts."""
+class _Connection(H11Protocol):
+    """uvicorn's connection, with a deadline in every state, and a cap on the number of connections."""
 
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes
-    client: str
-    target: str  # path and query, as they came
+    waits_since: float
+    _timer: asyncio.TimerHandle | None = None
+    _is_idle = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        super().connection_made(transport)
+        self._start_timer(REQUEST_DEADLINE)
+        if len(self.connections) > MAX_CONNECTIONS:
+            # Clients that are slow on purpose would otherwise keep scrapers out.
+            oldest = min((each for each in self.connections if isinstance(each, _Connection)), key=_waits_since)
+            self.connections.discard(oldest)  # its end comes later, and others may be accepted before
+            oldest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_idle:
+            self._is_idle = False
+            self._start_timer(REQUEST_DEADLINE)
+        super().data_received(data)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override] # asyncio's own type
+        """Answer a client that closes its sending side after a whole request; uvicorn would drop the response."""
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return None
+        self.cycle.keep_alive = False
+        return True
+
+    def on_response_complete(self) -> None:
+        self._is_idle = True
+        self._start_timer(IDLE_TIMEOUT)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _start_timer(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.waits_since = self.loop.time()
+        self._timer = self.loop.call_later(seconds, self.transport.abort)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a page says."""
-
-    status: int
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    headers: Mapping[str, str] = field(default_factory=dict)
+def _waits_since(connection: _Connection) -> float:
+    return connection.waits_since
 
 
-Page = Callable[[Request], Answer]
+class _SizeLimit:
+    """Refuses a request whose head or body is too large, or whose body's length is ambiguous.
+
+    The connection is closed after a refusal: what was not read could be taken for the next request. Two different
+    values of Content-Length are refused by h11 before this.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = _refuse(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
 
 
-def route(pages: Mapping[str, Page]) -> Page:
-    """Return one page that hands GET and HEAD to the pages by their paths."""
+def _refuse(scope: Scope) -> Response | None:
+    closes = {"Connection": "close"}
+    size = len(scope["raw_path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > MAX_HEAD:  # h11 looks at the size of incomplete heads only
+        return PlainTextResponse(f"headers may have {MAX_HEAD} bytes together\n", 431, closes)
+    headers = Headers(scope=scope)
+    if "transfer-encoding" in headers:
+        return PlainTextResponse("a body needs Content-Length, and no Transfer-Encoding\n", 411, closes)
+    if int(headers.get("content-length", "0")) > MAX_BODY:  # h11 lets only digits pass, at most 20
+        return PlainTextResponse(f"a body may have {MAX_BODY} bytes\n", 413, closes)
+    return None
 
-    def respond(request: Request) -> Answer:
-        page = pages.get(request.path)
-        if page is None:
-            return Answer(404, f"not found; there are {', '.join(sorted(pages))}\n".encode())
-        if request.method not in ("GET", "HEAD"):
-            return Answer(405, b"only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
-        return page(request)
 
-    return respond
+def make_app(
+    routes: Sequence[BaseRoute],
+    *,
+    exception_handlers: dict[type[Exception] | int, ExceptionHandler],
+    middleware: Sequence[Middleware] = (),
+    lifespan: Lifespan[Starlette] | None = None,
+) -> Starlette:
+    """Return an application whose responses are compressed for clients that accept it; an exception is logged."""
+    app = Starlette(
+        routes=routes,
+        middleware=[*middleware, Middleware(GZipMiddleware, minimum_size=1_000, compresslevel=5)],
+        exception_handlers={Exception: _fail, ClientDisconnect: _hang_up, **exception_handlers},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # the redirect would lead to whatever host the request names
+    return app
+
+
+def _fail(request: Request, error: Exception) -> Response:
+    """Answer 500; one failing page must not look like a dead sidecar."""
+    logger.error("%s failed", request.url.path, exc_info=error)
+    return PlainTextResponse("failed; the sidecar's log has the error\n", 500)
+
+
+def _hang_up(request: Request, error: Exception) -> Response:
+    """Answer nothing that is read: the client went away while it sent its body."""
+    return Response(status_code=400)
 
 
 class HttpServer:
-    """A small HTTP server; each request in a thread."""
+    """uvicorn in a thread of its own."""
 
-    def __init__(self, host: str, port: int, respond: Page, *, port_variable: str) -> None:
-        """Bind, so that a taken port is known before anything else is started.
+    def __init__(self, host: str, port: int, app: ASGIApp, *, port_variable: str) -> None:
+        """Bind, so that an occupied port is reported before anything else starts.
 
         Raises:
-            SettingsError: the address can't be had.
+            SettingsError: the address can't be bound.
         """
-
-        class Handler(_Handler):
-            page = staticmethod(respond)
-
-        class Server(ThreadingHTTPServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            daemon_threads = True
-
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = Server((host, port), Handler)
+            self._socket = socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
         except OSError as error:
             raise SettingsError(
                 f"can't listen on {host}:{port} ({error.strerror or error}): set AGX_HTTP_HOST and {port_variable} "
                 "to an address that is free"
             ) from None
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="http")
+        self.port: int = self._socket.getsockname()[1]
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                _SizeLimit(app),
+                http=_Connection,
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                interface="asgi3",
+                log_config=None,
+                log_level="critical",  # else a warning for each malformed request; errors of pages are logged by _fail
+                access_log=False,
+                proxy_headers=False,  # a client could name any address as its own
+                server_header=False,
+                timeout_keep_alive=IDLE_TIMEOUT,
+                timeout_graceful_shutdown=_CLOSE_TIMEOUT,
+                h11_max_incomplete_event_size=MAX_HEAD,
+            )
+        )
+        self._thread = threading.Thread(target=self._serve, name=f"http-{self.port}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; requests under way end by themselves."""
+        """Stop, at most a second after the last responses; clients that read slowly are cut off."""
+        self._server.should_exit = True
         if self._thread.is_alive():
-            self._server.shutdown()
             self._thread.join()
-        self._server.server_close()
+        self._socket.close()
 
-
-class _Handler(BaseHTTPRequestHandler):
-    page: Page
-    timeout = _SOCKET_TIMEOUT
-    protocol_version = "HTTP/1.1"
-    server_version = "agx-sidecar"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        path, _, query = self.path.partition("?")
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        length = headers.get("content-length", "0")
-        # Its digits are counted first: Python refuses to read a number of thousands of them.
-        is_short = length.isdecimal() and len(length) <= len(str(_MAX_BODY)) and int(length) <= _MAX_BODY
-        if not is_short or "transfer-encoding" in headers:
-            self.close_connection = True  # what was not read would be taken for the next request
-            self._answer(Answer(413, f"a body has to say its length, at most {_MAX_BODY} bytes\n".encode()), headers)
-            return
+    def _serve(self) -> None:
         try:
-            request = Request(
-                self.command,
-                path,
-                dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20)),
-                headers,
-                self.rfile.read(int(length)),
-                str(self.client_address[0]),
-                self.path,
-            )
-        except ValueError:
-            self._answer(Answer(400, b"too many parameters\n"), headers)
-            return
-        try:
-            answer = self.page(request)
-        except Exception:  # one broken page must not look like a dead sidecar
-            logger.exception("%s failed", path)
-            answer = Answer(500, b"failed; the sidecar's log says why\n")
-        self._answer(answer, headers)
+            asyncio.run(self._run())
+        except Exception:
+            logger.exception("port %d is no longer served", self.port)
 
-    do_HEAD = do_POST = do_GET
-
-    def _answer(self, answer: Answer, headers: Mapping[str, str]) -> None:
-        body = answer.body
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        if "gzip" in headers.get("accept-encoding", "") and len(body) > 1_000:
-            body = gzip.compress(body, 5)
-            self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug(format, *args)
+    async def _run(self) -> None:
+        await self._server.serve(sockets=[self._socket])
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()

@@ -8,13 +8,13 @@ from html import escape
 
 import pytest
 from redis import Redis
+from starlette.requests import Request
 from support.replica import PARTITIONS, PREFIX, Queue, StartReplica
 from support.visitor import TOKEN, OpenConsole, Visitor, begin_live
 from support.waiting import wait_until_sync
 
 from agx.redis import keys
 from agx_sidecar.console.auth import Gate
-from agx_sidecar.http import Request
 from agx_sidecar.settings import SettingsError, read_settings
 
 SESSION = keys.SessionKeys(PREFIX, "acme", "u1", "s1")
@@ -89,9 +89,9 @@ def test_the_cookie_is_kept_from_scripts_and_other_sites_and_can_not_be_made(ope
 
 def test_a_login_ends_after_twelve_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(TOKEN)
-    cookie = gate.log_in(Request("POST", "/login", {}, {}, b"", "127.0.0.1", "/login"), TOKEN)
+    cookie = gate.log_in(Request({"type": "http", "headers": []}), TOKEN)
     assert cookie is not None
-    later = Request("GET", "/", {}, {"cookie": cookie.split(";")[0]}, b"", "127.0.0.1", "/")
+    later = Request({"type": "http", "headers": [(b"cookie", cookie.split(";")[0].encode())]})
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 12 * 3_600 - 5)
     assert gate.admits(later)
@@ -185,7 +185,7 @@ def test_full_marks_the_lease_as_cancel_does_and_logs_it(open_console: OpenConso
     assert (seen.status, seen.headers["location"]) == (303, "/run?scope=acme&run=run-1&user=u1&session=s1")
     mark = queue.redis.get(SESSION.live)
     assert re.fullmatch(rb"cancel:run-1:\d{13}", mark)
-    assert "127.0.0.1 told run run-1 of acme/u1/s1 to stop: marked" in sidecar.log
+    assert "127.0.0.1 cancelled run run-1 of acme/u1/s1: marked" in sidecar.log
     assert "being cancelled" in visitor.get(RUN).text
     assert visitor.post("/cancel", form).status == 303
     assert queue.redis.get(SESSION.live) == mark  # the first mark wins
@@ -196,7 +196,7 @@ def test_a_cancel_is_for_that_run_only(open_console: OpenConsole, queue: Queue) 
     sidecar, visitor = open_console()
     assert visitor.post("/cancel", {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}).status == 303
     assert queue.redis.get(SESSION.live) == b"run-2"
-    assert "to stop: it was over" in sidecar.log
+    assert "acme/u1/s1: it was over" in sidecar.log
 
 
 def test_ids_that_are_none_are_refused(open_console: OpenConsole, queue: Queue) -> None:
@@ -210,10 +210,10 @@ def test_ids_that_are_none_are_refused(open_console: OpenConsole, queue: Queue) 
 def test_odd_requests_are_answered(open_console: OpenConsole) -> None:
     sidecar, visitor = open_console()
     assert visitor.get("/?page=99999999999&depth=-1&q=%00%ff").status == 200
-    assert visitor.get("/?" + "&".join(f"a{n}=1" for n in range(50))).status == 400
+    assert visitor.get("/?" + "&".join(f"a{n}=1" for n in range(50))).status == 200
     assert visitor.post("/login", {"token": "x" * 10_000}).status == 413
-    assert visitor.post("/", {}).status == 404
-    assert visitor.get("/cancel").status == 404
+    assert visitor.post("/", {}).status == 405
+    assert visitor.get("/cancel").status == 405
     assert visitor.get("/../../etc/passwd").status == 404
     assert "Traceback" not in sidecar.log
 

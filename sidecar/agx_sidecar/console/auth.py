@@ -1,4 +1,4 @@
-"""Who may use the console: the token, the cookie that stands for it, and where a request comes from."""
+"""Who may use the console: the token, the cookie of a login, and which page sent a form."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import hmac
 import time
 from urllib.parse import urlsplit
 
-from ..http import Request
+from starlette.requests import Request
 
 COOKIE = "agx_console"
-_LIFE = 12 * 3_600  # seconds that a login lasts
-_HOSTS_HERE = ("localhost", "127.0.0.1", "::1")
+_LOGIN_SECONDS = 12 * 3_600
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class Gate:
@@ -23,26 +23,26 @@ class Gate:
     def admits(self, request: Request) -> bool:
         """Return whether a request may see pages.
 
-        Without a token whoever reaches the port may; then it has to be asked for as this machine, since a web page
-        could have its own name lead here.
+        Without a token anyone who reaches the port may. Then the Host header has to name this machine: a hostile web
+        page could otherwise let its own name resolve to 127.0.0.1 and read the console (DNS rebinding).
         """
         if self._token is None:
-            return _host(f"//{request.headers.get('host', '')}") in _HOSTS_HERE
-        expiry, _, signature = _cookie(request).partition(".")
+            return _host(f"//{request.headers.get('host', '')}") in _LOOPBACK_HOSTS
+        expiry, _, signature = request.cookies.get(COOKIE, "").partition(".")
         if not _same(signature, self._sign(expiry)):
             return False
         return int(expiry) > time.time()  # signed, so it is a number
 
-    def is_from_here(self, request: Request) -> bool:
-        """Return whether a POST was sent by one of our own pages: browsers say so, and no page can make them lie."""
+    def is_from_own_page(self, request: Request) -> bool:
+        """Return whether a POST was sent by one of our own pages: browsers set Origin, and no script can change it."""
         scheme, _, place = request.headers.get("origin", "").partition("://")
         return scheme in ("http", "https") and place == request.headers.get("host")
 
     def log_in(self, request: Request, token: str) -> str | None:
-        """Return the Set-Cookie header for who knows the token, or None."""
+        """Return the Set-Cookie header of a login, or None if the token is wrong."""
         if self._token is None or not _same(token, self._token):
             return None
-        expiry = str(int(time.time()) + _LIFE)
+        expiry = str(int(time.time()) + _LOGIN_SECONDS)
         # Behind a proxy that ends TLS the cookie must never travel without it.
         secure = "; Secure" if request.headers.get("x-forwarded-proto") == "https" else ""
         return f"{COOKIE}={expiry}.{self._sign(expiry)}; Path=/; HttpOnly; SameSite=Strict{secure}"
@@ -63,9 +63,6 @@ def _host(url: str) -> str | None:
         return None
 
 
-def _cookie(request: Request) -> str:
-    for pair in request.headers.get("cookie", "").split(";"):
-        name, _, value = pair.strip().partition("=")
-        if name == COOKIE:
-            return value
-    return ""
+def client_of(request: Request) -> str:
+    """Return the address of a client, for the log."""
+    return request.client.host if request.client is not None else "unknown"

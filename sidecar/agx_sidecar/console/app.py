@@ -1,0 +1,307 @@
+"""The console as an application: which request gets which page, and who may send it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agx.engine.cancellation import mark_cancelled
+from agx.redis.bus import Bus
+from agx.redis.cluster_bus import open_bus
+
+from ..http import HttpServer, make_app
+from ..link import open_client
+from ..settings import ConsoleSettings, Settings
+from .auth import Gate, client_of
+from .formatting import run_url
+from .html import (
+    Child,
+    Html,
+    h,
+    page,
+)
+from .index_page import front_view
+from .overview import Asked, read_overview
+from .run_history import RunPlace, read_trail
+from .run_page import run_view, unknown_view
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_REDIS_TIMEOUT = 8.0  # seconds for all that a page reads; below the deadline of a request
+_FILES = {
+    "/console.css": "text/css; charset=utf-8",
+    "/console.js": "text/javascript; charset=utf-8",
+    "/icon.svg": "image/svg+xml",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+# No other site, and no second header.
+_OWN_PAGE = re.compile(r"/(run)?(\?[!-~]*)?")
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: browsers would then hide a form's origin from us too.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class ConsoleServer(HttpServer):
+    """The console on a port of its own."""
+
+    def __init__(self, settings: Settings, console: ConsoleSettings) -> None:
+        """Bind the port; raises SettingsError where it can't be bound."""
+        app = Console(settings, console).make_app()
+        super().__init__(console.host, console.port, app, port_variable="AGX_CONSOLE_PORT")
+        self._console = console
+
+    def start(self) -> None:
+        super().start()
+        host = f"[{self._console.host}]" if ":" in self._console.host else self._console.host
+        mode = "full: it can cancel runs" if self._console.can_cancel else "read"
+        texts = "shown" if self._console.shows_content else "hidden"
+        logger.info("console at http://%s:%d/, %s, texts %s", host, self.port, mode, texts)
+
+
+class Console:
+    """The pages; they read Redis on connections of their own, beside the sidecar's."""
+
+    _bus: Bus  # while the application is served
+
+    def __init__(self, settings: Settings, console: ConsoleSettings) -> None:
+        self._settings = settings
+        self._console = console
+        self._gate = Gate(console.token)
+
+    def make_app(self) -> Starlette:
+        """Return the application."""
+        routes = [
+            Route("/", self._for_visitors(self._show_index)),
+            Route("/run", self._for_visitors(self._show_run)),
+            Route("/cancel", self._from_own_page(self._for_visitors(self._cancel)), methods=["POST"]),
+            Route("/login", self._from_own_page(self._log_in), methods=["POST"]),
+            Route("/login", self._leave_login),
+            *(Route(path, _serve_file(path)) for path in _FILES),
+        ]
+        return make_app(
+            routes,
+            middleware=[Middleware(_SecurityHeaders)],
+            exception_handlers={
+                404: self._refuse_path,
+                405: self._refuse_path,
+                RedisError: self._report_outage,
+                OSError: self._report_outage,  # a TimeoutError is one
+            },
+            lifespan=self._connect,
+        )
+
+    @asynccontextmanager
+    async def _connect(self, app: Starlette) -> AsyncIterator[None]:
+        self._bus = open_bus(open_client(self._settings.redis), lambda: None)
+        try:
+            yield
+        finally:
+            await self._bus.aclose()
+
+    # --- who may ask ---
+
+    def _for_visitors(self, respond: Endpoint) -> Endpoint:
+        """Return the endpoint for those who are logged in; others get the page that asks for the token."""
+
+        async def check(request: Request) -> Response:
+            if self._gate.admits(request):
+                return await respond(request)
+            return self._ask_for_token(401 if self._console.token else 403, _target(request))
+
+        return check
+
+    def _from_own_page(self, respond: Endpoint) -> Endpoint:
+        """Return the endpoint for forms of the console's own pages."""
+
+        async def check(request: Request) -> Response:
+            if self._gate.is_from_own_page(request):
+                return await respond(request)
+            logger.warning(
+                "console: a POST to %s from %s was not sent by its own page", request.url.path, client_of(request)
+            )
+            return self._message(403, "This was not sent by the console's own page", "Open it and try again there.")
+
+        return check
+
+    # --- pages ---
+
+    async def _show_index(self, request: Request) -> Response:
+        asked = Asked.of(request.query_params)
+        overview = await _in_time(read_overview(self._bus, self._settings.prefix, asked))
+        return self._page("Runs", front_view(overview))
+
+    async def _show_run(self, request: Request) -> Response:
+        try:
+            place = _place_of(request.query_params)
+            trail = await _in_time(read_trail(self._bus, self._settings.prefix, place))
+        except ValueError:
+            return self._message(400, "This is no run", "Its ids are not valid.")
+        if not trail.is_known:
+            return self._page("Unknown run", unknown_view(), status=404)
+        view = run_view(trail, can_cancel=self._console.can_cancel, content=self._console.shows_content)
+        return self._page("Run", view)
+
+    async def _leave_login(self, request: Request) -> Response:
+        """Lead away from the address that a form with a wrong token leaves behind."""
+        return _redirect("/")
+
+    # --- forms ---
+
+    async def _cancel(self, request: Request) -> Response:
+        if not self._console.can_cancel:
+            return self._message(403, "This console may only read", "Set AGX_CONSOLE=full to let it cancel runs.")
+        try:
+            place = _place_of(await _read_form(request))
+            session = place.keys(self._settings.prefix)
+        except ValueError:
+            session = None
+        if session is None:
+            return self._message(400, "This is no run", "Its ids are not valid.")
+        found = await _in_time(mark_cancelled(self._bus, session, place.run_id))
+        logger.warning(
+            "console: %s cancelled run %s of %s/%s/%s: %s",
+            client_of(request),
+            place.run_id,
+            session.scope,
+            session.user,
+            session.session,
+            "marked" if found else "it was over",
+            extra={"run_id": place.run_id},
+        )
+        return _redirect(run_url(place.scope, place.run_id, place.user, place.session, 0))
+
+    async def _log_in(self, request: Request) -> Response:
+        form = await _read_form(request)
+        cookie, to = self._gate.log_in(request, form.get("token", "")), form.get("to", "/")
+        if not _OWN_PAGE.fullmatch(to):
+            to = "/"
+        if cookie is None:
+            logger.warning("console: %s gave a wrong token", client_of(request))
+            return self._ask_for_token(403, to, wrong=True)
+        logger.info("console: %s logged in", client_of(request))
+        return _redirect(to, {"Set-Cookie": cookie})
+
+    # --- what is answered instead of a page ---
+
+    def _ask_for_token(self, status: int, to: str, *, wrong: bool = False) -> Response:
+        if self._console.token is None:
+            return self._message(403, "Not from here", "Without a token the console answers to localhost only.")
+        given = h("input", id="token", name="token", type="password", required=True, autofocus=True,
+                  autocomplete="current-password", aria_describedby="wrong" if wrong else None)  # fmt: skip
+        back = h("input", type="hidden", name="to", value=to)  # who followed a link gets where it leads
+        form = h("form", h("label", "Token", for_="token"), given, back, h("button", "Open"),
+                 method="post", action="/login", id="login", class_="find")  # fmt: skip
+        said = h("p", "That is not the token.", id="wrong", role="alert", class_="alert") if wrong else None
+        hint = h("p", "It is what AGX_CONSOLE_TOKEN says.", class_="quiet")
+        return self._page("Log in", h("main", h("h1", "agx console"), said, form, hint, id="view"), status=status)
+
+    async def _refuse_path(self, request: Request, error: Exception) -> Response:
+        status, headers = getattr(error, "status_code", 404), getattr(error, "headers", None)
+        answer = self._message(status, "There is no such page", "")
+        answer.headers.update(headers or {})
+        return answer
+
+    async def _report_outage(self, request: Request, error: Exception) -> Response:
+        logger.warning("the console has no answer from Redis: %s", type(error).__name__)
+        return self._message(503, "Redis does not answer", "The page tries again by itself.", retry=True)
+
+    def _message(self, status: int, title: str, text: str, *, retry: bool = False) -> Response:
+        back = h("p", h("a", "All runs", href="/"))
+        view = h("main", h("h1", title), h("p", text), back, id="view", data_every=2000 if retry else 0)
+        return self._page(title, view, status=status)
+
+    def _page(self, title: str, view: Html, *, status: int = 200) -> Response:
+        home = h("a", h("img", src="/icon.svg", alt=""), "agx console", href="/", class_="home")
+        about: list[Child] = [home, h("code", self._settings.prefix)]
+        about.append(h("span", "can cancel" if self._console.can_cancel else "read only", class_="mode"))
+        state = h("span", id="state", role="status", class_="mode")
+        pause = h("button", "Pause updates", id="pause", type="button", aria_pressed="false", hidden=True)
+        skip = h("a", "Skip to the content", href="#view", class_="skip")
+        body = page(f"{title} · agx", skip, h("header", *about, state, pause), view)
+        return Response(body, status, media_type="text/html")
+
+
+class _SecurityHeaders:
+    """Adds the headers that keep other sites and foreign scripts away from the pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _serve_file(path: str) -> Endpoint:
+    content, media_type = files(__package__).joinpath(path[1:]).read_bytes(), _FILES[path]
+
+    async def respond(request: Request) -> Response:
+        return Response(content, headers={"Content-Type": media_type})
+
+    return respond
+
+
+def _redirect(to: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(status_code=303, headers={"Location": to, **(headers or {})})
+
+
+async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+    return await asyncio.wait_for(work, _REDIS_TIMEOUT)
+
+
+async def _read_form(request: Request) -> dict[str, str]:
+    body = await request.body()
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20))
+    except ValueError:
+        return {}
+
+
+def _target(request: Request) -> str:
+    """Return the path and query of a page as they were sent; after a form, the index page."""
+    if request.method == "POST":
+        return "/"
+    raw_path, query = (
+        request.scope["raw_path"].decode("ascii"),
+        request.scope["query_string"].decode("ascii", "replace"),
+    )
+    return f"{raw_path}?{query}" if query else raw_path
+
+
+def _place_of(given: Mapping[str, str]) -> RunPlace:
+    at = given.get("at", "")
+    at_ms = int(at) if at.isascii() and at.isdecimal() and len(at) < 15 else 0
+    user, session = given.get("user") or None, given.get("session") or None
+    return RunPlace(given.get("scope", ""), given.get("run", ""), user, session, at_ms)
