@@ -8,14 +8,20 @@ nanoseconds since the epoch. Source: contract, sections 1, 2, 4 and 5.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from .repair import repair
 
 FORMAT = 1  # goes up when an old sidecar could misread a new fact
 FIELD = "fact"
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what JSON libraries, OTLP and Prometheus can carry
 
 Outcome = Literal["completed", "cancelled", "failed", "lost"]
 Reason = Literal["cancel", "lease_deleted", "task", "shutdown", "abandoned"]
@@ -54,52 +60,54 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the provider reports them: `input` includes the cached ones, `output` the reasoning ones."""
+    """Tokens and cost of a response. `input` includes the cached tokens, `output` the reasoning tokens."""
 
-    input: int = 0
-    output: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-    reasoning: int = 0
+    input: Int64 = 0
+    output: Int64 = 0
+    cache_read: Int64 = 0
+    cache_write: Int64 = 0
+    reasoning: Int64 = 0
     source: UsageSource = "reported"
+    cache_write_1h: Int64 = 0  # of `cache_write`, those written for an hour: dearer
+    cost_nano_usd: Int64 | None = None  # as pydantic-ai or the provider priced the response; None: not priced
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
-    """One model request, however it ended."""
+    """One model request, however it ended. The defaults are what is counted where a service sent nothing readable."""
 
-    provider: str
-    request_model: str
-    response_model: str | None
-    response_id: str | None
-    stream: bool
-    finish_reason: str | None
-    finish_reason_missing: bool  # the provider records a raw one and sent none
-    first_chunk_ns: int | None  # since the request's start
-    chunk_counts: tuple[int, ...]  # per CHUNK_BUCKETS, one more for the rest; empty without a second chunk
-    chunk_sum_ns: int
-    usage: Usage
-    start_ns: int  # the request's own times: its node's may be wider
-    end_ns: int
+    provider: str = ""
+    request_model: str = ""
+    response_model: str | None = None
+    response_id: str | None = None
+    stream: bool = False
+    finish_reason: str | None = None
+    finish_reason_missing: bool = False  # the provider records a raw one and sent none
+    first_chunk_ns: Int64 | None = None  # since the request's start
+    chunk_counts: tuple[Int64, ...] = ()  # per CHUNK_BUCKETS, one more for the rest; empty without a second chunk
+    chunk_sum_ns: Int64 = 0
+    usage: Usage = Usage(source="missing")
+    start_ns: Int64  # the request's own times: its node's may be wider
+    end_ns: Int64
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
     """An event of the session stream as it is mirrored into the `agx.stream` span; without content."""
 
-    at_ns: int
+    at_ns: Int64
     name: str
-    attributes: dict[str, str | int]
+    attributes: dict[str, str | Int64]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamTotals:
     """What a run wrote to its session stream."""
 
-    events: int = 0
-    bytes: int = 0
-    retries: int = 0
-    failures: int = 0
+    events: Int64 = 0
+    bytes: Int64 = 0
+    retries: Int64 = 0
+    failures: Int64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +115,7 @@ class RunFact:
     """What every fact of a run carries."""
 
     id: str
-    v: int = FORMAT
+    v: Int64 = FORMAT
     scope: str
     user: str | None
     session: str | None  # None: observed, not streamed
@@ -123,7 +131,7 @@ class RunStarted(RunFact):
     """A run began; `follows` links the trace of the message that caused it, as a traceparent."""
 
     kind: Literal["run.start"] = "run.start"
-    start_ns: int
+    start_ns: Int64
     follows: str | None = None
 
 
@@ -133,10 +141,10 @@ class NodeEnded(RunFact):
 
     kind: Literal["node"] = "node"
     node: NodeKind
-    idx: int  # of the model request this node makes or follows, from 0
+    idx: Int64  # of the model request this node makes or follows, from 0
     outcome: Outcome
-    start_ns: int
-    end_ns: int
+    start_ns: Int64
+    end_ns: Int64
     error_type: str | None = None
     error_message: str | None = None  # content capture only
     model: ModelCall | None = None
@@ -148,11 +156,12 @@ class ToolEnded(RunFact):
 
     kind: Literal["tool"] = "tool"
     tool: str
+    known: bool = True  # False: the agent has no such tool, the model invented the name
     call_id: str
-    idx: int
+    idx: Int64
     outcome: ToolOutcome
-    start_ns: int
-    end_ns: int
+    start_ns: Int64
+    end_ns: Int64
     error_type: str | None = None
     error_message: str | None = None  # content capture only
 
@@ -165,17 +174,17 @@ class RunEnded(RunFact):
     outcome: Outcome
     reason: Reason | None = None
     stage: NodeKind | None = None  # the node at the time of a cancel
-    start_ns: int
-    end_ns: int
+    start_ns: Int64
+    end_ns: Int64
     error_type: str | None = None
     error_message: str | None = None  # content capture only
-    cancel_ms: int | None = None
-    end_ms: int | None = None
-    model_calls: int = 0
-    tool_calls: int = 0
+    cancel_ms: Int64 | None = None
+    end_ms: Int64 | None = None
+    model_calls: Int64 = 0
+    tool_calls: Int64 = 0
     stream: StreamTotals | None = None
     events: tuple[StreamEvent, ...] = ()  # the first 64 and the last 64
-    events_between: int = 0  # left out between them
+    events_between: Int64 = 0  # left out between them
     follows: str | None = None
     partial: bool = False  # finished by the reaper: the dead process held more
 
@@ -186,16 +195,16 @@ class ProcessBeat:
 
     kind: Literal["process"] = "process"
     id: str
-    v: int = FORMAT
-    at_ns: int
+    v: Int64 = FORMAT
+    at_ns: Int64
     service: Service
-    listeners: int
-    buffered_events: int
-    silence_ns: int  # longest since an event of a live run
-    gaps: int = 0
-    rereads: int = 0
-    append_counts: tuple[int, ...] = ()  # per APPEND_BUCKETS, one more for the rest
-    append_sum_ns: int = 0
+    listeners: Int64
+    buffered_events: Int64
+    silence_ns: Int64  # longest since an event of a live run
+    gaps: Int64 = 0
+    rereads: Int64 = 0
+    append_counts: tuple[Int64, ...] = ()  # per APPEND_BUCKETS, one more for the rest
+    append_sum_ns: Int64 = 0
 
 
 Fact = RunStarted | NodeEnded | ToolEnded | RunEnded | ProcessBeat
@@ -216,17 +225,25 @@ def encode(fact: Fact) -> bytes:
     return orjson.dumps(fact)
 
 
-def decode(data: bytes) -> Fact:
+def decode(data: bytes, on_repair: Callable[[], None] | None = None) -> Fact:
     """Parse a fact.
+
+    A field of the wrong type is converted, or its default takes its place (issue 12, case A11): a fact is not lost for
+    one field. `on_repair` is called when that happened.
 
     Raises:
         UnknownFactError: its kind or format is newer than this version.
-        MalformedFactError: it is not a fact at all.
+        MalformedFactError: it is not a fact, or a field without a default can't be read, such as a time beyond 64 bits.
     """
     try:
         fact = _ADAPTER.validate_json(data)
     except ValidationError as error:
-        raise _classify(data, error) from None
+        repaired = repair(data, error, _ADAPTER)
+        if repaired is None:
+            raise _classify(data, error) from None
+        fact = repaired
+        if on_repair is not None:
+            on_repair()
     if fact.v > FORMAT:
         raise UnknownFactError(f"format {fact.v} is newer than {FORMAT}")
     return fact
@@ -234,8 +251,8 @@ def decode(data: bytes) -> Fact:
 
 def _classify(data: bytes, error: ValidationError) -> UnknownFactError | MalformedFactError:
     try:
-        raw = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        raw = from_json(data)
+    except ValueError:
         return MalformedFactError("not JSON")
     if isinstance(raw, dict):
         if isinstance(v := raw.get("v"), int) and v > FORMAT:
