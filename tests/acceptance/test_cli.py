@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.waiting import wait_until
 
 import agx
@@ -69,8 +69,8 @@ async def ask(redis_url: str, *args: str) -> tuple[int, Any]:
 @asynccontextmanager
 async def live_run(session: str, **scope: keys.Id) -> AsyncIterator[asyncio.Task[Any]]:
     """A run that has said one word and waits."""
-    stage = Stage(hold_after=1)
-    run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(session_id=session, **scope)))
+    stage = ScriptedAgent(hold_after=1)
+    run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", ScopeDeps(session_id=session, **scope)))
     await stage.reached.wait()
     yield run
     run.cancel()
@@ -110,8 +110,8 @@ async def test_a_live_run_is_listed_followed_and_cancelled(configured: Redis, re
 
 
 async def test_tail_shows_a_run_to_people_and_lets_nobody_steer_the_terminal(configured: Redis, redis_url: str) -> None:
-    stage = Stage(words=("Hello ", "\x1b[2Jworld", "\u202e!"), call_tool=True)
-    await agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(session_id="chat-1"))
+    stage = ScriptedAgent(words=("Hello ", "\x1b[2Jworld", "\u202e!"), call_tool=True)
+    await agx.run(FakeSession(), stage.agent(), "Hi", ScopeDeps(session_id="chat-1"))
     code, out, _ = await call(redis_url, "tail", "1/1/chat-1")
     assert code == 0
     assert "● staged  run" in out
@@ -132,7 +132,7 @@ async def test_tail_shows_what_nests_deeper_than_json_is_written(configured: Red
 
 
 async def test_tail_goes_on_behind_an_event_and_says_when_there_is_nothing(configured: Redis, redis_url: str) -> None:
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="chat-1"))
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps(session_id="chat-1"))
     events = await collect(1, 1, "chat-1")
     (code, out, _), nothing, no_cursor = await asyncio.gather(
         call(redis_url, "tail", "1/1/chat-1", "--json", "--after", events[-2]["id"]),
@@ -165,7 +165,7 @@ def in_terminal(columns: int, *args: str, **environment: str) -> list[str]:
 
 async def test_a_terminal_gets_whole_names_and_numbers(configured: Redis, redis_url: str) -> None:
     session = "a-session-whose-name-is-as-long-as-they-are"
-    await agx.run(KeptSession(), Stage(call_tool=True).agent(), "Hi", ScopeDeps(session_id="s"))
+    await agx.run(FakeSession(), ScriptedAgent(call_tool=True).agent(), "Hi", ScopeDeps(session_id="s"))
     async with live_run(session, scope="acme"):
         narrow, wide, stats, doctor, plain = await asyncio.gather(
             *(
@@ -209,9 +209,9 @@ async def test_ctrl_c_is_clean(configured: Redis, redis_url: str) -> None:
 
 async def test_stats_agree_with_what_ran(configured: Redis, redis_url: str) -> None:
     for n in range(3):
-        await agx.run(KeptSession(), Stage(call_tool=True).agent(), "Hi", ScopeDeps(session_id=f"s{n}"))
+        await agx.run(FakeSession(), ScriptedAgent(call_tool=True).agent(), "Hi", ScopeDeps(session_id=f"s{n}"))
     with pytest.raises(ZeroDivisionError):
-        await agx.run(KeptSession(), Stage(model_error=ZeroDivisionError()).agent(), "Hi", ScopeDeps())
+        await agx.run(FakeSession(), ScriptedAgent(model_error=ZeroDivisionError()).agent(), "Hi", ScopeDeps())
     async with live_run("live"):
         (_, figures), (_, shown, _) = await asyncio.gather(ask(redis_url, "stats"), call(redis_url, "stats"))
     staged = figures["agents"]["staged"]
@@ -229,7 +229,7 @@ def by_check(findings: list[dict[str, str]]) -> dict[str, dict[str, str]]:
 
 
 async def test_a_healthy_fleet(configured: Redis, redis_url: str) -> None:
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
     await agx.aclose()  # its last beat is told
     await configured.set(keys.leader("agx"), "somebody", ex=60)
     before = {key: await configured.dump(key) for key in await configured.keys()}
@@ -241,7 +241,7 @@ async def test_a_healthy_fleet(configured: Redis, redis_url: str) -> None:
 
 
 async def test_what_is_wrong_is_found_with_what_to_do(configured: Redis, redis_url: str) -> None:
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
     queue = keys.queue("agx", keys.partition("1", 8))
     session = keys.SessionKeys("agx", "1", "1", "gone")
     await configured.zadd(keys.leases("agx", 0), {session.lease_member("run-9"): int(time.time() * 1_000) - 60_000})
@@ -271,7 +271,7 @@ async def test_what_is_wrong_is_found_with_what_to_do(configured: Redis, redis_u
 
 
 async def test_rights_are_tried_without_changing_anything(configured: Redis, redis_url: str) -> None:
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
     reads = "+exists +get +xrange +xrevrange +zrange"
     listener = f"-@all +ping +subscribe +unsubscribe +client|setinfo {reads} %R~agx:[^:]* resetchannels &agx:*:wake"
     await configured.execute_command("ACL", "SETUSER", "reader", "reset", "on", ">pw", *listener.split())
@@ -320,7 +320,7 @@ async def test_a_wrong_password_is_no_outage(configured: Redis, redis_url: str) 
 
 
 async def test_an_empty_list_says_so(configured: Redis, redis_url: str) -> None:
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
     assert await call(redis_url, "ls") == (0, "nothing is live\n", "")
     assert await ask(redis_url, "ls") == (0, [])
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.otlp import OtlpReceiver, ReceivedSpan
+from support.recorded import Recorded, read_recorded
 from support.replica import Replica, Scrape
-from support.told import Told, read_told
 from support.waiting import wait_until
 
 import agx
@@ -22,25 +22,25 @@ SECRET = "xyzzy-prompt"
 LEASE = 0.9  # seconds
 
 
-def _stages() -> list[tuple[str, Stage]]:
+def _stages() -> list[tuple[str, ScriptedAgent]]:
     """The mix: what each run does, and how it has to end."""
-    inner = Stage(words=(SECRET,)).agent(capabilities=[agx.AgxCapability()])
+    inner = ScriptedAgent(words=(SECRET,)).agent(capabilities=[agx.AgxCapability()])
     return [
-        *(("completed", Stage(words=(SECRET, " said"))) for _ in range(8)),
-        *(("completed", Stage(call_tool=True)) for _ in range(4)),
-        *(("cancelled", Stage(hold_after=1)) for _ in range(4)),
-        *(("cancelled", Stage(call_tool=True, hold_tool=True)) for _ in range(2)),
-        *(("failed", Stage(model_error=LookupError(SECRET))) for _ in range(3)),
-        *(("failed", Stage(call_tool=True, tool_error=ArithmeticError(SECRET))) for _ in range(2)),
-        ("completed", Stage(call_tool=True, delegate=inner)),
+        *(("completed", ScriptedAgent(words=(SECRET, " said"))) for _ in range(8)),
+        *(("completed", ScriptedAgent(call_tool=True)) for _ in range(4)),
+        *(("cancelled", ScriptedAgent(hold_after=1)) for _ in range(4)),
+        *(("cancelled", ScriptedAgent(call_tool=True, hold_tool=True)) for _ in range(2)),
+        *(("failed", ScriptedAgent(model_error=LookupError(SECRET))) for _ in range(3)),
+        *(("failed", ScriptedAgent(call_tool=True, tool_error=ArithmeticError(SECRET))) for _ in range(2)),
+        ("completed", ScriptedAgent(call_tool=True, delegate=inner)),
     ]
 
 
-async def _play(n: int, outcome: str, stage: Stage) -> tuple[str, str]:
+async def _play(n: int, outcome: str, stage: ScriptedAgent) -> tuple[str, str]:
     """Run one of the mix; returns its scope and how it ended for the caller."""
     scope, session = f"scope-{n % 3}", f"s{n}"
     deps = ScopeDeps(scope=scope, session_id=session)
-    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), f"Tell {SECRET}", deps=deps))
+    running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), f"Tell {SECRET}", deps=deps))
     if outcome == "cancelled":
         await stage.reached.wait()
         assert await agx.cancel(scope, 1, session)
@@ -77,11 +77,11 @@ async def test_known_mix(protocol: str, redis: Redis, redis_url: str, otlp: Otlp
         ended = Counter(await asyncio.gather(*(_play(n, outcome, stage) for n, (outcome, stage) in enumerate(mix))))
         await wait_until(lambda: sidecar.scrape().total("agx_runs_total") == 25)  # 24 and a sub-agent
         scrape = sidecar.scrape()
-        told = await read_told(redis)
-        _check_counters(scrape, ended, told)
-        spans = await wait_until(lambda: _all_spans(otlp, told))
-        _check_traces(spans, told)
-        told_everywhere = [sidecar.scrape().text, *map(repr, spans), *map(repr, told.facts)]
+        recorded = await read_recorded(redis)
+        _check_counters(scrape, ended, recorded)
+        spans = await wait_until(lambda: _all_spans(otlp, recorded))
+        _check_traces(spans, recorded)
+        told_everywhere = [sidecar.scrape().text, *map(repr, spans), *map(repr, recorded.facts)]
         sidecar.end()
         for text in (*told_everywhere, sidecar.log):
             assert SECRET not in text
@@ -90,7 +90,7 @@ async def test_known_mix(protocol: str, redis: Redis, redis_url: str, otlp: Otlp
             sidecar.end()
 
 
-def _check_counters(scrape: Scrape, ended: Counter[tuple[str, str]], told: Told) -> None:
+def _check_counters(scrape: Scrape, ended: Counter[tuple[str, str]], recorded: Recorded) -> None:
     for (scope, outcome), count in ended.items():
         sub_agent = 1 if (scope, outcome) == ("scope-2", "completed") else 0
         assert scrape.total("agx_runs_total", scope=scope, outcome=outcome) == count + sub_agent
@@ -109,22 +109,22 @@ def _check_counters(scrape: Scrape, ended: Counter[tuple[str, str]], told: Told)
     requests = 24 + 5 + 1
     assert scrape.total("gen_ai_client_operation_duration_seconds_count") == requests
     assert scrape.total("agx_usage_total") == requests
-    calls = [fact.model for fact in told.of(facts.NodeEnded) if fact.model is not None]
+    calls = [fact.model for fact in recorded.of(facts.NodeEnded) if fact.model is not None]
     assert scrape.total("agx_tokens_total", type="output") == sum(call.usage.output for call in calls) > 0
     assert scrape.total("agx_tokens_total", type="input") == sum(call.usage.input for call in calls) > 0
     assert scrape.total("agx_facts_malformed_total") == 0
 
 
-def _all_spans(otlp: OtlpReceiver, told: Told) -> list[ReceivedSpan] | None:
+def _all_spans(otlp: OtlpReceiver, recorded: Recorded) -> list[ReceivedSpan] | None:
     # A run and its stream, each model request, each tool; the sub-agent has no stream.
-    requests = [fact for fact in told.of(facts.NodeEnded) if fact.model is not None]
-    expected = 25 + 24 + len(requests) + len(told.of(facts.ToolEnded))
+    requests = [fact for fact in recorded.of(facts.NodeEnded) if fact.model is not None]
+    expected = 25 + 24 + len(requests) + len(recorded.of(facts.ToolEnded))
     spans = otlp.spans
     assert len(spans) <= expected
     return spans if len(spans) == expected else None
 
 
-def _check_traces(spans: list[ReceivedSpan], told: Told) -> None:
+def _check_traces(spans: list[ReceivedSpan], recorded: Recorded) -> None:
     assert len({span.span_id for span in spans}) == len(spans)
     by_id = {span.span_id: span for span in spans}
     roots = [span for span in spans if not span.parent_span_id]
@@ -136,7 +136,7 @@ def _check_traces(spans: list[ReceivedSpan], told: Told) -> None:
             parent = by_id[span.parent_span_id]
             assert parent.trace_id == span.trace_id
             assert parent.start_ns <= span.start_ns
-    for fact in told.of(facts.RunEnded):
+    for fact in recorded.of(facts.RunEnded):
         run = by_id[fact.trace.span_id]
         assert run.name == "invoke_agent staged"
         assert run.attributes["agx.run.outcome"] == fact.outcome

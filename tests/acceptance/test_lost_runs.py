@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 import pytest
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.otlp import OtlpReceiver
+from support.recorded import read_recorded
 from support.replica import Replica
 from support.sdk import SpanLedger, installed_sdk
-from support.told import read_told
 from support.waiting import wait_until
 
 import agx
@@ -73,14 +73,14 @@ REACHED = {"talking": "part_delta", "silent": "llm-begin", "tool": "llm-end", "s
 
 
 async def _has_ended(redis: Redis) -> bool:
-    return bool((await read_told(redis)).of(facts.RunEnded))
+    return bool((await read_recorded(redis)).of(facts.RunEnded))
 
 
 async def _has_told(redis: Redis, stage: str) -> bool:
-    told = await read_told(redis)
+    recorded = await read_recorded(redis)
     agents = 2 if stage == "sub-agent" else 1
-    return len(told.of(facts.RunStarted)) == agents and any(
-        body["event"] == REACHED[stage] for body in told.bodies("event")
+    return len(recorded.of(facts.RunStarted)) == agents and any(
+        body["event"] == REACHED[stage] for body in recorded.bodies("event")
     )
 
 
@@ -104,18 +104,18 @@ async def test_a_killed_run_is_finished(
     assert scraped.total("agx_runs_started_total") == runs
     assert scraped.total("agx_runs_total") == runs
     await wait_until(lambda: scraped_live(sidecar) == 0)
-    told = await read_told(redis)
-    started = {fact.run_id: fact for fact in told.of(facts.RunStarted)}
-    assert {fact.run_id for fact in told.of(facts.RunEnded)} == set(started)
-    assert len({fact.id for fact in told.facts}) == len(told.facts)
+    recorded = await read_recorded(redis)
+    started = {fact.run_id: fact for fact in recorded.of(facts.RunStarted)}
+    assert {fact.run_id for fact in recorded.of(facts.RunEnded)} == set(started)
+    assert len({fact.id for fact in recorded.facts}) == len(recorded.facts)
     assert not await redis.exists("agx:1:1:s:live")
     assert [await redis.zcard(f"agx::leases:{n}") for n in range(8)] == [0] * 8
     assert not await redis.zcard("agx:1:1")
 
-    run = next(fact for fact in told.of(facts.RunEnded) if fact.parent_run_id is None)
+    run = next(fact for fact in recorded.of(facts.RunEnded) if fact.parent_run_id is None)
     expected = {"agx.run staged", "agx.stream"} if sdk else {"invoke_agent staged", "agx.stream"}
     if not sdk:
-        expected |= {"chat function::_speak"} | ({"execute_tool work"} if stage in ("tool", "sub-agent") else set())
+        expected |= {"chat function::_stream"} | ({"execute_tool work"} if stage in ("tool", "sub-agent") else set())
     else:
         # Of the sub-agent's run, too, the dead SDK held the span.
         assert run.trace.sdk
@@ -137,7 +137,7 @@ async def test_a_stalled_process_finds_itself_fenced(redis: Redis, redis_url: st
         process.send_signal(signal.SIGSTOP)
         events = await asyncio.wait_for(listening, 30)
         await wait_until(lambda: _has_ended(redis))
-        before = await read_told(redis)
+        before = await read_recorded(redis)
         process.send_signal(signal.SIGCONT)
         assert process.stdout is not None
         # It is asked nothing, and still finds out by itself at its next renewal or append.
@@ -145,8 +145,8 @@ async def test_a_stalled_process_finds_itself_fenced(redis: Redis, redis_url: st
         assert await asyncio.wait_for(process.stdout.readline(), 30) == b"LeaseLostError\n"
         await process.wait()
     assert events[-1]["body"]["outcome"] == "lost"  # type: ignore[index]
-    after = await read_told(redis)
-    assert after.events == before.events
+    after = await read_recorded(redis)
+    assert after.entries == before.entries
     assert [fact.id for fact in after.of(facts.RunEnded)] == [fact.id for fact in before.of(facts.RunEnded)]
     assert not await redis.exists("agx:1:1:s:live")
 
@@ -155,10 +155,10 @@ async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, redis_url:
     async with service(redis_url, "talking") as process:
         process.kill()
         await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 1)
-        result = await agx.run(KeptSession(), Stage().agent(), "Again", deps=ScopeDeps())
+        result = await agx.run(FakeSession(), ScriptedAgent().agent(), "Again", deps=ScopeDeps())
     assert result.output == "one two three"
     await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="completed") == 1)
-    assert (await read_told(redis)).text == "one two three"
+    assert (await read_recorded(redis)).text == "one two three"
 
 
 @pytest.mark.parametrize("sdk", [False, True], ids=["no-sdk", "sdk"])
@@ -179,7 +179,7 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
             patch("agx.stream.writer.COMMAND_TIMEOUT", 0),
             pytest.raises(agx.RedisUnavailableError),
         ):
-            await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps())
+            await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
         events = await asyncio.wait_for(listening, 30)
         assert [event["type"] for event in events] == ["begin", "error", "end"]
         await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 1)

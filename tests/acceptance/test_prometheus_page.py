@@ -16,7 +16,7 @@ import yaml
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps
+from support.agents import FakeSession, ScopeDeps
 from support.docs import every_block
 from support.terminals import Terminals
 from support.waiting import wait_until_sync
@@ -106,7 +106,7 @@ def run_agents(redis_url: str, runs: int) -> None:
             agx.configure(agx.Config(redis=client))
             agent = Agent(TestModel(model_name="gpt-4o-mini"), name="helper")
             for n in range(runs):
-                await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps(session_id=f"s{n}"))
+                await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps(session_id=f"s{n}"))
             await agx.aclose()
 
     asyncio.run(work())

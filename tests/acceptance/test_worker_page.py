@@ -17,8 +17,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from support.docs import Blocks, every_block
 from support.model_server import Finish, ModelServer, Silence, Text, say
+from support.recorded import read_recorded
 from support.terminals import Terminals
-from support.told import read_told
 from support.waiting import wait_until_sync
 from support.web import ADA, BOB, read_events, text_of
 
@@ -100,8 +100,8 @@ async def an_agent_that_somebody_else_drives(code: str, redis: Redis) -> None:
         assert await page["summarise"]("acme", "ada", "document-1", "a long text") == "short"
         assert await page["title"]("a long text") == "short"
     assert text_of(await collect("acme", "ada", "document-1")) == "short"
-    told = await read_told(redis)
-    assert [ended.agent for ended in told.of(facts.RunEnded)] == ["summariser", "summariser"]
+    recorded = await read_recorded(redis)
+    assert [ended.agent for ended in recorded.of(facts.RunEnded)] == ["summariser", "summariser"]
     assert [session async for *_, session in agx.q("acme", "ada")] == []
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
-from support.told import read_facts
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.recorded import read_facts
 
 import agx
 from agx.facts.schema import Fact, RunEnded
@@ -48,17 +48,17 @@ async def _play(url: str, numbers: list[int]) -> list[Seen]:
 
 async def _play_one(n: int) -> Seen:
     stages = (
-        Stage(),
-        Stage(hold_after=1),
-        Stage(model_error=LookupError("made")),
-        Stage(call_tool=True),
-        Stage(call_tool=True, hold_tool=True),
-        Stage(call_tool=True, tool_error=ArithmeticError("made")),
+        ScriptedAgent(),
+        ScriptedAgent(hold_after=1),
+        ScriptedAgent(model_error=LookupError("made")),
+        ScriptedAgent(call_tool=True),
+        ScriptedAgent(call_tool=True, hold_tool=True),
+        ScriptedAgent(call_tool=True, tool_error=ArithmeticError("made")),
     )
     stage, session = stages[n % 6], f"s{n}"
     deps = ScopeDeps(scope=SCOPE, session_id=session)
     before = time.time_ns()
-    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Go on.", deps=deps))
+    running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Go on.", deps=deps))
     if n % 3 == 1:
         await stage.reached.wait()
         await agx.cancel(SCOPE, 1, session)

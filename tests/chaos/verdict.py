@@ -11,7 +11,7 @@ from http.client import HTTPException
 
 from redis.asyncio import Redis, RedisCluster
 from support.leaks import lasting_keys
-from support.told import read_facts
+from support.recorded import read_facts
 
 from agx.facts import schema as facts
 from agx.redis import keys

@@ -14,8 +14,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from support.observed import check_seq, of_kind, read_facts, read_stream
-from support.scripted import Gate, deps, scripted
+from support.agents import Gate, ScopeDeps, scripted
+from support.recorded import check_seq, of_kind, read_facts, read_stream
 from support.waiting import wait_until
 
 import agx
@@ -32,7 +32,7 @@ GENEROUS = 30  # seconds; that nothing hangs is the point, not how fast it fails
 
 
 async def run(session: MemorySession | None = None) -> None:
-    await agx.run(session or MemorySession(id="s"), Agent(scripted(["never"])), "hi", deps=deps())
+    await agx.run(session or MemorySession(id="s"), Agent(scripted(["never"])), "hi", deps=ScopeDeps())
 
 
 async def observe() -> None:
@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[[], Awaitable[object]]] = {
     "start": lambda: agx.start(1, 1, "s"),
     "stop": lambda: agx.stop(1, 1, "s"),
     "add": lambda: agx.add(1, 1, "s", type="info", origin="mine"),
-    "deps.add_info": lambda: deps().add_info({"a": 1}),
+    "deps.add_info": lambda: ScopeDeps().add_info({"a": 1}),
     "is_live": lambda: agx.is_live(1, 1, "s"),
     "cancel": lambda: agx.cancel(1, 1, "s"),
     "q": lambda: drain(agx.q(1, 1)),
@@ -165,9 +165,9 @@ async def test_a_body_that_is_no_json_object_is_refused_and_nothing_is_written(c
     with pytest.raises(BodyError, match="an event's body must be a dict of JSON values"):
         await agx.add(1, 1, "s", type="info", origin="mine", body=body)
     with pytest.raises(BodyError):
-        await deps().add_info(body)
+        await ScopeDeps().add_info(body)
     with pytest.raises(BodyError):
-        await deps().add_error(body)
+        await ScopeDeps().add_error(body)
     await agx.stop(1, 1, "s")
     entries = await read_stream(configured)
     assert [e.type for e in entries] == ["begin", "end"]
@@ -207,7 +207,9 @@ async def test_what_others_wrote_that_is_no_json_is_passed_on_as_text(configured
 
 async def test_a_second_run_on_a_live_session_is_refused_and_harms_nothing(configured: Redis) -> None:
     gate = Gate()
-    first = asyncio.create_task(agx.run(MemorySession(id="s"), Agent(scripted(["a", gate, "b"])), "hi", deps=deps()))
+    first = asyncio.create_task(
+        agx.run(MemorySession(id="s"), Agent(scripted(["a", gate, "b"])), "hi", deps=ScopeDeps())
+    )
     await gate.reached.wait()
     second = MemorySession(id="s")
     attempts: list[Callable[[], Awaitable[None]]] = [lambda: run(second), lambda: agx.start(1, 1, "s"), observe]
@@ -229,7 +231,7 @@ async def test_a_second_run_on_a_live_session_is_refused_and_harms_nothing(confi
 async def test_of_many_runs_at_once_one_wins(configured: Redis) -> None:
     gate = Gate()
     attempts = [
-        asyncio.create_task(agx.run(MemorySession(id="s"), Agent(scripted(["a", gate])), "hi", deps=deps()))
+        asyncio.create_task(agx.run(MemorySession(id="s"), Agent(scripted(["a", gate])), "hi", deps=ScopeDeps()))
         for _ in range(10)
     ]
     await wait_until(lambda: sum(attempt.done() for attempt in attempts) == 9 and gate.reached.is_set())

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai import Agent
 from redis.asyncio import Redis
-from support.scripted import MyDeps, scripted
+from support.agents import ScopeDeps, scripted
 
 import agx
 from agx.redis import keys
@@ -57,7 +57,7 @@ async def untouchable() -> AsyncGenerator[None, None]:
 
 
 async def _run(scope: Any, user: Any, session: Any) -> None:
-    class Scoped(MyDeps):
+    class Scoped(ScopeDeps):
         def get_scope_id(self) -> Any:
             return scope
 

@@ -12,8 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_ai import Agent
 from redis.asyncio import Redis as AsyncRedis
-from support.agents import KeptSession, ScopeDeps
-from support.scripted import Gate, scripted
+from support.agents import FakeSession, Gate, ScopeDeps, scripted
 from support.waiting import wait_until
 
 import agx
@@ -128,8 +127,8 @@ async def test_an_unreadable_value_stops_no_renewal(junk: bytes, agx_redis: Asyn
     agent: Agent[ScopeDeps, str] = Agent(scripted(["one ", gate, "two"]), deps_type=ScopeDeps)
     other_gate = Gate()
     other: Agent[ScopeDeps, str] = Agent(scripted([other_gate, "other"]), deps_type=ScopeDeps)
-    running = asyncio.create_task(agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps()))
-    beside = asyncio.create_task(agx.run(KeptSession(), other, "Hi", deps=ScopeDeps(session_id="s2")))
+    running = asyncio.create_task(agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps()))
+    beside = asyncio.create_task(agx.run(FakeSession(), other, "Hi", deps=ScopeDeps(session_id="s2")))
     await gate.reached.wait()
     await other_gate.reached.wait()
     held = await agx_redis.get(SESSION.live)

@@ -14,8 +14,8 @@ from pydantic_ai.models import Model
 from pydantic_ai_stream.deps import Deps as PeerDepsBase
 from pydantic_ai_stream.session import Session as PeerSessionBase
 from redis.asyncio import Redis
-from support.observed import check_seq, of_kind, read_facts, read_stream, text_of
-from support.scripted import Gate, MyDeps, call, deps, scripted
+from support.agents import Gate, ScopeDeps, call, scripted
+from support.recorded import check_seq, of_kind, read_facts, read_stream, text_of
 
 import agx
 from agx.facts.schema import RunEnded
@@ -59,9 +59,9 @@ def peer_run(client: Redis, model: Model) -> asyncio.Task[None]:
     return asyncio.create_task(peer.run(PeerSession(), agent, "hi", peer_deps(client)))
 
 
-def adding(*after: Any) -> Agent[MyDeps, str]:
-    agent: Agent[MyDeps, str] = Agent(
-        scripted([*call("add", '{"a": 1, ', '"b": 2}')], ["th", "ree", *after]), deps_type=MyDeps
+def adding(*after: Any) -> Agent[ScopeDeps, str]:
+    agent: Agent[ScopeDeps, str] = Agent(
+        scripted([*call("add", '{"a": 1, ', '"b": 2}')], ["th", "ree", *after]), deps_type=ScopeDeps
     )
 
     @agent.tool_plain
@@ -71,8 +71,8 @@ def adding(*after: Any) -> Agent[MyDeps, str]:
     return agent
 
 
-def our_run(agent: Agent[MyDeps, str]) -> asyncio.Task[Any]:
-    return asyncio.create_task(agx.run(MemorySession(id="s"), agent, "hi", deps=deps()))
+def our_run(agent: Agent[ScopeDeps, str]) -> asyncio.Task[Any]:
+    return asyncio.create_task(agx.run(MemorySession(id="s"), agent, "hi", deps=ScopeDeps()))
 
 
 async def test_its_listener_reads_our_run(client: Redis) -> None:
@@ -155,7 +155,7 @@ async def test_our_listener_reads_its_run_as_it_goes(client: Redis) -> None:
     assert (seen[-1]["type"], seen[-1]["body"]) == ("end", {})
     texts = [e["body"].get("content", "") + e["body"].get("content_delta", "") for e in seen]
     assert "".join(texts) == "one two three"
-    assert [e.said for e in await read_stream(client, STREAM)] == [
+    assert [e.name for e in await read_stream(client, STREAM)] == [
         e["body"].get("event", e["type"]) if e["type"] == "event" else e["type"] for e in seen
     ]
 

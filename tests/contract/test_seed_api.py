@@ -28,8 +28,8 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from redis.asyncio import Redis
-from support.observed import check_seq, read_stream
-from support.scripted import call, scripted, think
+from support.agents import call, scripted, think
+from support.recorded import check_seq, read_stream
 
 import agx
 import opale.agx
@@ -210,7 +210,7 @@ async def test_protocol_tables(configured: Redis) -> None:
     assert called["tool_name"] == returned["tool_name"] == "add"
     assert called["tool_call_id"] == returned["tool_call_id"] == "c1"
     # The call comes at its node's end, before its llm-end.
-    said = [e.said for e in events if e.body["idx"] == 0]
+    said = [e.name for e in events if e.body["idx"] == 0]
     assert said.index("llm-end") == said.index("part_start", said.index("part_start") + 1) + 1
 
 
@@ -249,7 +249,7 @@ async def test_an_agent_driven_by_hand(configured: Redis) -> None:
     await stop(1, 1, "s", grace_period=7)
     entries = await read_stream(configured)
     check_seq(entries)
-    assert [(e.said, e.body.get("idx")) for e in entries] == [
+    assert [(e.name, e.body.get("idx")) for e in entries] == [
         ("begin", None),
         *(
             (said, idx)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis, RedisCluster
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.otlp import OtlpReceiver
 from support.replica import Replica
 from support.rigs import ClusterRig, TlsRig
@@ -87,13 +87,13 @@ async def test_service(rig: TlsRig) -> None:
         await agx.start(1, 1, "quiet")
         quiet = asyncio.create_task(_hear("quiet"))  # long enough for the hub to probe its connection
         session = agx.RedisSession(scope_id=1, user_id=1, session_id="s")
-        run = asyncio.create_task(agx.run(session, Stage(call_tool=True).agent(), "Hi", deps=ScopeDeps()))
+        run = asyncio.create_task(agx.run(session, ScriptedAgent(call_tool=True).agent(), "Hi", deps=ScopeDeps()))
         await collect(1, 1, "s")
         await run
         await session.load()
 
-        stage = Stage(silent=True)
-        run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
+        stage = ScriptedAgent(silent=True)
+        run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
         await stage.reached.wait()
         assert await agx.is_live(1, 1, "s2")
         assert (1, 1, "s2") in [found async for found in agx.q(1, 1)]
@@ -143,7 +143,7 @@ async def _hear(session: str, wait: float = 30) -> list[str]:
 async def test_sidecar(rig: TlsRig, tmp_path: Path, otlp: OtlpReceiver) -> None:
     """Both sinks, a collector that is away, a run whose process has died, a standby that takes over."""
     async for _ in as_user(rig, "admin"):
-        await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps())
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
     await _die_talking(rig)
     otlp.fail_with(503)
     await reset_stats(rig)
@@ -172,9 +172,9 @@ async def test_sidecar(rig: TlsRig, tmp_path: Path, otlp: OtlpReceiver) -> None:
 
 async def test_console(rig: TlsRig, tmp_path: Path) -> None:
     """A console of its own: both pages, and a cancel of our run and of a seed client's."""
-    stage = Stage(silent=True)
+    stage = ScriptedAgent(silent=True)
     async for _ in as_user(rig, "admin"):
-        run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="ours")))
+        run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="ours")))
         await stage.reached.wait()
         with rig.admin() as admin:
             admin.set("agx:1:1:theirs:live", "1", px=60_000)
@@ -209,9 +209,9 @@ async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:
     rule = f"{rule[: rule.rindex('(')]}{selector}"
     rig.set_users({"agx-console": rule})
     allowed = set(re.findall(r"\+([\w|]+)", rule))
-    stage = Stage(silent=True)
+    stage = ScriptedAgent(silent=True)
     async for _ in as_user(rig, "admin"):
-        run = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps()))
+        run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps()))
         await stage.reached.wait()
         await reset_stats(rig)
         console = Replica(
@@ -314,7 +314,7 @@ async def test_in_a_cluster(cluster: ClusterRig, tmp_path: Path) -> None:
 
     await as_cluster_user("agx-service")
     for name in ("a", "b", "c", "d"):
-        await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps(session_id=name))
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps(session_id=name))
     await agx.aclose()
     await as_cluster_user("agx-listener")
     for name in ("a", "b", "c", "d"):

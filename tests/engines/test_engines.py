@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.replica import Replica
 from support.topologies import Topology
 from support.waiting import wait_until
@@ -19,7 +19,7 @@ async def test_run_streams_and_is_listened_to(topology: Topology) -> None:
     # Many sessions, so that every node of a cluster has some.
     sessions = [f"s{n}" for n in range(12)]
     runs = [
-        asyncio.create_task(agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps(session_id=name)))
+        asyncio.create_task(agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps(session_id=name)))
         for name in sessions
     ]
     heard = await asyncio.gather(*(collect(1, 1, name) for name in sessions))
@@ -31,9 +31,9 @@ async def test_run_streams_and_is_listened_to(topology: Topology) -> None:
 
 
 async def test_cancel_q_and_is_live(topology: Topology) -> None:
-    stages = {f"s{n}": Stage(hold_after=2) for n in range(4)}
+    stages = {f"s{n}": ScriptedAgent(hold_after=2) for n in range(4)}
     runs = {
-        name: asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id=name)))
+        name: asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id=name)))
         for name, stage in stages.items()
     }
     for stage in stages.values():
@@ -86,7 +86,7 @@ async def test_a_listener_hears_of_an_event_at_once(topology: Topology) -> None:
 async def test_sidecar_counts_the_runs(topology: Topology, tmp_path: Path) -> None:
     scopes = ("one", "two", "three")
     for name in scopes:
-        await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps(scope=name))
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps(scope=name))
     sidecar = Replica(tmp_path / "sidecar", **topology.environment)
     try:
         await wait_until(

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from support.agents import KeptSession, ScopeDeps
+from support.agents import FakeSession, ScopeDeps
 from support.replica import Replica
 from support.rigs import cluster_rig, sentinel_rig
 from support.topologies import Topology, cluster_topology, configured_on, sentinel_topology
@@ -40,7 +40,7 @@ class Streaming:
             name = f"s{n}"
             said, heard = self.said.setdefault(name, []), self.heard.setdefault(name, [])
             deps = ScopeDeps(scope=f"t{n % 7}", session_id=name)
-            self._runs.append(asyncio.create_task(agx.run(KeptSession(), self._agent(said), "Hi", deps=deps)))
+            self._runs.append(asyncio.create_task(agx.run(FakeSession(), self._agent(said), "Hi", deps=deps)))
             self._listeners.append(asyncio.create_task(self._listen(deps, heard)))
 
     def _agent(self, said: list[str]) -> Agent[ScopeDeps, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.replica import Replica
 from support.topologies import Topology
 from support.visitor import Visitor, console_port
@@ -33,9 +33,9 @@ async def ask(topology: Topology, *args: str) -> tuple[int | None, Any]:
 
 
 async def test_live_runs_are_seen_and_cancelled(topology: Topology, tmp_path: Path) -> None:
-    stages = {f"s{n}": Stage(hold_after=1) for n in range(6)}  # on every node of a cluster
+    stages = {f"s{n}": ScriptedAgent(hold_after=1) for n in range(6)}  # on every node of a cluster
     runs = {
-        name: asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(scope=name, session_id=name)))
+        name: asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", ScopeDeps(scope=name, session_id=name)))
         for name, stage in stages.items()
     }
     for stage in stages.values():

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 import pytest
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.docs import every_block
 from support.rigs import MASTER, ClusterRig, SentinelRig, TlsRig
 
@@ -54,6 +54,6 @@ def run(statement: ast.stmt, names: dict[str, Any]) -> None:
 
 async def talk() -> None:
     """A run, and its events."""
-    await agx.run(KeptSession(), Stage().agent(), "Hi", deps=ScopeDeps())
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
     assert [event["type"] for event in await collect(1, 1, "s")][-1] == "end"
     await agx.aclose()

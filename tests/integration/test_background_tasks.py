@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import pytest
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
-from support.told import read_facts
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.recorded import read_facts
 from support.waiting import wait_until
 
 import agx
@@ -70,9 +70,9 @@ async def test_a_task_that_raises_goes_on(
 ) -> None:
     monkeypatch.setattr(process_heartbeat, "_INTERVAL", 0.05)
     monkeypatch.setattr(hub, "POLL", 0.05)
-    stage = Stage(hold_after=2)
+    stage = ScriptedAgent(hold_after=2)
     with failing(owner, method) as raised:
-        running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hello", deps=ScopeDeps()))
+        running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hello", deps=ScopeDeps()))
 
         async def listen() -> list[dict[str, Any]]:
             return [event async for event in agx.listen(1, 1, "s", serialize=False)]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic_ai import Agent
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from support.observed import check_seq, of_kind, read_facts, read_stream, text_of
-from support.scripted import Gate, MyDeps, call, deps, scripted
+from support.agents import Gate, ScopeDeps, call, scripted
+from support.recorded import check_seq, of_kind, read_facts, read_stream, text_of
 from support.waiting import wait_until
 
 import agx
@@ -18,9 +18,9 @@ from agx.facts.schema import RunEnded
 from agx.testing import MemorySession, collect
 
 
-def make_agent(gate: Gate) -> Agent[MyDeps, str]:
-    agent: Agent[MyDeps, str] = Agent(
-        scripted([*call("echo", '{"text": "é"}')], ["one", gate, " two"]), deps_type=MyDeps
+def make_agent(gate: Gate) -> Agent[ScopeDeps, str]:
+    agent: Agent[ScopeDeps, str] = Agent(
+        scripted([*call("echo", '{"text": "é"}')], ["one", gate, " two"]), deps_type=ScopeDeps
     )
 
     @agent.tool_plain
@@ -33,7 +33,7 @@ def make_agent(gate: Gate) -> Agent[MyDeps, str]:
 async def test_every_operation_with_any_client(any_client: Redis) -> None:
     agx.configure(agx.Config(any_client))
     gate = Gate()
-    running = asyncio.create_task(agx.run(MemorySession(id="s"), make_agent(gate), "hi", deps=deps()))
+    running = asyncio.create_task(agx.run(MemorySession(id="s"), make_agent(gate), "hi", deps=ScopeDeps()))
     listening = asyncio.create_task(collect(1, 1, "s"))
     await gate.reached.wait()
     assert await agx.is_live(1, 1, "s")
@@ -50,7 +50,7 @@ async def test_every_operation_with_any_client(any_client: Redis) -> None:
     assert (await read_run_end(any_client)).outcome == "completed"
 
     gate = Gate()
-    running = asyncio.create_task(agx.run(MemorySession(id="s"), make_agent(gate), "hi", deps=deps()))
+    running = asyncio.create_task(agx.run(MemorySession(id="s"), make_agent(gate), "hi", deps=ScopeDeps()))
     await gate.reached.wait()
     assert await agx.cancel(1, 1, "s")
     with pytest.raises(agx.AgxCanceledError):
@@ -60,7 +60,7 @@ async def test_every_operation_with_any_client(any_client: Redis) -> None:
     assert [event["type"] for event in await collect(1, 1, "s")] == ["begin", "end"]
 
     kept = agx.RedisSession(1, 1, "kept")
-    await agx.run(kept, make_agent(_open()), "hi", deps=deps("kept"))
+    await agx.run(kept, make_agent(_open()), "hi", deps=ScopeDeps(session_id="kept"))
     again = agx.RedisSession(1, 1, "kept")
     await again.load()
     assert again.msgs == kept.msgs
@@ -96,7 +96,7 @@ async def test_the_users_pool_is_never_used(redis_url: str, pool: type[Connectio
             agx.configure(agx.Config(client))
             taken = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
             gate = Gate()
-            running = asyncio.create_task(agx.run(MemorySession(id="s"), make_agent(gate), "hi", deps=deps()))
+            running = asyncio.create_task(agx.run(MemorySession(id="s"), make_agent(gate), "hi", deps=ScopeDeps()))
             await gate.reached.wait()
             listening = [asyncio.create_task(collect(1, 1, "s")) for _ in range(50)]
             assert await agx.is_live(1, 1, "s")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic_ai import Agent, RunContext
 from redis.asyncio import Redis
-from support.observed import check_seq, of_kind, read_facts, read_stream, text_of
-from support.scripted import Gate, MyDeps, call, complete, deps, scripted, think
+from support.agents import Gate, ScopeDeps, call, complete, scripted, think
+from support.recorded import check_seq, of_kind, read_facts, read_stream, text_of
 from support.sdk import SpanLedger, installed_sdk
 
 import agx
@@ -23,7 +23,7 @@ from agx.facts.schema import (
 )
 from agx.testing import MemorySession
 
-Driven = Agent[MyDeps, str]
+Driven = Agent[ScopeDeps, str]
 
 
 def make_agent(*gates: Gate, **kwargs: Any) -> Driven:
@@ -37,7 +37,7 @@ def make_agent(*gates: Gate, **kwargs: Any) -> Driven:
             ],
             [*gates, "th", "ree"],
         ),
-        deps_type=MyDeps,
+        deps_type=ScopeDeps,
         name="driven",
         **kwargs,
     )
@@ -60,53 +60,53 @@ def observed_agent(*gates: Gate, **kwargs: Any) -> Driven:
 
 
 async def by_agx_run() -> None:
-    await agx.run(MemorySession(id="s"), make_agent(), "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), make_agent(), "hi", deps=ScopeDeps())
 
 
 async def by_agx_run_of_an_observed_agent() -> None:
-    await agx.run(MemorySession(id="s"), observed_agent(), "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), observed_agent(), "hi", deps=ScopeDeps())
 
 
 async def by_run() -> None:
-    assert (await observed_agent().run("hi", deps=deps())).output == "three"
+    assert (await observed_agent().run("hi", deps=ScopeDeps())).output == "three"
 
 
 async def by_run_with_ids() -> None:
-    await observed_agent(scope_id=1, user_id=1, session_id="s").run("hi", deps=deps("another"))
+    await observed_agent(scope_id=1, user_id=1, session_id="s").run("hi", deps=ScopeDeps(session_id="another"))
 
 
 async def by_run_with_a_capability_per_run() -> None:
-    await make_agent().run("hi", deps=deps(), capabilities=[agx.AgxCapability()])
+    await make_agent().run("hi", deps=ScopeDeps(), capabilities=[agx.AgxCapability()])
 
 
 async def by_run_with_both() -> None:
-    await observed_agent().run("hi", deps=deps(), capabilities=[agx.AgxCapability()])
+    await observed_agent().run("hi", deps=ScopeDeps(), capabilities=[agx.AgxCapability()])
 
 
 async def by_run_stream() -> None:
-    async with observed_agent().run_stream("hi", deps=deps()) as result:
+    async with observed_agent().run_stream("hi", deps=ScopeDeps()) as result:
         assert [text async for text in result.stream_text(delta=True, debounce_by=None)]
 
 
 async def by_run_stream_events() -> None:
-    async with observed_agent().run_stream_events("hi", deps=deps()) as events:
+    async with observed_agent().run_stream_events("hi", deps=ScopeDeps()) as events:
         assert [event async for event in events]
 
 
 async def by_iter() -> None:
-    async with observed_agent().iter("hi", deps=deps()) as run:
+    async with observed_agent().iter("hi", deps=ScopeDeps()) as run:
         assert [node async for node in run]
 
 
 async def by_next() -> None:
-    async with observed_agent().iter("hi", deps=deps()) as run:
+    async with observed_agent().iter("hi", deps=ScopeDeps()) as run:
         node: Any = run.next_node
         while not Agent.is_end_node(node):
             node = await run.next(node)
 
 
 async def by_node_stream() -> None:
-    async with observed_agent().iter("hi", deps=deps()) as run:
+    async with observed_agent().iter("hi", deps=ScopeDeps()) as run:
         async for node in run:
             if Agent.is_model_request_node(node):
                 async with node.stream(run.ctx) as stream:
@@ -150,7 +150,7 @@ async def test_events_facts_and_spans_are_the_same(
     entries = await read_stream(configured)
     check_seq(entries)
     assert (text_of(entries, "thinking"), text_of(entries)) == ("let me see", "three")
-    said = [(e.said, e.body.get("idx"), e.body.get("part_kind")) for e in entries if e.said != "part_delta"]
+    said = [(e.name, e.body.get("idx"), e.body.get("part_kind")) for e in entries if e.name != "part_delta"]
     called = [("part_start", 0, "tool-return")] * 2
     assert said == [
         ("begin", None, None),
@@ -212,7 +212,7 @@ async def test_only_some_of_the_ids_are_refused(configured: Redis) -> None:
 
 @pytest.mark.parametrize("where", ["at the prompt", "in the model", "between"])
 async def test_iter_left_early(configured: Redis, spans: SpanLedger | None, where: str) -> None:
-    async with observed_agent().iter("hi", deps=deps()) as run:
+    async with observed_agent().iter("hi", deps=ScopeDeps()) as run:
         async for node in run:
             if where == "at the prompt":
                 break
@@ -239,30 +239,30 @@ async def test_iter_left_early(configured: Redis, spans: SpanLedger | None, wher
 async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None, streams: bool) -> None:
     """It takes no lease and writes no stream; its facts hang under the tool, its spans under the tool's span."""
     model = scripted(["inner", " answer"])
-    inner: Agent[MyDeps, str] = Agent(
+    inner: Agent[ScopeDeps, str] = Agent(
         model if streams else complete(model),
-        deps_type=MyDeps,
+        deps_type=ScopeDeps,
         name="inner",
         capabilities=[agx.AgxCapability()],
     )
-    outer: Agent[MyDeps, str] = Agent(scripted([*call("ask")], ["outer"]), deps_type=MyDeps, name="outer")
+    outer: Agent[ScopeDeps, str] = Agent(scripted([*call("ask")], ["outer"]), deps_type=ScopeDeps, name="outer")
     live: list[Any] = []
 
     @outer.tool
-    async def ask(ctx: RunContext[MyDeps]) -> str:
+    async def ask(ctx: RunContext[ScopeDeps]) -> str:
         live.extend([found async for found in agx.q(1, 1)])
         if not streams:
             return (await inner.run("hi", deps=ctx.deps)).output
         async with inner.run_stream("hi", deps=ctx.deps) as streamed:
             return await streamed.get_output()
 
-    await agx.run(MemorySession(id="s"), outer, "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), outer, "hi", deps=ScopeDeps())
     assert live == [(1, 1, "s")]
     entries = await read_stream(configured)
     check_seq(entries)
     assert text_of(entries) == "outer"
     assert [e.body["content"] for e in entries if e.body.get("part_kind") == "tool-return"] == ["inner answer"]
-    assert [e.said for e in entries].count("llm-begin") == 2
+    assert [e.name for e in entries].count("llm-begin") == 2
     facts = await read_facts(configured)
     sub, top = of_kind(RunEnded, facts)
     assert (sub.agent, sub.parent_run_id, sub.session, sub.stream) == ("inner", top.run_id, None, None)
@@ -282,18 +282,18 @@ async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None
 
 
 async def test_sub_agents_in_parallel_tools(configured: Redis) -> None:
-    inner: Agent[MyDeps, str] = Agent(
-        complete(scripted(["a"], ["b"])), deps_type=MyDeps, name="inner", capabilities=[agx.AgxCapability()]
+    inner: Agent[ScopeDeps, str] = Agent(
+        complete(scripted(["a"], ["b"])), deps_type=ScopeDeps, name="inner", capabilities=[agx.AgxCapability()]
     )
-    outer: Agent[MyDeps, str] = Agent(
-        scripted([*call("ask"), *call("ask", index=1, call_id="c2")], ["outer"]), deps_type=MyDeps, name="outer"
+    outer: Agent[ScopeDeps, str] = Agent(
+        scripted([*call("ask"), *call("ask", index=1, call_id="c2")], ["outer"]), deps_type=ScopeDeps, name="outer"
     )
 
     @outer.tool
-    async def ask(ctx: RunContext[MyDeps]) -> str:
+    async def ask(ctx: RunContext[ScopeDeps]) -> str:
         return (await inner.run("hi", deps=ctx.deps)).output
 
-    await agx.run(MemorySession(id="s"), outer, "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), outer, "hi", deps=ScopeDeps())
     facts = await read_facts(configured)
     subs = [run for run in of_kind(RunEnded, facts) if run.parent_run_id]
     tools = of_kind(ToolEnded, facts)
@@ -303,16 +303,16 @@ async def test_sub_agents_in_parallel_tools(configured: Redis) -> None:
 
 async def test_a_cancel_reaches_the_sub_agent(configured: Redis) -> None:
     gate = Gate()
-    inner: Agent[MyDeps, str] = Agent(
-        complete(scripted(["a", gate])), deps_type=MyDeps, name="inner", capabilities=[agx.AgxCapability()]
+    inner: Agent[ScopeDeps, str] = Agent(
+        complete(scripted(["a", gate])), deps_type=ScopeDeps, name="inner", capabilities=[agx.AgxCapability()]
     )
-    outer: Agent[MyDeps, str] = Agent(scripted([*call("ask")]), deps_type=MyDeps, name="outer")
+    outer: Agent[ScopeDeps, str] = Agent(scripted([*call("ask")]), deps_type=ScopeDeps, name="outer")
 
     @outer.tool
-    async def ask(ctx: RunContext[MyDeps]) -> str:
+    async def ask(ctx: RunContext[ScopeDeps]) -> str:
         return (await inner.run("hi", deps=ctx.deps)).output
 
-    running = asyncio.create_task(agx.run(MemorySession(id="s"), outer, "hi", deps=deps()))
+    running = asyncio.create_task(agx.run(MemorySession(id="s"), outer, "hi", deps=ScopeDeps()))
     await gate.reached.wait()
     assert await agx.cancel(1, 1, "s")
     with pytest.raises(agx.AgxCanceledError):
@@ -327,12 +327,12 @@ async def test_a_cancel_reaches_the_sub_agent(configured: Redis) -> None:
 
 async def test_a_second_drive_of_a_live_session_is_refused(configured: Redis) -> None:
     gate = Gate()
-    running = asyncio.create_task(observed_agent(gate).run("hi", deps=deps()))
+    running = asyncio.create_task(observed_agent(gate).run("hi", deps=ScopeDeps()))
     await gate.reached.wait()
     with pytest.raises(agx.SessionBusyError):
-        await observed_agent().run("hi", deps=deps())
+        await observed_agent().run("hi", deps=ScopeDeps())
     with pytest.raises(agx.SessionBusyError):
-        await agx.run(MemorySession(id="s"), make_agent(), "hi", deps=deps())
+        await agx.run(MemorySession(id="s"), make_agent(), "hi", deps=ScopeDeps())
     gate.open.set()
     assert (await running).output == "three"
     (end,) = of_kind(RunEnded, await read_facts(configured))

@@ -10,6 +10,7 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel
 from redis.asyncio import Redis
+from support.agents import ScopeDeps
 from support.model_server import (
     CleanCut,
     Finish,
@@ -22,8 +23,7 @@ from support.model_server import (
     call,
     say,
 )
-from support.observed import Entry, check_seq, of_kind, read_facts, read_stream, text_of
-from support.scripted import MyDeps, deps
+from support.recorded import Entry, check_seq, of_kind, read_facts, read_stream, text_of
 from support.waiting import wait_until
 
 import agx
@@ -38,8 +38,8 @@ from agx.testing import MemorySession
 pytestmark = pytest.mark.usefixtures("configured")
 
 
-def agent_with_tools(model: OpenAIChatModel) -> Agent[MyDeps, str]:
-    agent: Agent[MyDeps, str] = Agent(model, deps_type=MyDeps, name="over-http")
+def agent_with_tools(model: OpenAIChatModel) -> Agent[ScopeDeps, str]:
+    agent: Agent[ScopeDeps, str] = Agent(model, deps_type=ScopeDeps, name="over-http")
 
     @agent.tool_plain
     def add(a: int, b: int) -> int:
@@ -50,11 +50,11 @@ def agent_with_tools(model: OpenAIChatModel) -> Agent[MyDeps, str]:
 
 async def run(model: OpenAIChatModel) -> MemorySession:
     session = MemorySession(id="s")
-    await agx.run(session, agent_with_tools(model), "hi", deps=deps())
+    await agx.run(session, agent_with_tools(model), "hi", deps=ScopeDeps())
     return session
 
 
-async def told(client: Redis) -> tuple[list[Entry], list[ModelCall], RunEnded]:
+async def check_recorded(client: Redis) -> tuple[list[Entry], list[ModelCall], RunEnded]:
     """Return the stream, the model calls that facts tell of, and how the run ended."""
     entries = await read_stream(client)
     check_seq(entries)
@@ -69,7 +69,7 @@ async def told(client: Redis) -> tuple[list[Entry], list[ModelCall], RunEnded]:
 async def test_streaming(configured: Redis, model_server: ModelServer, http_model: OpenAIChatModel) -> None:
     model_server.script(say("one two three"))
     await run(http_model)
-    entries, (model,), end = await told(configured)
+    entries, (model,), end = await check_recorded(configured)
     assert text_of(entries) == "one two three"
     assert end.outcome == "completed"
     assert (model.provider, model.request_model, model.response_model) == ("openai", "gpt-4o-mini", "gpt-4o-mini")
@@ -99,7 +99,7 @@ async def test_a_tool_call_with_split_arguments(
 ) -> None:
     model_server.script(call("add", '{"a"', ": 1, ", '"b": 2}'), say("three"))
     await run(http_model)
-    entries, models, end = await told(configured)
+    entries, models, end = await check_recorded(configured)
     assert [e.body["args"] for e in entries if e.body.get("part_kind") == "tool-call"] == [{"a": 1, "b": 2}]
     assert [e.body["content"] for e in entries if e.body.get("part_kind") == "tool-return"] == [3]
     assert [model.finish_reason for model in models] == ["tool_call", "stop"]
@@ -115,7 +115,7 @@ async def test_parallel_tools(configured: Redis, model_server: ModelServer, http
     )
     model_server.script((*calls, Finish("tool_calls")), say("done"))
     await run(http_model)
-    entries, _, _ = await told(configured)
+    entries, _, _ = await check_recorded(configured)
     starts = [e.body for e in entries if e.body.get("part_kind") == "tool-call"]
     assert [(body["tool_call_id"], body["args"]) for body in starts] == [
         ("call_1", {"a": 1, "b": 1}),
@@ -146,8 +146,8 @@ async def test_a_refusal(
     with pytest.raises(ModelHTTPError) as caught:
         await run(http_model)
     assert caught.value.status_code == status
-    entries, (model,), end = await told(configured)
-    assert [e.said for e in entries] == ["begin", "llm-begin", "llm-end", "error", "end"]
+    entries, (model,), end = await check_recorded(configured)
+    assert [e.name for e in entries] == ["begin", "llm-begin", "llm-end", "error", "end"]
     raised = type(caught.value)
     assert entries[-2].body["error_type"] == f"{raised.__module__}.{raised.__qualname__}"
     assert (end.outcome, end.error_type) == ("failed", entries[-2].body["error_type"])
@@ -165,9 +165,9 @@ async def test_a_disconnect_in_the_middle(
     model_server.script((Text("half an"), HardCut()))
     session = MemorySession(id="s")
     with pytest.raises(Exception, match=r"(?i)connection|read|peer") as caught:
-        await agx.run(session, agent_with_tools(http_model), "hi", deps=deps())
+        await agx.run(session, agent_with_tools(http_model), "hi", deps=ScopeDeps())
     assert not isinstance(caught.value, agx.AgxError)  # the model's own
-    entries, (model,), end = await told(configured)
+    entries, (model,), end = await check_recorded(configured)
     assert text_of(entries) == "half an"
     assert [e.type for e in entries[-2:]] == ["error", "end"]
     assert end.outcome == "failed"
@@ -180,9 +180,9 @@ async def test_a_stream_closed_before_its_finish_reason(
 ) -> None:
     model_server.script((Text("half an"), CleanCut()))
     session = MemorySession(id="s")
-    result = await agx.run(session, agent_with_tools(http_model), "hi", deps=deps())
+    result = await agx.run(session, agent_with_tools(http_model), "hi", deps=ScopeDeps())
     assert result.output == "half an"
-    entries, (model,), end = await told(configured)
+    entries, (model,), end = await check_recorded(configured)
     assert (end.outcome, entries[-1].body["outcome"]) == ("completed", "completed")
     assert model.finish_reason_missing is True
 
@@ -198,7 +198,7 @@ async def test_a_cancel_reaches_the_provider(
         await running
     assert "half an" in str(caught.value.messages[-1])
     await wait_until(lambda: model_server.disconnects, what="the connection to the provider is closed")
-    _, (model,), end = await told(configured)
+    _, (model,), end = await check_recorded(configured)
     assert (end.outcome, end.reason, end.stage) == ("cancelled", "cancel", "model_request")
     assert (model.usage.source, model.finish_reason_missing) == ("estimated", False)
 
@@ -208,7 +208,7 @@ async def test_a_provider_that_reports_no_usage(
 ) -> None:
     model_server.script(say("twelve chars", finish=Finish(input_tokens=None)))
     await run(http_model)
-    _, (model,), _ = await told(configured)
+    _, (model,), _ = await check_recorded(configured)
     assert (model.usage.source, model.usage.output, model.finish_reason_missing) == ("estimated", 3, False)
 
 
@@ -226,7 +226,7 @@ async def test_without_an_sdk_the_provider_gets_our_trace(
         return "seen"
 
     model_server.script(call("look", "{}"), say("done"))
-    await agx.run(MemorySession(id="s"), agent, "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), agent, "hi", deps=ScopeDeps())
     begin = (await read_stream(configured))[0].body
     (tool,) = of_kind(ToolEnded, await read_facts(configured))
     assert sent["traceparent"] == f"00-{tool.trace.trace_id}-{tool.trace.span_id}-01"

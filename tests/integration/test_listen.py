@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic_ai import Agent
 from redis.asyncio import Redis
-from support.observed import read_stream
-from support.scripted import Gate, MyDeps, deps, scripted
+from support.agents import Gate, ScopeDeps, scripted
+from support.recorded import read_stream
 from support.waiting import wait_until
 
 import agx
@@ -23,7 +23,9 @@ Event = dict[str, Any]
 
 
 def start_run(*replies: Any, session: str = "s") -> asyncio.Task[Any]:
-    return asyncio.create_task(agx.run(MemorySession(id=session), Agent(scripted(*replies)), "hi", deps=deps(session)))
+    return asyncio.create_task(
+        agx.run(MemorySession(id=session), Agent(scripted(*replies)), "hi", deps=ScopeDeps(session_id=session))
+    )
 
 
 def text(events: list[Event]) -> str:
@@ -314,8 +316,8 @@ async def test_no_run_at_all_gives_no_frame(configured: Redis) -> None:
 
 @pytest.mark.parametrize("start", ["0", "0-0"])
 async def test_behind_zero_is_from_the_start(configured: Redis, start: str) -> None:
-    agent: Agent[MyDeps, str] = Agent(scripted(["all"]), deps_type=MyDeps)
-    await agx.run(MemorySession(id="s"), agent, "hi", deps=deps())
+    agent: Agent[ScopeDeps, str] = Agent(scripted(["all"]), deps_type=ScopeDeps)
+    await agx.run(MemorySession(id="s"), agent, "hi", deps=ScopeDeps())
     whole = await collect(1, 1, "s")
     assert [event["type"] for event in (whole[0], whole[-1])] == ["begin", "end"]
     assert await collect(1, 1, "s", after=start) == whole

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 
 import agx
 
 
 async def _run(session: str = "s") -> str:
-    result = await agx.run(KeptSession(), Stage().agent(), "Hello", deps=ScopeDeps(session_id=session))
+    result = await agx.run(FakeSession(), ScriptedAgent().agent(), "Hello", deps=ScopeDeps(session_id=session))
     return result.output
 
 

@@ -11,8 +11,8 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps
-from support.told import read_facts, read_told
+from support.agents import FakeSession, ScopeDeps
+from support.recorded import read_facts, read_recorded
 from support.waiting import wait_until
 
 import agx
@@ -60,21 +60,22 @@ def talker() -> Talker:
 
 @pytest.fixture
 async def run(configured: Redis, talker: Talker) -> asyncio.Task[Any]:
-    return asyncio.create_task(agx.run(KeptSession(), talker.agent(), "Hi", deps=ScopeDeps()))
+    return asyncio.create_task(agx.run(FakeSession(), talker.agent(), "Hi", deps=ScopeDeps()))
 
 
-async def hear() -> list[dict[str, Any]]:
-    return [event async for event in agx.listen(1, 1, "s", serialize=False)]
+async def received() -> list[dict[str, Any]]:
+    """Listen until the end; return the bodies of the events."""
+    return [event["body"] async for event in agx.listen(1, 1, "s", serialize=False)]
 
 
-def check_whole(events: list[dict[str, Any]], text: str) -> None:
-    assert [event["body"]["seq"] for event in events] == list(range(len(events)))
-    said = [event["body"] for event in events if event["type"] == "event"]
-    assert "".join(body.get("content_delta", body.get("content", "")) for body in said if "part_kind" in body) == text
+def check_complete(bodies: list[dict[str, Any]], text: str) -> None:
+    assert [body["seq"] for body in bodies] == list(range(len(bodies)))
+    parts = [body for body in bodies if "part_kind" in body]
+    assert "".join(body.get("content_delta", body.get("content", "")) for body in parts) == text
 
 
 async def test_entries_lost_in_mid_run(configured: Redis, run: asyncio.Task[Any], talker: Talker) -> None:
-    hearing = asyncio.create_task(hear())
+    listening = asyncio.create_task(received())
     talker.say("one ")
     await wait_until(lambda: seen(configured, "one "))
     before = await configured.dump(STREAM)
@@ -86,7 +87,7 @@ async def test_entries_lost_in_mid_run(configured: Redis, run: asyncio.Task[Any]
     talker.finish()
 
     assert (await run).output == "one two three"
-    check_whole(await hearing, "one two three")
+    check_complete(await listening, "one two three")
     assert (await configured.xrange(STREAM))[: len(entries)] == entries  # the same ids, the same bodies
 
 
@@ -115,13 +116,13 @@ async def test_the_end_lost_after_the_run_returned(configured: Redis, run: async
     await run
     await lose(configured, STREAM, before)
     await agx.is_live(1, 1, "s")
-    check_whole(await hear(), "all of it")
+    check_complete(await received(), "all of it")
     assert 60 < await configured.ttl(STREAM) <= 300
 
 
 async def test_everything_lost(configured: Redis, run: asyncio.Task[Any], talker: Talker) -> None:
     """A server that kept nothing on disk is restarted: the run has its lease and its stream again."""
-    hearing = asyncio.create_task(hear())
+    listening = asyncio.create_task(received())
     talker.say("one ")
     await wait_until(lambda: seen(configured, "one "))
     await configured.flushall()
@@ -130,10 +131,10 @@ async def test_everything_lost(configured: Redis, run: asyncio.Task[Any], talker
     await wait_until(lambda: seen(configured, "two"))
     talker.finish()
     assert (await run).output == "one two"
-    check_whole(await hearing, "one two")
-    told = await read_told(configured)
-    check_whole(told.events, "one two")
-    assert told.one(facts.RunEnded).outcome == "completed"
+    check_complete(await listening, "one two")
+    recorded = await read_recorded(configured)
+    check_complete([entry.body for entry in recorded.entries], "one two")
+    assert recorded.one(facts.RunEnded).outcome == "completed"
 
 
 async def test_lost_entries_behind_which_somebody_added(
@@ -150,8 +151,8 @@ async def test_lost_entries_behind_which_somebody_added(
     talker.say("three")
     talker.finish()
     await run
-    told = await read_told(configured)
-    check_whole([event for event in told.events if event["origin"] != "other"], "one two three")
+    recorded = await read_recorded(configured)
+    check_complete([entry.body for entry in recorded.entries if entry.origin != "other"], "one two three")
 
 
 async def test_a_run_that_another_replaced_meanwhile_writes_nothing(

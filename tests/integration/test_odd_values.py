@@ -22,8 +22,8 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_core import PydanticSerializationError
 from redis.asyncio import Redis
-from support.observed import check_seq, read_stream, text_of
-from support.scripted import MyDeps, call, deps, scripted
+from support.agents import ScopeDeps, call, scripted
+from support.recorded import check_seq, read_stream, text_of
 
 import agx
 from agx.stream.events import encode_body
@@ -76,8 +76,8 @@ ODD: dict[str, tuple[Callable[[], Any], Any]] = {
 }
 
 
-def returning(make: Callable[[], Any]) -> Agent[MyDeps, str]:
-    agent: Agent[MyDeps, str] = Agent(scripted([*call("make")], ["done"]), deps_type=MyDeps)
+def returning(make: Callable[[], Any]) -> Agent[ScopeDeps, str]:
+    agent: Agent[ScopeDeps, str] = Agent(scripted([*call("make")], ["done"]), deps_type=ScopeDeps)
 
     @agent.tool_plain(name="make")
     def tool() -> Any:
@@ -90,7 +90,7 @@ def returning(make: Callable[[], Any]) -> Agent[MyDeps, str]:
 async def test_a_tool_may_return_anything(configured: Redis, kind: str) -> None:
     make, told = ODD[kind]
     session = MemorySession(id="s")
-    running = asyncio.create_task(agx.run(session, returning(make), "hi", deps=deps()))
+    running = asyncio.create_task(agx.run(session, returning(make), "hi", deps=ScopeDeps()))
     seen = [json.loads(event) async for event in agx.listen(1, 1, "s")]
     assert (await running).output == "done"
     (returned,) = (event["body"] for event in seen if event["body"].get("part_kind") == "tool-return")
@@ -114,7 +114,7 @@ async def test_what_not_even_a_model_can_be_told_streams(
     session = MemorySession(id="s")
     with contextlib.suppress(PydanticSerializationError, agx.SessionSaveError):
         # Whether the run fails is pydantic-ai's affair: recent versions do not send such a value.
-        await agx.run(session, returning(make), "hi", deps=deps())
+        await agx.run(session, returning(make), "hi", deps=ScopeDeps())
     entries = await read_stream(configured)
     check_seq(entries)
     (returned,) = (e.body for e in entries if e.body.get("part_kind") == "tool-return")
@@ -129,7 +129,7 @@ async def test_a_picture_from_a_tool_streams(configured: Redis) -> None:
         MemorySession(id="s"),
         returning(lambda: BinaryContent(data=b"\x89PNG", media_type="image/png")),
         "hi",
-        deps=deps(),
+        deps=ScopeDeps(),
     )
     entries = await read_stream(configured)
     check_seq(entries)
@@ -191,7 +191,7 @@ async def small_bodies(redis_url: str) -> AsyncIterator[Redis]:
     ids=["str", "list", "dict"],
 )
 async def test_a_body_above_max_body_is_cut_and_says_so(small_bodies: Redis, value: Any, letter: str) -> None:
-    await agx.run(MemorySession(id="s"), returning(lambda: value), "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), returning(lambda: value), "hi", deps=ScopeDeps())
     entries = await read_stream(small_bodies)
     check_seq(entries)
     (returned,) = (e.body for e in entries if e.body.get("part_kind") == "tool-return")
@@ -199,19 +199,19 @@ async def test_a_body_above_max_body_is_cut_and_says_so(small_bodies: Redis, val
     assert (returned["tool_name"], returned["tool_call_id"], returned["tool_outcome"]) == ("make", "c1", "ok")
     assert returned["content"].strip('["{k:').startswith(letter)
     assert 512 < max(len(json.dumps(e.body, ensure_ascii=False).encode()) for e in entries) <= 1_100
-    assert [e.said for e in entries if e.body.get("truncated")] == ["part_start"]
+    assert [e.name for e in entries if e.body.get("truncated")] == ["part_start"]
 
 
 async def test_arguments_that_are_cut_are_an_object_still(small_bodies: Redis) -> None:
-    agent: Agent[MyDeps, str] = Agent(
-        scripted([*call("take", json.dumps({"text": "y" * 5_000}))], ["done"]), deps_type=MyDeps
+    agent: Agent[ScopeDeps, str] = Agent(
+        scripted([*call("take", json.dumps({"text": "y" * 5_000}))], ["done"]), deps_type=ScopeDeps
     )
 
     @agent.tool_plain
     def take(text: str) -> int:
         return len(text)
 
-    await agx.run(MemorySession(id="s"), agent, "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), agent, "hi", deps=ScopeDeps())
     entries = await read_stream(small_bodies)
     (made,) = (e.body for e in entries if e.body.get("part_kind") == "tool-call")
     assert made["truncated"] is True
@@ -226,7 +226,7 @@ async def test_merged_deltas_never_grow_above_max_body(small_bodies: Redis, lett
         for _ in range(2_000):
             yield letter
 
-    await agx.run(MemorySession(id="s"), Agent(FunctionModel(stream_function=at_once)), "hi", deps=deps())
+    await agx.run(MemorySession(id="s"), Agent(FunctionModel(stream_function=at_once)), "hi", deps=ScopeDeps())
     entries = await read_stream(small_bodies)
     check_seq(entries)
     assert text_of(entries) == letter * 2_000

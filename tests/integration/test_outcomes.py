@@ -14,9 +14,9 @@ from pydantic_ai import ModelRetry
 from pydantic_ai.exceptions import RunCancelled, RunTimedOut, UnexpectedModelBehavior
 from pydantic_ai.messages import ModelResponse
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.recorded import Recorded, read_recorded
 from support.sdk import SpanLedger, installed_sdk
-from support.told import Told, read_told
 
 import agx
 from agx.facts import schema as facts
@@ -27,8 +27,8 @@ class Scene:
     """One run on its way out."""
 
     redis: Redis
-    stage: Stage = field(default_factory=Stage)
-    session: KeptSession = field(default_factory=KeptSession)
+    stage: ScriptedAgent = field(default_factory=ScriptedAgent)
+    session: FakeSession = field(default_factory=FakeSession)
     kwargs: dict[str, Any] = field(default_factory=dict)
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -260,25 +260,27 @@ async def test_run_ends_once(name: str, redis: Redis, spans: SpanLedger | None) 
     way = WAYS[name]
     scene = Scene(redis)
     await way.go(scene)
-    told = await read_told(redis)
-    await _check_told(redis, told, way.outcome, way.reason, way.error_type)
-    assert told.text == way.text
+    recorded = await read_recorded(redis)
+    await _check_recorded(redis, recorded, way.outcome, way.reason, way.error_type)
+    assert recorded.text == way.text
     assert scene.session.saves == (1 if way.saved else 0)
     _check_spans(spans, way.outcome, way.reason)
 
 
-async def _check_told(redis: Redis, told: Told, outcome: str, reason: str | None, error_type: str | None) -> None:
-    types = [event["type"] for event in told.events]
+async def _check_recorded(
+    redis: Redis, recorded: Recorded, outcome: str, reason: str | None, error_type: str | None
+) -> None:
+    types = [entry.type for entry in recorded.entries]
     assert types.count("begin") == types.count("end") == 1
     assert types[0] == "begin"
     assert types[-1] == "end"
-    end = told.events[-1]["body"]
+    end = recorded.entries[-1].body
     assert (end["outcome"], end["reason"]) == (outcome, reason)
-    assert [event["body"]["seq"] for event in told.events] == list(range(len(types)))
-    nodes = [body["event"] for body in told.bodies("event") if body["event"].startswith("llm-")]
+    assert [entry.body["seq"] for entry in recorded.entries] == list(range(len(types)))
+    nodes = [body["event"] for body in recorded.bodies("event") if body["event"].startswith("llm-")]
     assert nodes == ["llm-begin", "llm-end"] * (len(nodes) // 2)
 
-    errors = told.bodies("error")
+    errors = recorded.bodies("error")
     if outcome == "cancelled":
         assert [body["msg"] for body in errors] == ["canceled"]
     elif outcome == "failed":
@@ -286,14 +288,14 @@ async def _check_told(redis: Redis, told: Told, outcome: str, reason: str | None
     else:
         assert not errors
 
-    told.one(facts.RunStarted)
-    ended = told.one(facts.RunEnded)
+    recorded.one(facts.RunStarted)
+    ended = recorded.one(facts.RunEnded)
     assert (ended.outcome, ended.reason, ended.error_type) == (outcome, reason, error_type)
-    assert ended.end_ms == int(told.events[-1]["id"].split("-")[0])
-    assert len({fact.id for fact in told.facts}) == len(told.facts)
-    calls = [fact for fact in told.of(facts.NodeEnded) if fact.model is not None]
+    assert ended.end_ms == int(recorded.entries[-1].id.split("-")[0])
+    assert len({fact.id for fact in recorded.facts}) == len(recorded.facts)
+    calls = [fact for fact in recorded.of(facts.NodeEnded) if fact.model is not None]
     assert ended.model_calls == len(calls)
-    assert ended.tool_calls == len(told.of(facts.ToolEnded))
+    assert ended.tool_calls == len(recorded.of(facts.ToolEnded))
 
     assert not await redis.exists("agx:1:1:s:live")
     assert not await redis.zcard("agx:1:1")
@@ -420,51 +422,51 @@ async def test_capability_ends_once(name: str, redis: Redis, spans: SpanLedger |
     go, outcome, reason, error_type = DRIVEN[name]
     scene = Scene(redis)
     await go(scene, scene.stage.agent(capabilities=[agx.AgxCapability()]))
-    await _check_told(redis, await read_told(redis), outcome, reason, error_type)
+    await _check_recorded(redis, await read_recorded(redis), outcome, reason, error_type)
     _check_spans(spans, outcome, reason)
 
 
 async def test_capability_on_the_agent_does_not_double_a_run(redis: Redis, spans: SpanLedger | None) -> None:
     scene = Scene(redis, agent_kwargs={"capabilities": [agx.AgxCapability()]})
     await _returns(scene)
-    told = await read_told(redis)
-    await _check_told(redis, told, "completed", None, None)
-    assert told.text == "one two three"
+    recorded = await read_recorded(redis)
+    await _check_recorded(redis, recorded, "completed", None, None)
+    assert recorded.text == "one two three"
     _check_spans(spans, "completed", None)
 
 
 async def test_same_deps_for_two_turns(redis: Redis) -> None:
-    deps, session, stage = ScopeDeps(), KeptSession(), Stage()
+    deps, session, stage = ScopeDeps(), FakeSession(), ScriptedAgent()
     agent = stage.agent()
     for turn in (1, 2):
         await agx.run(session, agent, "Hello", deps=deps)
-        told = await read_told(redis)
-        assert told.bodies("event")[0]["idx"] == 0
-        assert len(told.bodies("begin")) == 1
+        recorded = await read_recorded(redis)
+        assert recorded.bodies("event")[0]["idx"] == 0
+        assert len(recorded.bodies("begin")) == 1
         assert len(session.msgs) == 2 * turn
-    first, second = told.of(facts.RunEnded)
+    first, second = recorded.of(facts.RunEnded)
     assert (first.outcome, second.outcome) == ("completed", "completed")
-    assert told.bodies("begin")[0]["follows"] == f"00-{first.trace.trace_id}-{first.trace.span_id}-01"
+    assert recorded.bodies("begin")[0]["follows"] == f"00-{first.trace.trace_id}-{first.trace.span_id}-01"
 
 
 async def test_sub_agent_in_a_tool_has_no_stream_of_its_own(redis: Redis, spans: SpanLedger | None) -> None:
-    inner = Stage(words=("in", "ner"), streams=False).agent(capabilities=[agx.AgxCapability()])
-    agent = Stage(call_tool=True, delegate=inner).agent()
-    result = await agx.run(KeptSession(), agent, "Hello", deps=ScopeDeps())
+    inner = ScriptedAgent(words=("in", "ner"), streams=False).agent(capabilities=[agx.AgxCapability()])
+    agent = ScriptedAgent(call_tool=True, delegate=inner).agent()
+    result = await agx.run(FakeSession(), agent, "Hello", deps=ScopeDeps())
     assert result.output == "one two three"
-    told = await read_told(redis)
-    assert len(told.bodies("begin")) == 1
-    assert told.text == "one two three"
-    runs = {fact.run_id: fact for fact in told.of(facts.RunEnded)}
+    recorded = await read_recorded(redis)
+    assert len(recorded.bodies("begin")) == 1
+    assert recorded.text == "one two three"
+    runs = {fact.run_id: fact for fact in recorded.of(facts.RunEnded)}
     assert len(runs) == 2
     sub = next(fact for fact in runs.values() if fact.parent_run_id is not None)
     assert sub.parent_run_id in runs
     assert sub.stream is None
-    (tool,) = told.of(facts.ToolEnded)
+    (tool,) = recorded.of(facts.ToolEnded)
     if spans is None:
         assert sub.trace.parent_span_id == tool.trace.span_id
     assert sub.trace.trace_id == tool.trace.trace_id
-    assert len([fact for fact in told.of(facts.NodeEnded) if fact.model]) == 3
+    assert len([fact for fact in recorded.of(facts.NodeEnded) if fact.model]) == 3
 
 
 def test_two_loops_in_two_threads(redis_url: str) -> None:
@@ -473,7 +475,7 @@ def test_two_loops_in_two_threads(redis_url: str) -> None:
 
     async def one(session: str) -> None:
         deps = ScopeDeps(session_id=session)
-        result = await agx.run(KeptSession(), Stage().agent(), "Hello", deps=deps)
+        result = await agx.run(FakeSession(), ScriptedAgent().agent(), "Hello", deps=deps)
         outputs.append(result.output)
 
     threads = [threading.Thread(target=asyncio.run, args=(one(f"s{n}"),)) for n in range(2)]
@@ -488,11 +490,11 @@ def test_two_loops_in_two_threads(redis_url: str) -> None:
 
 
 async def test_busy_session_is_refused(redis: Redis) -> None:
-    stage = Stage(hold_after=1)
-    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hello", deps=ScopeDeps()))
+    stage = ScriptedAgent(hold_after=1)
+    running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hello", deps=ScopeDeps()))
     await stage.reached.wait()
     with pytest.raises(agx.SessionBusyError):
-        await agx.run(KeptSession(), Stage().agent(), "Hello", deps=ScopeDeps())
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hello", deps=ScopeDeps())
     assert await agx.cancel(1, 1, "s")
     with pytest.raises(agx.AgxCanceledError):
         await running
@@ -502,14 +504,14 @@ async def test_busy_session_is_refused(redis: Redis) -> None:
 @pytest.mark.parametrize(("words", "tokens"), [(("x" * 40, "more"), 10), (("ab", "c" * 9, "more"), 3)])
 async def test_a_cut_answer_without_usage_is_estimated(redis: Redis, words: tuple[str, ...], tokens: int) -> None:
     # The scripted model knows its usage; a provider that sends it last does not, when it is cut off.
-    stage = Stage(words=words, hold_after=len(words) - 1)
+    stage = ScriptedAgent(words=words, hold_after=len(words) - 1)
     agent = stage.agent()
-    running = asyncio.create_task(agx.run(KeptSession(), agent, "Hello", deps=ScopeDeps()))
+    running = asyncio.create_task(agx.run(FakeSession(), agent, "Hello", deps=ScopeDeps()))
     await stage.reached.wait()
     with patch("pydantic_ai.usage.RequestUsage.has_values", return_value=False):
         assert await agx.cancel(1, 1, "s")
         with pytest.raises(agx.AgxCanceledError):
             await running
-    told = await read_told(redis)
-    (call,) = [fact.model for fact in told.of(facts.NodeEnded) if fact.model is not None]
+    recorded = await read_recorded(redis)
+    (call,) = [fact.model for fact in recorded.of(facts.NodeEnded) if fact.model is not None]
     assert (call.usage.source, call.usage.output) == ("estimated", tokens)

@@ -14,12 +14,11 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps
+from support.agents import FakeSession, Gate, ScopeDeps, scripted
 from support.leaks import leak_checked
 from support.proxy import Proxy
-from support.scripted import Gate, scripted
+from support.recorded import read_recorded
 from support.sdk import installed_sdk
-from support.told import read_told
 from support.waiting import wait_until
 
 import agx
@@ -36,7 +35,7 @@ class Talk:
 
     running: asyncio.Task[Any]
     hearing: asyncio.Task[list[dict[str, Any]]]
-    session: KeptSession
+    session: FakeSession
     said: list[str]
     stop: asyncio.Event
 
@@ -69,7 +68,7 @@ def start_talk() -> Talk:
             await asyncio.sleep(0.01)
 
     agent: Agent[ScopeDeps, str] = Agent(FunctionModel(stream_function=speak), deps_type=ScopeDeps)
-    session = KeptSession()
+    session = FakeSession()
     running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
 
     async def hear() -> list[dict[str, Any]]:
@@ -164,8 +163,8 @@ async def test_one_line_tells_of_an_outage(proxy: Proxy, caplog: pytest.LogCaptu
     outage = [record for record in caplog.records if "runs go on" in record.message]
     assert len(outage) == 1
     assert not [record for record in caplog.records if record.exc_info]
-    told = await read_told(redis)
-    ended = told.one(facts.RunEnded)
+    recorded = await read_recorded(redis)
+    ended = recorded.one(facts.RunEnded)
     assert ended.stream is not None
     assert ended.stream.retries > 0
 
@@ -175,7 +174,7 @@ async def test_a_start_without_redis_fails_in_time(proxy: Proxy) -> None:
         trouble()
         began = time.monotonic()
         with pytest.raises(agx.RedisUnavailableError, match="start the run"):
-            await agx.run(KeptSession(), Agent("test"), "Hi", deps=ScopeDeps())
+            await agx.run(FakeSession(), Agent("test"), "Hi", deps=ScopeDeps())
         assert time.monotonic() - began < 30
     proxy.accept()
     proxy.thaw()
@@ -183,7 +182,7 @@ async def test_a_start_without_redis_fails_in_time(proxy: Proxy) -> None:
 
 async def test_a_run_that_was_finished_meanwhile_tells_nothing_more(proxy: Proxy, redis: Redis) -> None:
     """Its agent ends while the network is cut and a sidecar, which takes the process for dead, tells its end."""
-    gate, session = Gate(), KeptSession()
+    gate, session = Gate(), FakeSession()
     with installed_sdk() as spans:
         agent: Agent[ScopeDeps, str] = Agent(scripted(["one ", gate, "two"], ["again"]), deps_type=ScopeDeps)
         running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
@@ -197,17 +196,17 @@ async def test_a_run_that_was_finished_meanwhile_tells_nothing_more(proxy: Proxy
         proxy.thaw()
         with pytest.raises(agx.LeaseLostError):
             await running
-        assert (await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
-    told = await read_told(redis)
-    assert [event["type"] for event in told.events][-2:] == ["error", "end"]
-    assert {fact.session for fact in told.of(facts.RunEnded)} == {"s2"}
-    assert {fact.session for fact in told.of(facts.NodeEnded) if fact.model is not None} == {"s2"}
+        assert (await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
+    recorded = await read_recorded(redis)
+    assert [entry.type for entry in recorded.entries][-2:] == ["error", "end"]
+    assert {fact.session for fact in recorded.of(facts.RunEnded)} == {"s2"}
+    assert {fact.session for fact in recorded.of(facts.NodeEnded) if fact.model is not None} == {"s2"}
     assert [dict(span.attributes or {})["agx.session.id"] for span in spans.named("agx.run")] == ["s2"]
 
 
 async def test_a_run_whose_end_a_sidecar_has_told_tells_it_no_second_time(proxy: Proxy, redis: Redis) -> None:
     """Its `end` was appended, but it has not heard so before its lease ran out: only the fact was missing."""
-    session, may_save = KeptSession(), asyncio.Event()
+    session, may_save = FakeSession(), asyncio.Event()
     session.may_save = may_save
     with installed_sdk() as spans:
         agent: Agent[ScopeDeps, str] = Agent(scripted(["one"], ["again"]), deps_type=ScopeDeps)
@@ -219,28 +218,28 @@ async def test_a_run_whose_end_a_sidecar_has_told_tells_it_no_second_time(proxy:
         may_save.set()
         await wait_until(lambda: _has_ended(redis))
         await wait_until(lambda: _is_gone(redis))
-        began = (await read_told(redis)).one(facts.RunStarted)
+        began = (await read_recorded(redis)).one(facts.RunStarted)
         of_run = {name: getattr(began, name) for name in facts.RunFact.__dataclass_fields__}
         end = facts.RunEnded(**{**of_run, "id": f"{began.run_id}:end"}, outcome="completed", start_ns=1, end_ns=2,
                              partial=True)  # fmt: skip
         await redis.xadd(keys.queue("agx", keys.partition("1", 8)), {facts.FIELD: facts.encode(end)})
         proxy.thaw()
         assert (await running).output == "one"
-        assert (await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
+        assert (await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
         await agx.aclose()
-    told = await read_told(redis)
-    assert [(fact.session, fact.partial) for fact in told.of(facts.RunEnded)] == [("s", True), ("s2", False)]
+    recorded = await read_recorded(redis)
+    assert [(fact.session, fact.partial) for fact in recorded.of(facts.RunEnded)] == [("s", True), ("s2", False)]
     assert [dict(span.attributes or {})["agx.session.id"] for span in spans.named("agx.run")] == ["s2"]
     assert not await redis.exists("agx:1:1:s:live")
 
 
 async def _has_answered(redis: Redis) -> bool:
-    told = await read_told(redis)
-    return bool(told.of(facts.NodeEnded)) and any(body["event"] == "answer" for body in told.bodies("event"))
+    recorded = await read_recorded(redis)
+    return bool(recorded.of(facts.NodeEnded)) and any(body["event"] == "answer" for body in recorded.bodies("event"))
 
 
 async def _has_ended(redis: Redis) -> bool:
-    return bool((await read_told(redis)).bodies("end"))
+    return bool((await read_recorded(redis)).bodies("end"))
 
 
 async def _is_gone(redis: Redis) -> bool:
@@ -275,8 +274,8 @@ async def test_a_task_cancelled_while_its_begin_is_on_its_way_has_an_end(proxy: 
     assert [event["type"] for event in events] == ["begin", "error", "end"]
     assert (events[-1]["body"]["outcome"], events[-1]["body"]["reason"]) == ("cancelled", "task")
     await wait_until(lambda: gone(redis))
-    told = await read_told(redis)
-    assert told.one(facts.RunStarted).run_id == told.one(facts.RunEnded).run_id
+    recorded = await read_recorded(redis)
+    assert recorded.one(facts.RunStarted).run_id == recorded.one(facts.RunEnded).run_id
     assert not talk.said
 
 

@@ -35,8 +35,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.run import AgentRunResultEvent
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
-from support.scripted import Delta, Gate, call, scripted, think
+from support.agents import Delta, FakeSession, Gate, ScopeDeps, ScriptedAgent, call, scripted, think
 from support.waiting import wait_until
 
 import agx
@@ -70,7 +69,7 @@ class Watch(AbstractCapability[Any]):
 async def run_watched(agent: Agent[ScopeDeps, Any]) -> list[AgentStreamEvent]:
     """Run an agent; return what it gave."""
     watch = Watch()
-    await agx.run(KeptSession(), agent, "Go", ScopeDeps(), capabilities=[watch])
+    await agx.run(FakeSession(), agent, "Go", ScopeDeps(), capabilities=[watch])
     return watch.events
 
 
@@ -183,7 +182,7 @@ async def test_a_call_that_is_approved_within_the_run_is_not_left() -> None:
 
     agent = cautious([*call("delete", '{"path": "/a"}')], ["Done"])
     handled = HandleDeferredToolCalls[Any](handler=approve)
-    await agx.run(KeptSession(), agent, "Go", ScopeDeps(), capabilities=[handled])
+    await agx.run(FakeSession(), agent, "Go", ScopeDeps(), capabilities=[handled])
     found = await replayed()
     assert not any(isinstance(event, AgentRunResultEvent) for event in found)
     assert ("function_tool_result", "tool-return", "delete", "c1", "/a deleted", "success") in plain(found)
@@ -198,7 +197,7 @@ async def test_stored_messages_are_told_as_they_were() -> None:
     def twice(n: int) -> int:
         return 2 * n
 
-    watch, session = Watch(), KeptSession()
+    watch, session = Watch(), FakeSession()
     await agx.run(session, agent, "Go", ScopeDeps(), capabilities=[watch])
     native = [event for event in watch.events if not isinstance(event, FinalResultEvent)]
     assert plain(replay_messages(session.msgs)) == plain(native)
@@ -249,7 +248,7 @@ async def test_a_model_that_does_not_stream() -> None:
         return ModelResponse(parts=[ThinkingPart("hm"), TextPart("whole")])
 
     agent: Agent[ScopeDeps, str] = Agent(FunctionModel(respond), deps_type=ScopeDeps)
-    await agx.run(KeptSession(), agent, "Go", ScopeDeps())
+    await agx.run(FakeSession(), agent, "Go", ScopeDeps())
     assert [one[:3] for one in plain(await replayed())][:4] == [
         ("start", 0, "thinking"),
         ("end", 0, "thinking"),
@@ -259,7 +258,7 @@ async def test_a_model_that_does_not_stream() -> None:
 
 
 async def test_a_failed_run_raises_at_its_end() -> None:
-    agent = Stage(model_error=ValueError("the model broke")).agent()
+    agent = ScriptedAgent(model_error=ValueError("the model broke")).agent()
     with pytest.raises(ValueError, match="the model broke"):
         await run_watched(agent)
     found: list[AgentStreamEvent] = []
@@ -269,7 +268,7 @@ async def test_a_failed_run_raises_at_its_end() -> None:
 
 
 async def test_a_cancelled_run_raises_what_pydantic_ai_raises() -> None:
-    stage = Stage(hold_after=2)
+    stage = ScriptedAgent(hold_after=2)
     running = asyncio.create_task(run_watched(stage.agent()))
     await stage.reached.wait()
     found: list[AgentStreamEvent] = []

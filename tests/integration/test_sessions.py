@@ -12,7 +12,7 @@ import sqlalchemy
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
-from support.agents import ScopeDeps, Stage
+from support.agents import ScopeDeps, ScriptedAgent
 from support.postgres import running_postgres
 from support.proxy import Proxy
 from support.waiting import wait_until
@@ -162,14 +162,14 @@ async def test_wrong_ids_are_refused(store: SessionStore, wrong: object) -> None
 
 
 async def test_runs_keep_their_conversation(store: SessionStore) -> None:
-    agent = Stage().agent()
+    agent = ScriptedAgent().agent()
     for prompt in ("first", "second"):
         await agx.run(store.open(1, 1, "s"), agent, prompt, ScopeDeps())
     assert await read(store) == ["first", "one two three", "second", "one two three"]
 
 
 async def test_a_run_that_lost_its_conversation_to_another_says_so_and_keeps_its_answer(store: SessionStore) -> None:
-    stage = Stage()
+    stage = ScriptedAgent()
     agent = stage.agent()
 
     @agent.instructions

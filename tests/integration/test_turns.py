@@ -18,8 +18,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
     UserPromptPart,
 )
-from support.agents import ScopeDeps, Stage
-from support.scripted import Gate, call, scripted
+from support.agents import Gate, ScopeDeps, ScriptedAgent, call, scripted
 
 import agx
 from agx.errors import ConversationChangedError
@@ -178,7 +177,7 @@ async def test_only_what_awaits_a_decision_is_decided_on(ids: tuple[str, ...]) -
 
 
 async def test_a_call_that_was_cut_off_does_not_await_a_decision() -> None:
-    store, stage = Store(), Stage(call_tool=True, hold_tool=True)
+    store, stage = Store(), ScriptedAgent(call_tool=True, hold_tool=True)
     cut_off = Runs(stage.agent(), store, make_plain_deps, {})
     await cut_off.start(ADA, "s", say("Work"))
     await stage.reached.wait()

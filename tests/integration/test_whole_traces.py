@@ -10,9 +10,9 @@ from contextlib import nullcontext
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.recorded import read_recorded
 from support.sdk import installed_sdk
-from support.told import read_told
 
 import agx
 from agx_sidecar.traces.spans import spans_of
@@ -32,23 +32,23 @@ GOLDEN = {
     ("completed", "no SDK"): """
 invoke_agent staged INTERNAL UNSET completed
   agx.stream INTERNAL UNSET completed
-  chat function::_speak CLIENT UNSET completed 50+5
+  chat function::_stream CLIENT UNSET completed 50+5
   execute_tool work INTERNAL UNSET ok
-  chat function::_speak CLIENT UNSET completed 50+3
+  chat function::_stream CLIENT UNSET completed 50+3
 """,
     ("cancelled", "no SDK"): """
 invoke_agent staged INTERNAL UNSET cancelled
   agx.stream INTERNAL UNSET cancelled
-  chat function::_speak CLIENT UNSET completed 50+5
+  chat function::_stream CLIENT UNSET completed 50+5
   execute_tool work INTERNAL UNSET ok
-  chat function::_speak CLIENT UNSET cancelled 50+1
+  chat function::_stream CLIENT UNSET cancelled 50+1
 """,
     ("failed", "no SDK"): """
 invoke_agent staged INTERNAL ERROR failed LookupError
   agx.stream INTERNAL ERROR failed LookupError
-  chat function::_speak CLIENT UNSET completed 50+5
+  chat function::_stream CLIENT UNSET completed 50+5
   execute_tool work INTERNAL UNSET ok
-  chat function::_speak CLIENT ERROR failed LookupError 50+1
+  chat function::_stream CLIENT ERROR failed LookupError 50+1
 """,
     ("completed", "SDK"): """
 agx.run staged INTERNAL UNSET completed
@@ -56,11 +56,11 @@ agx.run staged INTERNAL UNSET completed
   invoke_agent staged INTERNAL UNSET
     agx.node user_prompt INTERNAL UNSET completed
     agx.node model_request INTERNAL UNSET completed
-      chat function::_speak CLIENT UNSET 50+5
+      chat function::_stream CLIENT UNSET 50+5
     agx.node call_tools INTERNAL UNSET completed
       execute_tool work INTERNAL UNSET
     agx.node model_request INTERNAL UNSET completed
-      chat function::_speak CLIENT UNSET 50+3
+      chat function::_stream CLIENT UNSET 50+3
     agx.node call_tools INTERNAL UNSET completed
 """,
     ("cancelled", "SDK"): """
@@ -69,11 +69,11 @@ agx.run staged INTERNAL UNSET cancelled
   invoke_agent staged INTERNAL UNSET
     agx.node user_prompt INTERNAL UNSET completed
     agx.node model_request INTERNAL UNSET completed
-      chat function::_speak CLIENT UNSET 50+5
+      chat function::_stream CLIENT UNSET 50+5
     agx.node call_tools INTERNAL UNSET completed
       execute_tool work INTERNAL UNSET
     agx.node model_request INTERNAL UNSET cancelled
-      chat function::_speak CLIENT UNSET 50+1
+      chat function::_stream CLIENT UNSET 50+1
 """,
     ("failed", "SDK"): """
 agx.run staged INTERNAL ERROR failed LookupError
@@ -81,27 +81,27 @@ agx.run staged INTERNAL ERROR failed LookupError
   invoke_agent staged INTERNAL ERROR
     agx.node user_prompt INTERNAL UNSET completed
     agx.node model_request INTERNAL UNSET completed
-      chat function::_speak CLIENT UNSET 50+5
+      chat function::_stream CLIENT UNSET 50+5
     agx.node call_tools INTERNAL UNSET completed
       execute_tool work INTERNAL UNSET
     agx.node model_request INTERNAL ERROR failed LookupError
-      chat function::_speak CLIENT UNSET 50+1
+      chat function::_stream CLIENT UNSET 50+1
 """,
 }
 
 
 async def _trace(redis: Redis, outcome: str, mode: str) -> list[ReadableSpan]:
     """Play a run and return its spans, the service's and the sidecar's."""
-    stage = Stage(call_tool=True, **STAGES[outcome])  # type: ignore[arg-type] # one field each
+    stage = ScriptedAgent(call_tool=True, **STAGES[outcome])  # type: ignore[arg-type] # one field each
     with installed_sdk() if mode == "SDK" else nullcontext() as own:
-        running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Go on.", deps=ScopeDeps()))
+        running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Go on.", deps=ScopeDeps()))
         if outcome == "cancelled":
             await stage.reached.wait()
             assert await agx.cancel(1, 1, "s")
         with nullcontext() if outcome == "completed" else pytest.raises((agx.AgxCanceledError, LookupError)):
             await running
-    told = await read_told(redis)
-    return [*(own.ended if own else ()), *(span for fact in told.facts for span in spans_of(fact))]
+    recorded = await read_recorded(redis)
+    return [*(own.ended if own else ()), *(span for fact in recorded.facts for span in spans_of(fact))]
 
 
 def _drawn(spans: Iterable[ReadableSpan]) -> str:

@@ -14,7 +14,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps
+from support.agents import FakeSession, ScopeDeps
 from support.proxy import Proxy
 from support.waiting import wait_until
 
@@ -228,7 +228,7 @@ async def test_a_runs_text_is_whole_through_all_of_it(proxied: Line) -> None:
             yield word
 
     agent: Agent[ScopeDeps, str] = Agent(FunctionModel(stream_function=speak), deps_type=ScopeDeps)
-    result = await agx.run(KeptSession(), agent, "Hi", deps=ScopeDeps())
+    result = await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps())
     entries = await proxied.read()
     assert result.output == "".join(words)
     assert entries[-1].type == "end"

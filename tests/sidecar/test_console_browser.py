@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 from redis.asyncio import Redis
-from support.agents import KeptSession, ScopeDeps, Stage
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.replica import PARTITIONS, PREFIX, Queue, StartReplica
 from support.visitor import TOKEN, begin_live, console_port
 from support.waiting import wait_until
@@ -80,8 +80,8 @@ async def test_a_live_run_is_followed_and_cancelled(tab: Tab) -> None:
     await open_by_link(tab)
     page = tab.page
     await expect(page.get_by_text("No service has run on this prefix yet")).to_be_visible()
-    stage = Stage(words=("Hello ", "there"), hold_after=1)
-    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(session_id="chat-1")))
+    stage = ScriptedAgent(words=("Hello ", "there"), hold_after=1)
+    running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", ScopeDeps(session_id="chat-1")))
     # It comes by itself, without a reload.
     await page.get_by_role("region", name="Live runs").get_by_role("link", name="staged").click()
     await expect(page.get_by_role("heading", name="staged")).to_contain_text("live")
@@ -110,7 +110,7 @@ async def test_a_live_run_is_followed_and_cancelled(tab: Tab) -> None:
 
 
 async def test_updates_keep_the_keyboards_place_and_can_be_paused(tab: Tab, configured: Redis) -> None:
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="first"))
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps(session_id="first"))
     await open_by_link(tab)
     page = tab.page
     link = page.get_by_role("link", name="staged")
@@ -123,14 +123,14 @@ async def test_updates_keep_the_keyboards_place_and_can_be_paused(tab: Tab, conf
             break
     await expect(link).to_be_focused()
     kept = await link.evaluate_handle("it => it")
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="second"))
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps(session_id="second"))
     await expect(page.get_by_role("link", name="staged")).to_have_count(2)
     assert await kept.evaluate("it => it === document.activeElement")
     await page.get_by_role("button", name="Pause updates").click()
     await expect(page.get_by_role("button", name="Pause updates")).to_have_attribute("aria-pressed", "true")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps(session_id="third"))
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps(session_id="third"))
     await wait_until(lambda: _sees(tab, "third"))
     assert asked == []
     await page.get_by_role("button", name="Pause updates").click()
@@ -145,10 +145,10 @@ async def _sees(tab: Tab, session: str) -> bool:
 async def test_hostile_names_and_texts_do_nothing(tab: Tab) -> None:
     await open_by_link(tab)
     page = tab.page
-    stage = Stage(words=(ATTACK, "</span><script>document.title='attacked'</script>", "held"), hold_after=2)
+    stage = ScriptedAgent(words=(ATTACK, "</span><script>document.title='attacked'</script>", "held"), hold_after=2)
     agent = stage.agent()
     agent.name = ATTACK
-    running = asyncio.create_task(agx.run(KeptSession(), agent, ATTACK, ScopeDeps(session_id="chat-1")))
+    running = asyncio.create_task(agx.run(FakeSession(), agent, ATTACK, ScopeDeps(session_id="chat-1")))
     await page.get_by_role("region", name="Live runs").get_by_role("link", name=ATTACK).click()
     await expect(page.get_by_role("region", name="Events")).to_contain_text("<script>document.title")
     assert await page.locator("main img, main script").count() == 0
@@ -162,7 +162,7 @@ async def test_hostile_names_and_texts_do_nothing(tab: Tab) -> None:
 async def test_a_run_is_cancelled_by_keyboard_alone(tab: Tab) -> None:
     page = tab.page
     page.on("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
-    stage, session = Stage(hold_after=1), KeptSession(may_save=asyncio.Event())
+    stage, session = ScriptedAgent(hold_after=1), FakeSession(may_save=asyncio.Event())
     running = asyncio.create_task(agx.run(session, stage.agent(), "Hi", ScopeDeps(session_id="chat-1")))
     await stage.reached.wait()
     await page.goto(f"{tab.origin}/")
@@ -221,10 +221,12 @@ async def test_axe_finds_nothing(
     await page.goto(f"{origin}/#token={TOKEN}")
     await expect(page.get_by_role("heading", name="Runs")).to_be_visible()
     with pytest.raises(ZeroDivisionError):
-        await agx.run(KeptSession(), Stage(model_error=ZeroDivisionError()).agent(), "Hi", ScopeDeps(session_id="s1"))
-    await agx.run(KeptSession(), Stage(call_tool=True).agent(), "Hi", ScopeDeps(session_id="s2"))
-    stage = Stage(hold_after=1)
-    running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", ScopeDeps(session_id="live")))
+        await agx.run(
+            FakeSession(), ScriptedAgent(model_error=ZeroDivisionError()).agent(), "Hi", ScopeDeps(session_id="s1")
+        )
+    await agx.run(FakeSession(), ScriptedAgent(call_tool=True).agent(), "Hi", ScopeDeps(session_id="s2"))
+    stage = ScriptedAgent(hold_after=1)
+    running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", ScopeDeps(session_id="live")))
     await expect(page.get_by_role("link", name="staged")).to_have_count(3)
     assert await violations(page) == []
     for link in await page.get_by_role("link", name="staged").all():
@@ -274,7 +276,7 @@ async def test_it_is_legible_in_light_and_dark(
     browser: Browser, start_replica: StartReplica, configured: Redis, scheme: str
 ) -> None:
     sidecar = start_replica(AGX_CONSOLE="read", AGX_CONSOLE_PORT="0")
-    await agx.run(KeptSession(), Stage().agent(), "Hi", ScopeDeps())
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
     page = await (await browser.new_context(color_scheme=scheme)).new_page()
     await page.goto(f"http://127.0.0.1:{console_port(sidecar)}/")
     await page.get_by_role("link", name="staged").click()

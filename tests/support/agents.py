@@ -1,25 +1,27 @@
-"""Scripted agents and sessions for the tests of the runtime."""
+"""Agents and sessions that do what a test scripts: answers, tool calls, errors and waits, in a given order."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+from pydantic_ai.messages import ModelMessage, ModelResponse, NativeToolCallPart, NativeToolReturnPart
+from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 
 import agx
 from agx.redis import keys
 
-from .scripted import complete
+Delta = (
+    str | dict[int, DeltaToolCall] | dict[int, DeltaThinkingPart] | dict[int, NativeToolCallPart | NativeToolReturnPart]
+)
 
 
 @dataclass(kw_only=True)
 class ScopeDeps(agx.Deps):
-    """Deps of scope 1, user 1, session s unless told otherwise."""
+    """Deps of any scope, by default of scope 1, user 1, session s."""
 
     scope: keys.Id = 1
     user_id: keys.Id = 1
@@ -30,8 +32,8 @@ class ScopeDeps(agx.Deps):
 
 
 @dataclass
-class KeptSession(agx.Session):
-    """A session that counts how often it was saved; its hooks may be told to fail or to wait."""
+class FakeSession(agx.Session):
+    """A session that counts how often it was saved; its hooks fail or wait where a test wants that."""
 
     saves: int = 0
     load_error: Exception | None = None
@@ -58,12 +60,12 @@ class KeptSession(agx.Session):
 
 
 @dataclass
-class Stage:
-    """An agent under a test's control: it says `words`, calls `work` where told to, and waits where told to."""
+class ScriptedAgent:
+    """An agent with one tool, `work`, that streams `words`; a test chooses where it calls the tool, waits or fails."""
 
     words: tuple[str, ...] = ("one ", "two ", "three")
     call_tool: bool = False
-    silent: bool = False  # the model never says a thing
+    silent: bool = False  # the model never sends anything
     hold_after: int | None = None  # words after which the model waits for ever
     model_error: Exception | None = None
     tool_error: BaseException | None = None
@@ -74,11 +76,11 @@ class Stage:
     streams: bool = True  # the model can stream, and only that
     reached: asyncio.Event = field(default_factory=asyncio.Event)  # the place where the test wants to act
 
-    async def _speak(
+    async def _stream(
         self, messages: list[ModelMessage], info: AgentInfo
     ) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
-        asked_before = any(isinstance(message, ModelResponse) and message.tool_calls for message in messages)
-        if self.call_tool and not asked_before:
+        called_before = any(isinstance(message, ModelResponse) and message.tool_calls for message in messages)
+        if self.call_tool and not called_before:
             yield {0: DeltaToolCall(name="work", json_args='{"n"', tool_call_id="call-1")}
             yield {0: DeltaToolCall(json_args=": 1}", tool_call_id="call-1")}
             return
@@ -95,7 +97,7 @@ class Stage:
             await asyncio.sleep(0)
 
     def agent(self, **kwargs: Any) -> Agent[ScopeDeps, str]:
-        model = FunctionModel(stream_function=self._speak)
+        model = FunctionModel(stream_function=self._stream)
         agent: Agent[ScopeDeps, str] = Agent(
             model if self.streams else complete(model), deps_type=ScopeDeps, name="staged", **kwargs
         )
@@ -117,3 +119,54 @@ class Stage:
             return f"worked {n}"
 
         return agent
+
+
+class Gate:
+    """Where a scripted answer waits: `reached` tells the test, `open` lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.open = asyncio.Event()
+
+
+def scripted(*replies: Sequence[Delta | Gate | Exception]) -> FunctionModel:
+    """Return a model that streams one reply per request: deltas, waits at gates, or raises."""
+    script = iter(replies)
+
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Any]:
+        for step in next(script):
+            if isinstance(step, Gate):
+                step.reached.set()
+                await step.open.wait()
+            elif isinstance(step, Exception):
+                raise step
+            else:
+                yield step
+                await asyncio.sleep(0)  # as a real model yields to the loop between chunks
+
+    return FunctionModel(stream_function=stream, model_name="scripted")
+
+
+def complete(model: FunctionModel) -> FunctionModel:
+    """Return a model that gives the same answers, each complete: it does not stream."""
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        async with model.request_stream(messages, info.model_settings, info.model_request_parameters) as streamed:
+            async for _ in streamed:
+                pass
+        return streamed.get()
+
+    return FunctionModel(answer, model_name=model.model_name)
+
+
+def call(name: str, *fragments: str, call_id: str = "c1", index: int = 0) -> list[Delta]:
+    """Return the deltas of a tool call whose arguments come in these fragments."""
+    return [
+        {index: DeltaToolCall(name=name, json_args="", tool_call_id=call_id)},
+        *({index: DeltaToolCall(json_args=fragment, tool_call_id=call_id)} for fragment in fragments),
+    ]
+
+
+def think(*pieces: str) -> list[Delta]:
+    """Return the deltas of a thinking part."""
+    return [{0: DeltaThinkingPart(content=piece)} for piece in pieces]

@@ -9,16 +9,16 @@ from redis.asyncio import Redis
 
 import agx
 
-from .agents import KeptSession, ScopeDeps, Stage
+from .agents import FakeSession, ScopeDeps, ScriptedAgent
 from .sdk import installed_sdk
 
-_INNER = Stage(silent=True)
+_INNER = ScriptedAgent(silent=True)
 # What runs, and the stage at which it holds.
 STAGES = {
-    "talking": (Stage(hold_after=2), None),
-    "silent": (Stage(silent=True), None),
-    "tool": (Stage(call_tool=True, hold_tool=True), None),
-    "sub-agent": (Stage(call_tool=True, delegate=_INNER.agent(capabilities=[agx.AgxCapability()])), _INNER),
+    "talking": (ScriptedAgent(hold_after=2), None),
+    "silent": (ScriptedAgent(silent=True), None),
+    "tool": (ScriptedAgent(call_tool=True, hold_tool=True), None),
+    "sub-agent": (ScriptedAgent(call_tool=True, delegate=_INNER.agent(capabilities=[agx.AgxCapability()])), _INNER),
 }
 
 
@@ -27,7 +27,7 @@ async def serve(url: str, stage_name: str, session: str) -> None:
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=0.9, retention=60, service_name="doomed"))
         stage, inner = STAGES[stage_name]
-        running = asyncio.create_task(agx.run(KeptSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id=session)))
+        running = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id=session)))
         await (inner or stage).reached.wait()
         print("reached", flush=True)
         try:

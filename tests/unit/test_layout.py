@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,7 @@ def test_tests_share_code_only_in_support(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             assert node.module.partition(".")[0] not in siblings, f"import {node.module} from tests/support instead"
-            assert not node.module.startswith("support.") or (ROOT / "tests" / _path_of(node.module)).is_file()
-
-
-def _path_of(module: str) -> Path:
-    return Path(*module.split(".")).with_suffix(".py")
+            if node.module.startswith("support."):
+                shared = importlib.import_module(node.module)
+                missing = [name.name for name in node.names if not hasattr(shared, name.name)]
+                assert not missing, f"{node.module} has no {missing}"
