@@ -1,9 +1,10 @@
-"""What the runtime is told once at startup: `configure(Config(redis=...))`."""
+"""The runtime's settings, stored once at startup: `configure(Config(redis=...))`."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,18 +26,21 @@ class Config:
         redis: any asyncio redis-py client (single, Cluster, Sentinel). Only its settings are used: agx opens its own
             few connections, so the client's pool is never exhausted.
         key_prefix: what every key begins with; matches `[A-Za-z0-9_.:-]+`.
-        lease_ttl: seconds that a run outlives its process in the eyes of the others; renewed every third of it.
+        lease_ttl: seconds after which a run whose process has stopped counts as lost; the lease is renewed every third
+            of it.
         retention: seconds that a session's stream is kept after its `end`.
         max_stream_length: entries of a session stream, approximately.
         max_body: bytes; an event's body above it is cut and says so.
         queue_partitions: number of scope queues; the first service that ever starts on a prefix fixes it.
         queue_max_length: entries over all scope queues, about 90 MB at the default.
         trace_ratio: share, 0 to 1, of traces begun here that are sampled, where the service has no OpenTelemetry SDK.
+        describe_error: returns what listeners read of a failed run's exception; by default a sentence of the error
+            catalogue, without the exception's own text, which may hold addresses and secrets.
         service_name: as in the resource of the service's telemetry; by default what `OTEL_SERVICE_NAME` says.
         service_version: likewise; by default what `OTEL_RESOURCE_ATTRIBUTES` says.
 
     Raises:
-        TypeError: `redis` is no asyncio redis-py client, or `key_prefix` no str.
+        TypeError: `redis` is no asyncio redis-py client, `key_prefix` no str, or `describe_error` can't be called.
         ValueError: a setting is out of its range.
     """
 
@@ -49,6 +53,7 @@ class Config:
     queue_partitions: int = 8
     queue_max_length: int = 100_000
     trace_ratio: float = 1.0
+    describe_error: Callable[[BaseException], str] | None = None
     service_name: str | None = None
     service_version: str | None = None
 
@@ -56,6 +61,8 @@ class Config:
         keys.check_prefix(self.key_prefix)
         if not hasattr(self.redis, "execute_command") or not hasattr(self.redis, "aclose"):
             raise TypeError(f"Config.redis must be an asyncio redis-py client, not {type(self.redis).__name__}")
+        if self.describe_error is not None and not callable(self.describe_error):
+            raise TypeError("Config.describe_error must be a function that takes an exception and returns a text")
         for name, low in {"lease_ttl": 0.3, "retention": 1.0}.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"Config.{name} must be at least {low} seconds")

@@ -1,9 +1,19 @@
-"""The errors of agx: one tree, and each message says what to do."""
+"""The errors of agx: one tree of exceptions, and the catalogue of the errors that end users see."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pydantic_ai.exceptions import (
+    ContentFilterError,
+    FallbackExceptionGroup,
+    ModelAPIError,
+    RunTimedOut,
+    UnexpectedModelBehavior,
+    UsageLimitExceeded,
+)
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
@@ -25,7 +35,6 @@ class RedisUnavailableError(AgxError):
     """Raised when Redis can't be reached at the start of a run, or for a call that has to have its answer."""
 
     def __init__(self, doing: str, cause: BaseException | str) -> None:
-        # The cause's type and text only: a URL in it would carry the password.
         what = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
         super().__init__(f"Redis could not be reached to {doing} ({what}): check that it runs and that agx may use it")
 
@@ -99,7 +108,166 @@ class ConversationChangedError(AgxError):
 
 
 class RunFailedError(AgxError):
-    """Raised by `agx.replay.replay()` when the run failed, was lost, or was replaced by another before its end."""
+    """Raised by `agx.replay.replay()` when the run failed, was lost, or was replaced by another before its end.
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the run has no answer: {what}")
+    Its text is the one that listeners get, `.code` a row of the error catalogue.
+    """
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# --- what end users see ---
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """A kind of error that end users see: in the `error` event of a run, in a replay, or in an answer of a router.
+
+    Args:
+        code: what programs compare; never changes.
+        sentence: what people read; has no text of an exception in it.
+        cause: when it occurs, for the page of the catalogue.
+        action: what to do, likewise.
+        http_status: of a router's answer; None where it is an event of a run.
+    """
+
+    code: str
+    sentence: str
+    cause: str
+    action: str
+    http_status: int | None = None
+
+
+RUN_CANCELED = ErrorCode(
+    "run_canceled",
+    "canceled",  # the text that clients of the first release compare
+    "Somebody cancelled the run, or its process was shut down.",
+    "Ask again if the answer is still needed.",
+)
+RUN_FAILED = ErrorCode(
+    "run_failed",
+    "The run failed because of an internal error.",
+    "The agent, one of its tools or the session's `load()` raised an exception.",
+    "Read the service's log: the record of the run has the traceback.",
+)
+MODEL_FAILED = ErrorCode(
+    "model_failed",
+    "The model could not be reached, or it refused the request.",
+    "The model's provider answered with an error, or did not answer.",
+    "Try again later. The service's log has the provider's answer.",
+)
+MODEL_ANSWER_UNUSABLE = ErrorCode(
+    "model_answer_unusable",
+    "The model's answer could not be used.",
+    "The model's output did not pass validation as often as the agent allows, or the response was malformed.",
+    "Try again. If it repeats, the agent's output type or its tools need a change.",
+)
+CONTENT_REFUSED = ErrorCode(
+    "content_refused",
+    "The model's provider refused this content.",
+    "The provider's content filter stopped the request or the answer.",
+    "Change the prompt.",
+)
+LIMIT_REACHED = ErrorCode(
+    "limit_reached",
+    "The run reached its usage limit.",
+    "The run needed more requests, tokens or tool calls than its `usage_limits` allow.",
+    "Ask for less in one turn, or raise the limit in the service.",
+)
+RUN_TIMED_OUT = ErrorCode(
+    "run_timed_out",
+    "The run took longer than it may.",
+    "A time-out of the run, of its model or of a tool passed.",
+    "Try again, or raise the time-out in the service.",
+)
+SESSION_NOT_SAVED = ErrorCode(
+    "session_not_saved",
+    "The answer could not be stored.",
+    "`session.save()` raised an exception after the agent had completed.",
+    "Ask again. The service's log says why the store refused.",
+)
+RUN_LOST = ErrorCode(
+    "run_lost",
+    "The run was lost: the process that ran it has stopped.",
+    "The process was killed, or lost its connection to Redis for longer than its lease lasts.",
+    "Ask again. What was already answered is kept.",
+)
+RUN_REPLACED = ErrorCode(
+    "run_replaced",
+    "Another run of this session has replaced the run.",
+    "A new run of the session began while an older one was replayed.",
+    "Load the conversation again.",
+)
+REQUEST_UNREADABLE = ErrorCode(
+    "request_unreadable",
+    "The request can't be read.",
+    "The body is not JSON, a field is missing, or a value has a wrong type or a character that none may have.",
+    "Correct the request: `detail` names the first few fields.",
+    422,
+)
+REQUEST_TOO_LARGE = ErrorCode(
+    "request_too_large",
+    "The request is too large.",
+    "The body has more bytes than the router's `max_request` allows.",
+    "Send less, or raise the limit of the router.",
+    413,
+)
+SESSION_BUSY = ErrorCode(
+    "session_busy",
+    "The session has a live run: wait for its end, or cancel it first.",
+    "A session has at most one live run.",
+    "Follow the live run, or cancel it.",
+    409,
+)
+CONVERSATION_CHANGED = ErrorCode(
+    "conversation_changed",
+    "The stored conversation is not the one that was shown: load it again.",
+    "The page decides on, or repeats, what is no longer at the end of the conversation.",
+    "Load the conversation again.",
+    409,
+)
+REDIS_UNAVAILABLE = ErrorCode(
+    "redis_unavailable",
+    "The service can't reach its storage, try again later.",
+    "Redis did not answer within the time that the call allows.",
+    "Try again later. For operators: check Redis, and that agx may use it.",
+    503,
+)
+
+CATALOGUE = (
+    RUN_CANCELED,
+    RUN_FAILED,
+    MODEL_FAILED,
+    MODEL_ANSWER_UNUSABLE,
+    CONTENT_REFUSED,
+    LIMIT_REACHED,
+    RUN_TIMED_OUT,
+    SESSION_NOT_SAVED,
+    RUN_LOST,
+    RUN_REPLACED,
+    REQUEST_UNREADABLE,
+    REQUEST_TOO_LARGE,
+    SESSION_BUSY,
+    CONVERSATION_CHANGED,
+    REDIS_UNAVAILABLE,
+)
+
+# The first row that matches counts: ContentFilterError is an UnexpectedModelBehavior.
+_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorCode], ...] = (
+    (ContentFilterError, CONTENT_REFUSED),
+    (UsageLimitExceeded, LIMIT_REACHED),
+    ((RunTimedOut, TimeoutError), RUN_TIMED_OUT),
+    ((ModelAPIError, FallbackExceptionGroup), MODEL_FAILED),
+    (UnexpectedModelBehavior, MODEL_ANSWER_UNUSABLE),
+    (SessionBusyError, SESSION_BUSY),
+    (ConversationChangedError, CONVERSATION_CHANGED),
+    (RedisUnavailableError, REDIS_UNAVAILABLE),
+    (SessionSaveError, SESSION_NOT_SAVED),
+)
+
+
+def classify_error(error: BaseException) -> ErrorCode:
+    """Return what end users see of an exception: by its type only, never by its text."""
+    return next((row for types, row in _BY_TYPE if isinstance(error, types)), RUN_FAILED)

@@ -12,7 +12,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 
 from ..engine.registry import current_engine
 from ..engine.starting import wait_for_starting
-from ..errors import RedisUnavailableError
+from ..errors import RUN_LOST, RedisUnavailableError
 from ..redis.bus import Reply
 from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.keys import Id, SessionKeys
@@ -22,7 +22,7 @@ from ..stream.hub import READ, Feed, Hub, Subscriber
 
 _CURSOR = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _ASK_AGAIN = 0.1  # seconds
-_LOST = orjson.dumps({"msg": "lost", "error_type": "lost"})
+_LOST = orjson.dumps({"msg": RUN_LOST.sentence, "error_type": "lost", "code": RUN_LOST.code})
 
 
 @overload
@@ -61,7 +61,7 @@ async def listen(
 
     Each is `{"id", "type", "origin", "body"}`: a JSON string, or a dict with `serialize=False`. A listener follows one
     run: where the session is restarted meanwhile, an `info` with `{"gap": true, "superseded_by": run_id}` is the last;
-    where its process died and no sidecar closed it, an `error` with `{"msg": "lost"}`.
+    where its process died and no sidecar closed it, an `error` with `{"error_type": "lost"}`.
 
     Args:
         wait: seconds to wait for a first event.

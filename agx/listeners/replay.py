@@ -36,7 +36,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.tools import DeferredToolRequests
 
-from ..errors import RunFailedError
+from ..errors import RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
 from ..redis.keys import Id
 from ..stream.entry import StreamEntry
 from ..stream.events import DEFERRED, RUNTIME, Body
@@ -107,7 +107,7 @@ async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[
         for event in run.read(entry.type, entry.origin, entry.body):
             yield event
     if run.begun and not run.ended:
-        raise RunFailedError("it was lost")
+        raise RunFailedError(RUN_LOST.sentence, code=RUN_LOST.code)
 
 
 def replay_messages(messages: Iterable[ModelMessage]) -> Iterator[AgentStreamEvent]:
@@ -167,7 +167,7 @@ class _Run:
         elif type == "info" and origin == RUNTIME and body.get("gap") is True:
             if "superseded_by" in body:
                 self.ended = True
-                raise RunFailedError("another run of the session has replaced it")
+                raise RunFailedError(RUN_REPLACED.sentence, code=RUN_REPLACED.code)
         elif type == "info" and origin == DEFERRED:
             self._left = {kind: dict(calls) for kind, calls in body.items() if isinstance(calls, dict)}
         elif type == "info" and origin != PROMPT:
@@ -181,7 +181,10 @@ class _Run:
         if outcome == "cancelled":
             raise RunCancelled("the run was cancelled")
         if outcome != "completed":
-            raise RunFailedError(str((self._error or {}).get("msg", outcome)))
+            error = self._error or {}
+            raise RunFailedError(
+                str(error.get("msg", RUN_FAILED.sentence)), code=str(error.get("code", RUN_FAILED.code))
+            )
         yield from self._close_part(None)
         if any(self._left.values()):
             yield defer(approvals=self._calls_left("approvals"), calls=self._calls_left("calls"))

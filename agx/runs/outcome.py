@@ -1,11 +1,19 @@
-"""How a run, a node or a tool ended, in the words of facts and spans."""
+"""How a run, a node or a tool ended: in facts and spans, for listeners (without an exception's text), in the log."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import RUN_CANCELED, ConversationChangedError, ErrorCode, classify_error
 from ..facts.schema import Outcome, Reason
+from ..stream.events import Body
 from ..telemetry.tracing import captures_content
+
+logger = logging.getLogger("agx")
+
+DescribeError = Callable[[BaseException], str]
 
 _MOST_TEXT = 1_000  # characters of an exception's message
 
@@ -17,6 +25,7 @@ class Ending:
     outcome: Outcome
     reason: Reason | None = None
     error: BaseException | None = None
+    seen_as: ErrorCode | None = None  # what end users see; by default what the error's type says
 
     @property
     def error_type(self) -> str | None:
@@ -39,3 +48,41 @@ def describe_type(error: BaseException | None) -> str | None:
 def describe_message(error: BaseException | None) -> str | None:
     """Return an exception's message where content may leave: it may quote the prompt."""
     return str(error)[:_MOST_TEXT] if error is not None and captures_content() else None
+
+
+def make_error_body(ending: Ending, describe: DescribeError | None) -> Body | None:
+    """Return the body of the `error` event that stands before the `end`; None where the run completed.
+
+    Args:
+        ending: how the run ended.
+        describe: `Config.describe_error`; where it raises, or returns no text, the catalogue's sentence is used.
+    """
+    if ending.outcome == "cancelled":
+        return {"msg": RUN_CANCELED.sentence, "code": RUN_CANCELED.code}
+    if ending.error is None:
+        return None
+    kind = ending.seen_as or classify_error(ending.error)
+    text = None if describe is None else _describe(ending.error, describe)
+    return {"msg": text or kind.sentence, "error_type": ending.error_type, "code": kind.code}
+
+
+def _describe(error: BaseException, describe: DescribeError) -> str | None:
+    try:
+        text = describe(error)
+    except Exception as raised:  # it is the user's code, and the run has to end
+        logger.warning("agx: describe_error raised %s: listeners get the default text", describe_type(raised))
+        return None
+    return text if isinstance(text, str) else None
+
+
+def log_failure(error: BaseException, *, run_id: str, session: str | None, agent: str, tool: str | None) -> None:
+    """Write the one record of a failed run, with the traceback, for those who operate the service.
+
+    Args:
+        session: `scope/user/session`; None for a run without a session.
+        tool: the tool that raised the exception, where that is known.
+    """
+    if isinstance(error, ConversationChangedError):
+        return  # the client's request was outdated, and its answer says so: nothing has failed
+    fields = {"run_id": run_id, "session": session, "agent": agent, "tool": tool}
+    logger.error("agx: run %s failed: session %s, agent %s, tool %s", *fields.values(), exc_info=error, extra=fields)

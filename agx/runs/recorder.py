@@ -46,7 +46,7 @@ from ..telemetry import conventions as names
 from ..telemetry.tracing import RunSpan
 from .event_sample import Mirror
 from .model_request import ModelRequest
-from .outcome import Ending
+from .outcome import Ending, log_failure, make_error_body
 from .state import Standing
 from .steps import Header, Node, Tool
 
@@ -100,6 +100,7 @@ class Recorder:
         self._names: set[str] = set()  # of nodes and tools, told or under way
         self._model_calls = 0
         self._tool_calls = 0
+        self._tool_error: tuple[BaseException, str] | None = None  # the last one, and the tool that raised it
         self._mirror = Mirror()
 
     # --- the run ---
@@ -159,12 +160,21 @@ class Recorder:
         self.end_node(ending.outcome, ending.error)
         if ending.outcome == "completed" and not self._runtime.answered and self._runtime.idx >= 0:
             self._put(self._runtime.answer())
-        if ending.outcome == "cancelled":
-            self.put("error", RUNTIME, {"msg": "canceled"})
-        elif ending.error is not None:
-            self.put("error", RUNTIME, {"msg": f"crashed - {ending.error}", "error_type": ending.error_type})
+        if (body := make_error_body(ending, self.engine.config.describe_error)) is not None:
+            self.put("error", RUNTIME, body)
+        if ending.outcome == "failed" and ending.error is not None and self.parent is None:
+            self._log_failure(ending.error)
         end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
         self.put("end", RUNTIME, end, urgent=True)
+
+    def _log_failure(self, error: BaseException) -> None:
+        # A sub-agent's failure is part of the traceback of the run that called it.
+        tool, cause = None, self._tool_error
+        if cause is not None and (cause[0] is error or cause[0] is error.__cause__):
+            tool = cause[1]
+        keys = self.session
+        session = None if keys is None else f"{keys.scope}/{keys.user}/{keys.session}"
+        log_failure(error, run_id=self.run_id, session=session, agent=self.agent, tool=tool)
 
     def tell_end(self, ending: Ending) -> asyncio.Future[None]:
         """Tell operators how the run ended, once its `end` is acknowledged; done when the server has it.
@@ -332,6 +342,8 @@ class Recorder:
     def end_tool(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
         """A tool call is over, however it ended."""
         self._tool_calls += 1
+        if error is not None:
+            self._tool_error = (error, tool.tool)
         self._tell(tool.tell(self._header(tool.name, tool.place), outcome, error))
 
     def _refused(self, event: FunctionToolResultEvent) -> None:

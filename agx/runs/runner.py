@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from ..engine.leases import Lease
 from ..engine.registry import current_engine
 from ..errors import (
+    SESSION_NOT_SAVED,
     AgxCanceledError,
     AgxError,
     LeaseLostError,
@@ -146,10 +147,11 @@ class _Drive:
             try:
                 await self.session.save()
             except Exception as error:
-                logger.exception("agx: session %s was not saved", self._keys.session)
                 self.save_error = error
                 if self.ending.outcome == "completed":
-                    self.ending = Ending("failed", error=error)
+                    self.ending = Ending("failed", error=error, seen_as=SESSION_NOT_SAVED)
+                else:
+                    logger.exception("agx: session %s was not saved", self._keys.session)
         await self.live.close(self.ending)
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,8 +20,8 @@ from .base import (
 
 try:
     import sqlalchemy as sql
-    from sqlalchemy.exc import IntegrityError
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.exc import IntegrityError, StatementError
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 except ModuleNotFoundError as error:
     raise ImportError("agx.sql_session needs SQLAlchemy: pip install 'opale-agent-stream[sql]'") from error
 
@@ -65,6 +67,16 @@ class SqlSessions:
         async with self.engine.begin() as connection:
             await connection.run_sync(self.table.metadata.create_all, tables=[self.table])
 
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[AsyncConnection, None]:
+        """Open a transaction; the text of an exception that leaves it has no parameters, which hold the messages."""
+        try:
+            async with self.engine.begin() as connection:
+                yield connection
+        except StatementError as error:
+            error.hide_parameters = True
+            raise
+
     def open(self, scope_id: Id, user_id: Id, session_id: Id) -> SqlSession:
         """Return a session, not yet loaded, for one `run()`.
 
@@ -90,7 +102,7 @@ class SqlSessions:
             .limit(limit)
             .offset(offset)
         )
-        async with self.engine.connect() as connection:
+        async with self.connect() as connection:
             rows = (await connection.execute(query)).all()
         return [StoredSession(row.session_id, row.title, _to_time(row.saved_us)) for row in rows]
 
@@ -116,7 +128,7 @@ class SqlSession(Session):
         """
         columns = self.store.table.c
         query = sql.select(columns.version, columns.messages).where(*self._is_mine())
-        async with self.store.engine.connect() as connection:
+        async with self.store.connect() as connection:
             row = (await connection.execute(query)).one_or_none()
         self._version = 0
         self.msgs = []
@@ -138,7 +150,7 @@ class SqlSession(Session):
             "saved_us": _now_us(),
             "messages": self.msgs_to_json().decode(),
         }
-        async with self.store.engine.begin() as connection:
+        async with self.store.connect() as connection:
             if self._version:
                 update = sql.update(table).where(*self._is_mine(), table.c.version == self._version).values(values)
                 if (await connection.execute(update)).rowcount != 1:

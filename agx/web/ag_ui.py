@@ -27,10 +27,10 @@ from .responses import (
     ID_PATTERN,
     Authorize,
     add_cancel,
-    answering_errors,
     make_who,
     stream_events,
 )
+from .route import make_api_router
 from .runs import (
     MakeDeps,
     Runs,
@@ -87,6 +87,7 @@ def make_ag_ui_router(
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
     keep_alive: float = 15,
+    max_request: int = 16_777_216,
     **kwargs: Any,
 ) -> APIRouter:
     """Return a router for AG-UI clients; its prefix is the `url` of an `HttpAgent`, and `{url}/connect` joins a thread.
@@ -100,11 +101,12 @@ def make_ag_ui_router(
         sessions: where conversations are kept.
         make_deps: makes a run's deps of scope, user and session.
         keep_alive: seconds of silence after which an event stream gets a comment.
+        max_request: bytes that the body of a request may have; a larger one is answered with 413.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs)
-    router = APIRouter(responses=COMMON)
+    router = make_api_router(max_request, COMMON)
     add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 
@@ -112,15 +114,13 @@ def make_ag_ui_router(
     async def run_agent(request: RunInput, asker: Asker) -> Response:
         """Start a run with the last message, or with decisions on interrupting calls, and stream its events."""
         turn = _read_turn(agent, request)
-        with answering_errors():
-            await runs.start(asker, request.thread_id, turn)
+        await runs.start(asker, request.thread_id, turn)
         return stream_events(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
 
     @router.post("/connect", response_class=Response, responses={**EVENTS, **BAD})
     async def connect(request: RunInput, asker: Asker) -> Response:
         """Join a thread: its messages, then the events of the run that is live, if one is, from its beginning."""
-        with answering_errors():
-            found = await read_conversation(sessions, asker, request.thread_id)
+        found = await read_conversation(sessions, asker, request.thread_id)
         messages = found.session.msgs
         events = _follow(asker, request) if found.live else _left(pending_calls(messages).values())
         return stream_events(_frames(request, events, messages), keep_alive=keep_alive)

@@ -1,15 +1,16 @@
-"""A message as a chat front end submits it: untrusted, in its protocol's words."""
+"""The prompt of a chat front end's message, which is untrusted input in the format of its protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from fastapi import HTTPException
 from pydantic import ValidationError
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserContent, UserPromptPart, sanitize_messages
 
+from ..errors import REQUEST_UNREADABLE
+from .route import RefusedError, describe_fields
 from .turns import Prompt
 
 
@@ -20,7 +21,8 @@ def refusing_unreadable() -> Iterator[None]:
         yield
     except (ValueError, TypeError, AssertionError, UserError, UserWarning) as error:
         # It warns of what it drops: where warnings are errors, such a message is refused.
-        raise HTTPException(400, f"the last message can't be read: {_describe(error)}") from error
+        detail = f"The last message can't be read: {_describe(error)}"
+        raise RefusedError(REQUEST_UNREADABLE, detail, status=400) from error
 
 
 def prompt_of(loaded: Sequence[ModelMessage]) -> Prompt:
@@ -42,6 +44,5 @@ def prompt_of(loaded: Sequence[ModelMessage]) -> Prompt:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        # Without its input: that may be anything.
-        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
+        return describe_fields(error.errors())
     return str(error)

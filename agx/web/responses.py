@@ -1,19 +1,18 @@
-"""What all routers have in common: who asks, errors as HTTP answers, event streams as responses."""
+"""What all routers share: the caller's ids, errors as HTTP answers, event streams as responses."""
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Path
+from fastapi import APIRouter, Depends, Path
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from ..engine.cancellation import cancel
-from ..errors import ConversationChangedError, RedisUnavailableError, SessionBusyError
 from ..listeners.sse import keep_open
 from ..redis import keys
+from .route import Problem
 from .runs import Who
 from .shutdown import closing_event
 
@@ -24,12 +23,6 @@ Authorize = Callable[..., Any]  # a FastAPI dependency that returns (scope_id, u
 GetWho = Callable[..., Awaitable[Who]]  # the dependency of the routes
 
 Responses = dict[int | str, dict[str, Any]]
-
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
 
 
 class Cancelled(BaseModel):
@@ -55,13 +48,17 @@ def make_who(authorize: Authorize) -> GetWho:
 COMMON: Responses = {
     401: {"model": Problem, "description": "Not authenticated"},
     403: {"model": Problem, "description": "Not allowed"},
+    422: {"model": Problem, "description": "The request can't be read"},
     503: {"model": Problem, "description": "Redis can't be reached"},
 }
 BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
 CHANGED: Responses = {
     409: {"model": Problem, "description": "The session has a live run, or its conversation is not the one shown"}
 }
-BAD: Responses = {400: {"model": Problem, "description": "The body can't be read"}}
+BAD: Responses = {
+    400: {"model": Problem, "description": "The last message can't be read"},
+    413: {"model": Problem, "description": "The body is too large"},
+}
 # The schema of one event: OpenAPI 3.1 has no word for a stream of them.
 _EVENT = {
     "type": "object",
@@ -78,20 +75,7 @@ def add_cancel(router: APIRouter, path: str, who: GetWho) -> None:
     @router.post(path)
     async def cancel_run(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> Cancelled:
         """Cancel the session's run, in whatever process it runs."""
-        with answering_errors():
-            return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
-
-
-@contextmanager
-def answering_errors() -> Iterator[None]:
-    """Turn what a caller can do something about into its HTTP answer."""
-    try:
-        yield
-    except (SessionBusyError, ConversationChangedError) as error:
-        raise HTTPException(409, str(error)) from error
-    except RedisUnavailableError as error:
-        # The cause stays in the log: it may hold addresses.
-        raise HTTPException(503, "Redis can't be reached, try again later") from error
+        return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
 
 
 def stream_events(

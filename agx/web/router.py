@@ -26,10 +26,10 @@ from .responses import (
     GetWho,
     SessionId,
     add_cancel,
-    answering_errors,
     make_who,
     stream_events,
 )
+from .route import make_api_router
 from .runs import (
     MakeDeps,
     Runs,
@@ -92,6 +92,7 @@ def make_router(
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
     keep_alive: float = 15,
+    max_request: int = 2_097_152,
     retry: float = 1,
     **kwargs: Any,
 ) -> APIRouter:
@@ -106,11 +107,12 @@ def make_router(
         sessions: where conversations are kept, `RedisSessions()` or `SqlSessions(engine)`.
         make_deps: makes a run's deps of scope, user and session.
         keep_alive: seconds of silence after which an event stream gets a comment.
+        max_request: bytes that the body of a request may have; a larger one is answered with 413.
         retry: seconds that a browser's EventSource waits before it connects again.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
-    router = APIRouter(responses=COMMON)
+    router = make_api_router(max_request, COMMON)
     _add_runs(router, who, Runs(agent, sessions, make_deps, kwargs), keep_alive, int(retry * 1_000))
     add_cancel(router, "/sessions/{session_id}/cancel", who)
     _add_lists(router, who, sessions)
@@ -123,8 +125,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, ret
     @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY})
     async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
         """Start a run; follow its events."""
-        with answering_errors():
-            return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, say(question.prompt)))
+        return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, say(question.prompt)))
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
     async def follow_events(
@@ -132,8 +133,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, ret
     ) -> Response:
         """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`."""
         frames = event_frames(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT)
-        with answering_errors():
-            live = await is_live(asker.scope_id, asker.user_id, session_id)
+        live = await is_live(asker.scope_id, asker.user_id, session_id)
         # A live run is silent at times: only where there is none one has to look whether anything is to come.
         first = None if live else await anext(frames, None)
         if not live and first is None:
@@ -156,8 +156,7 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
     @router.get("/sessions/{session_id}/messages")
     async def read_messages(session_id: SessionId, asker: Asker) -> Messages:
         """Return the conversation."""
-        with answering_errors():
-            found = await read_conversation(sessions, asker, session_id)
+        found = await read_conversation(sessions, asker, session_id)
         return Messages(messages=json.loads(found.session.msgs_to_json()), run_id=found.run_id, live=found.live)
 
     @router.get("/sessions")
@@ -167,8 +166,7 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> Conversations:
         """List the user's stored conversations."""
-        with answering_errors():
-            found = await sessions.list(asker.scope_id, asker.user_id, limit=limit, offset=offset)
+        found = await sessions.list(asker.scope_id, asker.user_id, limit=limit, offset=offset)
         return Conversations(
             conversations=[
                 StoredConversation(session_id=one.session_id, title=one.title, saved_at=one.saved_at) for one in found
@@ -178,5 +176,4 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
     @router.get("/live")
     async def list_live_sessions(asker: Asker) -> LiveSessions:
         """List the user's sessions that have a live run."""
-        with answering_errors():
-            return LiveSessions(sessions=[session async for _, _, session in q(asker.scope_id, asker.user_id)])
+        return LiveSessions(sessions=[session async for _, _, session in q(asker.scope_id, asker.user_id)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
 
-from ..errors import AgxCanceledError, ConversationChangedError, SessionBusyError
 from ..listeners.replay import PROMPT
 from ..redis.keys import Id
 from ..runs.deps import Deps
@@ -20,8 +18,6 @@ from ..runs.live_run import enclosing_recorder
 from ..runs.runner import run
 from ..sessions.base import SessionStore
 from .turns import Turn, TurnSession, text_of
-
-logger = logging.getLogger("agx")
 
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session
 
@@ -62,7 +58,7 @@ class Runs:
             kwargs["deferred_tool_results"] = turn.results
         deps = self.make_deps(who.scope_id, who.user_id, session_id)
         running = asyncio.create_task(run(session, self.agent, turn.prompt, deps, **kwargs), name="agx-web-run")
-        running.add_done_callback(_report)
+        running.add_done_callback(_retrieve)
         # A client that goes away cancels this wait, not the run.
         first: set[asyncio.Future[Any]] = {running, asked.begun}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -108,10 +104,7 @@ def make_plain_deps(scope_id: Id, user_id: Id, session_id: str) -> PlainDeps:
     return PlainDeps(scope_id, user_id=user_id, session_id=session_id)
 
 
-def _report(running: asyncio.Task[Any]) -> None:
-    """Log a run that ended badly: nobody awaits its task."""
-    if running.cancelled() or (error := running.exception()) is None:
-        return
-    if not isinstance(error, AgxCanceledError | ConversationChangedError | SessionBusyError):
-        # Its message may hold what the user said.
-        logger.warning("agx: a run that a request started has failed (%s)", type(error).__name__)
+def _retrieve(running: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a task that nobody awaits: `run()` has logged it."""
+    if not running.cancelled():
+        running.exception()

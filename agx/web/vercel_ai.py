@@ -29,10 +29,10 @@ from .responses import (
     GetWho,
     SessionId,
     add_cancel,
-    answering_errors,
     make_who,
     stream_events,
 )
+from .route import make_api_router
 from .runs import (
     MakeDeps,
     Runs,
@@ -104,6 +104,7 @@ def make_vercel_ai_router(
     make_deps: MakeDeps = make_plain_deps,
     sdk_version: SdkVersion = 6,
     keep_alive: float = 15,
+    max_request: int = 16_777_216,
     **kwargs: Any,
 ) -> APIRouter:
     """Return a router for the AI SDK; give its prefix to `DefaultChatTransport` as `api`.
@@ -117,11 +118,12 @@ def make_vercel_ai_router(
         make_deps: makes a run's deps of scope, user and session.
         sdk_version: major version of the npm package `ai` in the page.
         keep_alive: seconds of silence after which an event stream gets a comment.
+        max_request: bytes that the body of a request may have; a larger one is answered with 413.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs)
-    router = APIRouter(responses=COMMON)
+    router = make_api_router(max_request, COMMON)
     add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 
@@ -137,11 +139,10 @@ def make_vercel_ai_router(
         That is an answer to the user's message, or with `regenerate-message` another one in place of the last. Where
         the last message is the assistant's, with decisions on its tool calls, it is the rest of its answer.
         """
-        with answering_errors():
-            again = request.trigger == "regenerate-message"
-            lost = (await read_conversation(sessions, asker, request.id)).lost if again else None
-            turn = _read_turn(agent, request, sdk_version, lost)
-            run_id = await runs.start(asker, request.id, turn)
+        again = request.trigger == "regenerate-message"
+        lost = (await read_conversation(sessions, asker, request.id)).lost if again else None
+        turn = _read_turn(agent, request, sdk_version, lost)
+        run_id = await runs.start(asker, request.id, turn)
         # The rest of an answer has no id of its own: it goes on in the message that the page has.
         return stream_run(asker, request.id, None if turn.results else run_id, [])
 
@@ -151,8 +152,7 @@ def make_vercel_ai_router(
 
         With `run`, also one that has ended since the page read of it in the conversation.
         """
-        with answering_errors():
-            found = await read_conversation(sessions, asker, session_id)
+        found = await read_conversation(sessions, asker, session_id)
         if found.run_id is None or not (found.live or found.run_id == run):
             return Response(status_code=status.HTTP_204_NO_CONTENT)
         # The message's id is the run's: whoever resumes replaces what it had of it.
@@ -166,8 +166,7 @@ def _add_history(router: APIRouter, who: GetWho, sessions: SessionStore, sdk_ver
     @router.get("/{session_id}")
     async def read_history(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> ChatHistory:
         """Return the conversation as UIMessages."""
-        with answering_errors():
-            found = await read_conversation(sessions, asker, session_id)
+        found = await read_conversation(sessions, asker, session_id)
         messages = found.session.msgs
         if found.live and found.opening:
             # Whoever resumes gets the answer from its beginning.

@@ -137,6 +137,30 @@ agent.system_prompt(lambda: "SECRET system prompt")
         assert "SECRET" not in text
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (rb'{"prompt": "\ud800"}', 422, "request_unreadable"),
+        (rb'{"prompt": 1e999}', 422, "request_unreadable"),
+        (b'{"prompt": ', 422, "request_unreadable"),
+        (b'{"prompt": "\xff"}', 422, "request_unreadable"),
+        (b"[" * 100_000, 422, "request_unreadable"),
+        (b'{"prompt": "' + b"x" * 3_000_000 + b'"}', 413, "request_too_large"),
+    ],
+    ids=["surrogate", "infinity", "cut", "no utf-8", "deep", "large"],
+)
+def test_a_body_that_is_refused_gets_a_sentence_and_a_code(
+    service: WebService, body: bytes, status: int, code: str
+) -> None:
+    for content in (body, iter([body])):  # with its size announced, and in chunks
+        refused = service.client.post(
+            "/api/sessions/s/runs", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert refused.status_code == status, refused.text
+        assert refused.json()["code"] == code
+        assert refused.json()["detail"].startswith("The request ")
+
+
 def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServer) -> None:
     model_server.script((Text("partial"), Silence()))
     service.start("s", "Go on")
@@ -144,6 +168,7 @@ def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServe
     refused = service.client.post("/api/sessions/s/runs", json={"prompt": "Me too"})
     assert refused.status_code == 409, refused.text
     assert "cancel" in refused.json()["detail"]
+    assert refused.json()["code"] == "session_busy"
     assert service.client.post("/api/sessions/s/cancel").json() == {"cancelled": True}
     with service.client.stream("GET", "/api/sessions/s/events") as response:
         end = list(read_events(response))[-1]

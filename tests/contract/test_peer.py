@@ -18,6 +18,7 @@ from support.agents import Gate, ScopeDeps, call, scripted
 from support.recorded import check_seq, of_kind, read_facts, read_stream, text_of
 
 import agx
+from agx.errors import RUN_FAILED
 from agx.facts.schema import RunEnded
 from agx.testing import MemorySession
 
@@ -139,7 +140,7 @@ async def test_its_listener_sees_our_cancel_and_our_failure_as_its_own(client: R
         await our_run(adding(ZeroDivisionError("by zero")))
     events = [event async for event in peer_deps(client).listen(serialize=False)]
     assert isinstance(events[-1], dict)
-    assert (events[-1]["type"], events[-1]["body"]["msg"]) == ("error", "crashed - by zero")
+    assert (events[-1]["type"], events[-1]["body"]["msg"]) == ("error", RUN_FAILED.sentence)
 
 
 async def test_our_listener_reads_its_run_as_it_goes(client: Redis) -> None:

@@ -18,6 +18,7 @@ from support.agents import ScopeDeps, call, scripted, think
 from support.recorded import Entry, check_seq, of_kind, read_facts, read_stream, text_of
 
 import agx
+from agx.errors import RUN_FAILED
 from agx.facts.schema import NodeEnded, RunEnded, ToolEnded
 from agx.testing import MemorySession
 
@@ -223,7 +224,8 @@ async def test_a_tool_that_raises_is_an_error_and_fails_the_run(configured: Redi
     entries = await read_stream(configured)
     check_seq(entries)
     assert [e.type for e in entries[-2:]] == ["error", "end"]
-    assert {"msg": "crashed - by zero", "error_type": "ZeroDivisionError"}.items() <= entries[-2].body.items()
+    seen = {"msg": RUN_FAILED.sentence, "error_type": "ZeroDivisionError", "code": "run_failed"}
+    assert entries[-2].body == {**seen, "seq": len(entries) - 2}
     assert entries[-1].body["outcome"] == "failed"
     facts = await read_facts(configured)
     (tool,) = of_kind(ToolEnded, facts)

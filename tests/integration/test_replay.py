@@ -262,7 +262,7 @@ async def test_a_failed_run_raises_at_its_end() -> None:
     with pytest.raises(ValueError, match="the model broke"):
         await run_watched(agent)
     found: list[AgentStreamEvent] = []
-    with pytest.raises(RunFailedError, match="the model broke"):
+    with pytest.raises(RunFailedError, match="The run failed"):
         await read_into(found)
     assert plain(found)[0][-1] == "one "
 
@@ -319,7 +319,7 @@ async def test_another_run_on_the_session_ends_the_replay(configured: Redis) -> 
     await agx.add(1, 1, "s", type="info", origin="me", body={"n": 1})
     await wait_until(lambda: found)
     await configured.xadd("agx:1:1:s", {"type": "begin", "origin": "opale", "body": '{"run_id": "other"}'})
-    with pytest.raises(RunFailedError, match="another run"):
+    with pytest.raises(RunFailedError, match="Another run"):
         await replaying
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
+from agx.errors import RUN_LOST
 from agx.facts.schema import (
     ModelCall,
     NodeEnded,
@@ -101,7 +102,7 @@ def write_obituary(session: SessionKeys, run_id: str, entries: Sequence[Entry], 
     error = end = None
     if entries and ended is None:
         seq = max((entry.body.get("seq", -1) for entry in entries), default=-1)
-        error = {"msg": LOST, "error_type": LOST, "seq": seq + 1}
+        error = {"msg": RUN_LOST.sentence, "error_type": LOST, "code": RUN_LOST.code, "seq": seq + 1}
         end = {"run_id": run_id, "outcome": LOST, "reason": None, "seq": seq + 2}
     header = _header(session, run_id, begin, started)
     if begin.get("manual") or header is None:
