@@ -10,9 +10,8 @@ import pytest
 from pydantic_ai import Agent
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
-from support.agents import KeptSession, ScopeDeps, Stage
-from support.observed import read_facts, read_stream
-from support.scripted import call, scripted
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent, call, scripted
+from support.recorded import read_facts, read_stream
 
 import agx
 from agx.config import current_config
@@ -36,7 +35,7 @@ async def fail(client: Redis, describe_error: Callable[[BaseException], str] | N
     settings = current_config()
     agx.configure(agx.Config(settings.redis, key_prefix=settings.key_prefix, describe_error=describe_error))
     with pytest.raises(ConnectionError, match="secret"):
-        await agx.run(KeptSession(), failing_agent(), "Hi", ScopeDeps())
+        await agx.run(FakeSession(), failing_agent(), "Hi", ScopeDeps())
     entries = await read_stream(client)
     assert [entry.type for entry in entries[-2:]] == ["error", "end"]
     return entries[-2].body
@@ -77,14 +76,14 @@ async def test_describe_error_says_more_and_may_fail(configured: Redis) -> None:
 
 async def test_a_failed_model_is_not_blamed_on_a_tool(configured: Redis, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="broke"):
-        await agx.run(KeptSession(), Stage(model_error=ValueError("broke")).agent(), "Hi", ScopeDeps())
+        await agx.run(FakeSession(), ScriptedAgent(model_error=ValueError("broke")).agent(), "Hi", ScopeDeps())
     (record,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
     assert record.tool is None  # type: ignore[attr-defined] # a field of our own
 
 
 async def test_a_cancelled_run_is_no_error(configured: Redis, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(agx.AgxCanceledError):
-        await agx.run(KeptSession(), Stage(call_tool=True, cancel_in_tool=True).agent(), "Hi", ScopeDeps())
+        await agx.run(FakeSession(), ScriptedAgent(call_tool=True, cancel_in_tool=True).agent(), "Hi", ScopeDeps())
     body = (await read_stream(configured))[-2].body
     assert (body["msg"], body["code"]) == ("canceled", "run_canceled")
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
@@ -103,7 +102,7 @@ async def test_a_store_that_refuses_is_logged_once_and_without_the_conversation(
                 "create trigger refuse before insert on agx_sessions begin select no_such_disk(); end"
             )
         with pytest.raises(agx.SessionSaveError):
-            await agx.run(session, Stage().agent(), "my secret", ScopeDeps())
+            await agx.run(session, ScriptedAgent().agent(), "my secret", ScopeDeps())
     finally:
         await engine.dispose()
     (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
