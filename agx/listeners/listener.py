@@ -147,7 +147,7 @@ class _Reader:
             entries = await self._take(timeout if self._seen or self._resumes else self._wait)
             if entries is None:
                 if self._lost:
-                    yield StreamEntry(self._cursor, "error", RUNTIME, _LOST)
+                    yield StreamEntry(self._cursor, "error", RUNTIME, _LOST, made_here=True)
                 return
             for entry in entries:
                 if entry.id <= self._cursor:
@@ -224,4 +224,4 @@ def _gap_before(cursor: StreamId, entry: StreamEntry) -> StreamEntry:
     body: dict[str, object] = {"gap": True}
     if entry.type == "begin":
         body["superseded_by"] = str(entry.body.get("run_id", ""))
-    return StreamEntry(cursor, "info", RUNTIME, orjson.dumps(body))
+    return StreamEntry(cursor, "info", RUNTIME, orjson.dumps(body), made_here=True)

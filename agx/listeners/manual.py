@@ -20,7 +20,7 @@ from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import parse_live
 from ..redis.retry import COMMAND_TIMEOUT, reach
 from ..stream.entry import to_fields
-from ..stream.events import RUNTIME, Body, check_body, encode_body
+from ..stream.events import RUNTIME, Body, UserBody, check_body, encode_body
 from ..stream.writer import SessionWriter
 
 T = TypeVar("T")
@@ -136,7 +136,8 @@ async def append(scope_id: Id, user_id: Id, session_id: Id, *, type: str, origin
 
 async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, body: Body) -> None:
     config = engine.config
-    fields = to_fields(type, origin, encode_body(body, config.max_body))
+    own_seq = b"" if isinstance(body, UserBody) and body.is_ambiguous(origin) else None
+    fields = to_fields(type, origin, encode_body(body, config.max_body), own_seq)
     try:
         # Once only: nobody could tell a second one from the first.
         async with asyncio.timeout(COMMAND_TIMEOUT):

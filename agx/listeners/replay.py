@@ -39,10 +39,8 @@ from pydantic_ai.tools import DeferredToolRequests
 from ..errors import RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
 from ..redis.keys import Id
 from ..stream.entry import StreamEntry
-from ..stream.events import DEFERRED, RUNTIME, Body
+from ..stream.events import DEFERRED, PROMPT, Body
 from .listener import follow
-
-PROMPT = "prompt"  # the origin of an `info` that tells what the user asked; it is no event of the agent's
 
 Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]
 
@@ -104,7 +102,7 @@ async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[
     """Yield the events of a run whose entries come from its `begin` on; raises as `replay()` does."""
     run = _Run()
     async for entry in entries:
-        for event in run.read(entry.type, entry.origin, entry.body):
+        for event in run.read(entry):
             yield event
     if run.begun and not run.ended:
         raise RunFailedError(RUN_LOST.sentence, code=RUN_LOST.code)
@@ -152,27 +150,29 @@ class _Run:
     _made: dict[str, ToolCallPart] = field(default_factory=dict)  # all calls
     _left: dict[str, dict[str, str]] = field(default_factory=dict)  # to others: names by id, by what is to be done
 
-    def read(self, type: str, origin: str, body: Body) -> Iterator[Event]:
+    def read(self, entry: StreamEntry) -> Iterator[Event]:
         """Yield the events that an entry stands for."""
         self.begun = True
-        body = {name: value for name, value in body.items() if name != "seq"}
-        if type == "end":
+        kind, origin, body = entry.type, entry.origin, entry.body
+        if not entry.is_users:
+            body.pop("seq", None)
+        if kind == "end":
             yield from self._end(body)
             return
         if self._error is not None:
             yield ErrorEvent(body=self._error)
             self._error = None
-        if type == "error":
+        if kind == "error":
             self._error = body
-        elif type == "info" and origin == RUNTIME and body.get("gap") is True:
+        elif entry.made_here:
             if "superseded_by" in body:
                 self.ended = True
                 raise RunFailedError(RUN_REPLACED.sentence, code=RUN_REPLACED.code)
-        elif type == "info" and origin == DEFERRED:
+        elif kind == "info" and origin == DEFERRED and not entry.is_users:
             self._left = {kind: dict(calls) for kind, calls in body.items() if isinstance(calls, dict)}
-        elif type == "info" and origin != PROMPT:
+        elif kind == "info" and (origin != PROMPT or entry.is_users):
             yield InfoEvent(body=body)
-        elif type == "event":
+        elif kind == "event":
             yield from self._read_event(body)
 
     def _end(self, body: Body) -> Iterator[Event]:

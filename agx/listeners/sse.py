@@ -27,7 +27,8 @@ async def sse(
     """Yield the frames of a run's events, `id:` and `data:`, up to its `end`; a live run is followed however silent.
 
     Behind an `end` there is nothing: a router that finds no first frame answers 204, which is what stops an
-    EventSource. One whose run was replaced meanwhile is told so, and goes on with the new run when it connects again.
+    EventSource. One whose run was replaced meanwhile gets an `info` with `superseded_by`, and goes on with the new run
+    when it connects again.
 
     Args:
         last_event_id: the browser's `Last-Event-ID`; goes on behind it.
@@ -52,8 +53,9 @@ async def event_frames(
     async with aclosing(events):
         async for entry in events:
             # Behind a run that was replaced an EventSource goes on with the next one, from its first event: with the
-            # old id it would hear the same for ever.
-            place = _FROM_THE_START if entry.type == "info" and "superseded_by" in entry.body else format_id(entry.id)
+            # old id it would receive the same info for ever.
+            replaced = entry.made_here and "superseded_by" in entry.body
+            place = _FROM_THE_START if replaced else format_id(entry.id)
             yield f"id: {place}\ndata: {entry.to_json()}\n\n"
 
 

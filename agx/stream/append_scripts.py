@@ -7,7 +7,7 @@ from .entry import to_lua_fields
 
 # One batch, all or (where an id is refused, or our last entry is gone) none of it. Whoever began a run or wrote an
 # `end` behind our last entry ended ours; other entries behind it are somebody's `add()`. ARGV[1] is our last entry,
-# empty where lost entries are appended again.
+# empty where lost entries are appended again. The last argument of an entry is its own field `seq`, '-' for none.
 APPEND = Script(f"""
 local key = KEYS[1]
 if ARGV[1] ~= '' then
@@ -25,11 +25,16 @@ if top then
   ms, n, our_ms, our_n = tonumber(ms), tonumber(n), tonumber(our_ms), tonumber(our_n)
   if our_ms < ms or (our_ms == ms and our_n <= n) then return 'refused' end
 end
-for i = 5, #ARGV, 4 do
-  redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], {to_lua_fields("ARGV[i+1]", "ARGV[i+2]", "ARGV[i+3]")})
+for i = 5, #ARGV, 5 do
+  if ARGV[i+4] == '-' then
+    redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], {to_lua_fields("ARGV[i+1]", "ARGV[i+2]", "ARGV[i+3]")})
+  else
+    redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i],
+      {to_lua_fields("ARGV[i+1]", "ARGV[i+2]", "ARGV[i+3]", "ARGV[i+4]")})
+  end
 end
 redis.call('EXPIRE', key, ARGV[4])
-redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 3])
+redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 4])
 return 'ok'
 """)
 

@@ -1,4 +1,9 @@
-"""The codec of a session stream's entries: fields `type`, `origin` and `body`, in this order (contract, section 4)."""
+"""The codec of a session stream's entries: fields `type`, `origin` and `body`, in this order (contract, section 4).
+
+A run numbers its entries: the body has the number as `seq`. Where the body is a user's (`add()`, `add_info()`,
+`add_error()`) and could be taken for the runtime's own, it stays as it is, and the entry has a fourth field `seq`: with
+the number, or empty where the entry was added from another process and has none.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,9 @@ import orjson
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 # `type` comes first: the append script and the clients of the older package find it there.
-TYPE, ORIGIN, BODY = "type", "origin", "body"
+TYPE, ORIGIN, BODY, SEQ = "type", "origin", "body", "seq"
 
-_TYPE, _ORIGIN, _BODY = TYPE.encode(), ORIGIN.encode(), BODY.encode()
+_TYPE, _ORIGIN, _BODY, _SEQ = TYPE.encode(), ORIGIN.encode(), BODY.encode(), SEQ.encode()
 
 
 @dataclass(slots=True)
@@ -28,6 +33,8 @@ class StreamEntry:
     type: str
     origin: str
     raw_body: bytes
+    own_seq: bytes | None = None  # the entry's own field `seq`; None where it has none, which is the rule
+    made_here: bool = False  # by a listener, of what it found; it is not on the stream
     _json: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -43,7 +50,21 @@ class StreamEntry:
             fields.get(_TYPE, b"").decode("utf-8", "replace"),
             fields.get(_ORIGIN, b"").decode("utf-8", "replace"),
             fields.get(_BODY, b"{}"),
+            fields.get(_SEQ),
         )
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the body is a user's that only looks like one of the runtime's: nothing in it is read."""
+        return self.own_seq is not None
+
+    @property
+    def seq(self) -> int | None:
+        """The number that the run gave the entry; None for an entry of others."""
+        if self.own_seq is not None:
+            return int(self.own_seq) if self.own_seq.isdigit() and len(self.own_seq) < _SEQ_DIGITS else None
+        seq = self.body.get(SEQ)
+        return seq if isinstance(seq, int) and not isinstance(seq, bool) and 0 <= seq < 10**_SEQ_DIGITS else None
 
     @property
     def body(self) -> dict[str, Any]:
@@ -74,14 +95,17 @@ class StreamEntry:
         return self._json
 
 
+_SEQ_DIGITS = 15
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
-def to_fields(type: str, origin: str, body: bytes) -> tuple[str, str, str, str, str, bytes]:
+def to_fields(type: str, origin: str, body: bytes, own_seq: bytes | None = None) -> tuple[str | bytes, ...]:
     """Return the fields of an entry as arguments of XADD."""
-    return (TYPE, type, ORIGIN, origin, BODY, body)
+    fields = (TYPE, type, ORIGIN, origin, BODY, body)
+    return fields if own_seq is None else (*fields, SEQ, own_seq)
 
 
-def to_lua_fields(type: str, origin: str, body: str) -> str:
+def to_lua_fields(type: str, origin: str, body: str, own_seq: str | None = None) -> str:
     """Return the fields of an entry as arguments of a script's XADD; each argument is a Lua expression."""
-    return f"'{TYPE}', {type}, '{ORIGIN}', {origin}, '{BODY}', {body}"
+    fields = f"'{TYPE}', {type}, '{ORIGIN}', {origin}, '{BODY}', {body}"
+    return fields if own_seq is None else f"{fields}, '{SEQ}', {own_seq}"

@@ -26,7 +26,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 from pydantic_ai.models import Model
-from pydantic_core import to_jsonable_python
+from pydantic_core import from_json, to_jsonable_python
 
 from ..errors import BodyError
 from ..facts.schema import ToolOutcome
@@ -34,8 +34,21 @@ from ..facts.schema import ToolOutcome
 RUNTIME = "opale"  # the origin of begin, end and the runtime's own errors and infos
 AGENT = "pydantic-ai"  # the origin of what the model and the tools do
 DEFERRED = "deferred"  # the origin of an `info` that names the calls which the agent leaves to others
+PROMPT = "prompt"  # the origin of an `info` with the prompt of a run that a router started
 
 Body = dict[str, Any]
+
+
+class UserBody(dict[str, Any]):
+    """A body that a user handed in, with `add()`, `add_info()` or `add_error()`: nothing in it is read or changed."""
+
+    def is_ambiguous(self, origin: str) -> bool:
+        """Whether an entry with this body could be taken for one of the runtime's own."""
+        return "seq" in self or origin in (DEFERRED, PROMPT)
+
+
+_MOST_EXACT = 2**53 - 1  # JavaScript's numbers are exact up to here
+_OVERHEAD = 64  # bytes that the marks of a cut body may add to its limit
 
 _TOOL_OUTCOMES: dict[str, ToolOutcome] = {
     "success": "ok",
@@ -184,13 +197,13 @@ def parse_args(part: BaseToolCallPart) -> Body:
     if not isinstance(part.args, str):
         return dict(part.args)
     try:
-        args = orjson.loads(part.args)
-    except orjson.JSONDecodeError:
+        args = from_json(part.args, allow_inf_nan=False)  # keeps every digit of an integer, which orjson does not
+    except ValueError:
         return {"raw": part.args}
     return args if isinstance(args, dict) else {"raw": part.args}
 
 
-def check_body(body: object) -> Body:
+def check_body(body: object) -> UserBody:
     """Return a body that a user handed in, if it is a JSON object; raises BodyError."""
     if not isinstance(body, dict):
         raise BodyError(f"it is a {type(body).__name__}")
@@ -198,18 +211,19 @@ def check_body(body: object) -> Body:
         orjson.dumps(body)
     except orjson.JSONEncodeError as error:
         raise BodyError(str(error)) from None
-    return body
+    return UserBody(body)
 
 
 def encode_body(body: Body, limit: int) -> bytes:
-    """Return a body as JSON of at most `limit` bytes or so, its longest values cut (`"truncated": true`).
+    """Return a body as JSON of at most `limit` bytes; of a longer one the longest values are cut (`"truncated": true`).
 
-    Never raises: values are whatever tools and models return.
+    Never raises, whatever values tools and models return. Integers that JavaScript would round (beyond 2^53 - 1) become
+    strings, except in a user's own body, which only `limit` changes.
     """
     data = _to_json(body)
     if len(data) <= limit:
         return data
-    cut: Body = {name: value if _is_scalar(value) else _text(value) for name, value in body.items()}
+    cut: Body = {_name(name): value if _is_scalar(value) else _text(value) for name, value in body.items()}
     texts = sorted((name for name, value in cut.items() if isinstance(value, str)), key=lambda name: -len(cut[name]))
     cut["truncated"] = True
     for name in texts:
@@ -220,7 +234,8 @@ def encode_body(body: Body, limit: int) -> bytes:
             cut[name] = text
     if isinstance(body.get("args"), dict):
         cut["args"] = {"raw": cut["args"]}  # an object still, as where they can't be parsed
-    return _to_json(cut)
+    data = _to_json(cut)
+    return data if len(data) <= limit + _OVERHEAD else b'{"truncated":true}'  # its names alone are too long
 
 
 def _is_scalar(value: object) -> bool:
@@ -234,9 +249,9 @@ def _text(value: object) -> str:
 
 def _to_json(body: Body) -> bytes:
     try:
-        return orjson.dumps(body)
+        return orjson.dumps(body, option=0 if isinstance(body, UserBody) else orjson.OPT_STRICT_INTEGER)
     except orjson.JSONEncodeError:
-        return orjson.dumps({name: _plain(value) for name, value in body.items()})
+        return orjson.dumps({_name(name): _plain(value) for name, value in body.items()})
 
 
 def _plain(value: object) -> object:
@@ -249,15 +264,26 @@ def _plain(value: object) -> object:
 
 
 def _tame(value: Any) -> Any:
-    """Return a value without what JSON's readers refuse or round: lone surrogates, NaN, integers above 64 bits."""
+    """Return a value without what JSON's readers refuse or round: lone surrogates, NaN, integers beyond 2^53 - 1."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else str(value)
+        return value if abs(value) <= _MOST_EXACT else _digits(value)
     if isinstance(value, dict):
         return {_tame(name): _tame(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_tame(item) for item in value]
     return value
+
+
+def _name(name: object) -> str:
+    return str(_tame(name if isinstance(name, str) else _plain(name)))
+
+
+def _digits(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:  # more digits than Python writes in decimal
+        return hex(value)

@@ -70,7 +70,8 @@ class Tail:
             max(1, int(self.retention)) if entries[-1].type == "end" else keys.STREAM_TTL,
         ]
         for entry in entries:
-            args += (format_id(entry.id), entry.type, entry.origin, entry.raw_body)
+            own_seq = b"-" if entry.own_seq is None else entry.own_seq
+            args += (format_id(entry.id), entry.type, entry.origin, entry.raw_body, own_seq)
         return self._bus.run(APPEND, self._session.stream, *args)
 
     # --- after a refusal, or a reconnection ---

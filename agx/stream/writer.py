@@ -24,7 +24,7 @@ from ..redis.entry_id import format_id, parse_id
 from ..redis.retry import COMMAND_TIMEOUT, reach
 from .append_scripts import BEGIN
 from .entry import StreamEntry
-from .events import Body, Part, encode_body
+from .events import Body, Part, UserBody, encode_body
 from .group_commit import GroupCommit
 from .stream_tail import Tail
 
@@ -51,7 +51,7 @@ class PendingEntry:
         """Return the body in its final form, the caller's to change."""
         if self.part is not None:
             return self.part.delta("".join(self.pieces))
-        return dict(self.body or {})
+        return UserBody(self.body) if isinstance(self.body, UserBody) else dict(self.body or {})
 
 
 class SessionWriter:
@@ -229,10 +229,15 @@ class SessionWriter:
         """Give an entry its id, its `seq` and its bytes, all final."""
         if seq is not None:
             self._seq = seq
-        plain = entry.take_body()
-        plain["seq"] = self._seq
+        own_seq: bytes | None = None
+        if isinstance(entry.body, UserBody) and entry.body.is_ambiguous(entry.origin):
+            plain: Body = entry.body
+            own_seq = b"%d" % self._seq
+        else:
+            plain = entry.take_body()
+            plain["seq"] = self._seq
         body = encode_body(plain, self._writer.max_body)
-        sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body)
+        sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body, own_seq)
         self._seq += 1
         self._events += 1
         self._bytes += len(body)

@@ -9,11 +9,10 @@ from redis.exceptions import RedisError
 
 from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError
-from ..listeners.replay import PROMPT
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
 from ..stream.entry import StreamEntry
-from ..stream.events import Body
+from ..stream.events import PROMPT, Body
 from .runs import Who
 from .turns import close_calls, end_of_prompt
 
@@ -47,7 +46,7 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
         raise RedisUnavailableError("look at the session", error) from error
     if not entries or entries[0].type != "begin":
         return None
-    asked = next((entry.body for entry in entries if entry.origin == PROMPT and "stamp" in entry.body), None)
+    asked = next((entry.body for entry in entries if entry.origin == PROMPT and not entry.is_users), None)
     return LatestRun(str(entries[0].body.get("run_id")), live, asked)
 
 

@@ -11,12 +11,12 @@ from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
 
-from ..listeners.replay import PROMPT
 from ..redis.keys import Id
 from ..runs.deps import Deps
 from ..runs.live_run import enclosing_recorder
 from ..runs.runner import run
 from ..sessions.base import SessionStore
+from ..stream.events import PROMPT
 from .turns import Turn, TurnSession, text_of
 
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session

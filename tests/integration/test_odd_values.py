@@ -240,3 +240,52 @@ async def test_bodies_added_by_hand_are_cut_too(small_bodies: Redis) -> None:
     (info,) = (e.body for e in await read_stream(small_bodies) if e.type == "info")
     assert (info["truncated"], info["n"], info["flag"]) == (True, 1.5, True)
     assert set(info["text"]) == {"z"}
+
+
+def hostile_keys() -> dict[Any, Any]:
+    return {"bad\ud83d": 1, 5: "five", (1, 2): 3, b"\xff": None}
+
+
+class Shy:
+    def __repr__(self) -> str:
+        raise SystemError("no")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        hostile_keys(),
+        {"a": hostile_keys()},
+        {"a": float("nan"), "b": float("-inf"), "\ud800": "\udfff"},
+        {"a": 10**5_000, "b": [2**64, -(2**63) - 1]},
+        {"a": Shy(), "b": Shy},
+        {"args": circle()},
+        {"a" * 5_000: 1},
+        {f"name-{n}": n for n in range(1_000)},
+        {"tool_name": "x" * 5_000, "args": {"n": 10**5_000}},
+    ],
+    ids=["keys", "nested keys", "floats", "integers", "objects", "circle", "long name", "many names", "long"],
+)
+def test_any_body_is_encoded_within_its_limit(body: dict[Any, Any]) -> None:
+    for limit in (1_024, 1_000_000):
+        data = encode_body(body, limit)
+        assert isinstance(orjson.loads(data), dict)
+        assert len(data) <= limit + 64
+
+
+async def test_integers_that_javascript_would_round_stay_exact(configured: Redis) -> None:
+    exact, beyond, huge = 2**53 - 1, 2**53, 123456789012345678901234567890
+    agent: Agent[ScopeDeps, str] = Agent(
+        scripted([*call("count", f'{{"a": {exact}, "b": {beyond}, "c": {huge}}}')], ["done"]), deps_type=ScopeDeps
+    )
+
+    @agent.tool_plain
+    def count(a: int, b: int, c: int) -> list[int]:
+        return [a, b, c]
+
+    await agx.run(MemorySession(id="s"), agent, "Go", ScopeDeps())
+    bodies = [entry.body for entry in await read_stream(configured)]
+    (made,) = [body for body in bodies if body.get("part_kind") == "tool-call"]
+    assert made["args"] == {"a": exact, "b": str(beyond), "c": str(huge)}
+    (returned,) = [body for body in bodies if body.get("part_kind") == "tool-return"]
+    assert returned["content"] == [exact, str(beyond), str(huge)]

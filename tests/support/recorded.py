@@ -24,6 +24,14 @@ class Entry:
     origin: str
     body: dict[str, Any]
     fields: tuple[str, ...]
+    own_seq: str | None = None  # the entry's own field `seq`, where the body's is a user's
+
+    @property
+    def seq(self) -> int | None:
+        """The number that the run gave the entry."""
+        if self.own_seq is None:
+            return self.body.get("seq")
+        return int(self.own_seq) if self.own_seq else None
 
     @property
     def name(self) -> str:
@@ -62,7 +70,14 @@ async def read_recorded(client: Redis, session: str = "agx:1:1:s", *, prefix: st
 async def read_stream(client: Redis, session: str = "agx:1:1:s") -> list[Entry]:
     """Return the entries of a session's stream, with any kind of client; `session` is the stream's key."""
     return [
-        Entry(entry_id, values["type"], values["origin"], orjson.loads(values.get("body", "{}")), tuple(values))
+        Entry(
+            entry_id,
+            values["type"],
+            values["origin"],
+            orjson.loads(values.get("body", "{}")),
+            tuple(values),
+            values.get("seq"),
+        )
         for entry_id, values in await _range(client, session)
     ]
 
@@ -84,7 +99,7 @@ def of_kind(kind: type[FactT], all_facts: Sequence[facts.Fact]) -> list[FactT]:
 
 def check_seq(entries: list[Entry]) -> None:
     """Fail unless the run's own entries are numbered 0, 1, 2, ... and their ids rise."""
-    own = [entry.body["seq"] for entry in entries if "seq" in entry.body]
+    own = [entry.seq for entry in entries if entry.seq is not None]
     assert own == list(range(len(own))), own
     ids = [tuple(map(int, entry.id.split("-"))) for entry in entries]
     assert ids == sorted(set(ids)), ids
