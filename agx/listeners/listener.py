@@ -16,8 +16,7 @@ from ..errors import RUN_LOST, RedisUnavailableError
 from ..redis.bus import Reply
 from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.keys import Id, SessionKeys
-from ..stream.entry import StreamEntry
-from ..stream.events import RUNTIME
+from ..stream.entry import RUNTIME, StreamEntry
 from ..stream.hub import READ, Feed, Hub, Subscriber
 
 _CURSOR = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")

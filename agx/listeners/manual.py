@@ -19,8 +19,8 @@ from ..redis import keys
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import parse_live
 from ..redis.retry import COMMAND_TIMEOUT, reach
-from ..stream.entry import to_fields
-from ..stream.events import RUNTIME, Body, UserBody, check_body, encode_body
+from ..stream.entry import RUNTIME, to_fields
+from ..stream.events import Body, UserBody, check_body, encode_body
 from ..stream.writer import SessionWriter
 
 T = TypeVar("T")

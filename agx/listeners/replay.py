@@ -38,8 +38,8 @@ from pydantic_ai.tools import DeferredToolRequests
 
 from ..errors import RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
 from ..redis.keys import Id
-from ..stream.entry import StreamEntry
-from ..stream.events import DEFERRED, PROMPT, Body
+from ..stream.entry import DEFERRED, PROMPT, StreamEntry
+from ..stream.events import Body
 from .listener import follow
 
 Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]

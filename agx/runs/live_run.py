@@ -22,7 +22,8 @@ from ..redis.bus import Reply
 from ..redis.keys import SessionKeys
 from ..redis.live_key import parse_live
 from ..redis.retry import reach
-from ..stream.events import RUNTIME, Runtime
+from ..stream.entry import RUNTIME
+from ..stream.events import Runtime
 from ..stream.writer import SessionWriter
 from ..telemetry import conventions as names
 from ..telemetry.tracing import start_run

@@ -32,16 +32,8 @@ from ..facts.schema import (
     node_name,
     tool_name,
 )
-from ..stream.events import (
-    AGENT,
-    DEFERRED,
-    RUNTIME,
-    Body,
-    Runtime,
-    WireEvent,
-    delta_text,
-    tool_outcome,
-)
+from ..stream.entry import AGENT, DEFERRED, RUNTIME
+from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
 from ..telemetry import conventions as names
 from ..telemetry.tracing import RunSpan
 from .event_sample import Mirror

@@ -18,6 +18,12 @@ from ..redis.entry_id import StreamId, format_id, parse_id
 # `type` comes first: the append script and the clients of the older package find it there.
 TYPE, ORIGIN, BODY, SEQ = "type", "origin", "body", "seq"
 
+# Values of `origin`.
+RUNTIME = "opale"  # of begin, end and the runtime's own errors and infos
+AGENT = "pydantic-ai"  # of what the model and the tools do
+DEFERRED = "deferred"  # of an `info` that names the calls which the agent leaves to others
+PROMPT = "prompt"  # of an `info` with the prompt of a run that a router started
+
 _TYPE, _ORIGIN, _BODY, _SEQ = TYPE.encode(), ORIGIN.encode(), BODY.encode(), SEQ.encode()
 
 

