@@ -1,19 +1,13 @@
-"""The errors of agx: one tree of exceptions, and the catalogue of the errors that end users see."""
+"""The errors of agx: one tree of exceptions, and the catalogue of the errors that end users see.
+
+Nothing here imports pydantic-ai: commands and the sidecar start without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from pydantic_ai.exceptions import (
-    ContentFilterError,
-    FallbackExceptionGroup,
-    ModelAPIError,
-    RunTimedOut,
-    UnexpectedModelBehavior,
-    UsageLimitExceeded,
-)
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
@@ -253,21 +247,3 @@ CATALOGUE = (
     CONVERSATION_CHANGED,
     REDIS_UNAVAILABLE,
 )
-
-# The first row that matches counts: ContentFilterError is an UnexpectedModelBehavior.
-_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorCode], ...] = (
-    (ContentFilterError, CONTENT_REFUSED),
-    (UsageLimitExceeded, LIMIT_REACHED),
-    ((RunTimedOut, TimeoutError), RUN_TIMED_OUT),
-    ((ModelAPIError, FallbackExceptionGroup), MODEL_FAILED),
-    (UnexpectedModelBehavior, MODEL_ANSWER_UNUSABLE),
-    (SessionBusyError, SESSION_BUSY),
-    (ConversationChangedError, CONVERSATION_CHANGED),
-    (RedisUnavailableError, REDIS_UNAVAILABLE),
-    (SessionSaveError, SESSION_NOT_SAVED),
-)
-
-
-def classify_error(error: BaseException) -> ErrorCode:
-    """Return what end users see of an exception: by its type only, never by its text."""
-    return next((row for types, row in _BY_TYPE if isinstance(error, types)), RUN_FAILED)

@@ -6,7 +6,33 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import RUN_CANCELED, ConversationChangedError, ErrorCode, classify_error
+from pydantic_ai.exceptions import (
+    ContentFilterError,
+    FallbackExceptionGroup,
+    ModelAPIError,
+    RunTimedOut,
+    UnexpectedModelBehavior,
+    UsageLimitExceeded,
+)
+
+from ..errors import (
+    CONTENT_REFUSED,
+    CONVERSATION_CHANGED,
+    LIMIT_REACHED,
+    MODEL_ANSWER_UNUSABLE,
+    MODEL_FAILED,
+    REDIS_UNAVAILABLE,
+    RUN_CANCELED,
+    RUN_FAILED,
+    RUN_TIMED_OUT,
+    SESSION_BUSY,
+    SESSION_NOT_SAVED,
+    ConversationChangedError,
+    ErrorCode,
+    RedisUnavailableError,
+    SessionBusyError,
+    SessionSaveError,
+)
 from ..facts.schema import Outcome, Reason
 from ..stream.events import Body
 from ..telemetry.tracing import captures_content
@@ -16,6 +42,19 @@ logger = logging.getLogger("agx")
 DescribeError = Callable[[BaseException], str]
 
 _MOST_TEXT = 1_000  # characters of an exception's message
+
+# The first row that matches counts: ContentFilterError is an UnexpectedModelBehavior.
+_BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ErrorCode], ...] = (
+    (ContentFilterError, CONTENT_REFUSED),
+    (UsageLimitExceeded, LIMIT_REACHED),
+    ((RunTimedOut, TimeoutError), RUN_TIMED_OUT),
+    ((ModelAPIError, FallbackExceptionGroup), MODEL_FAILED),
+    (UnexpectedModelBehavior, MODEL_ANSWER_UNUSABLE),
+    (SessionBusyError, SESSION_BUSY),
+    (ConversationChangedError, CONVERSATION_CHANGED),
+    (RedisUnavailableError, REDIS_UNAVAILABLE),
+    (SessionSaveError, SESSION_NOT_SAVED),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +73,11 @@ class Ending:
     @property
     def message(self) -> str | None:
         return describe_message(self.error)
+
+
+def classify_error(error: BaseException) -> ErrorCode:
+    """Return what end users see of an exception: by its type only, never by its text."""
+    return next((row for types, row in _BY_TYPE if isinstance(error, types)), RUN_FAILED)
 
 
 def describe_type(error: BaseException | None) -> str | None:

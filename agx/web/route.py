@@ -19,8 +19,8 @@ from ..errors import (
     ErrorCode,
     RedisUnavailableError,
     SessionBusyError,
-    classify_error,
 )
+from ..runs.outcome import classify_error
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -9,6 +9,7 @@ from pydantic_ai.exceptions import ContentFilterError, ModelHTTPError, Unexpecte
 
 import agx
 from agx import errors
+from agx.runs.outcome import classify_error
 
 PAGE = Path("docs/reference/errors.md")
 
@@ -41,6 +42,6 @@ def test_every_code_of_the_module_is_in_the_catalogue_once() -> None:
     ],
 )
 def test_an_exception_has_a_code_by_its_type(error: BaseException, code: str) -> None:
-    row = errors.classify_error(error)
+    row = classify_error(error)
     assert row.code == code
     assert "secret" not in row.sentence
