@@ -23,7 +23,8 @@ from .pages import Pages
 from .recovery.reaper import Reaper
 from .replica_metrics import zero_initialize
 from .settings import Settings
-from .traces.export import Export, open_exporter
+from .traces.export import Export
+from .traces.otlp import open_transport
 from .traces.sink import TracesSink
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Sidecar:
         if "metrics" in settings.sinks:
             self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own)
         if "traces" in settings.sinks:
-            self._export = Export(open_exporter(settings), self._own)
+            self._export = Export(open_transport(settings), self._own, settings.otlp_timeout)
             self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
             self._traces.counts_malformed = self._metrics is None
         pages = Pages(self._health, self._link, self._own, self._metrics)

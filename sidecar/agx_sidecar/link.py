@@ -1,4 +1,4 @@
-"""The sidecar's link to Redis: opens the client, tells outages once each, keeps trying, knows the server's clock."""
+"""The sidecar's link to Redis: opens the client, logs each outage once, retries, knows the server's clock."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from agx.redis.address import Client, RedisAddress, open_redis
 
+from .log import RepeatedWarnings, shorten
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What a cluster says that has no node left is no RedisError.
+# What redis-py raises for a cluster without a reachable node is no RedisError.
 TROUBLE = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 BLOCK_MS = 1_000  # how long a reader's XREAD waits for news
 SOCKET_TIMEOUT = 5.0  # seconds; above BLOCK_MS, or every quiet second would look like an outage
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds between two attempts
-_REPEAT_COMPLAINT = 60.0  # seconds before a refusal with the same text is said again
 
 
 def open_client(address: RedisAddress) -> Client:
@@ -59,7 +60,7 @@ class Link:
         self.last_error = "it has not answered yet"
         self.steady_since = time.monotonic()  # since when it has answered without a break
         self._down_since: float | None = None
-        self._said: dict[str, float] = {}
+        self.warnings = RepeatedWarnings(logger)
         self._clock_offset = time.time() - time.monotonic()
 
     async def call(self, *command: Any) -> Any:
@@ -82,39 +83,31 @@ class Link:
         return reply
 
     async def persist(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an attempt until Redis plays along; each outage is one line in the log."""
+        """Repeat an attempt until Redis executes it; each outage is one line in the log."""
         wait = _FIRST_WAIT
         while True:
             try:
                 return await attempt()
             except TROUBLE as error:
-                self.complain(doing, error)
+                self.report_refusal(doing, error)
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))
             wait = min(wait * 2, _LONGEST_WAIT)
 
-    def complain(self, doing: str, error: BaseException) -> None:
-        """Log a refusal, not more than once a minute; outages are told by `call`."""
+    def report_refusal(self, doing: str, error: BaseException) -> None:
+        """Log a refusal, at most once a minute; outages are logged by `call`."""
         if isinstance(error, ResponseError):
-            self.complain_once(f"Redis refused to {doing}: {error}")
-
-    def complain_once(self, text: str) -> None:
-        """Log a warning, not more than once a minute."""
-        now = time.monotonic()
-        if now - self._said.get(text, float("-inf")) >= _REPEAT_COMPLAINT:
-            self._said = {said: at for said, at in self._said.items() if now - at < _REPEAT_COMPLAINT}
-            self._said[text] = now
-            logger.warning("%s", text)
+            self.warnings.warn(f"Redis refused to {doing}: {shorten(str(error))}")
 
     def set_clock(self, server_ms: int) -> None:
-        """Learn the server's clock from a reply that carried it."""
+        """Set the server's clock from a reply that carried it."""
         self._clock_offset = server_ms / 1000 - time.monotonic()
 
     def now_ms(self) -> int:
-        """Return the server's time, as last learnt."""
+        """Return the server's time, by the last reply that carried it."""
         return int((time.monotonic() + self._clock_offset) * 1000)
 
     def _went_down(self, error: BaseException) -> None:
-        self.last_error = f"{type(error).__name__}: {error}"
+        self.last_error = shorten(error)
         if self._down_since is None:
             self._down_since = time.monotonic()
             logger.warning("Redis can't be reached (%s); trying again until it can", self.last_error)

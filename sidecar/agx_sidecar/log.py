@@ -1,4 +1,7 @@
-"""Sets logging up as text or as JSON lines, the latter with `run_id` and `trace_id` where a record has them."""
+"""Sets logging up as text or as JSON lines, the latter with `run_id` and `trace_id` where a record has them.
+
+What a server sent is shortened before it is logged, and a warning that would repeat is logged once a minute.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import time
 import orjson
 
 _EXTRAS = ("run_id", "trace_id")
+_MAX_TEXT = 300  # characters of a text from outside
+_REPEAT_AFTER = 60.0  # seconds before the same warning is logged again
 
 
 class JsonLines(logging.Formatter):
@@ -34,3 +39,26 @@ def set_up_logging(level: str, form: str) -> None:
         JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def shorten(text: object) -> str:
+    """Return a text from outside for a log, of bounded length; an exception with its type."""
+    if isinstance(text, BaseException):
+        text = f"{type(text).__name__}: {text}"
+    line = " ".join(str(text).split())
+    return line if len(line) <= _MAX_TEXT else f"{line[:_MAX_TEXT]}..."
+
+
+class RepeatedWarnings:
+    """Logs each warning at most once a minute, however often it is given."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._logged: dict[str, float] = {}  # text -> when, monotonic
+
+    def warn(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(text, float("-inf")) >= _REPEAT_AFTER:
+            self._logged = {each: at for each, at in self._logged.items() if now - at < _REPEAT_AFTER}
+            self._logged[text] = now
+            self._logger.warning("%s", text)

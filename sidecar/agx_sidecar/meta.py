@@ -24,7 +24,7 @@ async def read_meta(link: Link, prefix: str) -> Meta | None:
     """Return the meta, or None while there is none that is usable."""
     meta = parse_meta(await link.call("HGETALL", keys.meta(prefix)))
     if meta is not None and meta.is_newer:
-        link.complain_once(f"{keys.meta(prefix)} has a newer format than {FORMAT}: update the sidecar")
+        link.warnings.warn(f"{keys.meta(prefix)} has a newer format than {FORMAT}: update the sidecar")
     return meta
 
 

@@ -30,7 +30,8 @@ Where traces go, by OpenTelemetry's own variables:
 
 - `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`: the collector; either adds the traces sink.
 - `OTEL_EXPORTER_OTLP_PROTOCOL` or `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` (default `http/protobuf`): that, or `grpc`.
-- Headers, certificates, the timeout and the compression are the exporter's: `OTEL_EXPORTER_OTLP_HEADERS` and so on.
+- `OTEL_EXPORTER_OTLP_TIMEOUT` or `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT` (default `10`): seconds for a batch.
+- Headers, certificates and the compression are the exporter's: `OTEL_EXPORTER_OTLP_HEADERS` and so on.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Settings:
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
     otlp_protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
+    otlp_timeout: float = 10.0  # of a batch, the exporter's own retries included
     lease: float = 5.0  # AGX_LEADER_LEASE, internal: tests shorten it
     claim_idle: float = 60.0  # AGX_CLAIM_IDLE, internal: idle time after which a pending fact's consumer is dead
     drain: float = 20.0  # AGX_DRAIN, internal: how long SIGTERM may take
@@ -113,6 +115,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         if _choice(environ, "AGX_LOG_FORMAT", ("text", "json"), "text", str.lower) == "json"
         else "text",
         otlp_protocol=_otlp_protocol(environ),
+        otlp_timeout=_seconds(environ, _of_traces(environ, "TIMEOUT"), 10.0),
         lease=_seconds(environ, "AGX_LEADER_LEASE", 5.0),
         claim_idle=_seconds(environ, "AGX_CLAIM_IDLE", 60.0),
         drain=_seconds(environ, "AGX_DRAIN", 20.0),
@@ -189,8 +192,12 @@ def _choice(environ: Mapping[str, str], name: str, known: tuple[str, ...], defau
 
 def _otlp_protocol(environ: Mapping[str, str]) -> Literal["http/protobuf", "grpc"]:
     # The exporter classes do not read these two themselves.
-    name = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
-    if not environ.get(name):
-        name = "OTEL_EXPORTER_OTLP_PROTOCOL"
+    name = _of_traces(environ, "PROTOCOL")
     value = _choice(environ, name, ("http/protobuf", "grpc"), "http/protobuf", str.lower)
     return "grpc" if value == "grpc" else "http/protobuf"
+
+
+def _of_traces(environ: Mapping[str, str], setting: str) -> str:
+    """Return the variable that sets something for traces: their own one, else the one for all signals."""
+    own = f"OTEL_EXPORTER_OTLP_TRACES_{setting}"
+    return own if environ.get(own) else f"OTEL_EXPORTER_OTLP_{setting}"

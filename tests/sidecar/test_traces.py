@@ -112,7 +112,7 @@ def test_a_collector_that_is_down_stops_no_metrics_and_gets_all_spans_afterwards
     wait_until_sync(lambda: replica.scrape().total("agx_queue_length", sink="traces") == 0)
 
 
-def test_a_fact_that_the_collector_refuses_is_set_aside(
+def test_a_fact_that_the_collector_refuses_is_dropped(
     queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver
 ) -> None:
     otlp.fail_with(400, when=lambda span: span.attributes.get("agx.run.id") == "poison")
@@ -126,10 +126,10 @@ def test_a_fact_that_the_collector_refuses_is_set_aside(
     wait_until_sync(lambda: pending(queue) == 0)
 
 
-def test_a_refused_fact_that_is_alone_waits_for_another_to_tell(
+def test_a_fact_at_which_the_collector_fails_waits_until_it_takes_another(
     queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver
 ) -> None:
-    otlp.fail_with(400, when=lambda span: span.attributes.get("agx.run.id") == "poison")
+    otlp.fail_with(500, when=lambda span: span.attributes.get("agx.run.id") == "poison")
     queue.add(ended("poison"))
     replica = start_replica(**over_http(otlp))
     wait_until_sync(lambda: "the collector takes no spans" in replica.log)

@@ -7,9 +7,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from typing import Literal, Self
 
 import grpc  # type: ignore[import-untyped]  # ships no types
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -98,7 +99,10 @@ class OtlpReceiver:
 
     exports: list[Export] = field(default_factory=list)
     _accepted: list[ReceivedSpan] = field(default_factory=list)
+    rejected: int = 0  # spans that each answer says were rejected of those that were taken
+    stall: Literal["", "drip", "hang"] = ""  # by HTTP: answers a byte at a time, or not at all
     _fault: _Fault | None = None
+    closing: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -152,7 +156,16 @@ class OtlpReceiver:
         self._grpc.start()
         return self
 
+    def response(self) -> ExportTraceServiceResponse:
+        """Return what is answered to a request that is taken."""
+        response = ExportTraceServiceResponse()
+        if self.rejected:
+            response.partial_success.rejected_spans = self.rejected
+            response.partial_success.error_message = "too old"
+        return response
+
     def __exit__(self, *exc: object) -> None:
+        self.closing.set()
         self._grpc.stop(None).wait()
         self._pool.shutdown()
         self._http.shutdown()
@@ -186,7 +199,11 @@ class _HttpHandler(BaseHTTPRequestHandler):
         if self.path == "/v1/traces":
             headers = {name.lower(): value for name, value in self.headers.items()}
             status = self.server.receiver.receive("http", headers, ExportTraceServiceRequest.FromString(body))
-        answer = ExportTraceServiceResponse().SerializeToString() if status == 200 else b""
+        receiver = self.server.receiver
+        if receiver.stall:
+            self._stall(drips=receiver.stall == "drip")
+            return
+        answer = receiver.response().SerializeToString() if status == 200 else b""
         self.send_response(status)
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", str(len(answer)))
@@ -194,6 +211,16 @@ class _HttpHandler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(answer)
+
+    def _stall(self, *, drips: bool) -> None:
+        """Never finish the answer; until the client or the test ends."""
+        self.close_connection = True
+        with suppress(ConnectionError):
+            if drips:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+            while not self.server.receiver.closing.wait(0.1):
+                if drips:
+                    self.wfile.write(b"x")
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -208,7 +235,7 @@ class _GrpcService(TraceServiceServicer):
         status = self._receiver.receive("grpc", headers, request)
         if status != 200:
             context.abort(_GRPC_STATUS[status], "refused by the test")
-        return ExportTraceServiceResponse()
+        return self._receiver.response()
 
 
 def _decode(request: ExportTraceServiceRequest) -> Iterable[ReceivedSpan]:

@@ -119,7 +119,7 @@ class MetricsSink:
         except* StoodDownError as stood_down:
             logger.warning("no longer the leader: %s", leaf_of(stood_down))
         except* NewerStateError as newer:
-            self._link.complain_once(f"not leading: the metric state is newer ({leaf_of(newer)}): update this one")
+            self._link.warnings.warn(f"not leading: the metric state is newer ({leaf_of(newer)}): update this one")
             await self._link.persist("give the lease up", self._lease.release)
             await asyncio.sleep(_NEWER_PAUSE)
 

@@ -61,7 +61,7 @@ class Reaper:
                     for n in range(partitions):
                         await self._sweep(n)
             except TROUBLE as error:
-                self._link.complain("look for dead runs", error)
+                self._link.report_refusal("look for dead runs", error)
                 self._steady_since = time.monotonic()
             try:
                 await asyncio.wait_for(stop.wait(), SWEEP)

@@ -1,36 +1,30 @@
-"""Hands batches of spans to the collector, in a thread of its own; finds the fact that a collector refuses.
-
-The official exporters say only whether a batch was taken, and sleep for seconds before they say no. So a batch that
-fails three times is tried fact by fact: while others go through, the collector is up, and those that do not are guilty.
-"""
+"""Exports batches of facts: finds the facts that the collector refuses, counts what came of the spans."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from agx.telemetry.conventions import RUN_ID
 
+from ..log import RepeatedWarnings
 from ..metrics import instruments as i
 from ..metrics.series import Series
-from ..settings import Settings, SettingsError
+from .otlp import Answer, Transport, Verdict
 
 logger = logging.getLogger(__name__)
 
 MAX_SPANS = 512  # of a batch
 MAX_BYTES = 3 * 1024 * 1024  # of a batch's facts, which are longer than their spans; gRPC stops at 4 MiB
-TRIES = 3
-PROBES = 3  # facts tried alone before the collector counts as down
-_FIRST_WAIT = 0.2  # seconds between two tries; doubles
+MAX_SUSPECTS = 3  # facts in a row that fail alone before the collector counts as down
+_GRACE = 2.0  # seconds beyond the exporter's own timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +38,6 @@ class Item:
     spans: tuple[ReadableSpan, ...]
 
 
-def open_exporter(settings: Settings) -> SpanExporter:
-    """Return the official exporter, which reads endpoint, headers, certificates and timeout from `OTEL_*`.
-
-    Raises:
-        SettingsError: those contradict each other.
-    """
-    try:
-        return GrpcExporter() if settings.otlp_protocol == "grpc" else HttpExporter()
-    except Exception as error:  # each exporter has error classes of its own
-        raise SettingsError(f"the OTEL_EXPORTER_OTLP_* variables can't be used: {error}") from None
-
-
 def _ids(item: Item) -> dict[str, str]:
     """For logs as JSON."""
     span = item.spans[0]
@@ -64,124 +46,121 @@ def _ids(item: Item) -> dict[str, str]:
     return {"run_id": str(run_id), "trace_id": f"{context.trace_id:032x}" if context else ""}
 
 
-class LastWords(logging.Handler):
-    """Keeps what an exporter last complained about: it would log every try."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
-
-
 class Export:
-    """Sends items and tells which were dealt with."""
+    """Sends items and returns those that are finished: taken by the collector, or dropped."""
 
-    def __init__(self, exporter: SpanExporter, own: Series) -> None:
-        self._exporter = exporter
+    def __init__(self, transport: Transport, own: Series, timeout: float) -> None:
+        """`timeout`: seconds that the exporter may take for a batch, its retries included."""
+        self._transport = transport
         self._own = own
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="otlp")
-        self._words = LastWords()
+        self._deadline = timeout + _GRACE
+        self._running: Future[Answer] | None = None
+        self._warnings = RepeatedWarnings(logger)
         self.down_since: float | None = None
-        for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
-            noisy = logging.getLogger(name)
-            noisy.propagate = False
-            noisy.addHandler(self._words)
+        own.bear(i.EXPORT_SUCCESS, (), 0)  # from the start, so that an alert sees that none has ever succeeded
 
     async def send(self, items: Sequence[Item]) -> list[Item]:
-        """Export a batch and return the items that are done: taken by the collector, or set aside.
+        """Export a batch and return the items that are finished; halves what fails until the failing facts are alone.
 
-        Returns fewer than it was given only if the collector is down: what is left has to be sent again.
+        A fact that the collector refuses is dropped. One that makes it fail is dropped once the collector has taken
+        another one afterwards: that shows that the collector works. Returns fewer items than it was given if the
+        collector is down, or if nothing has shown yet that it works; the rest has to be sent again.
         """
-        wait = _FIRST_WAIT
-        for attempt in range(TRIES):
-            if await self._try(items):
-                return list(items)
-            if attempt + 1 < TRIES:
-                await asyncio.sleep(wait)
-                wait *= 2
-        if len(items) == 1:  # no other fact to tell a guilty fact from a dead collector
-            self._tell_outage()
-            return []
-        return await self._send_apart(items)
-
-    async def _send_apart(self, items: Sequence[Item]) -> list[Item]:
-        """Send fact by fact. A refused one is guilty if the collector takes another one, before it and after it."""
-        taken: Item | None = None
         done: list[Item] = []
-        early: list[Item] = []  # refused before any was taken
-        for item in items:
-            if await self._try([item]):
-                taken = item
-            elif taken is None:
-                early.append(item)
-                if len(early) == PROBES:
-                    break
-                continue
-            elif not await self._judge(item, taken):
-                return done
-            done.append(item)
-        if taken is None:
-            self._tell_outage()
-            return []
-        for item in early:
-            if not await self._judge(item, taken):
+        suspects: list[Item] = []
+        parts = [list(items)]
+        while parts and len(suspects) < MAX_SUSPECTS:
+            part = parts.pop()
+            answer = await self._try(part)
+            if answer.verdict is Verdict.UNAVAILABLE:
                 break
-            done.append(item)
+            if answer.verdict is Verdict.TAKEN:
+                for item in suspects:
+                    self._drop(item)
+                done += [*suspects, *part]
+                suspects.clear()
+            elif len(part) > 1:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+            elif answer.verdict is Verdict.REFUSED:
+                self._drop(part[0], answer.text)
+                done += part
+            else:
+                suspects += part
+        if not done and items:
+            self._report_outage(answer.text)
         return done
 
-    async def _judge(self, refused: Item, taken: Item) -> bool:
-        """Return whether a refused fact is dealt with: taken after all, or set aside since the collector is up.
-
-        That it is, is seen by what it took before, sent again; the ids are the same, which does no harm.
-        """
-        if not await self._try([taken], is_probe=True):
-            self._tell_outage()
-            return False
-        if not await self._try([refused]):
-            self._set_aside(refused)
-        return True
-
-    def _set_aside(self, item: Item) -> None:
+    def _drop(self, item: Item, reason: str = "it fails at them, and takes others") -> None:
         logger.error(
-            "the collector refuses the spans of fact %s (%s in %s, %d bytes) and takes others: set aside (%s)",
+            "the collector refuses the spans of fact %s (%s in %s, %d bytes), which are dropped: %s",
             item.fact_id,
             item.entry_id,
             item.key,
             item.size,
-            self._words.text,
+            reason,
             extra=_ids(item),
         )
         self._count(i.SPANS_FAILED, len(item.spans))
 
-    async def _try(self, items: Sequence[Item], *, is_probe: bool = False) -> bool:
+    async def _try(self, items: Sequence[Item]) -> Answer:
         spans = [span for item in items for span in item.spans]
-        taken = await asyncio.get_running_loop().run_in_executor(self._thread, self._export, spans)
-        if taken:
-            self._count(i.SPANS_EXPORTED, 0 if is_probe else len(spans))
+        answer = await self._send(spans)
+        if answer.verdict is not Verdict.TAKEN:
+            return answer
+        rejected = min(answer.rejected, len(spans))
+        if rejected:
+            self._warnings.warn(f"the collector rejected spans of a batch that it took: {answer.text}")
+        self._count(i.SPANS_FAILED, rejected)
+        self._count(i.SPANS_EXPORTED, len(spans) - rejected)
+        if rejected < len(spans):
             self._own.counter(i.EXPORT_SUCCESS, (), 0).value = time.time_ns()
-            if self.down_since is not None:
-                logger.info("the collector takes spans again after %.1f s", time.monotonic() - self.down_since)
-                self.down_since = None
-        return taken
+        if self.down_since is not None:
+            logger.info("the collector takes spans again after %.1f s", time.monotonic() - self.down_since)
+            self.down_since = None
+        return answer
 
-    def _export(self, spans: Sequence[ReadableSpan]) -> bool:
-        try:
-            return self._exporter.export(spans) is SpanExportResult.SUCCESS
-        except Exception as error:  # an exporter may raise what it likes; a span that can't be encoded is a refusal
-            self._words.text = f"{type(error).__name__}: {error}"
-            return False
+    async def _send(self, spans: Sequence[ReadableSpan]) -> Answer:
+        """Send in a thread; after the deadline the request is cut off, and a thread that goes on all the same is left.
 
-    def _tell_outage(self) -> None:
+        While such a thread is there, nothing else is sent.
+        """
+        if self._running is None or self._running.done():
+            self._running = _call(self._transport, spans)
+            answer = await self._wait(self._running)
+            if answer is not None:
+                return answer
+            self._transport.cut()
+        await self._wait(self._running)
+        return Answer(Verdict.UNAVAILABLE, text=f"no answer within {self._deadline:g} s")
+
+    async def _wait(self, running: Future[Answer]) -> Answer | None:
+        waiting = asyncio.wrap_future(running)
+        done, _ = await asyncio.wait({waiting}, timeout=self._deadline)
+        return waiting.result() if done else None
+
+    def _report_outage(self, text: str) -> None:
         if self.down_since is None:
             self.down_since = time.monotonic()
-            logger.warning("the collector takes no spans (%s); they wait in the queue", self._words.text)
+            logger.warning("the collector takes no spans (%s); they wait in the queue", text)
 
     def _count(self, instrument: i.Instrument, amount: int) -> None:
         self._own.counter(instrument, (), 0).add(amount, 0)
 
     def close(self) -> None:
-        """Stop, also a try that sleeps."""
-        self._exporter.shutdown()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Release the connections; a request under way ends, or goes on in a thread that holds nothing up."""
+        self._transport.close()
+
+
+def _call(transport: Transport, spans: Sequence[ReadableSpan]) -> Future[Answer]:
+    """Send in a daemon thread: the interpreter does not wait for it at its exit, as it would for a pool's."""
+    future: Future[Answer] = Future()
+
+    def send() -> None:
+        try:
+            future.set_result(transport.send(spans))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=send, name="otlp", daemon=True).start()
+    return future

@@ -27,7 +27,6 @@ from ..source import (
 from .export import (
     MAX_BYTES,
     MAX_SPANS,
-    PROBES,
     Export,
     Item,
 )
@@ -66,6 +65,9 @@ class TracesSink:
             await stop.wait()
             for reader in readers:
                 reader.cancel()
+            await asyncio.wait(readers)
+            for n in range(partitions):
+                await self._accept_own(keys.queue(self._prefix, n))
             await self._drained.wait()
             sender.cancel()
 
@@ -82,27 +84,23 @@ class TracesSink:
 
     async def _read(self, key: str) -> None:
         while True:
-            entries = await self._link.persist("read facts for traces", lambda: self._read_group(key))
+            entries = await self._link.persist("read facts for traces", lambda: self._read_group(key, ">"))
             await self._accept(key, entries)
 
-    async def _read_group(self, key: str) -> list[QueueEntry]:
-        command = (
-            "XREADGROUP",
-            "GROUP",
-            TRACES_GROUP,
-            self.consumer,
-            "COUNT",
-            READ_COUNT,
-            "BLOCK",
-            BLOCK_MS,
-            "STREAMS",
-        )
+    async def _accept_own(self, key: str) -> None:
+        """Queue what the server delivered to this consumer while its reader was being cancelled."""
+        await self._accept(key, await self._link.persist("read own facts", lambda: self._read_group(key, "0")))
+
+    async def _read_group(self, key: str, after: str) -> list[QueueEntry]:
+        """Read facts that no consumer has got (`>`), or those that this one got and has not acknowledged (`0`)."""
+        command = ("XREADGROUP", "GROUP", TRACES_GROUP, self.consumer, "COUNT", READ_COUNT, "BLOCK", BLOCK_MS)
         try:
-            return of_one_stream(await self._link.call(*command, key, ">"))
+            return of_one_stream(await self._link.call(*command, "STREAMS", key, after))
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
-        await self._create_group(key)
+        if after == ">":
+            await self._create_group(key)
         return []
 
     async def _create_group(self, key: str) -> None:
@@ -128,9 +126,14 @@ class TracesSink:
             else:
                 done.append(entry_id)
         if items:
-            self._in_flight.update((item.key, item.entry_id) for item in items)
+            waiting = {(item.key, item.entry_id) for item in items}
+            self._in_flight |= waiting
             self._drained.clear()
-            await self._waiting.put(items)
+            try:
+                await self._waiting.put(items)
+            except asyncio.CancelledError:  # at SIGTERM, while the queue is full: `_accept_own` finds them again
+                self._in_flight -= waiting
+                raise
         if done:
             await self._link.persist("acknowledge facts", lambda: self._link.call("XACK", key, TRACES_GROUP, *done))
 
@@ -151,15 +154,16 @@ class TracesSink:
         wait = FIRST_WAIT
         while True:
             await self._gather(batch)
-            done = await self._export.send(_cut_batch(batch))
+            part = _cut_batch(batch)
+            done = await self._export.send(part)
             if done:
                 wait = FIRST_WAIT
                 await self._acknowledge(done)
                 finished = {(item.key, item.entry_id) for item in done}
                 batch = [item for item in batch if (item.key, item.entry_id) not in finished]
                 continue
-            # The collector is down. Another order next time, in case the first facts are the guilty ones.
-            batch = [*batch[PROBES:], *batch[:PROBES]]
+            # The collector is down, or fails at these facts: the next ones will show which.
+            batch = [*batch[len(part) :], *part]
             await asyncio.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT)
 
