@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..redis import keys
-from ..redis.bus import Bus, Reply, Script
+from ..redis.bus import Bus, Script
 from ..redis.entry_id import parse_id
+from ..redis.redis_py import Reply
 from ..redis.supervisor import Supervisor
 from .reader import QueuePages
 from .schema import FIELD, Fact, ProcessBeat, encode

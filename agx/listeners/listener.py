@@ -13,9 +13,9 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 from ..engine.registry import current_engine
 from ..engine.starting import wait_for_starting
 from ..errors import RUN_LOST, RedisUnavailableError
-from ..redis.bus import Reply
 from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.keys import Id, SessionKeys
+from ..redis.redis_py import Reply
 from ..stream.entry import RUNTIME, StreamEntry
 from ..stream.hub import READ, Feed, Hub, Subscriber
 

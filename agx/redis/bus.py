@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha1
-from typing import Any
 
-import hiredis
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .clients import SOCKET_TIMEOUT, close_client
+from .redis_py import SOCKET_TIMEOUT, Address, Arg, Connection, Reply, pack_command
 
-Arg = bytes | str | int | float
-# A reply's shape depends on the command; each caller knows its own.
-Reply = Any
+logger = logging.getLogger("agx")
 
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
 
 _STALE_AFTER = 1.0  # seconds of idleness after which a connection is looked at before it is used
+_ASK_SENTINEL_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +55,15 @@ class Bus(ABC):
         """Issue a script on one key; loads it where the server does not know it yet."""
 
     @abstractmethod
-    async def open_subscriber(self) -> Redis:
-        """Return a new client for a subscription; raises RedisError or OSError where no server is known."""
+    async def make_subscriber(self) -> Connection:
+        """Return a connection for a subscription, to be opened; raises RedisError or OSError: no server is known."""
+
+    @abstractmethod
+    def is_current(self, connection: Connection) -> bool:
+        """Whether a subscriber's server is, as far as is known, still one that gets the messages.
+
+        One that was replaced while it was only slow still answers, and receives nothing any more.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -75,22 +78,25 @@ class _Call:
 
 
 class NodeBus(Bus):
-    """The bus of one server.
+    """The bus of one server, or of the primary that Sentinel names.
 
     Commands that are issued while a round trip is under way leave together in the next one, so a thousand callers cost
-    as many round trips as one. `on_break` is called whenever a connection has been opened.
+    as many round trips as one. `on_break` is called whenever a connection has been opened. Errors that leave a bus are
+    RedisErrors or OSErrors; a server that has become a replica is a broken connection.
     """
 
-    def __init__(self, open_client: Callable[[], Redis], on_break: Callable[[], None]) -> None:
-        self._open_client = open_client
-        self._client = open_client()
+    def __init__(self, make_connection: Callable[[], Connection], on_break: Callable[[], None]) -> None:
+        self._make_connection = make_connection
+        self._connection = make_connection()
         self._on_break = on_break
-        self._connection: AbstractConnection | None = None
         self._used = 0.0
         self._waiting: list[_Call] = []
         self._sender: asyncio.Task[None] | None = None
         self._digests: dict[Script, str] = {}
         self._breaks = 0
+        self._primary: Address | None = None  # that Sentinel named last
+        self._watch: asyncio.Task[None] | None = None
+        self._deadline: asyncio.Timeout | None = None  # of what is under way
 
     @property
     def breaks(self) -> int:
@@ -118,79 +124,107 @@ class NodeBus(Bus):
                 calls, self._waiting = self._waiting, []
                 try:
                     await self._round_trip(calls)
-                except BaseException as error:
-                    _fail(calls, _closing() if isinstance(error, asyncio.CancelledError) else error)
-                    if not isinstance(error, (RedisError, OSError)):
-                        raise
+                except (RedisError, OSError) as error:
+                    _fail(calls, error)
+                except Exception as error:
+                    logger.exception("agx: a command could not be sent or its reply not be read")
+                    _fail(calls, error)
+                except BaseException:
+                    _fail(calls, _closing())
+                    raise
         finally:
             self._sender = None
             leftover, self._waiting = self._waiting, []
             _fail(leftover, _closing())
 
     async def _round_trip(self, calls: list[_Call]) -> None:
-        connection = await self._connect()
-        # hiredis packs a command in 1 us, redis-py in 15; and one deadline for all replies is one timer, not one each.
-        packed = b"".join([hiredis.pack_command(call.args) for call in calls])  # type: ignore[arg-type] # its stub takes one argument
-        await connection.send_packed_command(packed, check_health=False)
-        async with asyncio.timeout(SOCKET_TIMEOUT):
-            read_only = await self._read_replies(connection, calls)
+        packed = b"".join([pack_command(call.args) for call in calls])
+        if not await self._is_usable():
+            await self._open()
+        connection = self._connection
+        try:
+            async with asyncio.timeout(SOCKET_TIMEOUT) as self._deadline:
+                await connection.send(packed)
+                is_replica = await self._read_replies(connection, calls)
+        except BaseException:
+            # Replies that were not read would be taken for those of the next commands.
+            await connection.close_socket()
+            raise
         self._used = asyncio.get_running_loop().time()
-        if read_only:
-            # What was the primary is one no more; the name it was found by may lead elsewhere by now.
-            await connection.disconnect()
+        if is_replica:
+            # The name by which it was found may lead to another server by now.
+            await connection.close_socket()
 
-    async def _read_replies(self, connection: AbstractConnection, calls: list[_Call]) -> bool:
-        """Settle the calls, in their order; returns whether the server has refused to write."""
-        callbacks = self._client.response_callbacks
-        read_only = False
+    async def _read_replies(self, connection: Connection, calls: list[_Call]) -> bool:
+        """Settle the calls, in their order; returns whether the server says that it is a replica."""
+        is_replica = False
         for call in calls:
             try:
-                reply = await connection.read_response(timeout=math.inf)
+                reply = await connection.read()
             except NoScriptError as error:
                 if call.script is None:
                     _fail([call], error)
                 else:
                     script, args = call.script
                     self._waiting.append(_Call(("EVAL", script.source, 1, *args), call.reply, None))
+            except (ReadOnlyError, MasterDownError) as error:
+                is_replica = True
+                _fail([call], RedisConnectionError(f"the server is a replica: {error}"))
             except ResponseError as error:
-                read_only = read_only or isinstance(error, ReadOnlyError)
                 _fail([call], error)
             else:
                 if not call.reply.done():
-                    parse = None if call.script is not None else callbacks.get(str(call.args[0]))
-                    call.reply.set_result(reply if parse is None else parse(reply))
-        return read_only
+                    call.reply.set_result(reply if call.script is not None else connection.parse(call.args[0], reply))
+        return is_replica
 
-    async def _connect(self) -> AbstractConnection:
-        """Return the connection, opened where it is not open, or has broken while it was idle."""
+    async def _is_usable(self) -> bool:
+        """Whether the connection is open, has not broken while it was idle, and leads to the primary."""
         connection = self._connection
-        if connection is None:
-            connection = self._connection = await self._client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-        elif not connection.is_connected or await self._is_stale(connection):
-            await connection.disconnect()
-            await connection.connect()  # type: ignore[no-untyped-call]
-        else:
-            return connection
+        if not (connection.is_open and self.is_current(connection)):
+            return False
+        is_idle = asyncio.get_running_loop().time() - self._used >= _STALE_AFTER
+        return not (is_idle and await connection.has_ended())
+
+    async def _open(self) -> None:
+        async with asyncio.timeout(SOCKET_TIMEOUT) as self._deadline:
+            await self._connection.open()
         self._breaks += 1
         self._on_break()
-        return connection
+        self._watch_primary()
 
-    async def _is_stale(self, connection: AbstractConnection) -> bool:
-        if asyncio.get_running_loop().time() - self._used < _STALE_AFTER:
-            return False
-        try:
-            return bool(await connection.can_read())  # nobody asked, so it can only be a goodbye
-        except (RedisError, OSError):
-            return True
+    # --- Sentinel: a primary that is replaced while it is only slow still answers, so it has to be noticed from outside
 
-    async def open_subscriber(self) -> Redis:
-        return self._open_client()
+    def is_current(self, connection: Connection) -> bool:
+        return self._primary is None or connection.address == self._primary
+
+    def _watch_primary(self) -> None:
+        if self._connection.has_sentinel:
+            self._primary = self._connection.address
+            if self._watch is None:
+                self._watch = asyncio.get_running_loop().create_task(self._ask_sentinel(), name="agx-sentinel")
+
+    async def _ask_sentinel(self) -> None:
+        """Ask which server is the primary; where that changes, end what waits for the former one."""
+        while True:
+            await asyncio.sleep(_ASK_SENTINEL_EVERY)
+            try:
+                self._primary = await self._connection.find_primary()
+            except Exception as error:  # whatever connecting to a Sentinel raises; asked again
+                logger.debug("agx: no Sentinel names a primary (%s)", error)
+                continue
+            if not self.is_current(self._connection) and self._sender is not None and self._deadline is not None:
+                with contextlib.suppress(RuntimeError):  # it is over
+                    self._deadline.reschedule(asyncio.get_running_loop().time())
+
+    async def make_subscriber(self) -> Connection:
+        return self._make_connection()
 
     async def aclose(self) -> None:
-        if (sender := self._sender) is not None:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
-        await close_client(self._client)
+        tasks = [task for task in (self._sender, self._watch) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._connection.close()
 
 
 def fail_reply(reply: asyncio.Future[Reply], error: BaseException) -> None:

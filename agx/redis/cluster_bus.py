@@ -17,22 +17,22 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from .bus import (
-    CONNECTION_ERRORS,
+from .bus import CONNECTION_ERRORS, Bus, NodeBus, Script, fail_reply
+from .redis_py import (
+    CONNECT_TIMEOUT,
+    Address,
     Arg,
-    Bus,
-    NodeBus,
+    Connection,
     Reply,
-    Script,
-    fail_reply,
+    make_connection,
+    make_node_connection,
+    remap_address,
+    startup_addresses,
 )
-from .clients import CONNECT_TIMEOUT, open_client, open_node_client
 
 _SLOTS = 16_384
 _HOPS = 5  # redirections of one command
 _REFRESH_EVERY = 0.1  # seconds between two looks at the slots while a node is in trouble
-
-Address = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -91,7 +91,11 @@ class ClusterBus(Bus):
         if isinstance(error, AskError) and routed.hops < _HOPS and not asyncio.get_running_loop().is_closed():
             # A redirected command was not executed, so it may be sent again.
             routed.hops += 1
-            address = self._remap(error.host, error.port)
+            try:
+                address = remap_address(self._source, error.host, error.port)
+            except RedisError as failure:
+                fail_reply(routed.reply, failure)
+                return
             if isinstance(error, MovedError):
                 self._slots[routed.slot] = address
                 self._note_break()
@@ -112,17 +116,13 @@ class ClusterBus(Bus):
     def _node(self, address: Address) -> NodeBus:
         node = self._nodes.get(address)
         if node is None:
-            opener = functools.partial(open_node_client, self._source, *address)
-            node = self._nodes[address] = NodeBus(opener, self._note_break)
+            maker = functools.partial(make_node_connection, self._source, *address)
+            node = self._nodes[address] = NodeBus(maker, self._note_break)
         return node
 
     def _note_break(self) -> None:
         self._breaks += 1
         self._on_break()
-
-    def _remap(self, host: str, port: int) -> Address:
-        remapped: Address = self._source.nodes_manager.remap_host_port(host, port)
-        return remapped
 
     # --- which node has which slot ---
 
@@ -140,11 +140,11 @@ class ClusterBus(Bus):
             for address in self._candidates():
                 try:
                     ranges = await asyncio.wait_for(self._node(address).execute("CLUSTER", "SLOTS"), CONNECT_TIMEOUT)
+                    self._take_slots(address, ranges)
                 except (RedisError, OSError) as error:
                     failure = error
-                    continue
-                self._take_slots(address, ranges)
-                return
+                else:
+                    return
         finally:
             self._refreshing = None
             waiting, self._waiting = self._waiting, []
@@ -158,14 +158,14 @@ class ClusterBus(Bus):
         """Return whom to ask: nodes that are known, then those that the user named."""
         known = list(self._nodes)
         random.shuffle(known)
-        named = [(node.host, int(node.port)) for node in self._source.startup_nodes]
-        return [*known, *(address for address in named if address not in self._nodes)]
+        return [*known, *(address for address in startup_addresses(self._source) if address not in self._nodes)]
 
     def _take_slots(self, told_by: Address, ranges: Reply) -> None:
         slots: list[Address | None] = [None] * _SLOTS
         for first, last, primary, *_ in ranges:
             host = (primary[0] or b"").decode() or told_by[0]
-            slots[first : last + 1] = [self._remap(host, int(primary[1]))] * (last - first + 1)
+            address = remap_address(self._source, host, int(primary[1]))
+            slots[first : last + 1] = [address] * (last - first + 1)
         self._slots = slots
         in_use = set(slots)
         for address in [address for address in self._nodes if address not in in_use]:
@@ -173,8 +173,8 @@ class ClusterBus(Bus):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def open_subscriber(self) -> Redis:
-        """Return a client of any primary: PUBLISH reaches them all."""
+    async def make_subscriber(self) -> Connection:
+        """Return a connection to any primary: PUBLISH reaches them all."""
         if not any(self._slots):
             self._refresh()
             assert self._refreshing is not None
@@ -182,7 +182,10 @@ class ClusterBus(Bus):
         addresses = {address for address in self._slots if address is not None}
         if not addresses:
             raise RedisConnectionError("no node of the cluster can be reached")
-        return open_node_client(self._source, *random.choice(sorted(addresses)))
+        return make_node_connection(self._source, *random.choice(sorted(addresses)))
+
+    def is_current(self, connection: Connection) -> bool:
+        return not any(self._slots) or connection.address in self._slots
 
     async def aclose(self) -> None:
         if (refreshing := self._refreshing) is not None:
@@ -197,4 +200,4 @@ def open_bus(source: Redis | RedisCluster, on_break: Callable[[], None]) -> Bus:
     """Return a bus to wherever the user's client leads."""
     if isinstance(source, RedisCluster):
         return ClusterBus(source, on_break)
-    return NodeBus(functools.partial(open_client, source), on_break)
+    return NodeBus(functools.partial(make_connection, source), on_break)

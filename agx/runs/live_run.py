@@ -18,9 +18,9 @@ from ..engine.leases import Lease
 from ..engine.starting import starting
 from ..errors import RedisUnavailableError, SessionBusyError
 from ..facts.schema import Reason
-from ..redis.bus import Reply
 from ..redis.keys import SessionKeys
 from ..redis.live_key import parse_live
+from ..redis.redis_py import Reply
 from ..redis.retry import reach
 from ..stream.entry import RUNTIME
 from ..stream.events import Runtime

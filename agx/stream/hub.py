@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable
 
 from ..redis import keys
-from ..redis.bus import Bus, Reply
+from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, format_id
+from ..redis.redis_py import Reply
 from ..redis.supervisor import Supervisor
 from .entry import StreamEntry
 from .subscription import Subscription

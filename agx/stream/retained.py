@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ..redis.bus import Reply
 from ..redis.entry_id import StreamId
+from ..redis.redis_py import Reply
 from .entry import StreamEntry
 
 MOST_ENTRIES = 4_096

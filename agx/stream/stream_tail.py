@@ -8,9 +8,10 @@ import logging
 from redis.exceptions import ResponseError
 
 from ..redis import keys
-from ..redis.bus import Bus, Reply
+from ..redis.bus import Bus
 from ..redis.clock import ServerClock
 from ..redis.entry_id import StreamId, format_id, parse_id
+from ..redis.redis_py import Reply
 from .append_scripts import APPEND
 from .entry import StreamEntry
 from .retained import Found, Kept

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-import hiredis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from ..redis.bus import Bus
-from ..redis.clients import close_client
+from ..redis.redis_py import Connection, pack_command
 from ..redis.supervisor import Supervisor
 
 logger = logging.getLogger("agx")
@@ -80,11 +77,11 @@ class Subscription:
 
     async def _follow(self) -> None:
         """Subscribe to all that is wanted, and pass messages on until the connection breaks."""
-        client = await self._bus.open_subscriber()
+        # The connection itself: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
+        connection = await self._bus.make_subscriber()
         updates: asyncio.Task[None] | None = None
         try:
-            # The connection itself: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
-            connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+            await connection.open()
             self._wanted.clear()
             await _send(connection, "SUBSCRIBE", list(self._channels))
             updates = asyncio.get_running_loop().create_task(self._update(connection), name="agx-subscription-update")
@@ -93,10 +90,9 @@ class Subscription:
             if updates is not None:
                 updates.cancel()
                 await asyncio.gather(updates, return_exceptions=True)
-            with contextlib.suppress(RedisError, OSError):
-                await close_client(client)
+            await connection.close()
 
-    async def _read(self, connection: AbstractConnection, updates: asyncio.Task[None]) -> None:
+    async def _read(self, connection: Connection, updates: asyncio.Task[None]) -> None:
         self._silent = 0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -104,16 +100,17 @@ class Subscription:
                     await self._pass_on(connection)
             if updates.done():
                 updates.result()
+            if not self._bus.is_current(connection):
+                raise ConnectionError("the server was replaced")
             self._silent += 1
             if self._silent == _PING_AFTER:
                 await _send(connection, "PING", [b"agx"])
             elif self._silent > 2 * _PING_AFTER:
                 raise ConnectionError("no answer to a PING")
 
-    async def _pass_on(self, connection: AbstractConnection) -> None:
+    async def _pass_on(self, connection: Connection) -> None:
         while True:
-            # A read that is cancelled, between two messages or within one, loses nothing.
-            message = await connection.read_response(timeout=math.inf, disconnect_on_error=False)
+            message = await connection.read_message()
             self._silent = 0
             if not isinstance(message, list) or (calls := self._channels.get(message[1])) is None:
                 continue
@@ -124,7 +121,7 @@ class Subscription:
             elif message[0] == b"subscribe":
                 self._supervisor.call(on_subscribed, name="agx-on-subscribed")
 
-    async def _update(self, connection: AbstractConnection) -> None:
+    async def _update(self, connection: Connection) -> None:
         """Send what changed; many joins and leaves become few commands."""
         while True:
             await self._changed.wait()
@@ -142,15 +139,6 @@ class Subscription:
             await asyncio.gather(receiving, return_exceptions=True)
 
 
-async def _send(connection: AbstractConnection, verb: str, names: list[bytes]) -> None:
+async def _send(connection: Connection, verb: str, names: list[bytes]) -> None:
     for start in range(0, len(names), _NAMES):
-        command = hiredis.pack_command((verb, *names[start : start + _NAMES]))  # type: ignore[arg-type] # as in the bus
-        await connection.send_packed_command(command, check_health=False)
-        _check_cancelled()
-
-
-def _check_cancelled() -> None:
-    """Raise a cancellation that was swallowed: redis-py sends under asyncio.wait_for(), which loses one before 3.12."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+        await connection.send(pack_command((verb, *names[start : start + _NAMES])))

@@ -18,9 +18,10 @@ from redis.exceptions import ResponseError
 
 from ..facts.schema import StreamTotals
 from ..redis import keys
-from ..redis.bus import CONNECTION_ERRORS, Reply
+from ..redis.bus import CONNECTION_ERRORS
 from ..redis.clock import ServerClock
 from ..redis.entry_id import format_id, parse_id
+from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, reach
 from .append_scripts import BEGIN
 from .entry import StreamEntry

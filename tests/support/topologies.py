@@ -55,13 +55,13 @@ def tls_topology(rig: TlsRig, user: str = "admin") -> Topology:
 
 
 @asynccontextmanager
-async def configured_on(topology: Topology) -> AsyncIterator[None]:
+async def configured_on(topology: Topology, *, lease_ttl: float = 15.0) -> AsyncIterator[None]:
     """Configure agx on an emptied topology; fail afterwards if a key without a TTL is left."""
     for admin in topology.admins():
         with admin:
             admin.flushall()
     client = topology.open()
-    agx.configure(agx.Config(redis=client))
+    agx.configure(agx.Config(redis=client, lease_ttl=lease_ttl))
     yield
     await agx.aclose()
     await client.aclose()
