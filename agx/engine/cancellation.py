@@ -11,7 +11,7 @@ from ..errors import RedisUnavailableError
 from ..redis.bus import Bus
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import MARK_CANCELLED
-from ..redis.retry import reach
+from ..redis.retry import retry
 from .registry import current_engine
 
 _CLAIM_WAIT = 1.0  # seconds a cancel waits for a recovery that looks whether the run was lost
@@ -51,6 +51,6 @@ async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     try:
-        return await reach(lambda: mark_cancelled(engine.control, session))
+        return await retry(lambda: mark_cancelled(engine.control, session))
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("cancel the run", error) from error

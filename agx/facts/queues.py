@@ -14,6 +14,7 @@ from ..redis import keys
 from ..redis.bus import Bus, Script
 from ..redis.entry_id import parse_id
 from ..redis.redis_py import Reply
+from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 from .reader import QueuePages
 from .schema import FIELD, Fact, ProcessBeat, encode
@@ -91,7 +92,7 @@ class Queues:
         self._inflight = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self._backoff = _RETRY_FIRST
+        self._backoff = Backoff(_RETRY_FIRST, _RETRY_LAST)
 
     def put(self, fact: Fact, ownership: Ownership | None = None) -> None:
         """Hand a fact over; synchronous."""
@@ -138,7 +139,7 @@ class Queues:
     def _schedule(self, wait: float) -> None:
         loop = asyncio.get_running_loop()
         if self._timer is not None:
-            if wait > 0 or self._backoff > _RETRY_FIRST:
+            if wait > 0 or self._backoff.is_waiting:
                 return
             self._timer.cancel()
         self._timer = loop.call_later(wait, self._on_timer) if wait > 0 else loop.call_soon(self._on_timer)
@@ -185,7 +186,7 @@ class Queues:
         self._inflight -= 1
         error = reply.exception()
         if error is None:
-            self._backoff = _RETRY_FIRST
+            self._backoff.reset()
             for queued in batch:
                 self._settle(queued)
             self._kept.setdefault(n, deque()).append(_Acknowledged(time.monotonic(), reply.result().decode(), batch))
@@ -194,8 +195,7 @@ class Queues:
             # Of whatever kind: a fact is sent again until the server has it.
             self._pending.extendleft(reversed(batch))
             if not asyncio.get_running_loop().is_closed() and self._inflight == 0:
-                self._timer = asyncio.get_running_loop().call_later(self._backoff, self._on_timer)
-                self._backoff = min(self._backoff * 2, _RETRY_LAST)
+                self._timer = asyncio.get_running_loop().call_later(self._backoff.next(), self._on_timer)
             return
         if not self._inflight:
             self._go_on(0.0)

@@ -18,7 +18,7 @@ from ..errors import RedisUnavailableError
 from ..redis import keys
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import parse_live
-from ..redis.retry import COMMAND_TIMEOUT, reach
+from ..redis.retry import COMMAND_TIMEOUT, retry
 from ..stream.entry import RUNTIME, to_fields
 from ..stream.events import Body, UserBody, check_body, encode_body
 from ..stream.writer import SessionWriter
@@ -44,7 +44,7 @@ def _open(scope_id: Id, user_id: Id, session_id: Id) -> tuple[Engine, SessionKey
 
 async def _reach(doing: str, ask: Callable[[], Awaitable[T]]) -> T:
     try:
-        return await reach(ask)
+        return await retry(ask)
     except (RedisError, OSError) as error:
         raise RedisUnavailableError(doing, error) from error
 

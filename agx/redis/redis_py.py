@@ -159,7 +159,6 @@ def make_connection(source: Redis) -> Connection:
     ours = Sentinel(  # type: ignore[no-untyped-call] # redis-py has no types here
         addresses,
         min_other_sentinels=manager.min_other_sentinels,
-        force_master_ip=manager._force_master_ip,
         sentinel_kwargs={
             **_settings(manager.sentinels[0].connection_pool.connection_kwargs, drop=("host", "port")),
             "socket_timeout": CONNECT_TIMEOUT,

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from .retry import Backoff
+
 logger = logging.getLogger("agx")
 
 _RESTART_FIRST, _RESTART_LAST = 0.05, 2.0  # seconds before a restart; the wait doubles from the first to the last
@@ -32,7 +34,7 @@ class Supervisor:
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         task = asyncio.current_task()
         assert task is not None
-        wait = _RESTART_FIRST
+        backoff = Backoff(_RESTART_FIRST, _RESTART_LAST)
         while True:
             try:
                 return await work()
@@ -40,9 +42,9 @@ class Supervisor:
                 # A future that someone else cancelled ends `work`, too; only a task that was cancelled itself stops.
                 if task.cancelling():
                     raise
-                is_new = self.note(error, name)
-            wait = _RESTART_FIRST if is_new else min(wait * 2, _RESTART_LAST)
-            await asyncio.sleep(wait)
+                if self.note(error, name):
+                    backoff.reset()
+            await asyncio.sleep(backoff.next())
 
     def call(self, work: Callable[[], object], *, name: str) -> bool:
         """Call `work()` from a timer or a callback; returns False where it raised, which is logged and counted."""

@@ -21,7 +21,7 @@ from ..facts.schema import Reason
 from ..redis.keys import SessionKeys
 from ..redis.live_key import parse_live
 from ..redis.redis_py import Reply
-from ..redis.retry import reach
+from ..redis.retry import retry
 from ..stream.entry import RUNTIME
 from ..stream.events import Runtime
 from ..stream.writer import SessionWriter
@@ -85,7 +85,7 @@ class LiveRun:
         run_id = uuid.uuid4().hex
         if session is None:
             try:
-                await reach(engine.ready)
+                await retry(engine.ready)
             except (RedisError, OSError):
                 logger.warning("agx: Redis can't be reached, facts of run %s wait in memory", run_id)
             live = cls(engine, _make_recorder(engine, run_id, agent, scope, runtime=runtime, follows=follows), None)
@@ -107,11 +107,11 @@ class LiveRun:
     ) -> LiveRun:
         lease: Lease | None = None
         try:
-            await reach(engine.ready)
+            await retry(engine.ready)
             told = _Told()
             lease = taken = Lease(session, run_id, told.cancel, told.lose)
-            await reach(lambda: engine.leases.acquire(taken))
-            previous = await reach(lambda: engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1))
+            await retry(lambda: engine.leases.acquire(taken))
+            previous = await retry(lambda: engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1))
             recorder = _make_recorder(
                 engine,
                 run_id,

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from ..redis.bus import Bus
 from ..redis.redis_py import Connection, pack_command
+from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 
 logger = logging.getLogger("agx")
@@ -58,7 +59,7 @@ class Subscription:
 
     async def _receive(self) -> None:
         """Keep the subscriptions, through broken connections and changed servers, and pass messages on."""
-        wait = _RECONNECT_FIRST
+        backoff = Backoff(_RECONNECT_FIRST, _RECONNECT_LAST)
         while True:
             if not self._channels:
                 self._changed.clear()
@@ -69,11 +70,10 @@ class Subscription:
                 await self._follow()
             except (RedisError, OSError) as error:
                 if time.monotonic() - started > _STEADY:
-                    wait = _RECONNECT_FIRST
-                if wait == _RECONNECT_FIRST:
+                    backoff.reset()
+                if not backoff.is_waiting:
                     logger.warning("agx: the hub lost Redis (%s), listeners wait", type(error).__name__)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, _RECONNECT_LAST)
+                await asyncio.sleep(backoff.next())
 
     async def _follow(self) -> None:
         """Subscribe to all that is wanted, and pass messages on until the connection breaks."""

@@ -22,7 +22,7 @@ from ..redis.bus import CONNECTION_ERRORS
 from ..redis.clock import ServerClock
 from ..redis.entry_id import format_id, parse_id
 from ..redis.redis_py import Reply
-from ..redis.retry import COMMAND_TIMEOUT, reach
+from ..redis.retry import COMMAND_TIMEOUT, Backoff, retry
 from .append_scripts import BEGIN
 from .entry import StreamEntry
 from .events import Body, Part, UserBody, encode_body
@@ -84,7 +84,7 @@ class SessionWriter:
         self._asked = 0.0  # monotonic, when Redis was last asked for the stream
         self._seq = 0
         self._waiters: list[asyncio.Future[None]] = []
-        self._backoff = _RETRY_FIRST
+        self._backoff = Backoff(_RETRY_FIRST, _RETRY_LAST)
         self._retry: asyncio.TimerHandle | None = None
         self._resolving: asyncio.Task[None] | None = None
         self._events = self._bytes = self._retries = self._failures = 0
@@ -107,7 +107,7 @@ class SessionWriter:
         trouble_since: float | None = None
         entry: StreamEntry | None = None
         while True:
-            top = await reach(lambda: self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
+            top = await retry(lambda: self._writer.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
             if entry is not None and top and parse_id(top[0][0].decode()) == entry.id:
                 break  # only the reply was lost
             if top and top[0][1].get(b"type") != b"end" and time.monotonic() - waited_since < _PREVIOUS_END:
@@ -267,7 +267,7 @@ class SessionWriter:
         """Redis has answered, and the stream is ours: send what waits."""
         self.proved = self._asked
         self._writer.note_recovery(self)
-        self._backoff = _RETRY_FIRST
+        self._backoff.reset()
         if self._sent:
             self._transmit()
         elif self._pending:
@@ -278,12 +278,11 @@ class SessionWriter:
     def _retry_later(self, error: BaseException) -> None:
         if self._sent:
             self._retries += 1
-            self._failures += self._backoff == _RETRY_FIRST and not isinstance(error, CONNECTION_ERRORS)
+            self._failures += not self._backoff.is_waiting and not isinstance(error, CONNECTION_ERRORS)
         self._writer.note_trouble(self, error)
         loop = asyncio.get_running_loop()
         if not loop.is_closed():
-            self._retry = loop.call_later(self._backoff, self._try_again)
-        self._backoff = min(self._backoff * 2, _RETRY_LAST)
+            self._retry = loop.call_later(self._backoff.next(), self._try_again)
 
     def retry_now(self) -> None:
         """Try again without waiting any longer, where a retry waits: another session has got through."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from agx.redis.address import Client, RedisAddress, open_redis
+from agx.redis.retry import Backoff
 
 from .log import RepeatedWarnings, shorten
 
@@ -84,14 +84,13 @@ class Link:
 
     async def persist(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat an attempt until Redis executes it; each outage is one line in the log."""
-        wait = _FIRST_WAIT
+        backoff = Backoff(_FIRST_WAIT, _LONGEST_WAIT, jitter=0.2)
         while True:
             try:
                 return await attempt()
             except TROUBLE as error:
                 self.report_refusal(doing, error)
-            await asyncio.sleep(wait * random.uniform(0.8, 1.2))
-            wait = min(wait * 2, _LONGEST_WAIT)
+            await asyncio.sleep(backoff.next())
 
     def report_refusal(self, doing: str, error: BaseException) -> None:
         """Log a refusal, at most once a minute; outages are logged by `call`."""
