@@ -10,7 +10,7 @@ from blockbuster import blockbuster_ctx
 from pydantic_ai import Agent
 from redis.asyncio import Redis
 from redis.credentials import CredentialProvider
-from support.agents import FakeSession, Gate, ScopeDeps, scripted
+from support.agents import FakeSession, Gate, ScopeDeps, complete, scripted
 from support.recorded import check_seq, read_stream, text_of
 from support.waiting import wait_until
 
@@ -47,7 +47,7 @@ class Problems:
 async def test_a_start_fails_as_without_redis(redis_url: str, error: BaseException) -> None:
     problems = Problems()
     async with Redis.from_url(redis_url, credential_provider=BrokenSecretStore(error)) as client:
-        agx.configure(agx.Config(client))
+        agx.configure(agx.Config(client, lease_ttl=1))
         with pytest.raises(agx.RedisUnavailableError) as raised:
             await agx.run(FakeSession(), scripted_agent(["one"]), "Hi", deps=ScopeDeps())
         assert raised.value.__cause__ is not None
@@ -55,7 +55,7 @@ async def test_a_start_fails_as_without_redis(redis_url: str, error: BaseExcepti
         with pytest.raises(agx.RedisUnavailableError):
             [event async for event in agx.listen(1, 1, "s", wait=0.2)]
         # A run without a session does not need Redis.
-        observed = Agent(scripted(["one"]), capabilities=[agx.AgxCapability()])
+        observed = Agent(complete(scripted(["one"])), capabilities=[agx.AgxCapability()])
         assert (await observed.run("Hi")).output == "one"
         await agx.aclose()
     assert not problems.contexts

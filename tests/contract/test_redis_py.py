@@ -1,0 +1,90 @@
+"""What `agx.redis.redis_py` uses of redis-py and hiredis that they do not document: fails where a release moves it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+import redis
+from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import ReadOnlyError
+from support.waiting import wait_until
+
+from agx.redis.redis_py import Connection, make_connection, make_node_connection, pack_command, startup_addresses
+
+
+@pytest.fixture
+def connection(redis_url: str) -> Connection:
+    return make_connection(Redis.from_url(redis_url))
+
+
+async def test_commands_are_packed_and_replies_read_one_by_one(connection: Connection) -> None:
+    await connection.open()
+    await connection.send(pack_command(("SET", "k", b"\xff", "EX", 60)) + pack_command(("GET", "k")))
+    assert [await connection.read(), await connection.read()] == [b"OK", b"\xff"]
+    await connection.close()
+
+
+async def test_an_error_reply_is_raised_and_leaves_the_connection_in_step(connection: Connection) -> None:
+    await connection.open()
+    await connection.send(
+        b"".join(pack_command(args) for args in [("EVAL", "return redis.error_reply('READONLY x')", 0), ("PING",)])
+    )
+    with pytest.raises(ReadOnlyError):
+        await connection.read()
+    assert await connection.read() == b"PONG"
+    await connection.close()
+
+
+async def test_a_read_of_a_message_that_is_cancelled_loses_nothing(connection: Connection, redis_url: str) -> None:
+    await connection.open()
+    await connection.send(pack_command(("SUBSCRIBE", "c")))
+    assert (await connection.read_message())[:2] == [b"subscribe", b"c"]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await connection.read_message()
+    async with Redis.from_url(redis_url) as other:
+        await other.publish("c", "one")
+    assert await connection.read_message() == [b"message", b"c", b"one"]
+    await connection.close()
+
+
+async def test_a_goodbye_is_noticed_on_an_idle_connection(connection: Connection, redis_url: str) -> None:
+    await connection.open()
+    assert connection.is_open
+    assert not await connection.has_ended()
+    async with Redis.from_url(redis_url) as other:
+        await other.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await wait_until(connection.has_ended)
+    await connection.close()
+
+
+async def test_replies_have_the_shape_that_users_know(connection: Connection) -> None:
+    assert connection.parse("XRANGE", [[b"1-0", [b"a", b"b"]]]) == [(b"1-0", {b"a": b"b"})]
+    assert connection.parse("GETEX", b"x") == b"x"
+    await connection.close()
+
+
+def test_settings_of_each_kind_of_client_are_found() -> None:
+    """The names of the private attributes; what is done with them is tested on the real topologies."""
+    sentinel = Sentinel([("h", 1)], force_master_ip="f")  # type: ignore[no-untyped-call]
+    pool = sentinel.master_for("name").connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    assert (pool.service_name, pool.sentinel_manager) == ("name", sentinel)
+    assert sentinel._force_master_ip == "f"
+    assert inspect.iscoroutinefunction(pool.get_master_address)
+    assert make_connection(sentinel.master_for("name")).has_sentinel
+
+    cluster = RedisCluster(startup_nodes=[ClusterNode("h", 1)], address_remap=lambda address: ("there", address[1]))
+    assert startup_addresses(cluster) == [("h", 1)]
+    assert cluster.nodes_manager.remap_host_port("h", 1) == ("there", 1)
+    assert make_node_connection(cluster, "h", 2).address == ("h", 2)
+
+
+def test_the_reading_without_a_deadline_is_still_offered() -> None:
+    parameters = inspect.signature(redis.asyncio.Connection.read_response).parameters
+    assert {"timeout", "disconnect_on_error"} <= parameters.keys()
+    assert "math.inf" in (inspect.getdoc(redis.asyncio.Connection.read_response) or "")
