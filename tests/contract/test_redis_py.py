@@ -70,11 +70,10 @@ async def test_replies_have_the_shape_that_users_know(connection: Connection) ->
 
 def test_settings_of_each_kind_of_client_are_found() -> None:
     """The names of the private attributes; what is done with them is tested on the real topologies."""
-    sentinel = Sentinel([("h", 1)], force_master_ip="f")  # type: ignore[no-untyped-call]
+    sentinel = Sentinel([("h", 1)])  # type: ignore[no-untyped-call]
     pool = sentinel.master_for("name").connection_pool
     assert isinstance(pool, SentinelConnectionPool)
     assert (pool.service_name, pool.sentinel_manager) == ("name", sentinel)
-    assert sentinel._force_master_ip == "f"
     assert inspect.iscoroutinefunction(pool.get_master_address)
     assert make_connection(sentinel.master_for("name")).has_sentinel
 
