@@ -73,7 +73,7 @@ def _find_model_obstacle(model: object) -> str | None:
         alike = (
             isinstance(model, Model)
             and not isinstance(model, _NEVER_ALIKE)
-            and _definer(kind, "request_stream").__module__ != _RAISES_WHEN_STREAMED
+            and kind.__module__ != _RAISES_WHEN_STREAMED
             and _definer(kind, "request_stream") is not Model
             and _definer(kind, "request") is _definer(kind, "request_stream")
         )
@@ -97,14 +97,15 @@ def _judges_requests(capability: AbstractCapability[Any]) -> bool:
 
 def _may_differ(capability: AbstractCapability[Any], hook: str) -> bool:
     definer = _definer(type(capability), hook)
-    if definer in (AbstractCapability, CombinedCapability, WrapperCapability, Instrumentation):
+    if definer in (None, AbstractCapability, CombinedCapability, WrapperCapability, Instrumentation):
         return False
     if definer is Hooks:
         return has_registered_hook(capability, (hook,)) if isinstance(capability, Hooks) else True
+    assert definer is not None
     package = definer.__module__.partition(".")[0]
     return package != "agx" and not (package == "pydantic_ai" and hook in _ALIKE_IN_PYDANTIC_AI)
 
 
-def _definer(kind: type, name: str) -> type:
-    """Return the class that a method comes from."""
-    return next(cls for cls in kind.__mro__ if name in vars(cls))
+def _definer(kind: type, name: str) -> type | None:
+    """Return the class that a method comes from; None for a hook that the installed pydantic-ai does not have."""
+    return next((cls for cls in kind.__mro__ if name in vars(cls)), None)

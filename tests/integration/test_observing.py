@@ -46,7 +46,7 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.tools import RunContext as ToolContext
 from redis.asyncio import Redis
-from support.observed import read_stream
+from support.recorded import read_stream
 from support.observing import ENTRY_POINTS, Made, Make, Outcome, Probe, ScriptedModel, outcome_of
 
 import agx
@@ -370,7 +370,7 @@ async def test_a_run_ends_as_without_agx(configured: Redis, case: str) -> None:
         entries = await read_stream(configured, f"agx:1:1:s{number}")
         assert [e.type for e in entries].count("end") == 1
         if expected.output is not None:
-            assert "answer" in [e.said for e in entries]
+            assert "answer" in [e.name for e in entries]
 
 
 LIVE = [
@@ -392,7 +392,7 @@ async def test_tokens_of_the_common_chains_are_live(configured: Redis, case: str
     outcome: Outcome = await outcome_of("run", CASES[case], agx.AgxCapability(1, 1, "s"))
     assert outcome.error is None
     entries = await read_stream(configured)
-    said = [e.said for e in entries]
+    said = [e.name for e in entries]
     if case == "output: tool":
         assert said.index("answer") < said.index("llm-end", said.index("answer"))  # recognised while it came
     else:
