@@ -89,6 +89,7 @@ class ModelCall:
     usage: Usage = Usage(source="missing")
     start_ns: Int64  # the request's own times: its node's may be wider
     end_ns: Int64
+    error_type: str | None = None  # of a failed attempt; the error of a node's own call is the node's
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,11 @@ class RunStarted(RunFact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeEnded(RunFact):
-    """A node of the agent's graph ended. A model_request node has its `model` call."""
+    """A node of the agent's graph ended.
+
+    A model_request node has its `model` call, the last one sent, and the failed attempts before it: a fallback to
+    another model, or a retry. Each of them is one observation.
+    """
 
     kind: Literal["node"] = "node"
     node: NodeKind
@@ -148,6 +153,7 @@ class NodeEnded(RunFact):
     error_type: str | None = None
     error_message: str | None = None  # content capture only
     model: ModelCall | None = None
+    failed_attempts: tuple[ModelCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,8 +255,12 @@ class AgxCapability(AbstractCapability[Any]):
     def wrap_run_event_stream(
         self, ctx: RunContext[Any], *, stream: AsyncIterable[AgentStreamEvent]
     ) -> AsyncIterable[AgentStreamEvent]:
-        recorder = self._recorder_of(ctx)
-        return stream if recorder is None else _Observed(stream, recorder.on_event)
+        if (recorder := self._recorder_of(ctx)) is None:
+            return stream
+        if (tools := ctx.tool_manager) is not None:
+            # Before the first request of a run that resumes, the tools are not known yet: then all count as known.
+            recorder.knows_tool = lambda name: tools.tools is None or tools.get_tool_def(name) is not None
+        return _Observed(stream, recorder.on_event)
 
     async def wrap_model_request(
         self, ctx: RunContext[Any], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
@@ -286,7 +290,7 @@ class AgxCapability(AbstractCapability[Any]):
             with attached(recorder.tool_context(tool)):
                 result = await handler(args)
         except (CallDeferred, ApprovalRequired):
-            recorder.end_tool(tool, "deferred")
+            recorder.defer_tool(tool)
             raise
         except (ModelRetry, ToolRetryError):
             recorder.end_tool(tool, "retry")

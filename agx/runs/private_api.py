@@ -5,11 +5,12 @@ Each function returns its neutral answer when a name is gone; `tests/unit/test_p
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import Hooks
+from pydantic_ai.messages import ModelRequestAttempt
 
 
 def run_timed_out(ctx: RunContext[Any]) -> bool:
@@ -26,3 +27,8 @@ def has_registered_hook(hooks: Hooks[Any], names: Container[str]) -> bool:
     """Return whether a function is registered with a `Hooks` under one of these names; True where that is unknown."""
     registry = getattr(hooks, "_registry", None)
     return True if registry is None else any(name in names and entries for name, entries in registry.items())
+
+
+def carried_attempts(error: BaseException) -> Sequence[ModelRequestAttempt]:
+    """Return the attempts of a fallback model before `error` ended its request; a cancellation carries them too."""
+    return getattr(error, "_pydantic_ai_failed_attempts", ())

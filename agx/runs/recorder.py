@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace as otel
 from pydantic_ai.messages import (
+    BaseToolReturnPart,
     DeferredToolRequestsEvent,
     FunctionToolResultEvent,
     ModelMessage,
@@ -94,6 +95,8 @@ class Recorder:
         self._tool_calls = 0
         self._tool_error: tuple[BaseException, str] | None = None  # the last one, and the tool that raised it
         self._mirror = Mirror()
+        self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
+        self.knows_tool: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
 
     # --- the run ---
 
@@ -149,6 +152,8 @@ class Recorder:
         if ending.outcome == "cancelled":
             self.note_stage()
         self._note_partial()
+        for tool in tuple(self._deferred.values()):
+            self.end_tool(tool, "deferred")
         self.end_node(ending.outcome, ending.error)
         if ending.outcome == "completed" and not self._runtime.answered and self._runtime.idx >= 0:
             self._put(self._runtime.answer())
@@ -229,11 +234,11 @@ class Recorder:
             if self._request is not None:
                 self._request.chunk(len(content))
         elif isinstance(event, FunctionToolResultEvent):
-            self._refused(event)
+            self._end_unrun(event.part)
         elif isinstance(event, DeferredToolRequestsEvent):
             left = {"approvals": event.requests.approvals, "calls": event.requests.calls}
             for call in (*left["calls"], *left["approvals"]):
-                self._told_without_running(call, "deferred")
+                self._defer_unrun(call)
             self.put("info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left})
         if (wire := self._runtime.convert(event)) is not None:
             self._put(wire)
@@ -272,11 +277,11 @@ class Recorder:
             return
         if node.kind == "model_request":
             self._put(self._runtime.end_node())
-        if node.request is not None:
-            self._model_calls += 1
+        fact = node.tell(self._header(node.name, node.place), outcome, error)
+        self._model_calls += (fact.model is not None) + len(fact.failed_attempts)
         if not self.standing.fenced:
             node.close(outcome, error)
-            self._tell(node.tell(self._header(node.name, node.place), outcome, error))
+            self._tell(fact)
 
     def fail_node(self, error: Exception) -> None:
         """The open node ends with an error, or was stopped by a cancel."""
@@ -288,7 +293,7 @@ class Recorder:
         """A model request leaves; returns the context for it."""
         self.begin_node("model_request", request.model)
         assert self._node is not None
-        self._node.request = ModelRequest(request.model, request.streaming)
+        self._node.request = ModelRequest(request)
         return self.node_context()
 
     def node_context(self) -> Context | None:
@@ -303,7 +308,7 @@ class Recorder:
         """The model has answered."""
         if (request := self._request) is None:
             return
-        request.answered(response)
+        request.complete(response)
         if not request.stream:
             for event in self._runtime.convert_response(response):
                 self._put(event)
@@ -317,13 +322,17 @@ class Recorder:
     # --- tools ---
 
     def begin_tool(self, call: ToolCallPart) -> Tool:
-        """A tool is run."""
+        """A tool runs; one that was deferred goes on as the same call."""
         if self._node is None:
             # The caller streams the node: its tools come before the node's own hook.
             self.begin_node("call_tools")
+        call_id = str(call.tool_call_id)  # some providers send a number
+        if (deferred := self._deferred.pop(call_id, None)) is not None:
+            deferred.start_ns = time.time_ns()
+            return deferred
         idx = max(self._runtime.idx, 0)
-        name = self._name(tool_name(idx, call.tool_call_id))
-        return Tool(call.tool_name, call.tool_call_id, name, idx, self.span.child(name))
+        name = self._name(tool_name(idx, call_id))
+        return Tool(call.tool_name, call_id, name, idx, self.span.child(name), self.knows_tool(call.tool_name))
 
     def tool_context(self, tool: Tool) -> Context | None:
         """Return the context in which a tool runs; with an SDK its node's, in which upstream opens `execute_tool`."""
@@ -333,18 +342,37 @@ class Recorder:
 
     def end_tool(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
         """A tool call is over, however it ended."""
+        self._deferred.pop(tool.call_id, None)
         self._tool_calls += 1
         if error is not None:
             self._tool_error = (error, tool.tool)
         self._tell(tool.tell(self._header(tool.name, tool.place), outcome, error))
 
-    def _refused(self, event: FunctionToolResultEvent) -> None:
-        part = event.part
-        self._told_without_running(ToolCallPart(part.tool_name, tool_call_id=part.tool_call_id), tool_outcome(part))
+    def defer_tool(self, tool: Tool) -> None:
+        """A tool call waits for a decision or a result; it counts when it is resolved, or as deferred with its run."""
+        self._deferred[tool.call_id] = tool
 
-    def _told_without_running(self, call: ToolCallPart, outcome: ToolOutcome) -> None:
-        if tool_name(max(self._runtime.idx, 0), call.tool_call_id) not in self._names:
+    def _end_unrun(self, part: BaseToolReturnPart) -> None:
+        """A call has a result: of a tool that ran, that was refused, or that was resolved by somebody else."""
+        outcome = tool_outcome(part)
+        if (deferred := self._deferred.get(str(part.tool_call_id))) is not None:
+            self.end_tool(deferred, outcome)
+        elif outcome != "ok":
+            self._end_without_running(ToolCallPart(part.tool_name, tool_call_id=part.tool_call_id), outcome)
+        # Else it ran and has ended, or it did not run: the final result was there before it (`end_strategy="early"`),
+        # or it was deferred in an earlier run, where it was counted.
+
+    def _end_without_running(self, call: ToolCallPart, outcome: ToolOutcome) -> None:
+        if not self._has_begun(call):
             self.end_tool(self.begin_tool(call), outcome)
+
+    def _defer_unrun(self, call: ToolCallPart) -> None:
+        """A call waits that was not run: it needs an approval, or its tool is the caller's own."""
+        if not self._has_begun(call):
+            self.defer_tool(self.begin_tool(call))
+
+    def _has_begun(self, call: ToolCallPart) -> bool:
+        return tool_name(max(self._runtime.idx, 0), str(call.tool_call_id)) in self._names
 
     def _tell(self, fact: Fact) -> None:
         """Tell operators; a run that is fenced was told by whoever finished it."""

@@ -59,6 +59,7 @@ class Node:
     def tell(self, header: Header, outcome: Outcome, error: BaseException | None) -> NodeEnded:
         """Return the node's fact."""
         failed = error if outcome == "failed" else None
+        call, failed_attempts = (None, ()) if self.request is None else self.request.describe(outcome, error)
         return NodeEnded(
             **header,
             node=self.kind,
@@ -68,7 +69,8 @@ class Node:
             end_ns=time.time_ns(),
             error_type=describe_type(failed),
             error_message=describe_message(failed),
-            model=None if self.request is None else self.request.describe(completed=outcome == "completed"),
+            model=call,
+            failed_attempts=failed_attempts,
         )
 
 
@@ -81,6 +83,7 @@ class Tool:
     name: str  # within the run, as in the ids of its fact and its span
     idx: int
     place: Trace
+    known: bool = True  # whether the agent has it; a model may invent a name
     start_ns: int = field(default_factory=time.time_ns)
 
     def tell(self, header: Header, outcome: ToolOutcome, error: BaseException | None) -> ToolEnded:
@@ -89,6 +92,7 @@ class Tool:
         return ToolEnded(
             **header,
             tool=self.tool,
+            known=self.known,
             call_id=self.call_id,
             idx=self.idx,
             outcome=outcome,

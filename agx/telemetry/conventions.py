@@ -1,4 +1,4 @@
-"""The GenAI names of OpenTelemetry that agx writes: one table, since renames are pending upstream.
+"""The GenAI names of OpenTelemetry that agx writes, in one table, since upstream renames some of them.
 
 Source: open-telemetry/semantic-conventions-genai, status Development.
 """
@@ -19,7 +19,8 @@ TOOL_TYPE = "gen_ai.tool.type"
 USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 USAGE_CACHE_READ = "gen_ai.usage.cache_read.input_tokens"
-USAGE_CACHE_CREATION = "gen_ai.usage.cache_creation.input_tokens"
+# Renamed upstream to `gen_ai.usage.cache_write.input_tokens` (genai#440); pydantic-ai 2.68 and backends use this one.
+USAGE_CACHE_WRITE = "gen_ai.usage.cache_creation.input_tokens"
 USAGE_REASONING = "gen_ai.usage.reasoning.output_tokens"
 ERROR_TYPE = "error.type"
 
@@ -27,7 +28,7 @@ INVOKE_AGENT = "invoke_agent"
 CHAT = "chat"
 EXECUTE_TOOL = "execute_tool"
 
-# Ours, where the conventions have no word yet (cancellation: genai#238).
+# Names of agx, where the conventions have none yet (cancellation: genai#238).
 RUN_OUTCOME = "agx.run.outcome"
 RUN_REASON = "agx.run.reason"
 RUN_ID = "agx.run.id"

@@ -46,8 +46,8 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.tools import RunContext as ToolContext
 from redis.asyncio import Redis
-from support.recorded import read_stream
 from support.observing import ENTRY_POINTS, Made, Make, Outcome, Probe, ScriptedModel, outcome_of
+from support.recorded import read_stream
 
 import agx
 

@@ -145,6 +145,14 @@ def test_estimated_usage_counts_and_says_so(folding: Folding) -> None:
     assert folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", "cache_read") == 300
 
 
+def test_each_failed_attempt_is_an_observation_of_its_model(folding: Folding) -> None:
+    failed = call(request_model="first", usage=usage(input=9), error_type="Busy", first_chunk_ns=None, chunk_counts=())
+    folding.add(node(failed_attempts=(failed, failed)))
+    assert folding.observed(i.OPERATION_DURATION, "chat", "openai", "first", "Busy")[0] == 2
+    assert folding.observed(i.OPERATION_DURATION, "chat", "openai", "gpt-4o-mini", "")[0] == 1
+    assert folding.count(i.USAGE, "reported") == 3
+
+
 def test_a_failed_model_request_has_its_error_type(folding: Folding) -> None:
     folding.add(node(outcome="failed", error_type="ModelHTTPError", model=call(first_chunk_ns=None, chunk_counts=())))
     assert folding.observed(i.OPERATION_DURATION, "chat", "openai", "gpt-4o-mini", "ModelHTTPError")[0] == 1

@@ -29,6 +29,7 @@ from agx.facts.schema import (
     Service,
     StreamEvent,
     Trace,
+    Usage,
     stream_span_id,
 )
 from agx_sidecar.traces.spans import CUT, MAX_TEXT, spans_of
@@ -213,6 +214,18 @@ def test_a_failed_model_request_without_usage() -> None:
     assert attributes["error.type"] == "ModelHTTPError"
     assert attributes["agx.usage.source"] == "missing"
     assert not [name for name in attributes if name.startswith("gen_ai.usage") or "first_chunk" in name]
+
+
+def test_each_failed_attempt_has_a_span_beside_the_request_that_was_answered() -> None:
+    attempts = tuple(
+        call(request_model="first", usage=Usage(source="missing"), error_type=error) for error in ("Busy", "rejected")
+    )
+    spans = spans_of(node(failed_attempts=attempts))
+    assert [span.name for span in spans] == ["chat first", "chat first", "chat gpt-4o-mini"]
+    assert [span.status.status_code for span in spans] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
+    assert [(span.attributes or {}).get("error.type") for span in spans] == ["Busy", "rejected", None]
+    assert len({span.context.span_id for span in spans if span.context}) == 3
+    assert len({span.parent.span_id for span in spans if span.parent}) == 1
 
 
 def test_a_missing_finish_reason_is_marked() -> None:

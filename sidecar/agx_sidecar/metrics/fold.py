@@ -176,12 +176,14 @@ class Fold:
         trace = _trace_of(fact)
         cell = self._cells.of_node(fact.agent, fact.node, fact.outcome, now)
         cell.observe(fact.end_ns - fact.start_ns, now, trace, fact.end_ns)
+        for attempt in fact.failed_attempts:
+            self._fold_call(fact, attempt, _error_type(True, attempt.error_type), trace, now)
         if (call := fact.model) is not None:
-            self._fold_call(fact, call, trace, now)
+            error = _error_type(fact.outcome in {"failed", "lost"}, call.error_type or fact.error_type)
+            self._fold_call(fact, call, error, trace, now)
 
-    def _fold_call(self, fact: NodeEnded, call: ModelCall, trace: str | None, now: int) -> None:
+    def _fold_call(self, fact: NodeEnded, call: ModelCall, error: str, trace: str | None, now: int) -> None:
         model = (CHAT, call.provider, call.request_model)
-        error = _error_type(fact.outcome in {"failed", "lost"}, fact.error_type)
         cells = self._cells.of_call(model, error, call.usage.source, now)
         cells.duration.observe(call.end_ns - call.start_ns, now, trace, call.end_ns)
         cells.usage.add(1, now)

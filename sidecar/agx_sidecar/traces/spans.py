@@ -7,6 +7,7 @@ where the process died. Of an unsampled trace nothing is exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from opentelemetry.sdk.resources import Resource
@@ -24,6 +25,7 @@ from agx.facts.schema import (
     Service,
     ToolEnded,
     Trace,
+    span_id,
     stream_span_id,
 )
 from agx.telemetry import conventions as c
@@ -72,7 +74,10 @@ def _make_spans(fact: NodeEnded | ToolEnded | RunEnded) -> list[ReadableSpan]:
         return []
     if isinstance(fact, ToolEnded):
         return [] if fact.outcome in _NOT_RUN else [_tool_span(fact)]
-    return [_chat_span(fact, fact.model)] if fact.model is not None else []
+    if fact.model is None:
+        return []
+    attempts = [_attempt_span(fact, number, attempt) for number, attempt in enumerate(fact.failed_attempts)]
+    return [*attempts, _chat_span(fact, fact.model)]
 
 
 def _run_spans(fact: RunEnded) -> list[ReadableSpan]:
@@ -143,6 +148,13 @@ def _chat_span(fact: NodeEnded, call: ModelCall) -> ReadableSpan:
     _add_error(attributes, fact.outcome, fact.error_type)
     name = f"{c.CHAT} {call.request_model}"
     return _span(fact, name, attributes, call.start_ns, call.end_ns, kind=SpanKind.CLIENT)
+
+
+def _attempt_span(fact: NodeEnded, number: int, attempt: ModelCall) -> ReadableSpan:
+    """Return the span of a request that failed before the node's own call, beside that one's span."""
+    place = replace(fact.trace, span_id=span_id(fact.run_id, f"{fact.id}.attempt.{number}"))
+    failed = replace(fact, outcome="failed", error_type=attempt.error_type, error_message=None, trace=place)
+    return _chat_span(failed, attempt)
 
 
 def _tool_span(fact: ToolEnded) -> ReadableSpan:
@@ -219,7 +231,7 @@ def _add_usage(attributes: Attributes, call: ModelCall) -> None:
     attributes[c.USAGE_OUTPUT_TOKENS] = usage.output
     for name, tokens in (
         (c.USAGE_CACHE_READ, usage.cache_read),
-        (c.USAGE_CACHE_CREATION, usage.cache_write),
+        (c.USAGE_CACHE_WRITE, usage.cache_write),
         (c.USAGE_REASONING, usage.reasoning),
     ):
         if tokens:
