@@ -40,14 +40,14 @@ from pydantic_ai.tools import ToolDefinition
 
 from ..engine.registry import current_engine
 from ..facts.schema import NodeKind
+from ..model_calls.private_api import cancel_was_requested, run_timed_out
+from ..model_calls.streaming import find_obstacle
 from ..redis.keys import Id, SessionKeys
 from ..telemetry.tracing import attached, captures_content, has_no_sdk
 from .deps import Deps
 from .live_run import LiveRun, current_recorder, enclosing_recorder
 from .outcome import Ending
-from .private_api import cancel_was_requested, run_timed_out
 from .recorder import Recorder
-from .streaming import find_obstacle
 
 logger = logging.getLogger("agx")
 

@@ -33,12 +33,12 @@ from ..facts.schema import (
     node_name,
     tool_name,
 )
+from ..model_calls.model_request import ModelRequest
 from ..stream.entry import AGENT, DEFERRED, RUNTIME
 from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
 from ..telemetry import conventions as names
 from ..telemetry.tracing import RunSpan
 from .event_sample import Mirror
-from .model_request import ModelRequest
 from .outcome import Ending, log_failure, make_error_body
 from .state import Standing
 from .steps import Header, Node, Tool

@@ -17,9 +17,9 @@ from ..facts.schema import (
     ToolOutcome,
     Trace,
 )
+from ..model_calls.model_request import ModelRequest
 from ..telemetry import conventions as names
 from ..telemetry.tracing import close_span
-from .model_request import ModelRequest
 from .outcome import describe_message, describe_type
 
 

@@ -25,7 +25,7 @@ from support.recorded import read_recorded
 
 import agx
 from agx.facts.schema import ModelCall, NodeEnded, RunEnded, ToolEnded
-from agx.runs.usage import read_usage
+from agx.model_calls.usage import read_usage
 
 DOWN = [ModelHTTPError(503, "first", "down")]
 BUSY = [ModelHTTPError(529, "first", "busy")]

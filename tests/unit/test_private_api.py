@@ -1,4 +1,4 @@
-"""The private names of pydantic-ai that agx reads are still there (`agx/runs/private_api.py`)."""
+"""The private names of pydantic-ai that agx reads are still there (`agx/model_calls/private_api.py`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_ai.exceptions import RunCancelled, RunTimedOut
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from agx.runs.private_api import cancel_was_requested, has_registered_hook, run_timed_out
+from agx.model_calls.private_api import cancel_was_requested, has_registered_hook, run_timed_out
 
 
 class Ending(AbstractCapability[Any]):
