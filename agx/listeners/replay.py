@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import orjson
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import (
     AgentStreamEvent,
+    BinaryContent,
     CustomEvent,
+    FilePart,
     FinalResultEvent,
     FunctionToolCallEvent,
     FunctionToolResultEvent,
@@ -38,6 +41,7 @@ from pydantic_ai.tools import DeferredToolRequests
 
 from ..errors import RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
 from ..redis.keys import Id
+from ..stream.custom_events import load_chunk, load_event
 from ..stream.entry import DEFERRED, PROMPT, StreamEntry
 from ..stream.events import Body
 from .listener import follow
@@ -208,6 +212,9 @@ class _Run:
                 yield from self._start_part(body)
             case "part_delta":
                 yield from self._add_delta(body)
+            case "custom":
+                if (event := load_event(body)) is not None:
+                    yield event
             case "answer":
                 call_id = body.get("tool_call_id")
                 final = FinalResultEvent(tool_name=body.get("tool_name"), tool_call_id=call_id)
@@ -266,6 +273,7 @@ class _Run:
             content=body.get("content"),
             tool_call_id=str(body.get("tool_call_id", "")),
             outcome=_OUTCOMES.get(body.get("tool_outcome"), "success"),
+            metadata=_read_chunks(body),
         )
         for calls in self._left.values():
             calls.pop(part.tool_call_id, None)  # it was decided on within the run
@@ -283,10 +291,24 @@ def _make_part(kind: object, body: Body) -> ModelResponsePart | None:
         return ToolCallPart(name, _read_args(body), call_id)
     if kind == "builtin-tool-call":
         return NativeToolCallPart(name, _read_args(body), call_id)
+    if kind == "file" and isinstance(body.get("data"), str) and "truncated" not in body:
+        return FilePart(BinaryContent(base64.b64decode(body["data"]), media_type=str(body.get("media_type"))))
     if kind == "builtin-tool-return":
         outcome = _OUTCOMES.get(body.get("tool_outcome"), "success")
         return NativeToolReturnPart(name, body.get("content"), call_id, outcome=outcome)
     return None
+
+
+def _read_chunks(body: Body) -> list[Any] | None:
+    """Return the chunks for front ends that a tool returned; None where there are none, or their size was cut."""
+    chunks = body.get("chunks")
+    if not isinstance(chunks, list):
+        return None
+    loaded = []
+    for chunk in chunks:
+        with suppress(ValidationError, ImportError, AttributeError):  # another protocol's, not installed here
+            loaded.append(load_chunk(chunk))
+    return loaded or None
 
 
 def _read_args(body: Body) -> str | dict[str, Any]:

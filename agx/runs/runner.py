@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from pydantic_ai import ModelRequestNode
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import RunCancelled, RunTimedOut
-from pydantic_ai.messages import ModelMessage, UserContent
+from pydantic_ai.messages import ModelRequest, UserContent, UserPromptPart
 from pydantic_ai.run import AgentRun, AgentRunResult
 from pydantic_graph import End
 from redis.exceptions import RedisError
@@ -25,7 +26,7 @@ from ..errors import (
     SessionSaveError,
 )
 from ..redis.keys import SessionKeys
-from ..sessions.base import Session
+from ..sessions.base import Session, keep_prompt
 from ..stream.events import Runtime
 from ..telemetry.tracing import attached
 from .capability import AgxCapability
@@ -54,11 +55,13 @@ async def run(
     Wraps `Agent.iter()`, and returns what `agent.run()` would.
 
     Args:
-        session: the conversation; loaded before, saved after, on every outcome.
+        session: the conversation; loaded before, saved after, on every outcome. What is saved is what pydantic-ai's
+            `all_messages()` gives, so a history processor's changes stay; the prompt is always in it.
         agent: any of pydantic-ai's agents.
         user_prompt: any prompt that pydantic-ai takes.
         deps: the agent's dependencies; they say whose run it is.
-        kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`.
+        kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`. A `message_history` takes the place of the
+            loaded conversation, and is saved in its place.
 
     Raises:
         AgxCanceledError: the run was cancelled; `.messages` holds the partial conversation.
@@ -104,31 +107,38 @@ class _Drive:
     session: Session
     loaded: bool = False
     result: AgentRunResult[Any] | None = None
-    messages: list[ModelMessage] = field(default_factory=list)
+    request: ModelRequest | None = None  # with the prompt
     ending: Ending = field(default_factory=lambda: Ending("completed"))
     raised: BaseException | None = None
     save_error: Exception | None = None
 
     async def run_agent(self, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]) -> None:
         await self.session.load()
+        if (history := kwargs.get("message_history")) is not None:
+            self.session.msgs = list(history)
+        if prompt is not None:
+            self.request = ModelRequest(parts=[UserPromptPart(prompt)])
+            await self.session.begin(self.request)
         self.loaded = True
         if self.live.recorder.cancel_reason is not None or self.live.recorder.standing.fenced:
             raise RunCancelled("the run was cancelled before its agent began")
         capability = AgxCapability(_recorder=self.live.recorder)
         kwargs = {**kwargs, "capabilities": [*(kwargs.get("capabilities") or ()), capability]}
-        history = kwargs.pop("message_history", None) or self.session.msgs
+        kwargs["message_history"] = list(self.session.msgs)
         agent_run: AgentRun[Any, Any] | None = None
         try:
-            async with agent.iter(prompt, deps=deps, message_history=list(history), **kwargs) as agent_run:
+            async with agent.iter(prompt, deps=deps, **kwargs) as agent_run:
                 # As `agent.run()` does, and not `async for`: one coroutine less for each token to go through.
                 node = agent_run.next_node
                 while not isinstance(node, End) and agent_run.result is None:
                     node = await agent_run.next(node)
+                    if isinstance(node, ModelRequestNode) and self.request is not None and self.request.run_id is None:
+                        self.request = replace(node.request, run_id=agent_run.run_id)
             self.result = agent_run.result
         finally:
             if agent_run is not None:
                 # A cancelled or failed run keeps what it completed, the partial answer included.
-                self.messages = agent_run.new_messages()
+                self.session.msgs = agent_run.all_messages()
 
     def classify(self, error: BaseException) -> Ending:
         """Tell how the run ended by what left the agent."""
@@ -142,7 +152,8 @@ class _Drive:
 
     async def conclude(self) -> None:
         """Save, then end; nothing interrupts it."""
-        self.session.msgs = [*self.session.msgs, *self.messages]
+        if self.request is not None and self.loaded:
+            self.session.msgs = keep_prompt(self.session.msgs, self.request)
         if self.loaded and await self._may_save():
             try:
                 await self.session.save()

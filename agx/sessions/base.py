@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
 
 @dataclass(kw_only=True)
 class Session(ABC):
-    """Base of a stored conversation: `run()` calls `load()`, extends `msgs` and calls `save()`.
+    """Base of a stored conversation: `run()` calls `load()`, `begin()`, and at the end, with new `msgs`, `save()`.
 
     Args:
         msgs: the conversation, as pydantic-ai's messages.
@@ -30,6 +30,16 @@ class Session(ABC):
     @abstractmethod
     async def load(self) -> None:
         """Fill `msgs` from the storage."""
+
+    async def begin(self, request: ModelRequest) -> None:  # noqa: B027 - a store need not keep the prompt
+        """Store the prompt before the agent starts, so that it survives the process (contract, section 3).
+
+        By default it does nothing: override it where a prompt must not be lost. `msgs` does not have the request yet;
+        `save()` gets the whole conversation, the prompt included. A run without a prompt does not call it.
+
+        Args:
+            request: has the prompt as its only part.
+        """
 
     @abstractmethod
     async def save(self) -> None:
@@ -122,6 +132,20 @@ class SessionStore(Protocol):
     async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> Sequence[StoredSession]:
         """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`."""
         ...
+
+
+def keep_prompt(messages: Sequence[ModelMessage], request: ModelRequest) -> list[ModelMessage]:
+    """Return a run's messages with its prompt in them, also where a history processor has dropped it.
+
+    Args:
+        messages: what upstream's `all_messages()` gives.
+        request: the run's first one, with `run_id`.
+    """
+    prompt = [part for part in request.parts if isinstance(part, UserPromptPart)]
+    if not prompt or any(part in message.parts for message in messages for part in prompt):
+        return list(messages)
+    first = next((n for n, one in enumerate(messages) if one.run_id == request.run_id), len(messages))
+    return [*messages[:first], replace(request, parts=prompt), *messages[first:]]
 
 
 def title_of(session: Session) -> str:

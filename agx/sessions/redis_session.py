@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_ai.messages import ModelRequest
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from ..engine.engine import Engine
@@ -17,6 +18,7 @@ from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError, SessionConflictError
 from ..redis.bus import Script
 from ..redis.keys import Id, SessionKeys
+from ..redis.retry import COMMAND_TIMEOUT
 from .base import Session, StoredSession, title_of
 
 TTL = 30 * 86_400  # seconds a conversation is kept after it was last saved
@@ -38,6 +40,7 @@ return 1
 @dataclass
 class RedisSession(Session):
     """A conversation kept in Redis. Optimistic: of two that loaded the same version, the second can't save.
+    The prompt is stored before the agent starts.
 
     Args:
         scope_id: the tenant.
@@ -75,6 +78,19 @@ class RedisSession(Session):
         if messages is not None:
             self.msgs_from_json(messages)
 
+    async def begin(self, request: ModelRequest) -> None:
+        """Write the conversation with the prompt behind it.
+
+        Raises:
+            SessionConflictError: someone saved it after it was loaded here.
+            RedisUnavailableError: Redis did not answer within 2 s.
+        """
+        before, self.msgs = self.msgs, [*self.msgs, request]
+        try:
+            await self._write(COMMAND_TIMEOUT)
+        finally:
+            self.msgs = before
+
     async def save(self) -> None:
         """Write the conversation, through an outage of up to `lease_ttl` seconds.
 
@@ -82,11 +98,14 @@ class RedisSession(Session):
             SessionConflictError: someone saved it after it was loaded here.
             RedisUnavailableError: the outage lasted longer.
         """
+        await self._write(current_engine().config.lease_ttl)
+
+    async def _write(self, patience: float) -> None:
         engine, session = self._place()
         token, saved_us = uuid.uuid4().hex, time.time_ns() // 1_000
         content = (saved_us, title_of(self), self.msgs_to_json(), self.ttl)
         saved = await _persist(
-            engine, lambda: engine.control.run(_SAVE, session.messages, self._version, token, *content)
+            lambda: engine.control.run(_SAVE, session.messages, self._version, token, *content), patience
         )
         if not saved:
             raise SessionConflictError(session.session)
@@ -150,9 +169,9 @@ class RedisSessions:
         return found
 
 
-async def _persist(engine: Engine, attempt: Callable[[], Awaitable[Any]]) -> Any:
-    """Return the reply of a command that may be sent again, trying for `lease_ttl` seconds."""
-    deadline, wait = time.monotonic() + engine.config.lease_ttl, _FIRST_WAIT
+async def _persist(attempt: Callable[[], Awaitable[Any]], patience: float) -> Any:
+    """Return the reply of a command that may be sent again, trying for so many seconds."""
+    deadline, wait = time.monotonic() + patience, _FIRST_WAIT
     while True:
         try:
             return await attempt()

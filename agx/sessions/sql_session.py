@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_ai.messages import ModelRequest
+
 from ..errors import SessionConflictError
 from ..redis.keys import Id, check_id
 from .base import (
@@ -135,6 +137,14 @@ class SqlSession(Session):
         if row is not None:
             self._version = row.version
             self.msgs_from_json(row.messages)
+
+    async def begin(self, request: ModelRequest) -> None:
+        """Write the conversation with the prompt behind it; raises what `save()` raises."""
+        before, self.msgs = self.msgs, [*self.msgs, request]
+        try:
+            await self.save()
+        finally:
+            self.msgs = before
 
     async def save(self) -> None:
         """Write the conversation.

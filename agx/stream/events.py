@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from ..errors import BodyError
 from ..facts.schema import ToolOutcome
+from .custom_events import dump_chunks, dump_event
 from .entry import DEFERRED, PROMPT
 
 Body = dict[str, Any]
@@ -44,6 +46,7 @@ class UserBody(dict[str, Any]):
 
 
 _MOST_EXACT = 2**53 - 1  # JavaScript's numbers are exact up to here
+_MOST_FILE = 131_072  # bytes of a file that are streamed; a larger one is in the messages only
 _OVERHEAD = 64  # bytes that the marks of a cut body may add to its limit
 
 _TOOL_OUTCOMES: dict[str, ToolOutcome] = {
@@ -129,6 +132,8 @@ class Runtime:
             return self.answer(event.tool_name, event.tool_call_id)
         if isinstance(event, ToolResultEvent):
             return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
+        if (body := dump_event(event)) is not None:
+            return WireEvent({"idx": max(self.idx, 0), "event": "custom"} | body, urgent=True)
         return None
 
     def part_of(self, event: PartDeltaEvent) -> Part:
@@ -165,8 +170,9 @@ class Runtime:
         elif isinstance(part, NativeToolReturnPart):
             body |= _return_fields(part)
         elif isinstance(part, FilePart):
-            # The bytes stay in the messages: a stream is no place for an image.
             body |= {"media_type": part.content.media_type, "size": len(part.content.data)}
+            if len(part.content.data) <= _MOST_FILE:
+                body["data"] = base64.b64encode(part.content.data).decode()
         return WireEvent(body)
 
 
@@ -177,13 +183,15 @@ def delta_text(event: PartDeltaEvent) -> str | None:
 
 
 def _return_fields(part: ToolReturnPart | NativeToolReturnPart) -> Body:
-    return {
+    body = {
         "part_kind": part.part_kind,
         "tool_name": part.tool_name,
         "tool_call_id": part.tool_call_id,
         "content": part.content,
         "tool_outcome": tool_outcome(part),
     }
+    chunks = dump_chunks(part)
+    return body | {"chunks": chunks} if chunks else body
 
 
 def parse_args(part: BaseToolCallPart) -> Body:

@@ -52,6 +52,11 @@ class TurnSession(Session):
         await self.stored.load()
         self.msgs = self.turn.prepare(self.stored.msgs)
 
+    async def begin(self, request: ModelRequest) -> None:
+        """Store the prompt as the stored session does; raises what it raises."""
+        self.stored.msgs = self.msgs
+        await self.stored.begin(request)
+
     async def save(self) -> None:
         """Write the messages as the stored session does; raises what it raises."""
         self.stored.msgs = self.msgs

@@ -182,7 +182,7 @@ async def test_a_run_that_lost_its_conversation_to_another_says_so_and_keeps_its
     assert isinstance(caught.value.__cause__, SessionConflictError)
     assert caught.value.result is not None
     assert caught.value.result.output == "one two three"
-    assert await read(store) == ["meanwhile", "heard meanwhile"]
+    assert await read(store) == ["mine", "meanwhile", "heard meanwhile"]
 
 
 @pytest.fixture

@@ -1,0 +1,159 @@
+"""What of a turn is stored: the prompt from its start, then what pydantic-ai's `all_messages()` gives (contract, 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.capabilities import ProcessHistory
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent, call, scripted
+from support.waiting import wait_until
+
+import agx
+from agx.sessions.base import SessionStore
+from agx.sessions.redis_session import RedisSessions
+from agx.sessions.sql_session import SqlSessions
+
+# A service that is killed while its model is silent: the address of Redis, and of the database where there is one.
+SERVICE = """
+import asyncio, sys
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import create_async_engine
+import agx
+from agx.sessions.redis_session import RedisSessions
+from agx.sessions.sql_session import SqlSessions
+from support.agents import ScopeDeps, ScriptedAgent
+
+async def main():
+    agx.configure(agx.Config(Redis.from_url(sys.argv[1]), lease_ttl=0.5))
+    store = SqlSessions(create_async_engine(sys.argv[2])) if len(sys.argv) > 2 else RedisSessions(ttl=60)
+    agent = ScriptedAgent(silent=True)
+    running = asyncio.create_task(agx.run(store.open(1, 1, "s"), agent.agent(), "Is it kept?", ScopeDeps()))
+    await agent.reached.wait()
+    print("reached", flush=True)
+    await running
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+async def store_and_url(
+    request: pytest.FixtureRequest, configured: Redis, tmp_path: Path
+) -> AsyncIterator[tuple[SessionStore, list[str]]]:
+    if request.param == "redis":
+        yield RedisSessions(ttl=60), []
+        return
+    url = f"sqlite+aiosqlite:///{tmp_path / 'chats.sqlite'}"
+    engine = create_async_engine(url)
+    store = SqlSessions(engine)
+    await store.create_table()
+    yield store, [url]
+    await engine.dispose()
+
+
+def texts(messages: list[ModelMessage]) -> list[str]:
+    return [str(part.content) for message in messages for part in message.parts if hasattr(part, "content")]
+
+
+async def test_a_prompt_survives_the_process_and_its_stream(
+    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+) -> None:
+    store, url = store_and_url
+    environment = {**os.environ, "PYTHONPATH": "tests"}
+    service = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVICE, redis_url, *url, stdout=asyncio.subprocess.PIPE, env=environment
+    )
+    assert service.stdout is not None
+    assert await service.stdout.readline() == b"reached\n"
+    service.send_signal(signal.SIGKILL)
+    await service.wait()
+    await configured.delete("agx:1:1:s")  # as after its expiry
+
+    (listed,) = await store.list(1, 1)
+    assert (listed.session_id, listed.title) == ("s", "Is it kept?")
+    session = store.open(1, 1, "s")
+    await session.load()
+    assert texts(session.msgs) == ["Is it kept?"]
+
+    async def is_free() -> bool:
+        return not await agx.is_live(1, 1, "s")
+
+    await wait_until(is_free)
+    seen: list[list[str]] = []
+
+    def keep(messages: list[ModelMessage]) -> list[ModelMessage]:
+        seen.append(texts(messages))
+        return messages
+
+    agent = ScriptedAgent().agent(capabilities=[ProcessHistory(keep)])
+    await agx.run(store.open(1, 1, "s"), agent, "And now?", ScopeDeps())
+    assert seen == [["Is it kept?", "And now?"]]
+    again = store.open(1, 1, "s")
+    await again.load()
+    assert texts(again.msgs) == ["Is it kept?", "And now?", "one two three"]
+
+
+async def test_a_prompt_that_a_history_processor_drops_is_stored(configured: Redis) -> None:
+    agent: Agent[ScopeDeps, str] = Agent(
+        scripted([*call("look")], ["done"]),
+        deps_type=ScopeDeps,
+        capabilities=[ProcessHistory(lambda messages: messages[-2:])],
+    )
+
+    @agent.tool_plain
+    def look() -> str:
+        return "seen"
+
+    session = FakeSession()
+    result = await agx.run(session, agent, "What is there?", ScopeDeps())
+    assert "What is there?" not in texts(result.all_messages())  # so it is upstream's
+    assert texts(session.msgs) == ["What is there?", "seen", "done"]
+    assert session.msgs[1:] == result.all_messages()
+
+
+async def test_a_summary_is_stored_and_not_made_again_each_turn(configured: Redis) -> None:
+    summarised: list[int] = []
+
+    def summarise(messages: list[ModelMessage]) -> list[ModelMessage]:
+        if len(messages) <= 4:
+            return messages
+        summarised.append(len(messages))
+        return [ModelRequest(parts=[UserPromptPart("summary")]), *messages[-1:]]
+
+    agent = ScriptedAgent().agent(capabilities=[ProcessHistory(summarise)])
+    session = FakeSession()
+    for turn in range(8):
+        result = await agx.run(session, agent, f"turn {turn}", ScopeDeps())
+        assert session.msgs == result.all_messages()
+        assert f"turn {turn}" in texts(session.msgs)
+    assert set(summarised) == {5}
+
+
+async def test_a_message_history_takes_the_conversation_s_place_and_is_stored(configured: Redis) -> None:
+    session = FakeSession(msgs=[ModelRequest(parts=[UserPromptPart("forgotten")])])
+    history: list[Any] = [ModelRequest(parts=[UserPromptPart("before")]), ModelResponse(parts=[TextPart("yes")])]
+    await agx.run(session, ScriptedAgent().agent(), "now", ScopeDeps(), message_history=history)
+    assert texts(session.msgs) == ["before", "yes", "now", "one two three"]
+    assert texts(history) == ["before", "yes"]
+
+
+async def test_a_store_that_cannot_take_the_prompt_runs_nothing(configured: Redis) -> None:
+    class Full(FakeSession):
+        async def begin(self, request: ModelRequest) -> None:
+            raise OSError("full")
+
+    session, agent = Full(), ScriptedAgent()
+    with pytest.raises(OSError, match="full"):
+        await agx.run(session, agent.agent(), "now", ScopeDeps())
+    assert session.saves == 0
