@@ -98,9 +98,9 @@ class SessionKeys:
 
 
 def parse_lease_member(prefix: str, member: str) -> tuple[SessionKeys, str]:
-    """Return the session and the run id of a member of `leases()`."""
+    """Return the session and the run id of a member of `leases()`; raises ValueError where it is none."""
     scope, user, session, run_id = member.split(":")
-    return SessionKeys(prefix, scope, user, session), run_id
+    return SessionKeys.of(prefix, scope, user, session), check_id(run_id, "run_id")
 
 
 def queue(prefix: str, n: int) -> str:

@@ -118,11 +118,13 @@ end
 return {{1, now_ms()}}
 """)
 
-# Renews the caller's own lease and replies the value, whoever's it is. It neither brings a deleted lease back nor
-# extends a claim: a recovery that died must lose its claim. ARGV: holder, TTL in ms.
+# Renews the caller's own lease, or its own claim, and replies the value, whoever's it is. It neither brings a deleted
+# lease back nor extends another's claim: a recovery that died must lose its claim. ARGV: holder or claim, TTL in ms.
 RENEW = Script(f"""{LUA}
 local value = redis.call('GET', KEYS[1])
-if holder_of(value) == ARGV[1] then redis.call('GETEX', KEYS[1], 'PX', ARGV[2]) end
+if value and (value == ARGV[1] or holder_of(value) == ARGV[1]) then
+  redis.call('GETEX', KEYS[1], 'PX', ARGV[2])
+end
 return value
 """)
 

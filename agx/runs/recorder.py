@@ -21,6 +21,7 @@ from pydantic_ai.messages import (
     ToolCallPart,
 )
 
+from ..facts.event_sample import EventSample
 from ..facts.schema import (
     Fact,
     NodeKind,
@@ -38,7 +39,6 @@ from ..stream.entry import AGENT, DEFERRED, RUNTIME
 from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
 from ..telemetry import conventions as names
 from ..telemetry.tracing import RunSpan
-from .event_sample import Mirror
 from .outcome import Ending, log_failure, make_error_body
 from .state import Standing
 from .steps import Header, Node, Tool
@@ -94,7 +94,7 @@ class Recorder:
         self._model_calls = 0
         self._tool_calls = 0
         self._tool_error: tuple[BaseException, str] | None = None  # the last one, and the tool that raised it
-        self._mirror = Mirror()
+        self._mirror = EventSample()
         self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
         self.knows_tool: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..redis.bus import Script
-from .entry import to_lua_fields
+from .entry import RUNTIME, to_lua_fields
 
 # One batch, all or (where an id is refused, or our last entry is gone) none of it. Whoever began a run or wrote an
 # `end` behind our last entry ended ours; other entries behind it are somebody's `add()`. ARGV[1] is our last entry,
@@ -44,4 +44,16 @@ redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], {to_lua_fields("'begin'",
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('PUBLISH', ARGV[5], ARGV[1])
 return 'ok'
+""")
+
+# The end of a run whose process is gone, unless the stream has changed since it was read: then the run lives, or has a
+# successor. ARGV: last id as read, body of `error`, body of `end`, retention, channel.
+FINALIZE = Script(f"""
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not top or top[1] ~= ARGV[1] then return 0 end
+redis.call('XADD', KEYS[1], '*', {to_lua_fields("'error'", f"'{RUNTIME}'", "ARGV[2]")})
+local id = redis.call('XADD', KEYS[1], '*', {to_lua_fields("'end'", f"'{RUNTIME}'", "ARGV[3]")})
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('PUBLISH', ARGV[5], id)
+return 1
 """)

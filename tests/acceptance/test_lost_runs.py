@@ -172,6 +172,10 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
         await issue(writer, entry)
         raise TimeoutError
 
+    # The sidecar begins its work when a service has published the meta.
+    await agx.start(1, 1, "first")
+    await agx.stop(1, 1, "first")
+    await wait_until(sidecar.leads)
     with installed_sdk() if sdk else nullcontext(SpanLedger()) as spans:
         listening = asyncio.create_task(_follow_to_the_end())
         with (
@@ -197,3 +201,36 @@ async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis
         events = await asyncio.wait_for(listening, 30)
     assert events[-1]["type"] == "error"
     assert events[-1]["body"] == {"msg": "lost", "error_type": "lost"}
+
+
+async def _lose_a_run_that_can_not_be_finalized(redis: Redis, redis_url: str) -> None:
+    async with service(redis_url, "talking", session="bad") as process:
+        process.kill()
+    await redis.set("agx:1:1:bad", "no stream", ex=60)
+
+
+async def test_what_others_wrote_into_a_stream_stops_no_recovery(
+    redis: Redis, redis_url: str, sidecar: Replica
+) -> None:
+    """One run that can't be finalized is passed over; one whose stream holds junk is finalized like any other."""
+    async with service(redis_url, "talking") as process:
+        await wait_until(lambda: _has_told(redis, "talking"))
+        await _lose_a_run_that_can_not_be_finalized(redis, redis_url)
+        listening = asyncio.create_task(_follow_to_the_end())
+        for body in ({"seq": "step-1"}, {"seq": None}, {"seq": 500}, {"seq": 2**60}, {"retention": "x"}):
+            await agx.add(1, 1, "s", type="info", origin="user", body=body)
+        await redis.xadd("agx:1:1:s", {b"type": b"\xff\xfe", b"origin": b"\xff", b"body": b"\xff"})
+        await redis.xadd("agx:1:1:s", {b"nothing": b""})
+        await redis.zadd("agx::leases:1", {b"\xff": 1, b"a:b": 1, b"::queue:0": 1})
+        process.kill()
+        events = await asyncio.wait_for(listening, 30)
+    own = [event["body"]["seq"] for event in events if event["origin"] in ("opale", "pydantic-ai")]  # type: ignore[index]
+    assert own == list(range(len(own)))
+    assert [event["type"] for event in events[-2:]] == ["error", "end"]
+    await wait_until(lambda: "can't be finalized (ResponseError)" in sidecar.log)
+    await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 1)
+    assert sidecar.log.count("can't be finalized") == 1  # not once a second
+    left = [member for n in range(8) for member in await redis.zrange(f"agx::leases:{n}", 0, -1)]
+    assert [member.rpartition(b":")[0] for member in left] == [b"1:1:bad"]
+    await redis.delete("agx:1:1:bad")
+    await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 2)

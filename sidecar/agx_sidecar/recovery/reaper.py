@@ -1,4 +1,8 @@
-"""The reaper: finishes runs whose process died. Every replica looks, one wins each run (contract, section 7)."""
+"""The reaper: finalizes runs whose process is gone. Every replica looks, one wins each run (contract, section 7).
+
+Nothing that a stream, a queue or an index holds stops it: a run that can't be finalized is logged, left in the index,
+and tried again later.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +11,48 @@ import logging
 import time
 
 import orjson
+from redis.exceptions import ResponseError
 
-from agx.facts.schema import (
-    FIELD,
-    MalformedFactError,
-    RunFact,
-    UnknownFactError,
-    decode,
-    encode,
-)
+from agx.facts.reader import QueuePages
+from agx.facts.schema import FIELD, RunFact, encode
+from agx.recovery.finalize import Finalization, finalize_run
+from agx.recovery.recorded_run import RecordedRun
 from agx.redis import keys
-from agx.redis.live_key import CLAIM, CLAIM_MS, RELEASE, new_claim, parse_live
+from agx.redis.live_key import CLAIM, CLAIM_MS, RELEASE, RENEW, LeaseValue, new_claim, parse_live
+from agx.stream.append_scripts import FINALIZE
+from agx.stream.entry import StreamEntry
 
 from ..link import TROUBLE, Link
 from ..meta import read_meta
-from .finalize import LOST, Entry, write_obituary
+from .postponed import Postponed
 
 logger = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks
 _AT_ONCE = 100  # dead runs a look and partition
-_CHUNK = 1_000  # entries a read
-_QUEUE_LOOK = 20_000  # facts that are looked through for what a dead run had told
+_PAGE = 1_000  # entries a read
+_QUEUE_LOOK = 20_000  # facts that are searched for those of a dead run
 _BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the time
 
-# Ends the stream, unless its run has written since it was read. ARGV: its last id, error, end, retention, channel.
-_END = """
-local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if not top or top[1] ~= ARGV[1] then return 0 end
-redis.call('XADD', KEYS[1], '*', 'type', 'error', 'origin', 'opale', 'body', ARGV[2])
-local id = redis.call('XADD', KEYS[1], '*', 'type', 'end', 'origin', 'opale', 'body', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-redis.call('PUBLISH', ARGV[5], id)
-return 1
+# Removes a member whose deadline is still the one that was read: a process that has come back has set a later one.
+# ARGV: member, deadline.
+_REMOVE = """
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[2], ARGV[2])) do
+  if member == ARGV[1] then return redis.call('ZREM', KEYS[1], ARGV[1]) end
+end
+return 0
 """
 
 
 class Reaper:
-    """Looks for leases past their deadline and closes what their runs left open."""
+    """Looks for leases past their deadline and finalizes their runs."""
 
     def __init__(self, link: Link, prefix: str) -> None:
         self._link = link
         self._prefix = prefix
         self._claim = new_claim()
+        self._postponed = Postponed()
+        self._offsets: dict[int, int] = {}  # by partition: members that the last look left
         self._server: object = None
         self._steady_since = time.monotonic()
 
@@ -81,107 +84,124 @@ class Reaper:
     async def _sweep(self, n: int) -> None:
         seconds, micros = await self._link.call("TIME")
         now_ms = int(seconds) * 1_000 + int(micros) // 1_000
-        leases = keys.leases(self._prefix, n)
-        for member in await self._link.call("ZRANGEBYSCORE", leases, "-inf", now_ms, "LIMIT", 0, _AT_ONCE):
-            try:
-                session, run_id = keys.parse_lease_member(self._prefix, member.decode())
-            except ValueError:
-                await self._link.call("ZREM", leases, member)
-                continue
-            await self._bury(n, session, run_id)
+        offset, left = self._offsets.get(n, 0), 0
+        due = await self._link.call(
+            "ZRANGEBYSCORE", keys.leases(self._prefix, n), "-inf", now_ms, "WITHSCORES", "LIMIT", offset, _AT_ONCE
+        )
+        members = list(zip(due[::2], due[1::2], strict=True))
+        for member, deadline in members:
+            left += not await self._finalize_contained(n, member, deadline)
+        # The next look goes on behind those that stay, so that they never hide the others.
+        self._offsets[n] = offset + left if len(members) == _AT_ONCE else 0
 
-    async def _bury(self, n: int, session: keys.SessionKeys, run_id: str) -> None:
+    async def _finalize_contained(self, n: int, member: bytes, deadline: bytes) -> bool:
+        """Finalize one run, and contain whatever is wrong with it; returns whether its member is removed."""
+        leases = keys.leases(self._prefix, n)
+        try:
+            session, run_id = keys.parse_lease_member(self._prefix, member.decode())
+        except ValueError:  # not one of ours
+            await self._link.call("ZREM", leases, member)
+            return True
+        if not self._postponed.is_due(member):
+            return False
+        try:
+            if not await self._finalize(n, session, run_id):
+                return False
+        except TROUBLE as error:
+            if not isinstance(error, ResponseError):
+                raise  # Redis can't be reached: that concerns all runs
+            self._postpone(member, run_id, error)
+            return False
+        except Exception as error:
+            self._postpone(member, run_id, error)
+            return False
+        self._postponed.discard(member)
+        await self._link.call("EVAL", _REMOVE, 1, leases, member, deadline)
+        return True
+
+    def _postpone(self, member: bytes, run_id: str, error: Exception) -> None:
+        wait = self._postponed.add(member)
+        # Ids of a session are for operators' logs, never for metrics.
+        logger.error(
+            "run %s can't be finalized (%s), trying again in %.0f s",
+            run_id, type(error).__name__, wait, exc_info=error, extra={"run_id": run_id},
+        )  # fmt: skip
+
+    async def _finalize(self, n: int, session: keys.SessionKeys, run_id: str) -> bool:
+        """Finalize a run past its deadline; returns whether its member may be removed."""
         held = await self._link.call("GET", session.live)
         if held is not None:
-            value = parse_live(held)
-            if value.run_id == run_id or not value.is_anothers:
-                return  # alive, its deadline is only a hint; or another replica is at it; or nobody knows
-            # The session has a new run: the old one can only be told to operators.
-            await self._tell(n, session, run_id, restarted=True)
-            await self._forget(n, session, run_id, indexed=True)
-            return
+            return await self._finalize_replaced(n, session, run_id, parse_live(held))
         if not await self._link.call("EVAL", CLAIM.source, 1, session.live, self._claim, CLAIM_MS):
-            return
+            return False
         try:
-            if not await self._tell(n, session, run_id, restarted=False):
-                return  # it has written meanwhile: it lives
-            await self._forget(n, session, run_id, indexed=False)
+            run = await self._read_run(session, run_id)
+            missing = await self._find_missing(n, session, run_id, run)
+            if missing.end is not None and not await self._end_stream(session, run, missing):
+                return False  # it has written meanwhile: it lives
+            await self._queue_facts(n, run_id, missing)
+            await self._link.call("ZREM", session.index, session.session)
+            return True
         finally:
             await self._link.call("EVAL", RELEASE.source, 1, session.live, self._claim)
 
-    async def _forget(self, n: int, session: keys.SessionKeys, run_id: str, *, indexed: bool) -> None:
-        await self._link.call("ZREM", keys.leases(self._prefix, n), session.lease_member(run_id))
-        if not indexed:
-            await self._link.call("ZREM", session.index, session.session)
-
-    async def _tell(self, n: int, session: keys.SessionKeys, run_id: str, *, restarted: bool) -> bool:
-        """End a dead run's stream and queue the facts it owes; returns False if it turns out to live."""
-        entries = [] if restarted else await self._read_stream(session)
-        if entries and entries[0].body.get("run_id", run_id) != run_id:
-            entries = []  # it died before its `begin`, or was restarted
-        begin_ms = entries[0].ns // 1_000_000 if entries else None
-        told = await self._read_told(n, run_id, begin_ms)
-        obituary = write_obituary(session, run_id, entries, told)
-        if obituary.error is not None:
-            ended = await self._link.call(
-                "EVAL",
-                _END,
-                1,
-                session.stream,
-                entries[-1].id,
-                orjson.dumps(obituary.error),
-                orjson.dumps(obituary.end),
-                max(1, int(obituary.retention)),
-                session.wake_channel,
-            )
-            if not ended:
-                return False
-        for fact in obituary.facts:
-            await self._link.call("XADD", keys.queue(self._prefix, n), "*", FIELD, encode(fact))
-        if obituary.facts:
-            await self._link.call("EXPIRE", keys.queue(self._prefix, n), keys.QUEUE_TTL)
-            outcome = getattr(obituary.facts[-1], "outcome", LOST)
-            # Ids of a session are for operators' logs, never for metrics.
-            logger.warning("run %s died and was finished as %s", run_id, outcome, extra={"run_id": run_id})
+    async def _finalize_replaced(self, n: int, session: keys.SessionKeys, run_id: str, value: LeaseValue) -> bool:
+        """Queue the facts of a run whose session another run holds; returns whether that is done."""
+        if value.run_id == run_id or not value.is_anothers:
+            return False  # alive, its deadline is only a hint; or another replica is at it; or nobody knows
+        run = await self._read_run(session, run_id)
+        if run.begin is not None and run.end is None:
+            return False  # the other has not begun yet, and may never begin: then this stream needs an `end`
+        await self._queue_facts(n, run_id, await self._find_missing(n, session, run_id, run))
         return True
 
-    async def _read_stream(self, session: keys.SessionKeys) -> list[Entry]:
-        entries: list[Entry] = []
+    async def _end_stream(self, session: keys.SessionKeys, run: RecordedRun, missing: Finalization) -> bool:
+        """Append `error` and `end`; returns False where the claim is lost or the stream has changed."""
+        held = await self._link.call("EVAL", RENEW.source, 1, session.live, self._claim, CLAIM_MS)
+        if held != self._claim.encode():
+            return False  # reading took too long
+        return bool(
+            await self._link.call(
+                "EVAL",
+                FINALIZE.source,
+                1,
+                session.stream,
+                run.last_id,
+                orjson.dumps(missing.error),
+                orjson.dumps(missing.end),
+                int(run.retention),
+                session.wake_channel,
+            )
+        )
+
+    async def _queue_facts(self, n: int, run_id: str, missing: Finalization) -> None:
+        if not missing.facts:
+            return
+        queue = keys.queue(self._prefix, n)
+        for fact in missing.facts:
+            await self._link.call("XADD", queue, "*", FIELD, encode(fact))
+        await self._link.call("EXPIRE", queue, keys.QUEUE_TTL)
+        logger.warning("run %s was finalized as %s", run_id, missing.outcome, extra={"run_id": run_id})
+
+    async def _read_run(self, session: keys.SessionKeys, run_id: str) -> RecordedRun:
+        entries: list[StreamEntry] = []
         cursor = "-"
         while True:
-            found = await self._link.call("XRANGE", session.stream, cursor, "+", "COUNT", _CHUNK)
-            for entry_id, fields in found:
-                values = dict(zip(fields[::2], fields[1::2], strict=False))
-                raw = values.get(b"body", b"{}")
-                try:
-                    body = orjson.loads(raw)
-                except orjson.JSONDecodeError:
-                    body = {}
-                body = body if isinstance(body, dict) else {}
-                entries.append(Entry(entry_id.decode(), values.get(b"type", b"").decode(), body, len(raw)))
-            if len(found) < _CHUNK:
-                return entries
-            cursor = f"({entries[-1].id}"
-
-    async def _read_told(self, n: int, run_id: str, begin_ms: int | None) -> list[RunFact]:
-        """Return the facts of the run and of its sub-agents that are still queued; they follow its `begin`."""
-        told: list[RunFact] = []
-        cursor = "-" if begin_ms is None else str(max(0, begin_ms - _BEFORE_BEGIN_MS))
-        looked = 0
-        needle = run_id.encode()
-        while looked < _QUEUE_LOOK:
-            found = await self._link.call("XRANGE", keys.queue(self._prefix, n), cursor, "+", "COUNT", _CHUNK)
-            for _, fields in found:
-                if needle not in fields[1]:
-                    continue
-                try:
-                    fact = decode(fields[1])
-                except (UnknownFactError, MalformedFactError):
-                    continue
-                if isinstance(fact, RunFact):
-                    told.append(fact)
-            looked += len(found)
-            if len(found) < _CHUNK:
-                break
+            found = await self._link.call("XRANGE", session.stream, cursor, "+", "COUNT", _PAGE)
+            entries += (StreamEntry.of(entry_id, fields) for entry_id, fields in found)
+            if len(found) < _PAGE:
+                return RecordedRun.of(run_id, entries)
             cursor = f"({found[-1][0].decode()}"
-        return told
+
+    async def _find_missing(self, n: int, session: keys.SessionKeys, run_id: str, run: RecordedRun) -> Finalization:
+        """Compare the stream with the facts of the run and its sub-agents that are queued; they follow its `begin`."""
+        start = None if run.is_empty else str(max(0, run.first_ns // 1_000_000 - _BEFORE_BEGIN_MS))
+        queued: list[RunFact] = []
+        searched, needle = 0, run_id.encode()
+        async for page in QueuePages(self._link.call, keys.queue(self._prefix, n), start=start, count=_PAGE):
+            facts = (entry.fact for entry in page if needle in entry.payload)
+            queued += (fact for fact in facts if isinstance(fact, RunFact))
+            searched += len(page)
+            if searched >= _QUEUE_LOOK:
+                break
+        return finalize_run(session, run_id, run, queued)

@@ -1,24 +1,24 @@
-"""The mirror: a run's events as its `agx.stream` span will show them, the first and the last ones, without content."""
+"""A sample of a run's events, for its `agx.stream` span: the first and the last ones, without content."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any
 
-from ..facts.schema import StreamEvent
+from .schema import StreamEvent
 
-MIRRORED = 64  # events at each end
+_AT_EACH_END = 64  # events
 
-# What of a body is no content.
-_TOLD = ("idx", "part_kind", "tool_name", "tool_call_id", "tool_outcome", "outcome", "reason", "error_type")
+# The parts of a body that are no content.
+_ATTRIBUTES = ("idx", "part_kind", "tool_name", "tool_call_id", "tool_outcome", "outcome", "reason", "error_type")
 
 
-class Mirror:
+class EventSample:
     """Keeps the first and the last events of a stream; never one per token (contract, section 5)."""
 
     def __init__(self) -> None:
         self._head: list[StreamEvent] = []
-        self._tail: deque[StreamEvent] = deque(maxlen=MIRRORED)
+        self._tail: deque[StreamEvent] = deque(maxlen=_AT_EACH_END)
         self._count = 0
 
     @property
@@ -35,10 +35,10 @@ class Mirror:
         what = str(body.get("event", type)) if type == "event" else type
         if what == "part_delta":
             return
-        attributes = {name: value for name in _TOLD if isinstance(value := body.get(name), str | int)}
+        attributes = {name: value for name in _ATTRIBUTES if isinstance(value := body.get(name), str | int)}
         event = StreamEvent(at_ns, "part" if what == "part_start" else what, attributes)
         self._count += 1
-        if len(self._head) < MIRRORED:
+        if len(self._head) < _AT_EACH_END:
             self._head.append(event)
         else:
             self._tail.append(event)

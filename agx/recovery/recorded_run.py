@@ -1,0 +1,214 @@
+"""What a session's stream shows of a run whose process is gone. Pure, no I/O.
+
+Other clients write to the stream too, so a value of an unexpected type is never an error: it counts as absent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from ..facts.event_sample import EventSample
+from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
+from ..redis.entry_id import format_id
+from ..stream.entry import AGENT, RUNTIME, StreamEntry
+
+Body = dict[str, Any]
+
+_RETENTION = 300.0  # seconds, where `begin` does not say
+_LONGEST_RETENTION = 30 * 86_400.0
+_MOST_TEXT = 200  # characters of a name, as labels are cut
+_LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
+_MOST_IDX = 2**53
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_SPAN_ID = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A run's `begin`; `trace` is None where it carries none."""
+
+    run_id: str | None
+    agent: str
+    service: str
+    trace: Trace | None
+    follows: str | None
+    retention: float  # seconds
+    is_manual: bool  # opened by `start()`: a stream without an agent
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A run's `end`, whoever appended it."""
+
+    outcome: Outcome
+    reason: Reason | None
+    at_ms: int  # server time
+
+
+@dataclass(slots=True)
+class RecordedRequest:
+    """A model request and the tool calls of its response."""
+
+    idx: int
+    start_ns: int
+    model: str
+    provider: str
+    end_ns: int | None = None  # None: it was under way
+    calls: dict[str, tuple[str, int]] = field(default_factory=dict)  # by call id: tool, time
+    returns: dict[str, tuple[ToolOutcome, int]] = field(default_factory=dict)
+    output_calls: set[str] = field(default_factory=set)  # of output tools, which nothing executes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run as its stream shows it; with no entries where another run has restarted the stream."""
+
+    begin: Begin | None
+    end: End | None
+    is_empty: bool
+    last_id: str | None
+    next_seq: int
+    first_ns: int
+    last_ns: int
+    last_error_type: str | None
+    requests: tuple[RecordedRequest, ...]
+    totals: StreamTotals
+    sample: EventSample
+
+    @property
+    def retention(self) -> float:
+        """Seconds for which the stream is kept after its `end`."""
+        return _RETENTION if self.begin is None else self.begin.retention
+
+    @classmethod
+    def of(cls, run_id: str, entries: Sequence[StreamEntry]) -> RecordedRun:
+        """Parse the entries of a stream, in their order; those of another run are left out, all of them."""
+        begin = _begin(entries[0]) if entries and entries[0].type == "begin" else None
+        if begin is not None and begin.run_id != run_id:
+            begin, entries = None, ()
+        ended: StreamEntry | None = None
+        error_type: str | None = None
+        sample = EventSample()
+        for entry in entries:
+            sample.add(_ns(entry), entry.type, _own_body(entry))
+            if entry.type == "end":
+                ended = entry
+            elif entry.type == "error":
+                error_type = _text(_own_body(entry).get("error_type"), "_OTHER")
+        return cls(
+            begin=begin,
+            end=None if ended is None else _end(ended),
+            is_empty=not entries,
+            last_id=format_id(entries[-1].id) if entries else None,
+            next_seq=_next_seq(entries),
+            first_ns=_ns(entries[0]) if entries else 0,
+            last_ns=max(map(_ns, entries), default=0),
+            last_error_type=error_type,
+            requests=tuple(_requests(entries)),
+            totals=StreamTotals(events=len(entries), bytes=sum(len(entry.raw_body) for entry in entries)),
+            sample=sample,
+        )
+
+
+def _begin(entry: StreamEntry) -> Begin:
+    body = entry.body
+    found = _TRACEPARENT.fullmatch(_text(body.get("traceparent"), ""))
+    parent = _text(body.get("parent_span_id"), "")
+    trace = None
+    if found is not None:
+        parent_span_id = parent if _SPAN_ID.fullmatch(parent) else None
+        trace = Trace(found[1], found[2], parent_span_id, bool(int(found[3], 16) & 1), body.get("sdk") is True)
+    follows = _text(body.get("follows"), "")
+    return Begin(
+        run_id=_text(body.get("run_id"), "") or None,
+        agent=_text(body.get("agent"), "agent"),
+        service=_text(body.get("service"), "unknown_service"),
+        trace=trace,
+        follows=follows if _TRACEPARENT.fullmatch(follows) else None,
+        retention=_retention(body.get("retention")),
+        is_manual=body.get("manual") is True,
+    )
+
+
+def _end(entry: StreamEntry) -> End:
+    outcome, reason = entry.body.get("outcome"), entry.body.get("reason")
+    return End(
+        outcome=cast("Outcome", outcome) if outcome in get_args(Outcome) else "lost",
+        reason=cast("Reason", reason) if reason in get_args(Reason) else None,
+        at_ms=_ns(entry) // 1_000_000,
+    )
+
+
+def _own_body(entry: StreamEntry) -> Body:
+    """Return a body of the runtime's; nothing in a user's body is read."""
+    return {} if entry.is_users else entry.body
+
+
+def _next_seq(entries: Sequence[StreamEntry]) -> int:
+    """Return the `seq` of the run's next entry.
+
+    Only a number that continues the run's sequence counts: a body of an older client may hold any `seq`. Where the
+    stream's start was trimmed, the first integer of the runtime's own origins is taken for the sequence's start.
+    """
+    expected = 0 if entries and entries[0].type == "begin" else None
+    for entry in entries:
+        seq = entry.seq
+        if seq is not None and (seq == expected or (expected is None and entry.origin in (RUNTIME, AGENT))):
+            expected = seq + 1
+    return expected or 0
+
+
+def _requests(entries: Sequence[StreamEntry]) -> list[RecordedRequest]:
+    requests: dict[int, RecordedRequest] = {}
+    for entry in entries:
+        if entry.type != "event":
+            continue
+        body, ns = _own_body(entry), _ns(entry)
+        what, idx = body.get("event"), _int(body.get("idx"))
+        if idx is None:
+            continue
+        if what == "llm-begin":
+            model, provider = _text(body.get("model"), "unknown"), _text(body.get("provider"), "unknown")
+            requests[idx] = RecordedRequest(idx, ns, model, provider)
+        if (request := requests.get(idx)) is not None:
+            _add_to(request, what, body, ns)
+    return list(requests.values())
+
+
+def _add_to(request: RecordedRequest, what: Any, body: Body, ns: int) -> None:
+    if what == "llm-end":
+        request.end_ns = ns
+        return
+    call_id = body.get("tool_call_id")
+    if not isinstance(call_id, str):
+        return
+    if what == "answer":
+        request.output_calls.add(call_id)
+    elif body.get("part_kind") == "tool-call":
+        request.calls[call_id] = (_text(body.get("tool_name"), "unknown"), ns)
+    elif body.get("part_kind") == "tool-return":
+        outcome = body.get("tool_outcome", "ok")
+        request.returns[call_id] = (cast("ToolOutcome", outcome) if outcome in get_args(ToolOutcome) else "error", ns)
+
+
+def _text(value: object, default: str) -> str:
+    return value[:_MOST_TEXT] if isinstance(value, str) and value else default
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_IDX else None
+
+
+def _retention(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return _RETENTION
+    return min(max(float(value), 1.0), _LONGEST_RETENTION)
+
+
+def _ns(entry: StreamEntry) -> int:
+    return min(entry.id[0], _LAST_MS) * 1_000_000
