@@ -262,6 +262,7 @@ def _make_recorder(
     attributes = {names.RUN_ID: run_id, names.SCOPE_ID: scope, names.AGENT_NAME: agent}
     if session is not None:
         attributes[names.SESSION_ID] = session.session
+        attributes[names.CONVERSATION_ID] = names.conversation_id(scope, session.user, session.session)
     return Recorder(
         engine,
         run_id=run_id,

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace as otel
 from pydantic_ai.messages import (
     BaseToolReturnPart,
     DeferredToolRequestsEvent,
@@ -301,7 +300,7 @@ class Recorder:
         if self._node is None:
             return None
         if self._node.span is not None:
-            return otel.set_span_in_context(self._node.span)
+            return self.span.node_context(self._node.span)
         return self.span.child_context(self._node.place)
 
     def end_model(self, response: ModelResponse) -> None:

@@ -125,6 +125,8 @@ class _Drive:
         capability = AgxCapability(_recorder=self.live.recorder)
         kwargs = {**kwargs, "capabilities": [*(kwargs.get("capabilities") or ()), capability]}
         kwargs["message_history"] = list(self.session.msgs)
+        if "conversation" not in kwargs:  # which names one itself, and allows no second
+            kwargs.setdefault("conversation_id", self.live.recorder.span.conversation_id)
         agent_run: AgentRun[Any, Any] | None = None
         try:
             async with agent.iter(prompt, deps=deps, **kwargs) as agent_run:

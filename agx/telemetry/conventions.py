@@ -28,6 +28,8 @@ INVOKE_AGENT = "invoke_agent"
 CHAT = "chat"
 EXECUTE_TOOL = "execute_tool"
 
+UNKNOWN_TOOL = "__unknown__"  # for a name that a model invented: names of spans have to be few
+
 # Names of agx, where the conventions have none yet (cancellation: genai#238).
 RUN_OUTCOME = "agx.run.outcome"
 RUN_REASON = "agx.run.reason"
@@ -44,3 +46,8 @@ TRACE_PARTIAL = "agx.trace.partial"
 DROPPED_EVENTS = "agx.stream.events_between"
 
 CAPTURE_CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+
+
+def conversation_id(scope: str, user: str, session: str) -> str:
+    """Return a conversation's id in telemetry: no two tenants share one (contract, section 5). No part has a slash."""
+    return f"{scope}/{user}/{session}"

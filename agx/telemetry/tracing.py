@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
@@ -39,6 +40,7 @@ class RunSpan:
     trace: Trace
     context: Context
     span: Span | None  # None without an SDK
+    conversation_id: str | None = None  # None: the run has no session
 
     @property
     def traceparent(self) -> str:
@@ -71,19 +73,29 @@ class RunSpan:
         """Return the context in which a model or a tool works, or None where an SDK keeps its own."""
         return None if self.span is not None else _context_of(child, otel_context.get_current())
 
+    def node_context(self, span: Span) -> Context:
+        """Return the context of a node's work: upstream's spans take the conversation's id from the baggage there."""
+        context = otel.set_span_in_context(span)
+        if self.conversation_id is None:
+            return context
+        return baggage.set_baggage(names.CONVERSATION_ID, self.conversation_id, context)
+
     def start_node(self, kind: str, attributes: Attributes) -> Span | None:
         """Start the span of a node, under whatever is current: upstream's `invoke_agent`."""
         if self.span is None:
             return None
+        if self.conversation_id is not None:
+            otel.get_current_span().set_attribute(names.CONVERSATION_ID, self.conversation_id)
         return otel.get_tracer(_TRACER).start_span(f"agx.node {kind}", attributes=attributes)
 
 
-def start_run(run_id: str, agent: str, *, attributes: Attributes, ratio: float, follows: str | None) -> RunSpan:
+def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: float, follows: str | None) -> RunSpan:
     """Find out who tells this run's spans, and start it.
 
     A span is started through the API: if its id is invalid, or its parent's, nobody records here. (Looking for the
     SDK's class misses Logfire; looking for a valid id is fooled by a remote parent.)
     """
+    conversation_id = attributes.get(names.CONVERSATION_ID)
     parent = otel.get_current_span().get_span_context()
     links = [Link(followed)] if (followed := _parse_traceparent(follows)) is not None else None
     span = otel.get_tracer(_TRACER).start_span(
@@ -97,7 +109,7 @@ def start_run(run_id: str, agent: str, *, attributes: Attributes, ratio: float, 
         trace = Trace(
             f"{ours.trace_id:032x}", f"{ours.span_id:016x}", parent_span_id, ours.trace_flags.sampled, True, state
         )
-        return RunSpan(run_id, trace, otel.set_span_in_context(span), span)
+        return RunSpan(run_id, trace, otel.set_span_in_context(span), span, conversation_id)
     if parent.is_valid:
         trace_id, sampled = parent.trace_id, parent.trace_flags.sampled
     else:
@@ -106,7 +118,7 @@ def start_run(run_id: str, agent: str, *, attributes: Attributes, ratio: float, 
         sampled = (trace_id & 0xFFFF_FFFF_FFFF_FFFF) < ratio * 2**64
     state = parent.trace_state.to_header() or None if parent.is_valid else None
     trace = Trace(f"{trace_id:032x}", span_id(run_id, "run"), parent_span_id, sampled, False, state)
-    return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None)
+    return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None, conversation_id)
 
 
 def close_span(

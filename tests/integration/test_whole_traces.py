@@ -147,3 +147,37 @@ async def test_usage_over_all_spans_is_the_usage_once(configured: Redis, outcome
                 assert isinstance(value, int)
                 total[name] += value
     assert total == USED[outcome]
+
+
+CONVERSATION = "gen_ai.conversation.id"
+
+
+@pytest.mark.parametrize(("outcome", "mode"), list(GOLDEN))
+async def test_the_conversation_is_named_by_scope_user_and_session(configured: Redis, outcome: str, mode: str) -> None:
+    """Two tenants may use the same session id; only whole ids keep their conversations apart."""
+    spans = await _trace(configured, outcome, mode)
+    named = {span.name.split()[0]: (span.attributes or {}).get(CONVERSATION) for span in spans}
+    assert {name for name, value in named.items() if value != "1/1/s"} <= {"agx.node"}
+    assert {value for value in named.values() if value is not None} == {"1/1/s"}
+
+
+@pytest.mark.parametrize("mode", ["no SDK", "SDK"])
+async def test_it_is_named_so_where_the_caller_drives_and_not_claimed_by_a_sub_agent(
+    configured: Redis, mode: str
+) -> None:
+    outer, inner = ScriptedAgent(call_tool=True).agent(), ScriptedAgent().agent()
+    inner.name = "inner"
+
+    @outer.tool_plain
+    async def ask() -> str:
+        await inner.run("Well?", capabilities=[agx.AgxCapability()])
+        return "done"
+
+    with installed_sdk() if mode == "SDK" else nullcontext() as own:
+        await outer.run("Go on.", deps=ScopeDeps(), capabilities=[agx.AgxCapability()])
+    recorded = await read_recorded(configured)
+    spans = [*(own.ended if own else ()), *(span for fact in recorded.facts for span in spans_of(fact))]
+    said = {(span.name, (span.attributes or {}).get(CONVERSATION)) for span in spans}
+    of_run = {name for name, value in said if value == "1/1/s"}
+    assert not any("inner" in name for name in of_run)
+    assert of_run >= {"invoke_agent staged", "chat function::_stream", "execute_tool work", "agx.stream"}

@@ -60,7 +60,7 @@ RUN = {
     "gen_ai.agent.name": "support",
     "agx.scope.id": "acme",
     "agx.run.id": "run-1",
-    "gen_ai.conversation.id": "s1",
+    "gen_ai.conversation.id": "acme/u1/s1",
     "agx.session.id": "s1",
 }
 RESOURCE = {"service.name": "shop", "service.version": "1.2.3", "service.instance.id": "pod-1"}
@@ -156,13 +156,12 @@ def test_a_run_and_its_stream(changes: dict[str, Any], added: dict[str, Any], st
         "parent": None,
         "attributes": {**RUN, "gen_ai.operation.name": "invoke_agent", **outcome},
     }
-    without = {name: value for name, value in RUN.items() if name != "gen_ai.conversation.id"}
     assert shown(stream) == {
         **common,
         "name": "agx.stream",
         "id": stream_span_id("run-1"),
         "parent": RUN_SPAN,
-        "attributes": {**without, **outcome},
+        "attributes": {**RUN, **outcome},
     }
     assert [(event.name, event.timestamp, dict(event.attributes or {})) for event in stream.events] == [
         ("begin", T0 + 1_000, {"agx.event.type": "begin"}),
@@ -317,3 +316,30 @@ def test_every_span_can_be_encoded() -> None:
     spans = [span for fact in facts for span in spans_of(fact)]
     encoded = encode_spans(spans)
     assert sum(len(scope.spans) for resource in encoded.resource_spans for scope in resource.scope_spans) == len(spans)
+
+
+def test_two_tenants_with_one_session_id_have_two_conversations() -> None:
+    facts = [of_tenant for scope in ("acme", "other") for of_tenant in (node(scope=scope), ended(scope=scope))]
+    named = {(span.attributes or {})["gen_ai.conversation.id"] for fact in facts for span in spans_of(fact)}
+    assert named == {"acme/u1/s1", "other/u1/s1"}
+
+
+def test_a_tool_that_the_agent_does_not_have_gives_no_name_to_a_span() -> None:
+    span = one(tool(tool="drop all tables; " * 20, known=False))
+    assert span.name == "execute_tool __unknown__"
+    assert (span.attributes or {})["gen_ai.tool.name"] == "__unknown__"
+    assert "drop all" not in str(shown(span))
+
+
+def test_names_are_cut_at_200_characters_and_every_text_is_bounded() -> None:
+    long = "x" * 20_000
+    event = StreamEvent(1, long, {"text": long})
+    for fact in (node(agent=long, run_id=long), tool(tool=long), ended(agent=long, scope=long, events=(event,))):
+        for span in spans_of(fact):
+            assert len(span.name) <= 200
+            texts = [
+                *(span.attributes or {}).values(),
+                *(text for each in span.events for text in each.attributes.values()),
+            ]
+            assert max(len(text) for text in texts if isinstance(text, str)) == MAX_TEXT
+            assert all(len(each.name) <= 200 for each in span.events)

@@ -6,7 +6,7 @@ where the process died. Of an unsampled trace nothing is exported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -33,6 +33,7 @@ from agx.telemetry import conventions as c
 Value = str | int | float | bool | Sequence[str]
 Attributes = dict[str, Value]
 
+MAX_NAME = 200  # characters of a span's name
 MAX_TEXT = 4_096  # characters of an attribute
 CUT = " [cut]"
 
@@ -100,12 +101,11 @@ def _run_span(fact: RunEnded, name: str) -> ReadableSpan:
 
 
 def _stream_span(fact: RunEnded) -> ReadableSpan:
-    attributes: Attributes = {c.SCOPE_ID: fact.scope, c.RUN_ID: fact.run_id, c.SESSION_ID: fact.session or ""}
-    attributes[c.AGENT_NAME] = _cut(fact.agent)
+    attributes = _common(fact)
     if fact.events_between:
         attributes[c.DROPPED_EVENTS] = fact.events_between
     _add_outcome(attributes, fact)
-    events = [Event(event.name, _all_cut(event.attributes), event.at_ns) for event in fact.events]
+    events = [Event(event.name[:MAX_NAME], _all_cut(event.attributes), event.at_ns) for event in fact.events]
     run = fact.trace
     return MirroredSpan(
         "agx.stream",
@@ -113,7 +113,7 @@ def _stream_span(fact: RunEnded) -> ReadableSpan:
         context=_context(run, stream_span_id(fact.run_id)),
         parent=_context(run, run.span_id),
         resource=_resource(fact.service),
-        attributes=attributes,
+        attributes=_all_cut(attributes),
         events=events,
         status=_status(fact.outcome, fact.error_type, fact.error_message),
         start_time=fact.start_ns,
@@ -137,9 +137,9 @@ def _chat_span(fact: NodeEnded, call: ModelCall) -> ReadableSpan:
     if call.response_model:
         attributes[c.RESPONSE_MODEL] = call.response_model
     if call.response_id:
-        attributes[c.RESPONSE_ID] = _cut(call.response_id)
+        attributes[c.RESPONSE_ID] = call.response_id
     if call.finish_reason:
-        attributes[c.RESPONSE_FINISH_REASONS] = (call.finish_reason,)
+        attributes[c.RESPONSE_FINISH_REASONS] = (_cut(call.finish_reason),)
     if call.finish_reason_missing:
         attributes[c.FINISH_REASON] = "missing"
     if call.first_chunk_ns is not None:
@@ -158,17 +158,18 @@ def _attempt_span(fact: NodeEnded, number: int, attempt: ModelCall) -> ReadableS
 
 
 def _tool_span(fact: ToolEnded) -> ReadableSpan:
+    name = fact.tool if fact.known else c.UNKNOWN_TOOL
     attributes = _common(fact)
     attributes |= {
         c.OPERATION_NAME: c.EXECUTE_TOOL,
-        c.TOOL_NAME: fact.tool,
-        c.TOOL_CALL_ID: _cut(fact.call_id),
+        c.TOOL_NAME: name,
+        c.TOOL_CALL_ID: fact.call_id,
         c.TOOL_TYPE: "function",
         c.TOOL_OUTCOME: fact.outcome,
         c.NODE_INDEX: fact.idx,
     }
     _add_error(attributes, fact.outcome, fact.error_type)
-    return _span(fact, f"{c.EXECUTE_TOOL} {fact.tool}", attributes, fact.start_ns, fact.end_ns)
+    return _span(fact, f"{c.EXECUTE_TOOL} {name}", attributes, fact.start_ns, fact.end_ns)
 
 
 def _span(
@@ -183,11 +184,11 @@ def _span(
 ) -> ReadableSpan:
     trace = fact.trace
     return ReadableSpan(
-        _cut(name),
+        name[:MAX_NAME],
         context=_context(trace, trace.span_id),
         parent=_context(trace, trace.parent_span_id) if trace.parent_span_id else None,
         resource=_resource(fact.service),
-        attributes=attributes,
+        attributes=_all_cut(attributes),
         links=links,
         kind=kind,
         status=_status(fact.outcome, fact.error_type, fact.error_message),
@@ -198,10 +199,11 @@ def _span(
 
 
 def _common(fact: RunFact) -> Attributes:
-    attributes: Attributes = {c.AGENT_NAME: _cut(fact.agent), c.SCOPE_ID: fact.scope, c.RUN_ID: fact.run_id}
+    attributes: Attributes = {c.AGENT_NAME: fact.agent, c.SCOPE_ID: fact.scope, c.RUN_ID: fact.run_id}
     if fact.session is not None:
-        attributes[c.CONVERSATION_ID] = fact.session
         attributes[c.SESSION_ID] = fact.session
+        if fact.user is not None:
+            attributes[c.CONVERSATION_ID] = c.conversation_id(fact.scope, fact.user, fact.session)
     return attributes
 
 
@@ -217,9 +219,9 @@ def _add_outcome(attributes: Attributes, fact: RunEnded) -> None:
 def _add_error(attributes: Attributes, outcome: str, error_type: str | None) -> None:
     """Say the type of an error; a cancelled step is none, a retried tool only if it says which."""
     if outcome in _ERRORS:
-        attributes[c.ERROR_TYPE] = _cut(error_type or "_OTHER")
+        attributes[c.ERROR_TYPE] = error_type or "_OTHER"
     elif outcome == "retry" and error_type:
-        attributes[c.ERROR_TYPE] = _cut(error_type)
+        attributes[c.ERROR_TYPE] = error_type
 
 
 def _add_usage(attributes: Attributes, call: ModelCall) -> None:
@@ -273,11 +275,11 @@ class _ServiceResource(Resource):
 
 @lru_cache(maxsize=1024)
 def _resource(service: Service) -> Resource:
-    attributes: dict[str, str] = {"service.name": service.name}
+    attributes: dict[str, str] = {"service.name": _cut(service.name)}
     if service.version is not None:
-        attributes["service.version"] = service.version
+        attributes["service.version"] = _cut(service.version)
     if service.instance is not None:
-        attributes["service.instance.id"] = service.instance
+        attributes["service.instance.id"] = _cut(service.instance)
     return _ServiceResource(attributes)
 
 
@@ -297,5 +299,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - len(CUT)] + CUT
 
 
-def _all_cut(attributes: dict[str, str | int]) -> dict[str, str | int]:
+def _all_cut(attributes: Mapping[str, Value]) -> Attributes:
+    """Return attributes whose texts are marked where they had to be cut."""
     return {name: _cut(value) if isinstance(value, str) else value for name, value in attributes.items()}
