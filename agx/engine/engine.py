@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from ..facts.schema import Reason
 from ..redis.clock import ServerClock
 from ..redis.cluster_bus import open_bus
 from ..redis.meta import Meta
+from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 from ..stream.group_commit import GroupCommit
 from ..stream.hub import Hub
@@ -23,7 +25,11 @@ from .leases import Leases
 from .meta_publisher import MetaPublisher
 from .process_heartbeat import ProcessHeartbeat
 
+logger = logging.getLogger("agx")
+
 _CLOSING_TIME = 3.0  # seconds a sidecar has to close a run whose lease is gone
+_DRAIN_TIME = 1.0  # seconds for the last facts, when the loop or the service shuts down
+_READY_FIRST, _READY_LAST = 0.05, 2.0  # seconds between two attempts to read the number of partitions
 
 
 class OpenSession(Protocol):
@@ -100,6 +106,7 @@ class Engine:
             is_live=lambda: bool(self.runs or self.hub.listeners),
         )
         self._background: set[asyncio.Task[None]] = set()
+        self._readying: asyncio.Task[None] | None = None
         # A loop that shuts down closes its asynchronous generators: that is how it closes its engine. The loop knows a
         # generator from its first step on, and this step waits for nothing.
         self._keeper = self._keep()
@@ -110,6 +117,21 @@ class Engine:
         """Make sure that the prefix's number of partitions is known; raises RedisError or OSError."""
         if self.queues.partitions is None:
             self.queues.partitions = await self.meta.publish()
+
+    def ready_later(self) -> None:
+        """Find the number of partitions out in the background; until then facts wait in memory."""
+        if self.queues.partitions is None and (self._readying is None or self._readying.done()):
+            self._readying = self.supervisor.start(self._get_ready, name="agx-partitions")
+
+    async def _get_ready(self) -> None:
+        backoff = Backoff(_READY_FIRST, _READY_LAST)
+        while True:
+            try:
+                return await self.ready()
+            except (RedisError, OSError) as error:
+                if not backoff.is_waiting:
+                    logger.warning("agx: Redis can't be reached (%s), facts wait in memory", type(error).__name__)
+                await asyncio.sleep(backoff.next())
 
     def _check_data(self) -> None:
         """Check all retained data: a connection was opened, or data is missing, so the server may have lost more."""
@@ -144,14 +166,18 @@ class Engine:
         if self._background:
             await asyncio.wait(set(self._background), timeout=self.config.lease_ttl)
         self.heartbeat.flush()
-        if self.queues.partitions is not None:
-            with contextlib.suppress(TimeoutError, RedisError, OSError):
-                async with asyncio.timeout(1.0):
-                    await self.queues.drain()
         await self._keeper.aclose()
 
     async def _close_connections(self) -> None:
         self.heartbeat.close()
+        if self._readying is not None:
+            self._readying.cancel()
+        if self.queues.has_pending:
+            # Runs without a session do not wait for their facts.
+            with contextlib.suppress(TimeoutError, RedisError, OSError):
+                async with asyncio.timeout(_DRAIN_TIME):
+                    await self.ready()
+                    await self.queues.drain()
         self.writer.close()
         self.queues.close()
         self.leases.close()

@@ -99,10 +99,10 @@ class Queues:
         self._queue(fact, ownership, None)
         self._schedule(FLUSH_INTERVAL)
 
-    def put_acknowledged(self, fact: Fact) -> asyncio.Future[None]:
-        """Hand a fact over and return what is done when the server has it."""
+    def put_acknowledged(self, fact: Fact, ownership: Ownership | None = None) -> asyncio.Future[None]:
+        """Hand a fact over; the future is done when the server has it, or it was dropped."""
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue(fact, None, acknowledged)
+        self._queue(fact, ownership, acknowledged)
         self._schedule(0.0)
         return acknowledged
 
@@ -128,9 +128,14 @@ class Queues:
                 return True
         return False
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether a fact is not acknowledged yet."""
+        return bool(self._pending or self._inflight)
+
     async def drain(self) -> None:
         """Wait until every fact handed over so far is acknowledged."""
-        while self._pending or self._inflight:
+        while self.has_pending:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             self._schedule(0.0)
@@ -171,13 +176,15 @@ class Queues:
             sent.add_done_callback(functools.partial(self._on_reply, n, batch))
 
     def _take(self, most: int) -> list[_Queued]:
-        """Take what may be told now; facts of a run that another has finished are dropped."""
+        """Take what may be sent now; facts of a run that another process has finished are dropped."""
         taken: list[_Queued] = []
         waiting: list[_Queued] = []
         while self._pending and len(taken) < most:
             queued = self._pending.popleft()
             ownership = queued.ownership
-            if ownership is None or not ownership.suppressed:
+            if ownership is not None and ownership.suppressed:
+                self._settle(queued)
+            else:
                 (taken if ownership is None or ownership.confirmed else waiting).append(queued)
         self._pending.extendleft(reversed(waiting))
         return taken

@@ -16,6 +16,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from .json_values import to_json_values
 from .repair import repair
 
 FORMAT = 1  # goes up when an old sidecar could misread a new fact
@@ -227,8 +228,11 @@ class MalformedFactError(ValueError):
 
 
 def encode(fact: Fact) -> bytes:
-    """Return a fact as JSON."""
-    return orjson.dumps(fact)
+    """Return a fact as JSON. Never raises: a value that JSON can't hold is repaired, the fact is not lost for it."""
+    try:
+        return orjson.dumps(fact)
+    except TypeError:
+        return orjson.dumps(to_json_values(fact))
 
 
 def decode(data: bytes, on_repair: Callable[[], None] | None = None) -> Fact:

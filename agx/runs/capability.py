@@ -27,8 +27,6 @@ from pydantic_ai.exceptions import (
     ApprovalRequired,
     CallDeferred,
     ModelRetry,
-    RunCancelled,
-    RunTimedOut,
     SkipToolExecution,
     ToolRetryError,
 )
@@ -45,8 +43,10 @@ from ..model_calls.streaming import find_obstacle
 from ..redis.keys import Id, SessionKeys
 from ..telemetry.tracing import attached, captures_content, has_no_sdk
 from .deps import Deps
-from .live_run import LiveRun, current_recorder, enclosing_recorder
-from .outcome import Ending
+from .driving_task import DrivingTask
+from .lifecycle import RunLifecycle, current_recorder, enclosing_recorder
+from .opening import open_observed, open_streamed
+from .outcome import CancelSource, Ending, classify
 from .recorder import Recorder
 
 logger = logging.getLogger("agx")
@@ -71,6 +71,7 @@ class _ObservedRun:
     recorder: Recorder
     error: BaseException | None = None
     entered: bool = False
+    task: DrivingTask = field(default_factory=DrivingTask)
 
 
 @dataclass
@@ -135,18 +136,18 @@ class AgxCapability(AbstractCapability[Any]):
         if self._recorder is not None:
             with self._observed(_ObservedRun(self._recorder), ctx):
                 return await handler()
-        live = await self._open(ctx)
-        run = _ObservedRun(live.recorder)
+        life = await self._open(ctx)
+        run = _ObservedRun(life.recorder)
         try:
-            with attached(live.recorder.span.context), self._observed(run, ctx):
+            with attached(life.recorder.span.context), self._observed(run, ctx):
                 result = await handler()
         except BaseException as error:
-            await live.close(self._classify(ctx, run, error))
+            await life.close(classify(run.error or error, life.recorder.state, _cancel_source(ctx, run)))
             raise
-        await live.close(Ending("completed"))
+        await life.close(Ending("completed"))
         return result
 
-    async def _open(self, ctx: RunContext[Any]) -> LiveRun:
+    async def _open(self, ctx: RunContext[Any]) -> RunLifecycle:
         engine = current_engine()
         agent = (ctx.agent.name if ctx.agent is not None else None) or "agent"
         outer = enclosing_recorder()
@@ -155,21 +156,21 @@ class AgxCapability(AbstractCapability[Any]):
             ids = (ctx.deps.get_scope_id(), ctx.deps.user_id, ctx.deps.session_id)
         scope, user, session = ids
         if outer is not None:
-            return await LiveRun.open(engine, agent=agent, session=None, scope=outer.scope)
+            return open_observed(engine, agent, outer.scope)
         if scope is None and user is None and session is None:
-            return await LiveRun.open(engine, agent=agent, session=None, scope="")
+            return open_observed(engine, agent, "")
         if scope is None or user is None or session is None:
             raise ValueError("AgxCapability takes all of scope_id, user_id and session_id, or none of them")
         keys = SessionKeys.of(engine.config.key_prefix, scope, user, session)
         follows = ctx.deps.follows if isinstance(ctx.deps, Deps) else None
-        return await LiveRun.open(engine, agent=agent, session=keys, scope=keys.scope, follows=follows)
+        return await open_streamed(engine, agent, keys, follows=follows)
 
     @contextmanager
     def _observed(self, run: _ObservedRun, ctx: RunContext[Any]) -> Iterator[None]:
         recorder = run.recorder
         self._runs[ctx.run_id] = run
         recorder.stop = ctx.cancel
-        if recorder.cancel_reason is not None or recorder.standing.fenced:
+        if recorder.state.must_stop:
             ctx.cancel()
         token = current_recorder.set(recorder)
         try:
@@ -188,30 +189,14 @@ class AgxCapability(AbstractCapability[Any]):
             run.error = error
         raise error
 
-    def _classify(self, ctx: RunContext[Any], run: _ObservedRun, raised: BaseException) -> Ending:
-        """Return how a run ended that is driven from outside: here every kind of cancel is a bare CancelledError."""
-        recorder, error = run.recorder, run.error
-        reason = recorder.cancel_reason
-        if isinstance(error or raised, asyncio.CancelledError):
-            if run_timed_out(ctx):
-                return Ending("failed", error=RunTimedOut("the run's timeout passed"))
-            if reason is None and (outer := recorder.parent) is not None:
-                reason = outer.cancel_reason
-            if reason is None and error is None and run.entered:
-                reason = "abandoned"
-            if reason is None:
-                reason = "cancel" if cancel_was_requested(ctx) else "task"
-            return Ending("cancelled", reason)
-        if isinstance(error, RunCancelled) and not isinstance(error, RunTimedOut):
-            return Ending("cancelled", reason or "cancel")
-        return Ending("failed", error=error or raised)
-
     # --- nodes ---
 
     # Not `wrap_node_run`: every coroutine between the loop and the model is gone through several times a token.
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: AgentNode[Any]) -> AgentNode[Any]:
         # The only node hook that the final node of `run_stream()` fires: that one ends with its run, too.
+        if (run := self._runs.get(ctx.run_id)) is not None:
+            run.task.note()
         kind, recorder = _NODE_KINDS.get(type(node)), self._recorder_of(ctx)
         streams = False
         if kind is not None and recorder is not None:
@@ -306,6 +291,15 @@ class AgxCapability(AbstractCapability[Any]):
             raise
         recorder.end_tool(tool, "ok")
         return result
+
+
+def _cancel_source(ctx: RunContext[Any], run: _ObservedRun) -> CancelSource:
+    return CancelSource(
+        task=run.task.is_cancelled,
+        run=cancel_was_requested(ctx),
+        timeout=run_timed_out(ctx),
+        abandoned=run.error is None and run.entered,
+    )
 
 
 @lru_cache(maxsize=1_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pydantic_ai.exceptions import (
     ContentFilterError,
     FallbackExceptionGroup,
     ModelAPIError,
+    RunCancelled,
     RunTimedOut,
     UnexpectedModelBehavior,
     UsageLimitExceeded,
@@ -36,6 +38,7 @@ from ..errors import (
 from ..facts.schema import Outcome, Reason
 from ..stream.events import Body
 from ..telemetry.tracing import captures_content
+from .state import RunState
 
 logger = logging.getLogger("agx")
 
@@ -75,6 +78,38 @@ class Ending:
         return describe_message(self.error)
 
 
+@dataclass(frozen=True, slots=True)
+class CancelSource:
+    """Where a bare `CancelledError` may come from; nothing in the exception says it."""
+
+    task: bool  # the driving task was cancelled
+    run: bool = False  # pydantic-ai's own cancel of the run was called
+    timeout: bool = False  # the run's own timeout passed
+    abandoned: bool = False  # whoever drove the run left it before its end
+
+
+def classify(error: BaseException, state: RunState, source: CancelSource) -> Ending:
+    """Return how a run ended whose agent raised `error`."""
+    if isinstance(error, RunTimedOut):
+        return Ending("failed", error=error)
+    if isinstance(error, RunCancelled):
+        return Ending("cancelled", state.cancel_reason or "cancel")
+    if not isinstance(error, asyncio.CancelledError):
+        return Ending("failed", error=error)
+    if source.timeout:
+        return Ending("failed", error=RunTimedOut("the run's timeout passed"))
+    if state.cancel_reason is not None:
+        return Ending("cancelled", state.cancel_reason)
+    if source.abandoned:
+        return Ending("cancelled", "abandoned")
+    if source.run:
+        return Ending("cancelled", "cancel")
+    if source.task:
+        return Ending("cancelled", "task")
+    # Nobody asked for it: the agent awaited something that was cancelled elsewhere.
+    return Ending("failed", error=error)
+
+
 def classify_error(error: BaseException) -> ErrorCode:
     """Return what end users see of an exception: by its type only, never by its text."""
     return next((row for types, row in _BY_TYPE if isinstance(error, types)), RUN_FAILED)
@@ -85,13 +120,21 @@ def describe_type(error: BaseException | None) -> str | None:
     if error is None:
         return None
     kind = type(error)
-    plain = kind.__module__ in ("builtins", "__main__")
-    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+    is_plain = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if is_plain else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def describe_message(error: BaseException | None) -> str | None:
     """Return an exception's message where content may leave: it may quote the prompt."""
-    return str(error)[:_MOST_TEXT] if error is not None and captures_content() else None
+    return describe_text(error)[:_MOST_TEXT] if error is not None and captures_content() else None
+
+
+def describe_text(error: BaseException) -> str:
+    """Return an exception's text; never raises, though a user's `__str__` may."""
+    try:
+        return str(error)
+    except Exception:
+        return f"({type(error).__name__}, whose text can't be read)"
 
 
 def make_error_body(ending: Ending, describe: DescribeError | None) -> Body | None:
@@ -119,14 +162,24 @@ def _describe(error: BaseException, describe: DescribeError) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def log_failure(error: BaseException, *, run_id: str, session: str | None, agent: str, tool: str | None) -> None:
+def log_failure(
+    error: BaseException,
+    tool_error: tuple[BaseException, str] | None,
+    *,
+    run_id: str,
+    session: str | None,
+    agent: str,
+) -> None:
     """Write the one record of a failed run, with the traceback, for those who operate the service.
 
     Args:
+        tool_error: the last exception that a tool raised, and the tool.
         session: `scope/user/session`; None for a run without a session.
-        tool: the tool that raised the exception, where that is known.
     """
     if isinstance(error, ConversationChangedError):
         return  # the client's request was outdated, and its answer says so: nothing has failed
+    tool = None
+    if tool_error is not None and (tool_error[0] is error or tool_error[0] is error.__cause__):
+        tool = tool_error[1]
     fields = {"run_id": run_id, "session": session, "agent": agent, "tool": tool}
     logger.error("agx: run %s failed: session %s, agent %s, tool %s", *fields.values(), exc_info=error, extra=fields)

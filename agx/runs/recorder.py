@@ -1,10 +1,11 @@
-"""The recorder: what happens in one run becomes its events, facts and spans. Synchronous, it never waits for Redis."""
+"""The recorder: turns what happens in one run into events, facts and spans. Synchronous: it never waits for Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import (
@@ -20,27 +21,16 @@ from pydantic_ai.messages import (
     ToolCallPart,
 )
 
+from ..facts import schema as facts
 from ..facts.event_sample import EventSample
-from ..facts.schema import (
-    Fact,
-    NodeKind,
-    Outcome,
-    Reason,
-    RunEnded,
-    RunStarted,
-    ToolOutcome,
-    Trace,
-    node_name,
-    tool_name,
-)
 from ..model_calls.model_request import ModelRequest
 from ..stream.entry import AGENT, DEFERRED, RUNTIME
 from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
 from ..telemetry import conventions as names
 from ..telemetry.tracing import RunSpan
 from .outcome import Ending, log_failure, make_error_body
-from .state import Standing
-from .steps import Header, Node, Tool
+from .state import RunState
+from .steps import Node, RunFields, Tool
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -52,9 +42,9 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """One run, told to its listeners (events), to operators (facts) and to traces (spans).
+    """Records one run: events for its listeners, facts for operators, spans for traces.
 
-    Without a writer it is observed, not streamed: a sub-agent in a tool, or an agent without ids.
+    Without a writer the run is observed, not streamed: a sub-agent in a tool, or an agent without ids.
     """
 
     def __init__(
@@ -65,6 +55,7 @@ class Recorder:
         agent: str,
         scope: str,
         session: SessionKeys | None,
+        state: RunState,
         span: RunSpan,
         runtime: Runtime,
         parent: Recorder | None,
@@ -76,68 +67,48 @@ class Recorder:
         self.span = span
         self.session = session
         self.writer: SessionWriter | None = None
-        self.standing: Standing = Standing(None if parent is None else parent.standing)
-        self.finished = False
-        self.cancel_reason: Reason | None = None
-        self.cancel_ms: int | None = None
-        self.stage: NodeKind | None = None
+        self.state = state
+        self.stage: facts.NodeKind | None = None
         self.start_ns = self.end_ns = time.time_ns()
         self.stop: Callable[[], None] | None = None  # stops the agent, from outside; known once it runs
         self.messages: list[ModelMessage] = []  # the agent's own, which it goes on with
         self.scope = scope
         self.parent = parent
-        self._follows = follows
+        self.follows = follows
         self._runtime = runtime
         self._node: Node | None = None
-        self._names: set[str] = set()  # of nodes and tools, told or under way
+        self._names: set[str] = set()  # of nodes and tools, emitted or under way
         self._model_calls = 0
         self._tool_calls = 0
         self._tool_error: tuple[BaseException, str] | None = None  # the last one, and the tool that raised it
-        self._mirror = EventSample()
+        self._sample = EventSample()
         self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
         self.knows_tool: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
+        state.on_stop = self._on_stop
 
     # --- the run ---
 
-    def begin_body(self, session_id: str) -> Body:
-        """Return the body of the run's `begin`."""
-        return {
-            "session_id": session_id,
-            "run_id": self.run_id,
-            "traceparent": self.span.traceparent,
-            "agent": self.agent,
-            "follows": self._follows,
-            # What a sidecar has to know to finish a run whose process died (contract, section 5).
-            "service": self.engine.service.name,
-            "sdk": self.span.trace.sdk,
-            "parent_span_id": self.span.trace.parent_span_id,
-            "retention": self.engine.config.retention,
-        }
-
-    def started(self) -> None:
-        """Tell operators that the run began; its `begin`, if it has a stream, is appended."""
+    def emit_start(self) -> None:
+        """Emit that the run began; its `begin`, if it has a stream, is acknowledged."""
         if self.writer is not None:
-            self._mirror.add(time.time_ns(), "begin", {})
-        header = self._header("start", self.span.trace)
-        self._tell(RunStarted(**header, start_ns=self.start_ns, follows=self._follows))
+            self._sample.add(time.time_ns(), "begin", {})
+        header = self._describe("start", self.span.trace)
+        self._emit(facts.RunStarted(**header, start_ns=self.start_ns, follows=self.follows))
+        if self.state.cancel_reason is not None:
+            self._note_cancel()
 
-    def cancel(self, reason: Reason, mark_ms: int | None) -> None:
-        """Stop the run: mid-token, in a silent model, in an async tool. The first reason holds."""
-        if self.cancel_reason is not None:
-            return
-        self.cancel_reason, self.cancel_ms = reason, mark_ms
-        if mark_ms is not None:
-            self.engine.clock.at_least(mark_ms)
+    def _on_stop(self) -> None:
+        """The run was cancelled or fenced: stop the agent mid-token, in a silent model, in an async tool."""
+        if not self.state.fenced:
+            self._note_cancel()
+        if self.stop is not None:
+            self.stop()
+
+    def _note_cancel(self) -> None:
+        if self.state.cancel_ms is not None:
+            self.engine.clock.at_least(self.state.cancel_ms)
         self.note_stage()
-        self._mirror.add(time.time_ns(), "cancel", {"reason": reason})
-        if self.stop is not None:
-            self.stop()
-
-    def lose(self) -> None:
-        """Stop a run that another one has replaced; it writes nothing any more."""
-        self.standing.fence()
-        if self.stop is not None:
-            self.stop()
+        self._sample.add(time.time_ns(), "cancel", {"reason": self.state.cancel_reason})
 
     def note_stage(self) -> None:
         """Remember the node at the time of a cancel."""
@@ -145,39 +116,48 @@ class Recorder:
             self.stage = self._node.kind
 
     def finish(self, ending: Ending) -> None:
-        """Close what is open and hand over the last events; synchronous, so nothing can interrupt it."""
-        self.finished = True
+        """Close what is open and hand over the last events; synchronous, so nothing can interrupt it.
+
+        Whatever one step raises is logged, and the next one follows: listeners always get their `end`.
+        """
         self.end_ns = time.time_ns()
         if ending.outcome == "cancelled":
             self.note_stage()
-        self._note_partial()
+        end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
+        for step in (
+            self._note_partial,
+            self._end_deferred,
+            partial(self.end_node, ending.outcome, ending.error),
+            partial(self._put_result, ending),
+            partial(self.put, "end", RUNTIME, end, urgent=True),
+            partial(self._log_failure, ending),
+        ):
+            self.engine.supervisor.call(step, name="agx-recorder")
+        self.state.end()
+
+    def _end_deferred(self) -> None:
         for tool in tuple(self._deferred.values()):
             self.end_tool(tool, "deferred")
-        self.end_node(ending.outcome, ending.error)
+
+    def _put_result(self, ending: Ending) -> None:
         if ending.outcome == "completed" and not self._runtime.answered and self._runtime.idx >= 0:
             self._put(self._runtime.answer())
         if (body := make_error_body(ending, self.engine.config.describe_error)) is not None:
             self.put("error", RUNTIME, body)
-        if ending.outcome == "failed" and ending.error is not None and self.parent is None:
-            self._log_failure(ending.error)
-        end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
-        self.put("end", RUNTIME, end, urgent=True)
 
-    def _log_failure(self, error: BaseException) -> None:
+    def _log_failure(self, ending: Ending) -> None:
         # A sub-agent's failure is part of the traceback of the run that called it.
-        tool, cause = None, self._tool_error
-        if cause is not None and (cause[0] is error or cause[0] is error.__cause__):
-            tool = cause[1]
-        keys = self.session
-        session = None if keys is None else f"{keys.scope}/{keys.user}/{keys.session}"
-        log_failure(error, run_id=self.run_id, session=session, agent=self.agent, tool=tool)
+        if ending.outcome == "failed" and ending.error is not None and self.parent is None:
+            keys = self.session
+            session = None if keys is None else f"{keys.scope}/{keys.user}/{keys.session}"
+            log_failure(ending.error, self._tool_error, run_id=self.run_id, session=session, agent=self.agent)
 
-    def tell_end(self, ending: Ending) -> asyncio.Future[None]:
-        """Tell operators how the run ended, once its `end` is acknowledged; done when the server has it.
+    def report(self, ending: Ending) -> asyncio.Future[None]:
+        """End the run's span and emit its last fact; the future is done when the server has the fact.
 
-        Not before: till then another may finish the run, and its span would be told twice, with two endings.
+        Only once `end` is acknowledged: until then a sidecar may finish the run, and its span would exist twice, with
+        two endings.
         """
-        self.standing.ended = True
         self.span.end(
             ending.outcome,
             reason=ending.reason,
@@ -185,34 +165,36 @@ class Recorder:
             message=ending.message,
             end_ns=self.end_ns,
         )
-        return self.engine.queues.put_acknowledged(
-            RunEnded(
-                **self._header("end", self.span.trace),
-                outcome=ending.outcome,
-                reason=ending.reason,
-                stage=self.stage if ending.outcome == "cancelled" else None,
-                start_ns=self.start_ns,
-                end_ns=self.end_ns,
-                error_type=ending.error_type,
-                error_message=ending.message,
-                cancel_ms=self.cancel_ms,
-                end_ms=None if self.writer is None else self.writer.tail.end_ms,
-                model_calls=self._model_calls,
-                tool_calls=self._tool_calls,
-                stream=None if self.writer is None else self.writer.totals,
-                events=self._mirror.events if self.writer is not None else (),
-                events_between=self._mirror.between,
-                follows=self._follows,
-            )
+        fact = facts.RunEnded(
+            **self._describe("end", self.span.trace),
+            outcome=ending.outcome,
+            reason=ending.reason,
+            stage=self.stage if ending.outcome == "cancelled" else None,
+            start_ns=self.start_ns,
+            end_ns=self.end_ns,
+            error_type=ending.error_type,
+            error_message=ending.message,
+            cancel_ms=self.state.cancel_ms,
+            end_ms=self.state.end_ms,
+            model_calls=self._model_calls,
+            tool_calls=self._tool_calls,
+            stream=None if self.writer is None else self.writer.totals,
+            events=self._sample.events if self.writer is not None else (),
+            events_between=self._sample.between,
+            follows=self.follows,
         )
+        # A sub-agent's fact waits for its parent's lease; the `end` of a run with a stream is its own confirmation.
+        is_taken = self.engine.queues.put_acknowledged(fact, self.state if self.writer is None else None)
+        self.state.report()
+        return is_taken
 
     # --- events ---
 
     def put(self, type: str, origin: str, body: Body, *, urgent: bool = False) -> None:
         """Append an event of this run, in its order."""
-        if self.writer is None or self.standing.fenced:
+        if self.writer is None or self.state.fenced:
             return
-        self._mirror.add(time.time_ns(), type, body)
+        self._sample.add(time.time_ns(), type, body)
         self.writer.put(type, origin, body, urgent=urgent)
 
     def _put(self, event: WireEvent) -> None:
@@ -256,37 +238,37 @@ class Recorder:
         """The model request under way."""
         return None if self._node is None else self._node.request
 
-    def begin_node(self, kind: NodeKind, model: Model[Any] | None = None) -> None:
-        """A node begins, told by whichever hook comes first; a node that is open already just goes on."""
+    def begin_node(self, kind: facts.NodeKind, model: Model[Any] | None = None) -> None:
+        """A node begins, at whichever hook comes first; a node that is open already goes on."""
         if self._node is not None:
             if self._node.kind == kind:
                 return
             self.end_node("completed", None)
         if kind == "model_request":
             self._put(self._runtime.begin_node(model))
-        name = self._name(node_name(kind, max(self._runtime.idx, 0)))
+        name = self._name(facts.node_name(kind, max(self._runtime.idx, 0)))
         place = self.span.child(name) if kind == "model_request" else self.span.trace
         attributes = {names.NODE_KIND: kind, names.NODE_INDEX: max(self._runtime.idx, 0)}
         self._node = Node(kind, name, max(self._runtime.idx, 0), place, self.span.start_node(kind, attributes))
 
-    def end_node(self, outcome: Outcome, error: BaseException | None) -> None:
+    def end_node(self, outcome: facts.Outcome, error: BaseException | None) -> None:
         """The open node, if any, ends."""
         node, self._node = self._node, None
         if node is None:
             return
         if node.kind == "model_request":
             self._put(self._runtime.end_node())
-        fact = node.tell(self._header(node.name, node.place), outcome, error)
+        fact = node.to_fact(self._describe(node.name, node.place), outcome, error)
         self._model_calls += (fact.model is not None) + len(fact.failed_attempts)
-        if not self.standing.fenced:
+        if not self.state.fenced:
             node.close(outcome, error)
-            self._tell(fact)
+            self._emit(fact)
 
     def fail_node(self, error: Exception) -> None:
         """The open node ends with an error, or was stopped by a cancel."""
         self._note_partial()
         self.note_stage()
-        self.end_node("failed" if self.cancel_reason is None else "cancelled", error)
+        self.end_node("failed" if self.state.cancel_reason is None else "cancelled", error)
 
     def begin_model(self, request: ModelRequestContext) -> Context | None:
         """A model request leaves; returns the context for it."""
@@ -330,7 +312,7 @@ class Recorder:
             deferred.start_ns = time.time_ns()
             return deferred
         idx = max(self._runtime.idx, 0)
-        name = self._name(tool_name(idx, call_id))
+        name = self._name(facts.tool_name(idx, call_id))
         return Tool(call.tool_name, call_id, name, idx, self.span.child(name), self.knows_tool(call.tool_name))
 
     def tool_context(self, tool: Tool) -> Context | None:
@@ -339,13 +321,13 @@ class Recorder:
             return self.node_context()
         return self.span.child_context(tool.place)
 
-    def end_tool(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
+    def end_tool(self, tool: Tool, outcome: facts.ToolOutcome, error: BaseException | None = None) -> None:
         """A tool call is over, however it ended."""
         self._deferred.pop(tool.call_id, None)
         self._tool_calls += 1
         if error is not None:
             self._tool_error = (error, tool.tool)
-        self._tell(tool.tell(self._header(tool.name, tool.place), outcome, error))
+        self._emit(tool.to_fact(self._describe(tool.name, tool.place), outcome, error))
 
     def defer_tool(self, tool: Tool) -> None:
         """A tool call waits for a decision or a result; it counts when it is resolved, or as deferred with its run."""
@@ -361,7 +343,7 @@ class Recorder:
         # Else it ran and has ended, or it did not run: the final result was there before it (`end_strategy="early"`),
         # or it was deferred in an earlier run, where it was counted.
 
-    def _end_without_running(self, call: ToolCallPart, outcome: ToolOutcome) -> None:
+    def _end_without_running(self, call: ToolCallPart, outcome: facts.ToolOutcome) -> None:
         if not self._has_begun(call):
             self.end_tool(self.begin_tool(call), outcome)
 
@@ -371,14 +353,14 @@ class Recorder:
             self.defer_tool(self.begin_tool(call))
 
     def _has_begun(self, call: ToolCallPart) -> bool:
-        return tool_name(max(self._runtime.idx, 0), str(call.tool_call_id)) in self._names
+        return facts.tool_name(max(self._runtime.idx, 0), str(call.tool_call_id)) in self._names
 
-    def _tell(self, fact: Fact) -> None:
-        """Tell operators; a run that is fenced was told by whoever finished it."""
-        if not self.standing.suppressed:
-            self.engine.queues.put(fact, self.standing)
+    def _emit(self, fact: facts.Fact) -> None:
+        """Hand a fact over, unless another process emits how this run ended."""
+        if not self.state.suppressed:
+            self.engine.queues.put(fact, self.state)
 
-    def _header(self, name: str, place: Trace) -> Header:
+    def _describe(self, name: str, place: facts.Trace) -> RunFields:
         session = self.session
         return {
             "id": f"{self.run_id}:{name}",

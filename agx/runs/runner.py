@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic_ai import ModelRequestNode
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.exceptions import RunCancelled, RunTimedOut
+from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelRequest, UserContent, UserPromptPart
 from pydantic_ai.run import AgentRun, AgentRunResult
 from pydantic_graph import End
@@ -31,8 +31,11 @@ from ..stream.events import Runtime
 from ..telemetry.tracing import attached
 from .capability import AgxCapability
 from .deps import Deps
-from .live_run import LiveRun, finish_uncancelled
-from .outcome import Ending
+from .driving_task import DrivingTask, run_to_end
+from .lifecycle import RunLifecycle
+from .opening import open_streamed
+from .outcome import CancelSource, Ending, classify
+from .state import RunState
 
 logger = logging.getLogger("agx")
 
@@ -79,21 +82,14 @@ async def run(
     _tasks.add(task)
     try:
         deps.runtime = Runtime()
-        live = await LiveRun.open(
-            engine,
-            agent=agent.name or "agent",
-            session=keys,
-            scope=keys.scope,
-            runtime=deps.runtime,
-            follows=deps.follows,
-        )
-        drive = _Drive(live, session)
-        with attached(live.recorder.span.context):
+        life = await open_streamed(engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows)
+        drive = _Drive(life, session)
+        with attached(life.recorder.span.context):
             try:
                 await drive.run_agent(agent, user_prompt, deps, kwargs)
             except BaseException as error:
-                drive.ending = drive.classify(error)
-            await finish_uncancelled(drive.conclude())
+                drive.note_error(error)
+            await run_to_end(drive.conclude())
         return drive.outcome()
     finally:
         _tasks.discard(task)
@@ -101,16 +97,17 @@ async def run(
 
 @dataclass(slots=True)
 class _Drive:
-    """One drive of an agent: what it said, and how it ended."""
+    """One drive of an agent: its messages, and how it ended."""
 
-    live: LiveRun
+    life: RunLifecycle
     session: Session
+    task: DrivingTask = field(default_factory=DrivingTask)
     loaded: bool = False
     result: AgentRunResult[Any] | None = None
     request: ModelRequest | None = None  # with the prompt
     ending: Ending = field(default_factory=lambda: Ending("completed"))
     raised: BaseException | None = None
-    save_error: Exception | None = None
+    save_error: BaseException | None = None
 
     async def run_agent(self, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]) -> None:
         await self.session.load()
@@ -120,13 +117,13 @@ class _Drive:
             self.request = ModelRequest(parts=[UserPromptPart(prompt)])
             await self.session.begin(self.request)
         self.loaded = True
-        if self.live.recorder.cancel_reason is not None or self.live.recorder.standing.fenced:
+        if self._state.must_stop:
             raise RunCancelled("the run was cancelled before its agent began")
-        capability = AgxCapability(_recorder=self.live.recorder)
+        capability = AgxCapability(_recorder=self.life.recorder)
         kwargs = {**kwargs, "capabilities": [*(kwargs.get("capabilities") or ()), capability]}
         kwargs["message_history"] = list(self.session.msgs)
         if "conversation" not in kwargs:  # which names one itself, and allows no second
-            kwargs.setdefault("conversation_id", self.live.recorder.span.conversation_id)
+            kwargs.setdefault("conversation_id", self.life.recorder.span.conversation_id)
         agent_run: AgentRun[Any, Any] | None = None
         try:
             async with agent.iter(prompt, deps=deps, **kwargs) as agent_run:
@@ -142,45 +139,46 @@ class _Drive:
                 # A cancelled or failed run keeps what it completed, the partial answer included.
                 self.session.msgs = agent_run.all_messages()
 
-    def classify(self, error: BaseException) -> Ending:
-        """Tell how the run ended by what left the agent."""
+    def note_error(self, error: BaseException) -> None:
+        """Take what the agent, or `session.load()`, raised."""
         self.raised = error
-        reason = self.live.recorder.cancel_reason
-        if isinstance(error, asyncio.CancelledError):
-            return Ending("cancelled", reason or "task")
-        if isinstance(error, RunCancelled) and not isinstance(error, RunTimedOut):
-            return Ending("cancelled", reason or "cancel")
-        return Ending("failed", error=error)
+        self.ending = classify(error, self._state, CancelSource(task=self.task.is_cancelled))
 
     async def conclude(self) -> None:
-        """Save, then end; nothing interrupts it."""
-        if self.request is not None and self.loaded:
-            self.session.msgs = keep_prompt(self.session.msgs, self.request)
-        if self.loaded and await self._may_save():
-            try:
+        """Save, then end; nothing interrupts it. Whatever saving raises, the run is ended."""
+        try:
+            if self.request is not None and self.loaded:
+                self.session.msgs = keep_prompt(self.session.msgs, self.request)
+            if self.loaded and await self._may_save():
                 await self.session.save()
-            except Exception as error:
-                self.save_error = error
-                if self.ending.outcome == "completed":
-                    self.ending = Ending("failed", error=error, seen_as=SESSION_NOT_SAVED)
-                else:
-                    logger.exception("agx: session %s was not saved", self._keys.session)
-        await self.live.close(self.ending)
+        except (Exception, asyncio.CancelledError) as error:
+            # Nobody cancels this task, so a CancelledError comes from what `save()` awaits.
+            self.save_error = error
+            if self.ending.outcome == "completed":
+                self.ending = Ending("failed", error=error, seen_as=SESSION_NOT_SAVED)
+            else:
+                logger.error("agx: session %s was not saved", self._keys.session, exc_info=error)
+        finally:
+            await self.life.close(self.ending)
 
     @property
     def _keys(self) -> SessionKeys:
-        keys = self.live.recorder.session
+        keys = self.life.recorder.session
         assert keys is not None
         return keys
 
+    @property
+    def _state(self) -> RunState:
+        return self.life.recorder.state
+
     async def _may_save(self) -> bool:
         """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
-        if not self.live.recorder.standing.fenced:
+        if not self._state.fenced:
             return True
         # Under the run's own id: `close()` gives it up.
-        lease = Lease(self._keys, self.live.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
+        lease = Lease(self._keys, self.life.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
         try:
-            await self.live.engine.leases.acquire(lease)
+            await self.life.engine.leases.acquire(lease)
         except (AgxError, RedisError, OSError):
             return False
         return True
@@ -191,7 +189,7 @@ class _Drive:
         messages = self.session.msgs
         if isinstance(raised, asyncio.CancelledError):
             raise raised
-        if self.live.recorder.standing.fenced:
+        if self._state.fenced:
             raise LeaseLostError(messages) from raised
         if self.ending.outcome == "cancelled":
             raise AgxCanceledError(messages, reason=self.ending.reason or "cancel") from raised

@@ -1,48 +1,140 @@
-"""Whether a run is its process's to tell of: another may have replaced it, or a sidecar finished it as dead."""
+"""The state of one run: its phase, the transitions between phases, and what asked it to stop.
+
+The picture and the meaning of each transition: docs/design.md, "A run's life". A run that another process takes over is
+fenced here; whatever that process does with it has a state of its own there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
+
+from ..facts.schema import Reason
+
+Phase = Literal["opening", "live", "cancelling", "ending", "ended", "reported", "recovered", "fenced"]
+Step = Literal["begin", "cancel", "end", "acknowledge", "report", "recover", "fence"]
+
+# What may follow; everything else is refused.
+TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
+    ("opening", "cancel"): "opening",
+    ("opening", "begin"): "live",
+    ("live", "cancel"): "cancelling",
+    ("live", "end"): "ending",
+    ("cancelling", "end"): "ending",
+    ("ending", "acknowledge"): "ended",
+    ("ended", "report"): "reported",
+    ("ended", "recover"): "recovered",
+    ("opening", "fence"): "fenced",
+    ("live", "fence"): "fenced",
+    ("cancelling", "fence"): "fenced",
+    ("ending", "fence"): "fenced",
+    ("fenced", "acknowledge"): "ended",  # `end` stands in the stream: that decides, whatever became of the lease
+    ("fenced", "begin"): "fenced",
+    ("fenced", "end"): "fenced",
+}
 
 
-class Standing:
-    """Where one run stands. A run in another's tool stands and falls with it."""
+class TransitionError(RuntimeError):
+    """Raised when the runtime takes a step that the run's phase does not allow: a defect of agx."""
 
-    def __init__(self, parent: Standing | None) -> None:
-        self.ended = False  # its `end` is acknowledged
-        self.is_ours: Callable[[], bool] | None = None  # None without a lease
+
+class RunState:
+    """Where one run stands, and whether this process still owns it. A sub-agent's run follows its parent's."""
+
+    def __init__(self, parent: RunState | None = None) -> None:
+        self.phase: Phase = "opening"
+        self.cancel_ms: int | None = None  # server time of `cancel()`'s mark
+        self.end_ms: int | None = None  # server time of the `end` entry
+        self.on_stop: Callable[[], None] | None = None  # called when the agent has to stop
+        self.is_confirmed: Callable[[], bool] | None = None  # whether the lease was confirmed in time; None without one
         self._parent = parent
-        self._fenced = False
-        self._suppressed = False
+        self._cancel_reason: Reason | None = None
+
+    # --- what this process does: a step that is not allowed is a defect ---
+
+    def begin(self) -> None:
+        """`begin` is acknowledged; a cancellation that came before takes effect now."""
+        self._take("begin")
+        if self._cancel_reason is not None and self.phase == "live":
+            self._take("cancel")
+
+    def end(self) -> None:
+        """The agent is done, and the last events are handed over."""
+        self._take("end")
+
+    def report(self) -> None:
+        """The fact of how the run ended is handed over."""
+        self._take("report")
+
+    def recover(self) -> None:
+        """A sidecar has emitted how the run ended: this process emits nothing more."""
+        self._take("recover")
+
+    # --- what happens to the run: it may come at any time, and is ignored where it is too late ---
+
+    def cancel(self, reason: Reason, mark_ms: int | None = None) -> None:
+        """Ask the run to stop; the first reason holds."""
+        if self._cancel_reason is None and (self.phase, "cancel") in TRANSITIONS:
+            self._cancel_reason, self.cancel_ms = reason, mark_ms
+            self._take("cancel")
+            self._stop()
+
+    def acknowledge(self, end_ms: int | None = None) -> None:
+        """The server has the run's `end`, if the run has a stream."""
+        if (self.phase, "acknowledge") in TRANSITIONS:
+            self._take("acknowledge")
+            self.end_ms = end_ms
 
     def fence(self) -> None:
-        """Another has replaced it: it writes and tells nothing more."""
-        self._fenced = True
+        """Another run or a sidecar has taken the session over: this one writes and emits nothing more."""
+        if (self.phase, "fence") in TRANSITIONS:
+            self._take("fence")
+            self._stop()
 
-    def keep(self) -> None:
-        """Its own `end` is in the stream: that decides, whatever became of its lease."""
-        self._fenced = False
+    def _take(self, step: Step) -> None:
+        after = TRANSITIONS.get((self.phase, step))
+        if after is None:
+            raise TransitionError(f"a run that is {self.phase} cannot {step}")
+        self.phase = after
 
-    def suppress(self) -> None:
-        """Another has told operators how it ended: it tells them nothing more."""
-        self._suppressed = True
+    def _stop(self) -> None:
+        if self.on_stop is not None:
+            self.on_stop()
+
+    # --- questions ---
+
+    @property
+    def cancel_reason(self) -> Reason | None:
+        """Why the run was cancelled, or the run in whose tool it works."""
+        if self._cancel_reason is None and self._parent is not None:
+            return self._parent.cancel_reason
+        return self._cancel_reason
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether the agent has to stop: it was cancelled, or fenced."""
+        return self._cancel_reason is not None or self.fenced
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the agent may still be at work."""
+        return self.phase in ("opening", "live", "cancelling", "fenced")
 
     @property
     def fenced(self) -> bool:
-        """Whether somebody else has finished this run, or the one in whose tool it works."""
-        return self._fenced or (self._parent is not None and self._parent.fenced)
+        """Whether another run or a sidecar has taken this run's session over, or its parent's."""
+        return self.phase == "fenced" or (self._parent is not None and self._parent.fenced)
 
     @property
     def suppressed(self) -> bool:
-        """Whether somebody else has told how this run ended: then it tells operators nothing more."""
-        return self._suppressed or self._fenced or (self._parent is not None and self._parent.suppressed)
+        """Whether another process emits how this run ended: then its facts are dropped here."""
+        if self.phase in ("fenced", "recovered"):
+            return True
+        return self._parent is not None and self._parent.suppressed
 
     @property
     def confirmed(self) -> bool:
-        """Whether nobody else can have finished it by now: its lease has held since it wrote, or it ended.
-
-        Till it is, its facts wait.
-        """
-        if self.ended or self.is_ours is None:
+        """Whether no other process can have finished the run by now. Until then its facts wait."""
+        if self.phase == "reported" or self.is_confirmed is None:
             return self._parent is None or self._parent.confirmed
-        return self.is_ours()
+        return self.is_confirmed()

@@ -1,4 +1,4 @@
-"""The steps of a run while they are under way, a node and a tool call, and the fact that each becomes."""
+"""The steps of a run while they are under way, nodes and tool calls, and the fact that each becomes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ..telemetry.tracing import close_span
 from .outcome import describe_message, describe_type
 
 
-class Header(TypedDict):
-    """What every fact of a run begins with."""
+class RunFields(TypedDict):
+    """The fields that every fact of a run has."""
 
     id: str
     scope: str
@@ -53,15 +53,15 @@ class Node:
         """End the node's span."""
         if self.span is not None:
             failed = error if outcome == "failed" else None
-            self.span.set_attribute(names.NODE_OUTCOME, outcome)
-            close_span(self.span, outcome, describe_type(failed), describe_message(failed))
+            attributes = {names.NODE_OUTCOME: outcome}
+            close_span(self.span, outcome, describe_type(failed), describe_message(failed), attributes=attributes)
 
-    def tell(self, header: Header, outcome: Outcome, error: BaseException | None) -> NodeEnded:
+    def to_fact(self, run: RunFields, outcome: Outcome, error: BaseException | None) -> NodeEnded:
         """Return the node's fact."""
         failed = error if outcome == "failed" else None
         call, failed_attempts = (None, ()) if self.request is None else self.request.describe(outcome, error)
         return NodeEnded(
-            **header,
+            **run,
             node=self.kind,
             idx=self.idx,
             outcome=outcome,
@@ -86,11 +86,11 @@ class Tool:
     known: bool = True  # whether the agent has it; a model may invent a name
     start_ns: int = field(default_factory=time.time_ns)
 
-    def tell(self, header: Header, outcome: ToolOutcome, error: BaseException | None) -> ToolEnded:
+    def to_fact(self, run: RunFields, outcome: ToolOutcome, error: BaseException | None) -> ToolEnded:
         """Return the tool call's fact."""
         failed = error if outcome == "error" else None
         return ToolEnded(
-            **header,
+            **run,
             tool=self.tool,
             known=self.known,
             call_id=self.call_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from redis.exceptions import ResponseError
 
@@ -23,11 +24,19 @@ class Tail:
     """What one run knows of the end of its stream (contract, section 4, append rule)."""
 
     def __init__(
-        self, bus: Bus, session: keys.SessionKeys, clock: ServerClock, *, keep: float, max_length: int, retention: float
+        self,
+        bus: Bus,
+        session: keys.SessionKeys,
+        clock: ServerClock,
+        *,
+        keep: float,
+        max_length: int,
+        retention: float,
+        on_end: Callable[[int], None],
     ) -> None:
         self.kept = Kept(keep)
         self.retention = retention  # seconds the stream is kept after its `end`
-        self.end_ms: int | None = None  # server time of our `end`
+        self._on_end = on_end
         self._bus = bus
         self._session = session
         self._clock = clock
@@ -57,7 +66,7 @@ class Tail:
         last = entries[-1]
         self._acked = last.id
         if last.type == "end":
-            self.end_ms = last.id[0]
+            self._on_end(last.id[0])
 
     def append(self, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         """Issue a batch behind our last acknowledged entry: all of it is appended, or nothing."""

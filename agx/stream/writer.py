@@ -56,7 +56,13 @@ class PendingEntry:
 
 
 class SessionWriter:
-    """Appends the events of one run to its session's stream."""
+    """Appends the events of one run to its session's stream.
+
+    Args:
+        retention: seconds that the stream is kept after its `end`.
+        on_end: called with the server time in ms of each `end` that the server has acknowledged.
+        on_fenced: called when the stream belongs to another run, or was ended by a sidecar.
+    """
 
     def __init__(
         self,
@@ -65,14 +71,21 @@ class SessionWriter:
         clock: ServerClock,
         *,
         retention: float,
+        on_end: Callable[[int], None],
         on_fenced: Callable[[], None],
     ) -> None:
         self._writer = writer
         self._keys = session
         self.tail = Tail(
-            writer.bus, session, clock, keep=writer.keep, max_length=writer.max_length, retention=retention
+            writer.bus,
+            session,
+            clock,
+            keep=writer.keep,
+            max_length=writer.max_length,
+            retention=retention,
+            on_end=on_end,
         )
-        self.fenced = False  # another run took the stream over; nothing is written any more
+        self._stopped = False  # nothing is written any more: the stream is another run's, or closed
         self.last_put = time.monotonic()
         self.proved = float("-inf")  # monotonic: until then at least the stream was ours
         self._on_fenced = on_fenced
@@ -162,7 +175,7 @@ class SessionWriter:
     def put(self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False) -> None:
         """Hand an event over; synchronous, and nothing is awaited on the token path."""
         self.last_put = time.monotonic()
-        if self.fenced:
+        if self._stopped:
             return
         self._ending = self._ending or type == "end"
         self._pending.append(PendingEntry(type, origin, body))
@@ -171,7 +184,7 @@ class SessionWriter:
     def put_delta(self, origin: str, part: Part, text: str) -> None:
         """Hand a delta over; while it waits, further deltas of the same part join it."""
         self.last_put = time.monotonic()
-        if self.fenced:
+        if self._stopped:
             return
         if self._pending and (last := self._pending[-1]).part is part and last.size < self._most_merged:
             last.pieces.append(text)
@@ -182,18 +195,18 @@ class SessionWriter:
 
     async def drain(self) -> None:
         """Wait until everything handed over is acknowledged, or the run is fenced."""
-        while (self._pending or self._sent) and not self.fenced:
+        while (self._pending or self._sent) and not self._stopped:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
 
     def close(self) -> None:
         """Leave the session; called when its `end` is acknowledged or it is fenced. What is kept is watched on."""
-        self._writer.close_session(self, 0.0 if self.fenced else min(self._writer.keep, self.tail.retention))
+        self._writer.close_session(self, 0.0 if self._stopped else min(self._writer.keep, self.tail.retention))
 
     def forget(self) -> None:
         """Let go of what is kept: the stream is another run's, or nobody's."""
-        self.fenced = True
+        self._stopped = True
         if self._retry is not None:
             self._retry.cancel()
         self._release_waiters()
@@ -210,12 +223,12 @@ class SessionWriter:
     def check(self) -> None:
         """Look whether what was acknowledged lately is still there."""
         # A batch in flight looks for itself.
-        if not (self.fenced or self._sent or self._resolving is not None) and self.tail.kept:
+        if not (self._stopped or self._sent or self._resolving is not None) and self.tail.kept:
             self._reconcile()
 
     def send(self) -> int:
         """Send the next batch, unless one is in flight; returns how many deltas have merged with others in it."""
-        if self._sent or self.fenced or not self._pending or self._resolving is not None:
+        if self._sent or self._stopped or not self._pending or self._resolving is not None:
             return 0
         merged = 0
         while self._pending and len(self._sent) < BATCH:
@@ -311,7 +324,7 @@ class SessionWriter:
             ours = await self.tail.compare(self._sent)
         except Exception as error:
             self._resolving = None
-            if not self.fenced:
+            if not self._stopped:
                 self._retry_later(error)
             return
         if not ours:
@@ -321,13 +334,12 @@ class SessionWriter:
         self._go_on(urgent=True)
 
     def _fence(self) -> None:
-        self.fenced = True
+        self._stopped = True
         self._pending.clear()
         self._sent = []
         self._writer.note_recovery(self)
         self._release_waiters()
-        if self.tail.end_ms is None:
-            self._on_fenced()
+        self._on_fenced()
 
     def _release_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []

@@ -8,6 +8,7 @@ spans from the facts.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,24 @@ from opentelemetry import baggage
 from opentelemetry import context as otel_context
 from opentelemetry import trace as otel
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
 from ..facts.schema import Outcome, Trace, span_id
 from . import conventions as names
+
+logger = logging.getLogger("agx")
 
 _TRACER = "agx"
 
@@ -57,17 +70,13 @@ class RunSpan:
     ) -> None:
         """End the run's span, where it is ours to end."""
         if self.span is not None:
-            self.span.set_attribute(names.RUN_OUTCOME, outcome)
-            if reason is not None:
-                self.span.set_attribute(names.RUN_REASON, reason)
-            close_span(self.span, outcome, error_type, message, end_ns)
+            attributes = {names.RUN_OUTCOME: outcome} | ({} if reason is None else {names.RUN_REASON: reason})
+            close_span(self.span, outcome, error_type, message, attributes=attributes, end_ns=end_ns)
 
-    def child(self, what: str, parent: Trace | None = None) -> Trace:
+    def child(self, what: str) -> Trace:
         """Return the place of a model request or a tool call in the trace of a service without an SDK."""
-        over = parent or self.trace
-        return Trace(
-            over.trace_id, span_id(self.run_id, what), over.span_id, over.sampled, over.sdk, self.trace.trace_state
-        )
+        run = self.trace
+        return Trace(run.trace_id, span_id(self.run_id, what), run.span_id, run.sampled, run.sdk, run.trace_state)
 
     def child_context(self, child: Trace) -> Context | None:
         """Return the context in which a model or a tool works, or None where an SDK keeps its own."""
@@ -86,7 +95,7 @@ class RunSpan:
             return None
         if self.conversation_id is not None:
             otel.get_current_span().set_attribute(names.CONVERSATION_ID, self.conversation_id)
-        return otel.get_tracer(_TRACER).start_span(f"agx.node {kind}", attributes=attributes)
+        return _start_span(f"agx.node {kind}", attributes)
 
 
 def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: float, follows: str | None) -> RunSpan:
@@ -98,9 +107,7 @@ def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: 
     conversation_id = attributes.get(names.CONVERSATION_ID)
     parent = otel.get_current_span().get_span_context()
     links = [Link(followed)] if (followed := _parse_traceparent(follows)) is not None else None
-    span = otel.get_tracer(_TRACER).start_span(
-        f"agx.run {agent}", kind=SpanKind.INTERNAL, attributes=attributes, links=links
-    )
+    span = _start_span(f"agx.run {agent}", attributes, links) or INVALID_SPAN
     ours = span.get_span_context()
     has_sdk = ours.span_id != 0 and not (parent.is_valid and ours.span_id == parent.span_id)
     parent_span_id = f"{parent.span_id:016x}" if parent.is_valid else None
@@ -122,14 +129,37 @@ def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: 
 
 
 def close_span(
-    span: Span, outcome: Outcome, error_type: str | None, message: str | None, end_ns: int | None = None
+    span: Span,
+    outcome: Outcome,
+    error_type: str | None,
+    message: str | None,
+    *,
+    attributes: Mapping[str, str],
+    end_ns: int | None = None,
 ) -> None:
     """End a span with the status of its outcome: cancelled is not an error, success leaves the status unset."""
-    if outcome in ("failed", "lost"):
-        if error_type is not None:
-            span.set_attribute(names.ERROR_TYPE, error_type)
-        span.set_status(Status(StatusCode.ERROR, message))
-    span.end(end_ns)
+    try:
+        for name, value in attributes.items():
+            span.set_attribute(name, value)
+        if outcome in ("failed", "lost"):
+            if error_type is not None:
+                span.set_attribute(names.ERROR_TYPE, error_type)
+            span.set_status(Status(StatusCode.ERROR, message))
+        span.end(end_ns)
+    except Exception as error:  # a span processor of the service's own may raise anything
+        _report(error)
+
+
+def _start_span(name: str, attributes: Attributes, links: list[Link] | None = None) -> Span | None:
+    try:
+        return otel.get_tracer(_TRACER).start_span(name, kind=SpanKind.INTERNAL, attributes=attributes, links=links)
+    except Exception as error:  # as above
+        _report(error)
+        return None
+
+
+def _report(error: Exception) -> None:
+    logger.warning("agx: a span is lost, OpenTelemetry raised %s: check its span processors", type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -160,6 +190,11 @@ def _context_of(place: Trace, base: Context) -> Context:
         trace_state=state,
     )
     return otel.set_span_in_context(NonRecordingSpan(context), base)
+
+
+def valid_traceparent(header: object) -> str | None:
+    """Return a traceparent that a trace can be linked to; None for everything else."""
+    return header if isinstance(header, str) and _parse_traceparent(header) is not None else None
 
 
 def _parse_traceparent(header: str | None) -> SpanContext | None:

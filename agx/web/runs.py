@@ -13,7 +13,7 @@ from pydantic_ai.capabilities import AbstractCapability
 
 from ..redis.keys import Id
 from ..runs.deps import Deps
-from ..runs.live_run import enclosing_recorder
+from ..runs.lifecycle import enclosing_recorder
 from ..runs.runner import run
 from ..sessions.base import SessionStore
 from ..stream.entry import PROMPT

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from support.agents import Gate, ScopeDeps, call, complete, scripted, think
 from support.recorded import check_seq, of_kind, read_facts, read_stream, text_of
 from support.sdk import SpanLedger, installed_sdk
+from support.waiting import wait_until
 
 import agx
 from agx.facts.schema import (
@@ -196,8 +197,11 @@ async def test_events_facts_and_spans_are_the_same(
 async def test_a_run_without_ids_is_observed_and_not_streamed(configured: Redis) -> None:
     agent: Agent[None, str] = Agent(complete(scripted(["a"])), name="free", capabilities=[agx.AgxCapability()])
     await agent.run("hi")
-    facts = await read_facts(configured)
-    (end,) = of_kind(RunEnded, facts)
+
+    async def ends() -> list[RunEnded]:
+        return of_kind(RunEnded, await read_facts(configured))
+
+    (end,) = await wait_until(ends)
     assert (end.outcome, end.user, end.session, end.stream) == ("completed", None, None, None)
     keys: list[Any] = await configured.keys("*")
     assert all(key.startswith(b"agx::") for key in keys), keys

@@ -274,8 +274,12 @@ async def test_a_task_cancelled_while_its_begin_is_on_its_way_has_an_end(proxy: 
     assert [event["type"] for event in events] == ["begin", "error", "end"]
     assert (events[-1]["body"]["outcome"], events[-1]["body"]["reason"]) == ("cancelled", "task")
     await wait_until(lambda: gone(redis))
-    recorded = await read_recorded(redis)
-    assert recorded.one(facts.RunStarted).run_id == recorded.one(facts.RunEnded).run_id
+
+    async def has_facts() -> bool:
+        recorded = await read_recorded(redis)
+        return recorded.one(facts.RunStarted).run_id == recorded.one(facts.RunEnded).run_id
+
+    await wait_until(has_facts)
     assert not talk.said
 
 

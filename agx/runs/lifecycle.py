@@ -1,0 +1,132 @@
+"""A run's life around its agent: opened (lease, then `begin`), closed (`end`, then the fact, then the lease)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from ..engine.engine import Engine
+from ..errors import SessionBusyError
+from ..facts.schema import Reason
+from .driving_task import run_to_end
+from .outcome import Ending
+from .recorder import Recorder
+
+if TYPE_CHECKING:
+    from ..engine.leases import Lease
+
+logger = logging.getLogger("agx")
+
+_CLOCKS_DIFFER_MS = 5_000  # at most, between two nodes of a cluster
+_STALL = 0.5  # seconds by which a timer is late where the process did not run
+
+# The run in whose tool, or hook, the current code works.
+current_recorder: ContextVar[Recorder | None] = ContextVar("agx_recorder", default=None)
+
+
+def enclosing_recorder() -> Recorder | None:
+    """Return the live run that the current code is a part of, if any."""
+    recorder = current_recorder.get()
+    return recorder if recorder is not None and recorder.state.is_open else None
+
+
+class RunLifecycle:
+    """A run between its `begin` and its `end`; without a lease it is observed only and touches no stream."""
+
+    def __init__(self, engine: Engine, recorder: Recorder, lease: Lease | None = None) -> None:
+        self.engine = engine
+        self.recorder = recorder
+        self._lease = lease
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        engine.runs.add(self)
+
+    def cancel(self, reason: Reason, mark_ms: int | None) -> None:
+        """Stop the run; the first reason holds."""
+        self.recorder.state.cancel(reason, mark_ms)
+
+    async def close(self, ending: Ending) -> None:
+        """Hand the last events over, and wait until all is emitted and the lease is given back, at most `lease_ttl`.
+
+        The rest goes on by itself: Redis never holds an answer back. An observed run waits for nothing. A caller that
+        is cancelled meanwhile gets its CancelledError when this is done.
+        """
+        self.recorder.finish(ending)
+        if self._lease is None:
+            self.recorder.state.acknowledge()
+            self.recorder.report(ending)
+            self._settle()
+            return
+        closing = asyncio.get_running_loop().create_task(self._close(ending, self._lease), name="agx-close")
+        self.engine.keep(closing)
+        if not await run_to_end(_is_done_within(closing, self.engine.config.lease_ttl)):
+            logger.warning("agx: run %s has ended, but Redis has not taken all of it yet", self.recorder.run_id)
+
+    async def _close(self, ending: Ending, lease: Lease) -> None:
+        """Emit the end, then give the lease back: whatever one step raises, the next ones follow."""
+        recorder = self.recorder
+        try:
+            if recorder.writer is not None:
+                await recorder.writer.drain()
+            if recorder.state.phase == "ended":
+                if await self._is_recovered(lease):
+                    recorder.state.recover()
+                else:
+                    await recorder.report(ending)
+        except Exception as error:
+            self.engine.supervisor.note(error, "agx-close")
+        finally:
+            self._settle()
+            # Without the fact of its end the deadline stays, so that a recovery looks at the run.
+            leases, is_counted = self.engine.leases, recorder.state.phase in ("reported", "recovered")
+            await give_up(lease, leases.release if is_counted else leases.abandon)
+
+    def _settle(self) -> None:
+        """Leave the engine: nothing of this run is to be cancelled, ordered or waited for any more."""
+        engine, recorder, lease = self.engine, self.recorder, self._lease
+        engine.runs.discard(self)
+        if recorder.writer is not None:
+            recorder.writer.close()
+        if lease is not None and engine.sessions.get(lease.session.stream) is recorder:
+            del engine.sessions[lease.session.stream]
+            engine.subscription.unsubscribe(lease.session.cancel_channel)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    async def _is_recovered(self, lease: Lease) -> bool:
+        """Return whether a sidecar has emitted this run's end, because it took the process for dead."""
+        recorder = self.recorder
+        if recorder.state.confirmed or recorder.state.end_ms is None:
+            return False
+        try:
+            with contextlib.suppress(SessionBusyError):
+                await self.engine.leases.acquire(lease)  # from here on no sidecar begins to finalize it
+            since_ms = recorder.state.end_ms - _CLOCKS_DIFFER_MS
+            return await self.engine.queues.has(recorder.scope, f"{recorder.run_id}:end", since_ms)
+        except (RedisError, OSError):
+            return False  # a fact that is emitted twice counts once
+
+
+async def _is_done_within(closing: asyncio.Task[None], seconds: float) -> bool:
+    """Return whether a task is done in time; time in which the process was stopped does not count."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + seconds
+        done, _ = await asyncio.wait({closing}, timeout=seconds)
+        if done or loop.time() - due < _STALL:
+            return bool(done)
+
+
+async def give_up(lease: Lease, how: Callable[[Lease], Awaitable[None]]) -> None:
+    """Give a lease back with `how`; one that can't be given back expires by itself, since nobody renews it."""
+    try:
+        await how(lease)
+    except Exception as error:
+        logger.warning(
+            "agx: the lease of session %s is left to expire (%s)", lease.session.session, type(error).__name__
+        )

@@ -1,0 +1,240 @@
+"""How a run is opened: an observed one at once, a streamed one with its lease and its `begin`."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import orjson
+from redis.exceptions import RedisError
+
+from ..engine.engine import Engine
+from ..engine.leases import Lease
+from ..engine.starting import starting
+from ..errors import RedisUnavailableError, SessionBusyError
+from ..facts.json_values import replace_surrogates
+from ..redis.keys import SessionKeys
+from ..redis.live_key import parse_live
+from ..redis.redis_py import Reply
+from ..redis.retry import COMMAND_TIMEOUT, retry
+from ..stream.entry import RUNTIME
+from ..stream.events import Body, Runtime
+from ..stream.writer import SessionWriter
+from ..telemetry import conventions as names
+from ..telemetry.tracing import start_run, valid_traceparent
+from .driving_task import run_to_end
+from .lifecycle import RunLifecycle, enclosing_recorder, give_up
+from .outcome import Ending
+from .recorder import Recorder
+from .state import RunState
+
+
+def open_observed(engine: Engine, agent: str, scope: str) -> RunLifecycle:
+    """Begin a run that has facts and spans only. It never waits for Redis: its facts wait in memory."""
+    engine.ready_later()
+    recorder = _make_recorder(engine, uuid.uuid4().hex, agent, scope, state=_new_state())
+    recorder.state.begin()
+    run = RunLifecycle(engine, recorder)
+    recorder.emit_start()
+    engine.heartbeat.start()
+    return run
+
+
+async def open_streamed(
+    engine: Engine,
+    agent: str,
+    session: SessionKeys,
+    *,
+    runtime: Runtime | None = None,
+    follows: str | None = None,
+) -> RunLifecycle:
+    """Begin a run on a session; a caller that is cancelled meanwhile leaves no lease, and no `begin` without `end`.
+
+    Args:
+        follows: traceparent of what caused the run; by default that of the session's run before.
+
+    Raises:
+        SessionBusyError: the session has a live run.
+        RedisUnavailableError: Redis can't be reached within 2 s.
+    """
+    with starting(session):
+        opening = asyncio.ensure_future(_Opening(engine, agent, session, runtime, follows).run())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # One cancellation goes on into the opening, which then cleans up undisturbed.
+            opening.cancel()
+            await run_to_end(_abandon(opening))
+            raise
+
+
+async def _abandon(opening: asyncio.Future[RunLifecycle]) -> None:
+    await asyncio.wait({opening})
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().close(Ending("cancelled", "task"))
+
+
+class _Opening:
+    """The steps of opening a streamed run."""
+
+    def __init__(
+        self, engine: Engine, agent: str, session: SessionKeys, runtime: Runtime | None, follows: str | None
+    ) -> None:
+        self._engine = engine
+        self._agent = agent
+        self._session = session
+        self._runtime = runtime
+        self._follows = follows
+        self._state = _new_state()
+        # The state exists before the lease: a cancellation that comes while `begin` is on its way is not lost.
+        self._lease = Lease(session, uuid.uuid4().hex, self._state.cancel, self._state.fence)
+
+    async def run(self) -> RunLifecycle:
+        try:
+            await retry(self._engine.ready)
+            return await self._take_lease()
+        except (RedisError, OSError) as error:
+            raise RedisUnavailableError("start the run", error) from error
+
+    async def _take_lease(self) -> RunLifecycle:
+        engine, session, lease = self._engine, self._session, self._lease
+        writer: SessionWriter | None = None
+        try:
+            await retry(lambda: engine.leases.acquire(lease))
+            previous = await retry(lambda: engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1))
+            recorder = _make_recorder(
+                engine,
+                lease.run_id,
+                self._agent,
+                session.scope,
+                state=self._state,
+                session=session,
+                runtime=self._runtime,
+                follows=valid_traceparent(self._follows) or valid_traceparent(_traceparent_of(previous)),
+            )
+            writer = SessionWriter(
+                engine.writer,
+                session,
+                engine.clock,
+                retention=engine.config.retention,
+                on_end=self._state.acknowledge,
+                on_fenced=self._state.fence,
+            )
+            # If this fails, a sidecar may have to emit the run's span: so nobody ends it here.
+            await writer.begin(_begin_body(recorder, session.session), origin=RUNTIME)
+        except BaseException as error:
+            if writer is not None and writer.begun:
+                # It was on its way already, and who sees the `begin` has to see the `end`.
+                await self._end_unwanted(RunLifecycle(engine, recorder, lease), writer, error)
+            elif not isinstance(error, SessionBusyError):
+                await self._give_up_lease(error)
+            raise
+        run = RunLifecycle(engine, recorder, lease)
+        try:
+            self._start(run, writer)
+        except BaseException as error:
+            await run.close(Ending("failed", error=error))
+            raise
+        return run
+
+    def _start(self, run: RunLifecycle, writer: SessionWriter) -> None:
+        engine, lease, recorder = self._engine, self._lease, run.recorder
+        recorder.writer = writer
+        # A sidecar that has finished the run gave the lease back and stands in the stream.
+        self._state.is_confirmed = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
+        self._state.begin()
+        engine.sessions[writer.stream] = recorder
+        recorder.emit_start()
+        engine.heartbeat.start()
+        _follow_cancel(engine, lease, self._state)
+
+    async def _end_unwanted(self, run: RunLifecycle, writer: SessionWriter, error: BaseException) -> None:
+        self._engine.supervisor.call(lambda: self._start(run, writer), name="agx-opening")
+        cancelled = isinstance(error, asyncio.CancelledError)
+        await run.close(Ending("cancelled", "task") if cancelled else Ending("failed", error=error))
+
+    async def _give_up_lease(self, error: BaseException) -> None:
+        """Give the lease back, before the caller may begin the next run; an outage is not waited for."""
+        giving_up = asyncio.get_running_loop().create_task(give_up(self._lease, self._engine.leases.abandon))
+        self._engine.keep(giving_up)
+        if not isinstance(error, (RedisError, OSError)):
+            await asyncio.wait({giving_up}, timeout=COMMAND_TIMEOUT)
+
+
+def _new_state() -> RunState:
+    parent = enclosing_recorder()
+    return RunState(None if parent is None else parent.state)
+
+
+def _make_recorder(
+    engine: Engine,
+    run_id: str,
+    agent: str,
+    scope: str,
+    *,
+    state: RunState,
+    session: SessionKeys | None = None,
+    runtime: Runtime | None = None,
+    follows: str | None = None,
+) -> Recorder:
+    agent = replace_surrogates(agent)  # it becomes an attribute of spans, which exporters encode as UTF-8
+    attributes = {names.RUN_ID: run_id, names.SCOPE_ID: scope, names.AGENT_NAME: agent}
+    if session is not None:
+        attributes[names.SESSION_ID] = session.session
+        attributes[names.CONVERSATION_ID] = names.conversation_id(scope, session.user, session.session)
+    return Recorder(
+        engine,
+        run_id=run_id,
+        agent=agent,
+        scope=scope,
+        session=session,
+        state=state,
+        span=start_run(run_id, agent, attributes=attributes, ratio=engine.config.trace_ratio, follows=follows),
+        runtime=runtime or Runtime(),
+        parent=enclosing_recorder(),
+        follows=follows,
+    )
+
+
+def _begin_body(recorder: Recorder, session_id: str) -> Body:
+    engine, span = recorder.engine, recorder.span
+    return {
+        "session_id": session_id,
+        "run_id": recorder.run_id,
+        "traceparent": span.traceparent,
+        "agent": recorder.agent,
+        "follows": recorder.follows,
+        # What a sidecar has to know to finish a run whose process died (contract, section 5).
+        "service": engine.service.name,
+        "sdk": span.trace.sdk,
+        "parent_span_id": span.trace.parent_span_id,
+        "retention": engine.config.retention,
+    }
+
+
+def _traceparent_of(first: Any) -> object:
+    """Return the traceparent of the run that the session held before, while its stream is kept."""
+    try:
+        return orjson.loads(first[0][1][b"body"])["traceparent"]
+    except (IndexError, KeyError, TypeError, orjson.JSONDecodeError):
+        return None
+
+
+def _follow_cancel(engine: Engine, lease: Lease, state: RunState) -> None:
+    live, channel = lease.session.live, lease.session.cancel_channel
+
+    def on_mark(raw: bytes) -> None:
+        value = parse_live(raw)
+        if value.kind == "cancelled" and value.holder == lease.run_id:
+            state.cancel("cancel", value.mark_ms)
+
+    def look() -> None:
+        # For a mark that came before the subscription, or while it was broken.
+        engine.control.execute("GET", live).add_done_callback(on_found)
+
+    def on_found(held: asyncio.Future[Reply]) -> None:
+        if held.exception() is None and held.result() is not None:
+            on_mark(held.result())
+
+    engine.subscription.subscribe(channel, on_mark, look)
