@@ -17,9 +17,12 @@ from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps, ScriptedAgent
 from support.recorded import Recorded, read_recorded
 from support.sdk import SpanLedger, installed_sdk
+from support.waiting import wait_until
 
 import agx
+from agx.engine.registry import current_engine
 from agx.facts import schema as facts
+from agx.runs.lifecycle import RunLifecycle
 
 
 @dataclass
@@ -179,6 +182,9 @@ async def _cancelled_while_loading(scene: Scene) -> None:
     task = scene.start()
     await scene.session.loading.wait()
     assert await agx.cancel(1, 1, "s")
+    (run,) = current_engine().runs
+    assert isinstance(run, RunLifecycle)
+    await wait_until(lambda: run.recorder.state.must_stop)
     scene.session.may_load.set()
     with pytest.raises(agx.AgxCanceledError):
         await task
