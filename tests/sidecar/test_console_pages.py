@@ -136,7 +136,7 @@ def test_a_run_whose_stream_is_gone_is_told_from_its_facts(open_console: OpenCon
         assert "BoomError" in page
         assert "call tools" in page  # where it was
         assert "The stream has expired" in page
-        assert re.findall(r'class="what \w*">(\w+)<', page) == ["begin", "end"]
+        assert re.findall(r'class="what \w*">(\w+)<', page) == ["begin", "part", "end"]
         assert "secret" not in page
     assert "secret" in open_console(AGX_CONSOLE_CONTENT="1")[1].get(RUN).text
 

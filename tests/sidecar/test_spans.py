@@ -164,8 +164,9 @@ def test_a_run_and_its_stream(changes: dict[str, Any], added: dict[str, Any], st
         "attributes": {**RUN, **outcome},
     }
     assert [(event.name, event.timestamp, dict(event.attributes or {})) for event in stream.events] == [
-        ("begin", T0 + 1_000, {"agx.event.type": "begin"}),
-        ("end", T0 + 2_000, {"agx.event.type": "end", "n": 2}),
+        ("begin", T0 + 1_000, {}),
+        ("part", T0 + 1_500, {"idx": 0, "part_kind": "text"}),
+        ("end", T0 + 2_000, {"outcome": "completed"}),
     ]
 
 

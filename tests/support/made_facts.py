@@ -1,4 +1,7 @@
-"""Facts made by hand: one run's, with every field set to something that shows."""
+"""Facts of one run, made with the product's own dataclasses and ids, with every field set to a value of its own.
+
+`tests/integration/test_made_facts.py` compares them with the facts of a real run.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,22 @@ from agx.facts.schema import (
     ToolEnded,
     Trace,
     Usage,
+    node_name,
+    span_id,
+    tool_name,
 )
 
 T0 = 1_700_000_000_000_000_000  # ns
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-RUN_SPAN = "b7ad6b7169203331"
-CHAT_SPAN = "00f067aa0ba902b7"
-TOOL_SPAN = "53995c3f42cd8ad8"
+# Spans of the run `run-1`.
+RUN_SPAN = span_id("run-1", "run")
+CHAT_SPAN = span_id("run-1", node_name("model_request", 0))
+TOOL_SPAN = span_id("run-1", tool_name(0, "call-1"))
 SERVICE = Service("shop", "1.2.3", "pod-1")
 
 
-def trace(span_id: str = RUN_SPAN, parent: str | None = None, *, sampled: bool = True, sdk: bool = False) -> Trace:
-    return Trace(TRACE_ID, span_id, parent, sampled, sdk)
+def trace(span: str = RUN_SPAN, parent: str | None = None, *, sampled: bool = True, sdk: bool = False) -> Trace:
+    return Trace(TRACE_ID, span, parent, sampled, sdk)
 
 
 def run_of(run_id: str = "run-1", **changes: Any) -> dict[str, Any]:
@@ -40,7 +47,7 @@ def run_of(run_id: str = "run-1", **changes: Any) -> dict[str, Any]:
         "run_id": run_id,
         "agent": "support",
         "service": SERVICE,
-        "trace": trace(),
+        "trace": trace(span_id(run_id, "run")),
         **changes,
     }
 
@@ -55,12 +62,14 @@ def ended(run_id: str = "run-1", **changes: Any) -> RunEnded:
         "outcome": "completed",
         "start_ns": T0,
         "end_ns": T0 + 2_500_000_000,
+        "end_ms": T0 // 1_000_000 + 2_500,
         "model_calls": 2,
         "tool_calls": 1,
         "stream": StreamTotals(events=12, bytes=3_400, retries=1, failures=0),
         "events": (
-            StreamEvent(T0 + 1_000, "begin", {"agx.event.type": "begin"}),
-            StreamEvent(T0 + 2_000, "end", {"agx.event.type": "end", "n": 2}),
+            StreamEvent(T0 + 1_000, "begin", {}),
+            StreamEvent(T0 + 1_500, "part", {"idx": 0, "part_kind": "text"}),
+            StreamEvent(T0 + 2_000, "end", {"outcome": "completed"}),
         ),
     }
     return RunEnded(**{**given, **run_of(run_id), **changes})
@@ -93,23 +102,26 @@ def call(**changes: Any) -> ModelCall:
 
 
 def node(run_id: str = "run-1", idx: int = 0, **changes: Any) -> NodeEnded:
+    """Return the fact of a node, a model request unless `node` says otherwise."""
+    kind = changes.get("node", "model_request")
     given = {
-        "id": f"{run_id}:node:{idx}",
-        "node": "model_request",
+        "id": f"{run_id}:{node_name(kind, idx)}",
+        "node": kind,
         "idx": idx,
         "outcome": "completed",
         "start_ns": T0 + 10_000,
         "end_ns": T0 + 700_010_000,
         "model": call(),
         **run_of(run_id),
-        "trace": trace(CHAT_SPAN, RUN_SPAN),
+        "trace": trace(span_id(run_id, node_name("model_request", idx)), span_id(run_id, "run")),
     }
     return NodeEnded(**{**given, **changes})
 
 
 def tool(run_id: str = "run-1", call_id: str = "call-1", **changes: Any) -> ToolEnded:
+    name = tool_name(changes.get("idx", 0), call_id)
     given = {
-        "id": f"{run_id}:tool:{call_id}",
+        "id": f"{run_id}:{name}",
         "tool": "lookup",
         "call_id": call_id,
         "idx": 0,
@@ -117,14 +129,14 @@ def tool(run_id: str = "run-1", call_id: str = "call-1", **changes: Any) -> Tool
         "start_ns": T0 + 20_000,
         "end_ns": T0 + 30_020_000,
         **run_of(run_id),
-        "trace": trace(TOOL_SPAN, RUN_SPAN),
+        "trace": trace(span_id(run_id, name), span_id(run_id, "run")),
     }
     return ToolEnded(**{**given, **changes})
 
 
 def beat(n: int = 1, **changes: Any) -> ProcessBeat:
     given = {
-        "id": f"beat:{n}",
+        "id": f"{SERVICE.instance}:7f3a5c0d1e40:{n}",
         "at_ns": T0,
         "service": SERVICE,
         "listeners": 3,
