@@ -1,38 +1,46 @@
-"""Writes `docs/metrics.md` from the instruments: `python -m agx_sidecar.catalogue > docs/metrics.md`."""
+"""Writes `docs/metrics.md` from the table of metrics: `python -m agx_sidecar.metrics.catalogue > docs/metrics.md`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from . import instruments as i
+from .series import LABEL_LENGTH
+from .table import HISTOGRAM_BUDGET, LABEL_CAP, SERIES_BUDGET, Instrument
 
 _HEAD = f"""\
 # Metrics
 
-The sidecar serves these at `:9464/metrics`, as Prometheus text or as OpenMetrics, the latter with `trace_id` exemplars
-on durations of sampled runs. This page is generated from `sidecar/agx_sidecar/instruments.py`.
+The sidecar serves these metrics at `:9464/metrics`, as Prometheus text or as OpenMetrics. OpenMetrics has `trace_id`
+exemplars on durations of sampled runs. This page is generated from `sidecar/agx_sidecar/metrics/instruments.py`.
 
-- **Exact.** Sums are kept as integers (nanoseconds, tokens, nano-dollars); each fact counts once. A counter never falls
-  and is never above what happened, whichever sidecar is killed, paused or replaced, as long as Redis keeps its data and
-  facts are not trimmed unread, which `agx_queue_trimmed_total` counts.
-- **Once per model request and tool call**, however it ended. A cancelled one has an empty `error_type`, which is no
-  label at all to Prometheus. A tool call that was denied or deferred counts with the time it took to say so.
-- **Born at zero.** The series of an agent, model or tool exist from its first fact on, as long as they leave half of
-  their metric's room to what really happens. Idle for {i.SERIES_IDLE // 3600} h, they go, and return at zero.
-- **Bounded.** Up to {i.LABEL_CAPS["scope"]} values of `scope`, `agent`, `model` and `tool`, {i.LABEL_CAP} of other
-  open labels; up to {i.SERIES_BUDGET:,} series of a metric, {i.HISTOGRAM_BUDGET} label sets of a histogram. What is new
-  past that counts under `{i.OTHER}` and in `agx_label_overflow_total`. No user, session or run is ever a label.
-- **Tokens** come from each model response once. The five types of `agx_tokens_total` are disjoint and add up to what
-  was used; the convention's histogram counts cached tokens into `input` and reasoning into `output`.
-- **Cost** is what [genai-prices](https://github.com/pydantic/genai-prices) says about the model that answered, else
-  about the one asked for; a model without a price counts in `agx_cost_unpriced_total` and is not guessed.
+- **Exact.** Sums are kept as integers (nanoseconds, tokens, nano-dollars), and each fact counts once. A counter never
+  falls and never exceeds what happened, whichever sidecar is killed, paused or replaced, as long as Redis keeps its data
+  and facts are not trimmed unread, which `agx_queue_trimmed_total` counts.
+- **One observation per model request and tool call**, however it ended. A cancelled one has an empty `error_type`,
+  which Prometheus treats as no label. A tool call that was denied or deferred counts with the time until that decision.
+- **Initialized at zero.** The series of an agent, model or tool exist from its first fact on, so `increase()` sees the
+  first event. They take at most half of the room of their metric. A series that is idle for {i.SERIES_IDLE // 3600} h
+  is removed, and returns at zero.
+- **Bounded.** There are at most {i.WIDE_CAP} values of `scope`, `agent`, `model` and `tool`, {LABEL_CAP} of each other
+  open label, {SERIES_BUDGET:,} series of a metric and {HISTOGRAM_BUDGET} label sets of a histogram. New values beyond
+  that count under `{i.OTHER}` and in `agx_label_overflow_total`. Values are cut at {LABEL_LENGTH} characters. A tool
+  that the agent does not have is `{i.UNKNOWN_TOOL}`. No user, session or run is ever a label.
+- **Kept through upgrades.** The leader writes what was counted to Redis, and its successor goes on from there, also
+  after an upgrade. Where a label is added to a metric, its old series have the empty value. Where buckets change, that
+  metric restarts. No other metric is affected.
+- **Tokens** come from each model response once. The five types of `agx_tokens_total` are disjoint and add up to the
+  tokens used. The convention's histogram counts cached tokens into `input` and reasoning tokens into `output`.
+- **Cost** is what pydantic-ai or the provider reported for the response, else what
+  [genai-prices](https://github.com/pydantic/genai-prices) has for the model that answered, else for the one that was
+  requested. A response without any price counts in `agx_cost_unpriced_total`.
 """
 
 _FLEET = """\
 ## The fleet's metrics
 
-Only the leader shows these. To Prometheus two leaders are two instances: aggregate with `max without (instance, pod)`
-before you sum. The relabelling in [`deploy/prometheus.yml`](../deploy/prometheus.yml) clears the target's labels of
+Only the leader exports these. For Prometheus two leaders are two instances: aggregate with
+`max without (instance, pod)` before you sum. The relabelling in [`deploy/prometheus.yml`](../deploy/prometheus.yml) clears the target's labels of
 these series, which makes a takeover invisible; the chart's monitors have it too.
 
 """
@@ -40,7 +48,7 @@ these series, which makes a takeover invisible; the chart's monitors have it too
 _REPLICA = """\
 ## Each replica's own metrics
 
-Every replica shows these about itself; they begin at zero with its process.
+Every replica exports these about itself; they begin at zero with its process.
 
 """
 
@@ -59,7 +67,7 @@ def write_catalogue() -> str:
     ).rstrip("\n")
 
 
-def _table(instruments: list[i.Instrument]) -> Iterator[str]:
+def _table(instruments: list[Instrument]) -> Iterator[str]:
     yield "| metric | type | labels | what |"
     yield "|---|---|---|---|"
     for instrument in instruments:
@@ -67,7 +75,7 @@ def _table(instruments: list[i.Instrument]) -> Iterator[str]:
         yield f"| `{instrument.name}` | {instrument.kind} | {labels} | {instrument.help} |"
 
 
-def _buckets(instruments: list[i.Instrument]) -> Iterator[str]:
+def _buckets(instruments: list[Instrument]) -> Iterator[str]:
     by_bounds: dict[tuple[float, ...], list[str]] = {}
     for instrument in instruments:
         if instrument.buckets:

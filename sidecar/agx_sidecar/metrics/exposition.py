@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.samples import Exemplar
+from prometheus_client.samples import Sample as Line
 
-from .instruments import CATALOGUE, NANO, Instrument
-from .series import Shown
+from .instruments import CATALOGUE
+from .series import Sample
+from .table import NANO, Instrument
 
-Snapshot = Mapping[Instrument, Sequence[Shown]]
+Snapshot = Mapping[Instrument, Sequence[Sample]]
 
 
 def render(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
@@ -22,7 +24,7 @@ def render(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
 
 
 class _Families(Collector):
-    """Gives prometheus_client's writers our cells as families; nothing has a `_created` series."""
+    """Our samples as the families that prometheus_client writes; nothing has a `_created` series."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -33,7 +35,7 @@ class _Families(Collector):
                 yield _family(instrument, self._snapshot[instrument])
 
 
-def _family(instrument: Instrument, cells: Sequence[Shown]) -> Metric:
+def _family(instrument: Instrument, cells: Sequence[Sample]) -> Metric:
     name = instrument.name.removesuffix("_total") if instrument.kind == "counter" else instrument.name
     family = Metric(name, instrument.help, instrument.kind)
     for cell in cells:
@@ -42,19 +44,19 @@ def _family(instrument: Instrument, cells: Sequence[Shown]) -> Metric:
             family.samples.extend(_histogram_samples(instrument, labels, cell))
         else:
             # True division of integers rounds once: the same integer is always the same float.
-            family.samples.append(Sample(instrument.name, labels, cell.value / instrument.scale))
+            family.samples.append(Line(instrument.name, labels, cell.value / instrument.scale))
     return family
 
 
-def _histogram_samples(instrument: Instrument, labels: dict[str, str], cell: Shown) -> Iterator[Sample]:
+def _histogram_samples(instrument: Instrument, labels: dict[str, str], cell: Sample) -> Iterator[Line]:
     cumulated = 0
     bounds = [*(repr(bound / instrument.scale) for bound in instrument.buckets), "+Inf"]
     for position, (bound, count) in enumerate(zip(bounds, cell.counts, strict=True)):
         cumulated += count
         exemplar = None
-        if cell.exemplars is not None and (kept := cell.exemplars[position]) is not None:
-            trace_id, value, at_ns = kept
+        if cell.exemplars is not None and (exemplar_of := cell.exemplars[position]) is not None:
+            trace_id, value, at_ns = exemplar_of
             exemplar = Exemplar({"trace_id": trace_id}, value / instrument.scale, at_ns / NANO)
-        yield Sample(f"{instrument.name}_bucket", {**labels, "le": bound}, cumulated, None, exemplar)
-    yield Sample(f"{instrument.name}_count", labels, cumulated)
-    yield Sample(f"{instrument.name}_sum", labels, cell.value / instrument.scale)
+        yield Line(f"{instrument.name}_bucket", {**labels, "le": bound}, cumulated, None, exemplar)
+    yield Line(f"{instrument.name}_count", labels, cumulated)
+    yield Line(f"{instrument.name}_sum", labels, cell.value / instrument.scale)

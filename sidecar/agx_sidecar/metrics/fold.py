@@ -1,74 +1,45 @@
-"""Folds facts into series: each fact counts once; counts, positions and series move together (contract, 6, 7)."""
+"""Folds facts into series: each fact counts once; counts and positions move together (contract, sections 6 and 7).
+
+The table of metrics is compiled once into feeders. A feeder looks up, with one key per fact, all cells that the fact
+adds to; on the first fact of such a key it finds them in the series and zero-initializes what the fact makes known.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
 
+from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
     Fact,
     MalformedFactError,
-    ModelCall,
-    NodeEnded,
     ProcessBeat,
-    RunEnded,
-    RunFact,
-    RunStarted,
-    ToolEnded,
     UnknownFactError,
     decode,
 )
-from agx.telemetry.conventions import CHAT
 
 from . import instruments as i
-from .cells import Cells, Model
-from .prices import Prices
-from .series import Series
+from .series import LABEL_LENGTH, Cell, Counter, Histogram, Series
+from .table import Counts, Instrument, Label, Source, Value
 
 RECENT = 100_000  # facts among which a repeat is recognised
-
-BEAT_LIFE_MS = 30_000  # a process that has not told of itself for so long is gone
+HEARTBEAT_LIFE_MS = 30_000  # a process that has sent no heartbeat for so long has gone
 
 ZERO_ID = "0-0"
 
 
-@dataclass(slots=True)
-class TracesTrims:
-    """Facts trimmed before the traces group had them delivered.
-
-    Servers differ: when the group reads on behind a gap, Valkey 9.1 counts what is gone as read, Redis 7.0 never
-    does. So what is missing is followed from gap to gap, less what was missing already when all had been read.
-    """
-
-    total: int = 0
-    at_sync: int = 0  # entries the server counts as not read although nothing is left to read
-    gap: int = 0  # missing in front of the queue's first entry, as last seen
-
-    def sync(self, missing: int) -> None:
-        """Everything there is has been delivered, and the server says that `missing` entries were not."""
-        self.total += max(0, missing - self.at_sync - self.gap)
-        self.at_sync, self.gap = missing, 0
-
-    def miss(self, missing: int) -> None:
-        """The first entry is not delivered yet, and `missing` ones in front of it are gone."""
-        gap = max(0, missing - self.at_sync)
-        self.total += max(0, gap - self.gap)
-        self.gap = gap
-
-
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Position:
-    """How far a partition has been read: the last entry's id, how many were read, how many were trimmed unread.
-
-    The traces sink's trims are kept here too: a counter must survive its exporter.
-    """
+    """How far a partition has been read: the last entry's id, how many were read, how many were trimmed unread."""
 
     last_id: str = ZERO_ID
     count: int = 0
     trimmed: int = 0
-    traces: TracesTrims = field(default_factory=TracesTrims)
 
 
-class Recent:
+class Deduplicator:
     """The ids of the last facts, at least `size` and at most twice as many."""
 
     def __init__(self, size: int = RECENT) -> None:
@@ -86,157 +57,217 @@ class Recent:
         return True
 
 
+@dataclasses.dataclass(slots=True)
+class _Plan:
+    """The cells of one key, by what is done to them, each with the function that takes its value from the fact."""
+
+    ones: list[Counter] = dataclasses.field(default_factory=list)
+    sums: list[tuple[Counter, Value]] = dataclasses.field(default_factory=list)
+    observations: list[tuple[Histogram, Value]] = dataclasses.field(default_factory=list)
+    durations: list[tuple[Histogram, Value]] = dataclasses.field(default_factory=list)
+    merges: list[tuple[Histogram, Counts, Value]] = dataclasses.field(default_factory=list)
+    touched: int = 0
+
+    def add(self, instrument: Instrument, cell: Cell, value: Value | None) -> None:
+        if isinstance(cell, Counter):
+            if value is None:
+                self.ones.append(cell)
+            else:
+                self.sums.append((cell, value))
+            return
+        assert value is not None
+        if instrument.counts is not None:
+            self.merges.append((cell, instrument.counts, value))
+        elif instrument.has_exemplars:
+            self.durations.append((cell, value))
+        else:
+            self.observations.append((cell, value))
+
+    def cells(self) -> Iterator[Cell]:
+        yield from self.ones
+        for pairs in (self.sums, self.observations, self.durations, self.merges):
+            yield from (pair[0] for pair in pairs)
+
+    def touch(self) -> None:
+        """Pass the time of the last fact on to the cells."""
+        for cell in self.cells():
+            cell.touched = max(cell.touched, self.touched)
+
+
+class _Feeder:
+    """Feeds the instruments that one kind of fact, or one part of it, is observed by."""
+
+    def __init__(self, series: Series, source: Source, table: Sequence[Instrument]) -> None:
+        self.fact = source.fact
+        self.part = source.part
+        self._series = series
+        self._fed = [each for each in table if each.source and _group(each.source) == _group(source)]
+        self._table = [each for each in table if each.source]
+        self._key = _key_of(self._fed)
+        self._end_ns: Callable[[Any], int] = attrgetter(f"{self.part}.end_ns" if self.part else "end_ns")
+        self._plans: dict[Any, _Plan] = {}
+
+    def feed(self, fact: Any) -> None:
+        """Count a fact."""
+        key = self._key(fact)
+        plan = self._plans.get(key)
+        is_new = plan is None
+        if plan is None:
+            plan = self._make_plan(key, fact)
+        for counter in plan.ones:
+            counter.value += 1
+        for counter, value in plan.sums:
+            if amount := value(fact):
+                counter.add(amount)
+        for histogram, value in plan.observations:
+            histogram.observe(value(fact) or 0)
+        if plan.durations:
+            trace = fact.trace
+            # Nobody exported an unsampled trace: no exemplar leads there.
+            trace_id = trace.trace_id if trace.sampled and len(trace.trace_id) == 32 else None
+            at_ns = self._end_ns(fact)
+            for histogram, value in plan.durations:
+                if (duration := value(fact)) is not None:
+                    histogram.observe(duration, trace_id, at_ns)
+        for histogram, counts, value in plan.merges:
+            if per_bucket := counts(fact):
+                histogram.merge(per_bucket, value(fact) or 0)
+        plan.touched = self._series.now
+        if is_new:
+            plan.touch()
+
+    def touch(self) -> None:
+        """Pass the times of the last facts on to the cells."""
+        for plan in self._plans.values():
+            plan.touch()
+
+    def forget(self) -> None:
+        """Series have been retired: find the cells again."""
+        self._plans.clear()
+
+    def _make_plan(self, key: Any, fact: Any) -> _Plan:
+        for instrument in self._table:
+            if (choices := _known_values(instrument, fact)) is not None:
+                self._series.zero_initialize(instrument, choices)
+        diverted = self._series.diverted
+        plan = _Plan()
+        for instrument in self._fed:
+            if _matches(instrument, fact):
+                for labels, value in _observations(instrument, fact):
+                    plan.add(instrument, self._series.find(instrument, labels), value)
+        # What counts under `__other__`, or has a value of any length, is not cached: there is no end to such keys.
+        texts = [part for part in (key if isinstance(key, tuple) else (key,)) if isinstance(part, str)]
+        if self._series.diverted == diverted and all(len(text) <= LABEL_LENGTH for text in texts):
+            self._plans[key] = plan
+        return plan
+
+
+def _group(source: Source) -> tuple[type, str | None]:
+    return source.fact, source.part
+
+
+def _key_of(fed: Sequence[Instrument]) -> Callable[[Any], Any]:
+    """Return what takes from a fact, in one step, all that decides about labels."""
+    paths = {path for each in fed for label in each.by for path in label.paths}
+    paths |= {each.source.where[0] for each in fed if each.source and each.source.where}
+    return attrgetter(*sorted(paths)) if paths else lambda fact: ()
+
+
+def _known_values(instrument: Instrument, fact: Any) -> list[tuple[str, ...]] | None:
+    """Return, per label, the values that exist once this fact is known; None if the fact does not have them all."""
+    try:
+        return [label.values or (_derive(label, fact),) for label in instrument.by]
+    except AttributeError:  # of another kind of fact, or of a part that this fact does not have
+        return None
+
+
+def _derive(label: Label, fact: Any) -> str:
+    values = [attrgetter(path)(fact) for path in label.paths]
+    return str(values[0]) if label.derive is None else label.derive(*values)
+
+
+def _matches(instrument: Instrument, fact: Any) -> bool:
+    where = instrument.source.where if instrument.source else None
+    return where is None or attrgetter(where[0])(fact) in where[1]
+
+
+def _observations(instrument: Instrument, fact: Any) -> Iterator[tuple[tuple[str, ...], Value | None]]:
+    """Yield the label sets that a fact is observed under, each with what is observed there."""
+    by_part = instrument.value if isinstance(instrument.value, Mapping) else {"": instrument.value}
+    for part, value in by_part.items():
+        yield tuple(part if label.is_part else _derive(label, fact) for label in instrument.by), value
+
+
 class Fold:
     """The sum of all facts read so far."""
 
-    def __init__(self, series: Series, own: Series, positions: dict[int, Position] | None = None) -> None:
+    def __init__(
+        self,
+        series: Series,
+        own: Series,
+        positions: dict[int, Position] | None = None,
+        table: Sequence[Instrument] = i.CATALOGUE,
+    ) -> None:
         self.series = series
         self.own = own
         self.positions = positions or {}
-        self.recent = Recent()
-        self.beats: dict[tuple[str, str], tuple[int, ProcessBeat]] = {}  # per process: when (server ms), what
-        self.changes = 0  # goes up with every entry, so that a state is written only if there is news
-        self._prices = Prices()
-        self._cells = Cells(series)
+        self.known = Deduplicator()
+        # Per process: when it was received (server ms), what it says.
+        self.heartbeats: dict[tuple[str, str], tuple[int, ProcessBeat]] = {}
+        self.changes = 0  # goes up with every entry, so that a state is written only if it has changed
+        self._count_repair = own.counter(i.REPAIRED).add
+        self._feeders: dict[type, list[_Feeder]] = {}
+        sources = {_group(each.source): each.source for each in table if each.source}
+        for source in sources.values():
+            self._feeders.setdefault(source.fact, []).append(_Feeder(series, source, table))
 
-    def apply(self, partition: int, entry_id: str, payload: bytes | None) -> None:
-        """Count one queue entry; a malformed, unknown or repeated one moves the position only."""
+    def apply(self, partition: int, entries: Iterable[QueueEntry]) -> None:
+        """Count a batch of queue entries; a malformed, unknown or repeated one moves the position only."""
         position = self.positions[partition]
-        position.last_id = entry_id
-        position.count += 1
-        self.changes += 1
-        at_ms = int(entry_id.partition("-")[0])
-        now = at_ms // 1000
+        for entry in entries:
+            position.last_id = entry.id
+            position.count += 1
+            self.changes += 1
+            at_ms = int(entry.id.partition("-")[0])
+            self.series.now = at_ms // 1000
+            fact = self._decode(entry.payload)
+            if fact is None:
+                continue
+            for feeder in self._feeders.get(type(fact), ()):
+                if feeder.part is None or getattr(fact, feeder.part) is not None:
+                    feeder.feed(fact)
+            if isinstance(fact, ProcessBeat):
+                self.heartbeats[fact.service.name, fact.service.instance or ""] = (at_ms, fact)
+
+    def _decode(self, payload: bytes) -> Fact | None:
+        """Return a fact that has not been counted, and count what kind of entry it is."""
+        own = self.own
         try:
-            fact = decode(payload or b"")
+            fact = decode(payload, self._count_repair)
         except MalformedFactError:
-            self.own.counter(i.MALFORMED, (), now).add(1, now)
-            return
+            own.counter(i.MALFORMED).add()
+            return None
         except UnknownFactError:
-            self.own.counter(i.FACTS, ("unknown",), now).add(1, now)
-            return
-        if not self.recent.add(fact.id):
-            self.own.counter(i.FACTS, ("repeat",), now).add(1, now)
-            return
-        self.own.counter(i.FACTS, (fact.kind,), now).add(1, now)
-        self._fold(fact, now, at_ms)
+            own.counter(i.FACTS, "unknown").add()
+            return None
+        is_new = self.known.add(fact.id)
+        own.counter(i.FACTS, fact.kind if is_new else "repeat").add()
+        return fact if is_new else None
+
+    def touch(self) -> None:
+        """Bring the series' times up to date, which feeders only note per key."""
+        for feeders in self._feeders.values():
+            for feeder in feeders:
+                feeder.touch()
 
     def forget_idle(self, now: int) -> None:
-        """Retire idle series and processes that are gone (`now` in s)."""
-        self.beats = {key: told for key, told in self.beats.items() if now * 1000 - told[0] <= BEAT_LIFE_MS}
+        """Retire idle series and processes that have gone (`now` in s)."""
+        self.heartbeats = {
+            key: received for key, received in self.heartbeats.items() if now * 1000 - received[0] <= HEARTBEAT_LIFE_MS
+        }
+        self.touch()
         if self.series.retire(now - i.SERIES_IDLE):
-            self._cells.forget()
             self.changes += 1
-
-    def _fold(self, fact: Fact, now: int, at_ms: int) -> None:
-        match fact:
-            case NodeEnded():
-                self._fold_node(fact, now)
-            case ToolEnded():
-                self._fold_tool(fact, now)
-            case RunStarted():
-                self._fold_start(fact, now)
-            case RunEnded():
-                self._fold_end(fact, now)
-            case ProcessBeat():
-                self._fold_beat(fact, now, at_ms)
-
-    def _fold_start(self, fact: RunStarted, now: int) -> None:
-        self._cells.of_start(fact.scope, fact.agent, now).add(1, now)
-
-    def _fold_end(self, fact: RunEnded, now: int) -> None:
-        trace, at_ns = _trace_of(fact), fact.end_ns
-        duration = at_ns - fact.start_ns
-        error = _error_type(fact.outcome in {"failed", "lost"}, fact.error_type)
-        cells = self._cells.of_end(fact.scope, fact.agent, fact.outcome, error, now)
-        cells.runs.add(1, now)
-        cells.duration.observe(duration, now, trace, at_ns)
-        cells.invoke.observe(duration, now, trace, at_ns)
-        cells.inference_calls.observe(fact.model_calls, now)
-        cells.tool_calls.observe(fact.tool_calls, now)
-        if cells.errors is not None:
-            cells.errors.add(1, now)
-        if fact.outcome == "cancelled":
-            self._fold_cancel(fact, trace, now)
-        if (stream := fact.stream) is not None:
-            cells.events.add(stream.events, now)
-            cells.bytes.add(stream.bytes, now)
-            cells.retries.add(stream.retries, now)
-            cells.failures.add(stream.failures, now)
-
-    def _fold_cancel(self, fact: RunEnded, trace: str | None, now: int) -> None:
-        stage = fact.stage or i.NO_STAGE
-        labels = (fact.scope, fact.agent, stage, fact.reason or "cancel")
-        self.series.counter(i.CANCELLATIONS, labels, now).add(1, now)
-        if fact.cancel_ms is not None and fact.end_ms is not None:
-            latency = (fact.end_ms - fact.cancel_ms) * 1_000_000
-            self.series.histogram(i.CANCEL_LATENCY, (stage,), now).observe(latency, now, trace, fact.end_ns)
-
-    def _fold_node(self, fact: NodeEnded, now: int) -> None:
-        trace = _trace_of(fact)
-        cell = self._cells.of_node(fact.agent, fact.node, fact.outcome, now)
-        cell.observe(fact.end_ns - fact.start_ns, now, trace, fact.end_ns)
-        for attempt in fact.failed_attempts:
-            self._fold_call(fact, attempt, _error_type(True, attempt.error_type), trace, now)
-        if (call := fact.model) is not None:
-            error = _error_type(fact.outcome in {"failed", "lost"}, call.error_type or fact.error_type)
-            self._fold_call(fact, call, error, trace, now)
-
-    def _fold_call(self, fact: NodeEnded, call: ModelCall, error: str, trace: str | None, now: int) -> None:
-        model = (CHAT, call.provider, call.request_model)
-        cells = self._cells.of_call(model, error, call.usage.source, now)
-        cells.duration.observe(call.end_ns - call.start_ns, now, trace, call.end_ns)
-        cells.usage.add(1, now)
-        first_chunk, chunks = self._cells.of_chunks(model, now)
-        if call.first_chunk_ns is not None:
-            first_chunk.observe(call.first_chunk_ns, now, trace, call.end_ns)
-        if call.chunk_counts:
-            chunks.merge(call.chunk_counts, call.chunk_sum_ns, now)
-        self._fold_usage(fact, call, model, now)
-
-    def _fold_usage(self, fact: NodeEnded, call: ModelCall, model: Model, now: int) -> None:
-        cells = self._cells.of_tokens(fact.scope, fact.agent, model, now)
-        usage = call.usage
-        if usage.source == "missing":
-            return
-        cells.input.observe(usage.input, now)
-        cells.output.observe(usage.output, now)
-        parts = (
-            usage.input - usage.cache_read - usage.cache_write,
-            usage.output - usage.reasoning,
-            usage.cache_read,
-            usage.cache_write,
-            usage.reasoning,
-        )
-        for cell, tokens in zip(cells.tokens, parts, strict=True):
-            cell.add(tokens, now)
-        cost = self._prices.nano_dollars(call)
-        if cost is not None:
-            self._cells.of_cost(fact.scope, fact.agent, call.request_model, now).add(cost, now)
-        elif any(parts):
-            self.series.counter(i.UNPRICED, (call.request_model,), now).add(1, now)
-
-    def _fold_tool(self, fact: ToolEnded, now: int) -> None:
-        is_retry = fact.outcome == "retry"
-        error = fact.error_type or "" if is_retry else _error_type(fact.outcome == "error", fact.error_type)
-        cells = self._cells.of_tool(fact.agent, fact.tool, fact.outcome, error, now)
-        cells.calls.add(1, now)
-        cells.duration.observe(fact.end_ns - fact.start_ns, now, _trace_of(fact), fact.end_ns)
-
-    def _fold_beat(self, fact: ProcessBeat, now: int, at_ms: int) -> None:
-        service = (fact.service.name,)
-        self.beats[fact.service.name, fact.service.instance or ""] = (at_ms, fact)
-        self.series.counter(i.LISTENER_GAPS, service, now).add(fact.gaps, now)
-        self.series.counter(i.LISTENER_REREADS, service, now).add(fact.rereads, now)
-        if fact.append_counts:
-            self.series.histogram(i.APPEND_LATENCY, (), now).merge(fact.append_counts, fact.append_sum_ns, now)
-
-
-def _error_type(is_error: bool, name: str | None) -> str:
-    return name or i.OTHER_ERROR if is_error else ""
-
-
-def _trace_of(fact: RunFact) -> str | None:
-    """Return the trace that an exemplar leads to; an unsampled one was exported by nobody."""
-    trace = fact.trace
-    return trace.trace_id if trace.sampled and len(trace.trace_id) == 32 else None
+            for feeders in self._feeders.values():
+                for feeder in feeders:
+                    feeder.forget()

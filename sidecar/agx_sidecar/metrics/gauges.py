@@ -1,16 +1,29 @@
-"""What is not counted but looked at: live runs from the leases, services from their beats, queues from Redis."""
+"""Measures what is not counted from facts: live runs, the services' state, and both sinks' backlogs in the queues.
+
+Live runs come from the leases, the services' state from their heartbeats. Trims come from the server's own count of
+entries less the sink's, because the server's `lag` is unknown after a trim (contract, section 7).
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import ResponseError
 
 from agx.redis import keys
+from agx.redis.entry_id import parse_id
 
 from ..link import Link
+from ..source import TRACES_GROUP, QueueEnd, find_end, first_id_after
 from . import instruments as i
-from .backlog import Waiting
-from .fold import BEAT_LIFE_MS, Fold
-from .series import Shown
+from .fold import HEARTBEAT_LIFE_MS, ZERO_ID, Fold, Position
+from .series import Sample
+from .table import Instrument
+
+logger = logging.getLogger(__name__)
 
 # One key, the server's own clock: a lease past its deadline is no live run, even before the reaper saw it.
 _LIVE_SCRIPT = """
@@ -18,6 +31,39 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%d', now), '+inf')
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The facts of one partition that a sink has yet to read."""
+
+    length: int = 0
+    lag_ms: int = 0
+
+
+@dataclass(slots=True)
+class TracesTrims:
+    """Facts trimmed before the traces group had them delivered.
+
+    Servers differ: when the group reads on behind a gap, Valkey 9.1 counts the missing entries as read, Redis 7.0 never
+    does. So the entries that are missing are followed from gap to gap, less those that were missing already when the
+    group had last read everything.
+    """
+
+    total: int = 0
+    at_sync: int = 0  # entries the server counts as not read although nothing is left to read
+    gap: int = 0  # missing in front of the queue's first entry, as last seen
+
+    def sync(self, missing: int) -> None:
+        """Everything there is has been delivered, and `missing` entries were not, by the server's count."""
+        self.total += max(0, missing - self.at_sync - self.gap)
+        self.at_sync, self.gap = missing, 0
+
+    def miss(self, missing: int) -> None:
+        """The first entry is not delivered yet, and `missing` ones in front of it are gone."""
+        gap = max(0, missing - self.at_sync)
+        self.total += max(0, gap - self.gap)
+        self.gap = gap
 
 
 async def count_live(link: Link, prefix: str, partitions: int) -> dict[str, int]:
@@ -33,47 +79,120 @@ async def count_live(link: Link, prefix: str, partitions: int) -> dict[str, int]
     return live
 
 
-def show_gauges(
-    fold: Fold, live: Mapping[str, int], waiting: Mapping[tuple[int, str], Waiting], now_ms: int
-) -> dict[i.Instrument, list[Shown]]:
+async def measure_metrics(link: Link, key: str, position: Position) -> Backlog:
+    """Return what waits for the metrics sink; moves `position` where the queue was trimmed or began anew."""
+    # The reader goes on while we ask: the reply is compared with where it stood before.
+    last_id, count = position.last_id, position.count
+    end = await find_end(link, key)
+    if end is None:
+        return Backlog()
+    if parse_id(end.last_id) < parse_id(last_id) or end.entries_added < count:
+        _start_over(key, end, position)
+    elif end.last_id == last_id:
+        position.trimmed = max(position.trimmed, end.entries_added - count)
+        return Backlog()
+    first = await first_id_after(link, key, position.last_id)
+    if first is None:
+        return Backlog()
+    unread = end.entries_added - position.count - position.trimmed
+    return Backlog(min(end.length, max(1, unread)), _age(link, first))
+
+
+def _start_over(key: str, end: QueueEnd, position: Position) -> None:
+    """Read the queue from its start; what is known is passed over.
+
+    What went from a queue that still has some of ours was counted before it went.
+    """
+    logger.warning("%s began anew (Redis lost data, or it had expired): reading it from its start", key)
+    is_ours = end.first_id is not None and parse_id(end.first_id) <= parse_id(position.last_id)
+    gone = end.entries_added - end.length if is_ours else 0
+    position.count = gone - position.trimmed
+    position.last_id = ZERO_ID
+
+
+async def measure_traces(link: Link, key: str, trims: TracesTrims) -> Backlog | None:
+    """Return what waits for the traces sink, undelivered or unacknowledged; None if no such sink ever read."""
+    group = await _find_group(link, key)
+    end = await find_end(link, key)
+    if group is None or end is None:
+        return None
+    delivered = group["last-delivered-id"].decode()
+    read = int(group["entries-read"] or 0)
+    oldest = await first_id_after(link, key, delivered)
+    undelivered = 0
+    if end.last_id == delivered:
+        trims.sync(end.entries_added - read)
+    elif end.first_id is not None and parse_id(delivered) < parse_id(end.first_id):
+        trims.miss(end.entries_added - end.length - read)
+        undelivered = end.length
+    elif oldest is not None:
+        undelivered = min(end.length, max(1, end.entries_added - read - trims.at_sync))
+    if group["pending"]:
+        summary = await link.call("XPENDING", key, TRACES_GROUP)
+        if summary["min"]:
+            oldest = summary["min"].decode()
+    return Backlog(undelivered + int(group["pending"]), _age(link, oldest) if oldest else 0)
+
+
+async def _find_group(link: Link, key: str) -> dict[str, Any] | None:
+    try:
+        groups = await link.call("XINFO GROUPS", key)
+    except ResponseError as error:
+        if "no such key" in str(error).lower():
+            return None
+        raise
+    return next((group for group in groups if group["name"] == TRACES_GROUP.encode()), None)
+
+
+def _age(link: Link, entry_id: str) -> int:
+    return max(0, link.now_ms() - parse_id(entry_id)[0])
+
+
+def sample_gauges(
+    fold: Fold,
+    traces_trims: Mapping[int, TracesTrims],
+    live: Mapping[str, int],
+    backlogs: Mapping[tuple[int, str], Backlog],
+    now_ms: int,
+) -> dict[Instrument, list[Sample]]:
     """Return the fleet's gauges, and the trims, at one moment."""
-    shown: dict[i.Instrument, list[Shown]] = {
+    samples: dict[Instrument, list[Sample]] = {
         i.RUNS_LIVE: _live_by_scope(fold, live),
-        i.QUEUE_LENGTH: [Shown((str(n), sink), at.length) for (n, sink), at in waiting.items()],
-        i.QUEUE_LAG: [Shown((str(n), sink), at.lag_ms) for (n, sink), at in waiting.items()],
+        i.QUEUE_LENGTH: [Sample((str(n), sink), at.length) for (n, sink), at in backlogs.items()],
+        i.QUEUE_LAG: [Sample((str(n), sink), at.lag_ms) for (n, sink), at in backlogs.items()],
         i.QUEUE_TRIMMED: [
-            Shown((str(n), sink), at.trimmed if sink == "metrics" else at.traces.total)
+            Sample((str(n), sink), at.trimmed if sink == "metrics" else traces_trims[n].total)
             for n, at in sorted(fold.positions.items())
             for sink in ("metrics", "traces")
-            if sink == "metrics" or (n, sink) in waiting
+            if sink == "metrics" or (n, sink) in backlogs
         ],
     }
-    shown.update(_by_service(fold, now_ms))
-    return shown
+    samples.update(_by_service(fold, now_ms))
+    return samples
 
 
-def _live_by_scope(fold: Fold, live: Mapping[str, int]) -> list[Shown]:
-    counts = dict.fromkeys(fold.series.values("scope"), 0)
+def _live_by_scope(fold: Fold, live: Mapping[str, int]) -> list[Sample]:
+    counts = dict.fromkeys(fold.series.values(i.SCOPE), 0)
     for scope, count in live.items():
-        label = scope if scope in counts else fold.series.capped("scope", scope)
-        if label == scope and len(counts) >= i.LABEL_CAPS["scope"]:
+        label = scope if scope in counts else fold.series.capped(i.SCOPE, scope)
+        if label == scope and len(counts) >= i.SCOPE.cap:
             label = scope if scope in counts else i.OTHER
         counts[label] = counts.get(label, 0) + count
-    return [Shown((scope,), count) for scope, count in sorted(counts.items())]
+    return [Sample((scope,), count) for scope, count in sorted(counts.items())]
 
 
-def _by_service(fold: Fold, now_ms: int) -> dict[i.Instrument, list[Shown]]:
-    """Sum listeners and buffers over a service's processes; of the silences the longest counts."""
+def _by_service(fold: Fold, now_ms: int) -> dict[Instrument, list[Sample]]:
+    """Sum listeners and buffers over a service's processes; of the silences take the longest."""
     sums: dict[str, tuple[int, int, int]] = {}
-    for at_ms, beat in fold.beats.values():
-        if now_ms - at_ms > BEAT_LIFE_MS:
+    for at_ms, heartbeat in fold.heartbeats.values():
+        if now_ms - at_ms > HEARTBEAT_LIFE_MS:
             continue
-        name = fold.series.capped("service", beat.service.name)
+        name = fold.series.capped(i.SERVICE, heartbeat.service.name)
         listeners, buffered, silence = sums.get(name, (0, 0, 0))
-        sums[name] = (listeners + beat.listeners, buffered + beat.buffered_events, max(silence, beat.silence_ns))
+        sums[name] = (listeners + heartbeat.listeners, buffered + heartbeat.buffered_events, max(silence, heartbeat.silence_ns))
     services = sorted(sums.items())
     return {
-        i.LISTENERS: [Shown((name,), of[0]) for name, of in services],
-        i.BUFFERED: [Shown((name,), of[1]) for name, of in services],
-        i.SILENCE: [Shown((name,), of[2]) for name, of in services],
+        i.LISTENERS: [Sample((name,), of[0]) for name, of in services],
+        i.BUFFERED: [Sample((name,), of[1]) for name, of in services],
+        i.SILENCE: [Sample((name,), of[2]) for name, of in services],
     }

@@ -1,49 +1,159 @@
-"""Every metric of the sidecar, as data: name, type, labels, unit, buckets and help (contract, section 6).
+"""Every metric of the sidecar, one row each: the only file to change for a new metric or label (contract, section 6).
 
-Nothing here counts anything: `fold` feeds the fleet's metrics from facts, `exposition` shows them, `catalogue` writes
-`docs/metrics.md` from this file.
+Labels stand first, then the facts that feed the rows, then the rows. A new label is added at the end of a row's `by`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
 
-from agx.facts.schema import APPEND_BUCKETS, CHUNK_BUCKETS
+from agx.facts.schema import APPEND_BUCKETS, CHUNK_BUCKETS, NodeEnded, ProcessBeat, RunEnded, RunStarted, ToolEnded
+from agx.telemetry.conventions import CHAT
 
-Kind = Literal["counter", "gauge", "histogram"]
+from .prices import nano_dollars
+from .table import NANO, Instrument, Label, Source, Value, counter, gauge, histogram, own
 
-NANO = 1_000_000_000
 OTHER = "__other__"  # the value of a label past its cap, or of the widest label past its metric's budget
-
-LABEL_CAPS = {"scope": 100, "agent": 100, "model": 100, "tool": 100}
-# The conventions' names for the same things.
-LABEL_CAPS |= {"gen_ai_agent_name": 100, "gen_ai_request_model": 100, "gen_ai_tool_name": 100}
-LABEL_CAP = 50
-SERIES_BUDGET = 2_000
-HISTOGRAM_BUDGET = 200
+UNKNOWN_TOOL = "__unknown__"  # the value of a tool that the agent does not have: the model invented its name
+NO_STAGE = "none"  # cancelled before the first node
+OTHER_ERROR = "_OTHER"  # the conventions' word for an error without a type
 SERIES_IDLE = 86_400  # seconds without an observation after which a series may be retired
-
-# Labels with a closed set of values: they neither fill a cap nor make a series idle.
-CLOSED_LABELS = frozenset(
-    {"outcome", "stage", "reason", "kind", "type", "source", "sink", "gen_ai_operation_name", "gen_ai_token_type"}
-)
+WIDE_CAP = 100  # of the labels whose values are the users' own names
 
 OUTCOMES = ("completed", "cancelled", "failed", "lost")
+ERROR_OUTCOMES = ("failed", "lost")
 REASONS = ("cancel", "lease_deleted", "task", "shutdown", "abandoned")
 STAGES = ("user_prompt", "model_request", "call_tools")
 TOOL_OUTCOMES = ("ok", "retry", "error", "cancelled", "denied", "deferred")
 TOKEN_TYPES = ("input", "output", "cache_read", "cache_write", "reasoning")
 USAGE_SOURCES = ("reported", "estimated", "missing")
-NO_STAGE = "none"  # cancelled before the first node
-OTHER_ERROR = "_OTHER"  # the conventions' word for an error without a type
+
+
+# Labels.
+
+
+def _error(outcome: str, error_type: str | None) -> str:
+    return error_type or OTHER_ERROR if outcome in ERROR_OUTCOMES else ""
+
+
+def _tool(name: str, known: bool) -> str:
+    return name if known else UNKNOWN_TOOL
+
+
+def _tool_error(outcome: str, error_type: str | None) -> str:
+    if outcome == "retry":
+        return error_type or ""
+    return error_type or OTHER_ERROR if outcome == "error" else ""
+
+
+def _closed(name: str, *paths: str, values: tuple[str, ...] = ()) -> Label:
+    return Label(name, paths, values=values, closed=True)
+
+
+SCOPE = Label("scope", ("scope",), cap=WIDE_CAP)
+AGENT = Label("agent", ("agent",), cap=WIDE_CAP)
+AGENT_NAME = Label("gen_ai_agent_name", ("agent",), cap=WIDE_CAP)
+SERVICE = Label("service", ("service.name",))
+OUTCOME = _closed("outcome", "outcome", values=OUTCOMES)
+ERROR_TYPE = Label("error_type", ("outcome", "error_type"), _error, values=("",))
+ERROR_NAME = Label("error_type", ("outcome", "error_type"), _error, values=(OTHER_ERROR,))
+STAGE = Label("stage", ("stage",), lambda stage: stage or NO_STAGE, values=STAGES, closed=True)
+REASON = Label("reason", ("reason",), lambda reason: reason or "cancel", values=REASONS, closed=True)
+NODE_KIND = _closed("kind", "node", values=STAGES)
+OPERATION = Label("gen_ai_operation_name", (), lambda: CHAT, values=(CHAT,), closed=True)
+PROVIDER = Label("gen_ai_provider_name", ("model.provider",))
+REQUEST_MODEL = Label("gen_ai_request_model", ("model.request_model",), cap=WIDE_CAP)
+MODEL = Label("model", ("model.request_model",), cap=WIDE_CAP)
+TOKEN_TYPE = _closed("type", values=TOKEN_TYPES)
+WHOLE_TOKEN_TYPE = _closed("gen_ai_token_type", values=("input", "output"))
+USAGE_SOURCE = _closed("source", "model.usage.source", values=USAGE_SOURCES)
+TOOL = Label("tool", ("tool", "known"), _tool, cap=WIDE_CAP)
+TOOL_NAME = Label("gen_ai_tool_name", ("tool", "known"), _tool, cap=WIDE_CAP)
+TOOL_OUTCOME = _closed("outcome", "outcome", values=TOOL_OUTCOMES)
+TOOL_ERROR = Label("error_type", ("outcome", "error_type"), _tool_error, values=("",))
+# Of gauges and of a replica's own metrics, which no fact feeds.
+PARTITION = Label("partition")
+SINK = _closed("sink")
+FACT_KIND = _closed("kind")
+LABEL = Label("label")
+VERSION = Label("version")
+
+_REQUEST = (OPERATION, PROVIDER, REQUEST_MODEL)
+
+
+# The facts that feed the rows.
+
+RUN_STARTED = Source(RunStarted)
+RUN_ENDED = Source(RunEnded)
+RUN_FAILED = Source(RunEnded, where=("outcome", ERROR_OUTCOMES))
+RUN_CANCELLED = Source(RunEnded, where=("outcome", ("cancelled",)))
+RUN_STREAM = Source(RunEnded, part="stream")
+NODE = Source(NodeEnded)
+REQUEST = Source(NodeEnded, part="model")
+USAGE_KNOWN = Source(NodeEnded, part="model", where=("model.usage.source", ("reported", "estimated")))
+TOOL_CALL = Source(ToolEnded)
+PROCESS = Source(ProcessBeat)
+
+
+# Values.
+
+
+def _duration(fact: RunEnded | NodeEnded | ToolEnded) -> int:
+    return fact.end_ns - fact.start_ns
+
+
+def _request_duration(fact: Any) -> int:
+    call = fact.model
+    return int(call.end_ns - call.start_ns)
+
+
+def _cancel_latency(fact: RunEnded) -> int | None:
+    if fact.cancel_ms is None or fact.end_ms is None:
+        return None
+    return (fact.end_ms - fact.cancel_ms) * 1_000_000
+
+
+def _plain_input(fact: Any) -> int:
+    usage = fact.model.usage
+    return int(usage.input - usage.cache_read - usage.cache_write)
+
+
+def _plain_output(fact: Any) -> int:
+    usage = fact.model.usage
+    return int(usage.output - usage.reasoning)
+
+
+def _cost(fact: Any) -> int | None:
+    return nano_dollars(fact.model)
+
+
+def _unpriced(fact: Any) -> int | None:
+    usage = fact.model.usage
+    return 1 if (usage.input or usage.output) and nano_dollars(fact.model) is None else None
+
+
+_DISJOINT_TOKENS: Mapping[str, Value] = {
+    "input": _plain_input,
+    "output": _plain_output,
+    "cache_read": attrgetter("model.usage.cache_read"),
+    "cache_write": attrgetter("model.usage.cache_write"),
+    "reasoning": attrgetter("model.usage.reasoning"),
+}
+_WHOLE_TOKENS: Mapping[str, Value] = {
+    "input": attrgetter("model.usage.input"),
+    "output": attrgetter("model.usage.output"),
+}
+
+
+# Upper bounds, in ns, tokens or calls. Source: the GenAI conventions; ours where those have none.
 
 
 def _ns(seconds: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(round(bound * NANO) for bound in seconds)
 
 
-# Upper bounds, in ns, tokens or calls. Source: the GenAI conventions; ours where those have none.
 OPERATION_BUCKETS = _ns(CHUNK_BUCKETS)  # 0.01 x 2^k up to 81.92 s
 AGENT_BUCKETS = tuple(100_000_000 << k for k in range(13))  # 0.1 x 2^k up to 409.6 s
 TOKEN_BUCKETS = tuple(4**k for k in range(14))  # 1 ... 67108864
@@ -51,172 +161,202 @@ CALL_BUCKETS = tuple(2**k for k in range(8))  # 1 ... 128
 CANCEL_BUCKETS = _ns((0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Instrument:
-    """One metric, compared by identity.
-
-    Values are integers of `1 / scale` of the unit. `fleet`: only the leader exports it.
-    """
-
-    name: str
-    kind: Kind
-    labels: tuple[str, ...]
-    help: str
-    scale: int = 1
-    buckets: tuple[int, ...] = ()
-    fleet: bool = True
-
-    @property
-    def budget(self) -> int:
-        """How many label sets it may have."""
-        return HISTOGRAM_BUDGET if self.kind == "histogram" else SERIES_BUDGET
-
-
-def _counter(name: str, labels: str, text: str, *, scale: int = 1, fleet: bool = True) -> Instrument:
-    return Instrument(name, "counter", tuple(labels.split()), text, scale, fleet=fleet)
-
-
-def _gauge(name: str, labels: str, text: str, *, scale: int = 1, fleet: bool = True) -> Instrument:
-    return Instrument(name, "gauge", tuple(labels.split()), text, scale, fleet=fleet)
-
-
-def _histogram(name: str, labels: str, text: str, buckets: tuple[int, ...], *, scale: int = NANO) -> Instrument:
-    return Instrument(name, "histogram", tuple(labels.split()), text, scale, buckets)
-
-
-_MODEL = "gen_ai_operation_name gen_ai_provider_name gen_ai_request_model"
-
-RUNS_STARTED = _counter("agx_runs_started_total", "scope agent", "Runs begun.")
-RUNS = _counter("agx_runs_total", "scope agent outcome", "Runs ended, by outcome.")
-RUN_DURATION = _histogram(
-    "agx_run_duration_seconds", "agent outcome", "Duration of a run, from begin to end.", AGENT_BUCKETS
+# The fleet's metrics: runs.
+RUNS_STARTED = counter("agx_runs_started_total", (SCOPE, AGENT), "Runs begun.", RUN_STARTED)
+RUNS = counter("agx_runs_total", (SCOPE, AGENT, OUTCOME), "Runs ended, by outcome.", RUN_ENDED)
+RUN_DURATION = histogram(
+    "agx_run_duration_seconds",
+    (AGENT, OUTCOME),
+    "Duration of a run, from begin to end.",
+    AGENT_BUCKETS,
+    RUN_ENDED,
+    _duration,
 )
-RUNS_LIVE = _gauge("agx_runs_live", "scope", "Runs whose lease is alive.")
-RUN_ERRORS = _counter("agx_run_errors_total", "agent error_type", "Runs failed or lost, by type of error.")
-CANCELLATIONS = _counter(
+RUNS_LIVE = gauge("agx_runs_live", (SCOPE,), "Runs whose lease is alive.")
+RUN_ERRORS = counter("agx_run_errors_total", (AGENT, ERROR_NAME), "Runs failed or lost, by type of error.", RUN_FAILED)
+CANCELLATIONS = counter(
     "agx_cancellations_total",
-    "scope agent stage reason",
+    (SCOPE, AGENT, STAGE, REASON),
     "Runs cancelled, by the kind of node at the time (none: before the first) and by reason.",
+    RUN_CANCELLED,
 )
-CANCEL_LATENCY = _histogram(
+CANCEL_LATENCY = histogram(
     "agx_cancel_latency_seconds",
-    "stage",
+    (STAGE,),
     "Server time from cancel() to the run's end, by the kind of node at the time.",
     CANCEL_BUCKETS,
+    RUN_CANCELLED,
+    _cancel_latency,
 )
-NODE_DURATION = _histogram(
+NODE_DURATION = histogram(
     "agx_node_duration_seconds",
-    "agent kind outcome",
+    (AGENT, NODE_KIND, OUTCOME),
     "Duration of a node of the agent's graph.",
     OPERATION_BUCKETS,
+    NODE,
+    _duration,
 )
-OPERATION_DURATION = _histogram(
+
+# Model requests, by the GenAI conventions.
+OPERATION_DURATION = histogram(
     "gen_ai_client_operation_duration_seconds",
-    f"{_MODEL} error_type",
+    (*_REQUEST, ERROR_TYPE),
     "Duration of a model request, however it ended.",
     OPERATION_BUCKETS,
+    REQUEST,
+    _request_duration,
 )
-FIRST_CHUNK = _histogram(
+FIRST_CHUNK = histogram(
     "gen_ai_client_operation_time_to_first_chunk_seconds",
-    _MODEL,
+    _REQUEST,
     "Time from a streamed model request to its first chunk.",
     OPERATION_BUCKETS,
+    REQUEST,
+    attrgetter("model.first_chunk_ns"),
 )
-OUTPUT_CHUNK = _histogram(
+OUTPUT_CHUNK = histogram(
     "gen_ai_client_operation_time_per_output_chunk_seconds",
-    _MODEL,
+    _REQUEST,
     "Time between two chunks of a streamed model response.",
     OPERATION_BUCKETS,
+    REQUEST,
+    attrgetter("model.chunk_sum_ns"),
+    counts=attrgetter("model.chunk_counts"),
 )
-TOKEN_USAGE = _histogram(
+TOKEN_USAGE = histogram(
     "gen_ai_client_token_usage",
-    f"{_MODEL} gen_ai_token_type",
+    (*_REQUEST, WHOLE_TOKEN_TYPE),
     "Tokens of a model request; input includes the cached ones, output the reasoning ones.",
     TOKEN_BUCKETS,
+    USAGE_KNOWN,
+    _WHOLE_TOKENS,
     scale=1,
 )
-INVOKE_DURATION = _histogram(
+INVOKE_DURATION = histogram(
     "gen_ai_invoke_agent_duration_seconds",
-    "gen_ai_agent_name error_type",
+    (AGENT_NAME, ERROR_TYPE),
     "Duration of a run of the agent.",
     AGENT_BUCKETS,
+    RUN_ENDED,
+    _duration,
 )
-INFERENCE_CALLS = _histogram(
+INFERENCE_CALLS = histogram(
     "gen_ai_invoke_agent_inference_calls",
-    "gen_ai_agent_name error_type",
+    (AGENT_NAME, ERROR_TYPE),
     "Model requests of a run.",
     CALL_BUCKETS,
+    RUN_ENDED,
+    attrgetter("model_calls"),
     scale=1,
 )
-TOOL_CALLS_PER_RUN = _histogram(
+TOOL_CALLS_PER_RUN = histogram(
     "gen_ai_invoke_agent_tool_calls",
-    "gen_ai_agent_name error_type",
+    (AGENT_NAME, ERROR_TYPE),
     "Tool calls of a run.",
     CALL_BUCKETS,
+    RUN_ENDED,
+    attrgetter("tool_calls"),
     scale=1,
 )
-TOOL_DURATION = _histogram(
+TOOL_DURATION = histogram(
     "gen_ai_execute_tool_duration_seconds",
-    "gen_ai_tool_name error_type",
+    (TOOL_NAME, TOOL_ERROR),
     "Duration of a tool call, however it ended.",
     OPERATION_BUCKETS,
+    TOOL_CALL,
+    _duration,
 )
-TOKENS = _counter(
+
+# Tokens, cost, tools.
+TOKENS = counter(
     "agx_tokens_total",
-    "scope agent model type",
+    (SCOPE, AGENT, MODEL, TOKEN_TYPE),
     "Tokens used, by disjoint types: their sum is what was used.",
+    USAGE_KNOWN,
+    _DISJOINT_TOKENS,
 )
-USAGE = _counter(
-    "agx_usage_total",
-    "source",
-    "Model requests, by where their usage comes from.",
+USAGE = counter("agx_usage_total", (USAGE_SOURCE,), "Model requests, by where their usage comes from.", REQUEST)
+COST = counter(
+    "agx_cost_usd_total", (SCOPE, AGENT, MODEL), "Price of the tokens used, in US dollars.", USAGE_KNOWN, _cost, NANO
 )
-COST = _counter("agx_cost_usd_total", "scope agent model", "Price of the tokens used, in US dollars.", scale=NANO)
-UNPRICED = _counter("agx_cost_unpriced_total", "model", "Model responses with usage whose model has no known price.")
-TOOL_CALLS = _counter("agx_tool_calls_total", "agent tool outcome", "Tool calls, by outcome.")
-STREAM_EVENTS = _counter("agx_stream_events_total", "scope", "Events that runs appended to their session streams.")
-STREAM_BYTES = _counter("agx_stream_bytes_total", "scope", "Bytes that runs appended to their session streams.")
-STREAM_RETRIES = _counter("agx_stream_append_retries_total", "scope", "Appends that were sent again.")
-STREAM_FAILURES = _counter("agx_stream_append_failures_total", "scope", "Appends given up.")
-APPEND_LATENCY = _histogram(
+UNPRICED = counter(
+    "agx_cost_unpriced_total",
+    (MODEL,),
+    "Model responses with usage whose model has no known price.",
+    USAGE_KNOWN,
+    _unpriced,
+)
+TOOL_CALLS = counter("agx_tool_calls_total", (AGENT, TOOL, TOOL_OUTCOME), "Tool calls, by outcome.", TOOL_CALL)
+
+# Session streams and listeners.
+STREAM_EVENTS = counter(
+    "agx_stream_events_total",
+    (SCOPE,),
+    "Events that runs appended to their session streams.",
+    RUN_STREAM,
+    attrgetter("stream.events"),
+)
+STREAM_BYTES = counter(
+    "agx_stream_bytes_total",
+    (SCOPE,),
+    "Bytes that runs appended to their session streams.",
+    RUN_STREAM,
+    attrgetter("stream.bytes"),
+)
+STREAM_RETRIES = counter(
+    "agx_stream_append_retries_total",
+    (SCOPE,),
+    "Appends that were sent again.",
+    RUN_STREAM,
+    attrgetter("stream.retries"),
+)
+STREAM_FAILURES = counter(
+    "agx_stream_append_failures_total", (SCOPE,), "Appends given up.", RUN_STREAM, attrgetter("stream.failures")
+)
+APPEND_LATENCY = histogram(
     "agx_stream_append_latency_seconds",
-    "",
+    (),
     "Time from an append to its acknowledgement, as measured in the services.",
     _ns(APPEND_BUCKETS),
+    PROCESS,
+    attrgetter("append_sum_ns"),
+    counts=attrgetter("append_counts"),
 )
-LISTENERS = _gauge("agx_listeners", "service", "Listeners of session streams.")
-BUFFERED = _gauge("agx_append_buffer_events", "service", "Events that wait to be appended.")
-SILENCE = _gauge(
-    "agx_run_silence_seconds", "service", "Longest time since an event of a run that is alive.", scale=NANO
+LISTENERS = gauge("agx_listeners", (SERVICE,), "Listeners of session streams.")
+BUFFERED = gauge("agx_append_buffer_events", (SERVICE,), "Events that wait to be appended.")
+SILENCE = gauge(
+    "agx_run_silence_seconds", (SERVICE,), "Longest time since an event of a run that is alive.", scale=NANO
 )
-LISTENER_GAPS = _counter("agx_listener_gaps_total", "service", "Listeners whose cursor had been trimmed.")
-LISTENER_REREADS = _counter("agx_listener_rereads_total", "service", "Listeners too slow for their queue, re-read.")
-QUEUE_LENGTH = _gauge("agx_queue_length", "partition sink", "Facts that wait in a scope queue for a sink.")
-QUEUE_LAG = _gauge(
-    "agx_queue_lag_seconds", "partition sink", "Age of the oldest fact that waits for a sink.", scale=1_000
+LISTENER_GAPS = counter(
+    "agx_listener_gaps_total", (SERVICE,), "Listeners whose cursor had been trimmed.", PROCESS, attrgetter("gaps")
 )
-QUEUE_TRIMMED = _counter("agx_queue_trimmed_total", "partition sink", "Facts trimmed before a sink had read them.")
+LISTENER_REREADS = counter(
+    "agx_listener_rereads_total",
+    (SERVICE,),
+    "Listeners too slow for their queue, re-read.",
+    PROCESS,
+    attrgetter("rereads"),
+)
 
-FACTS = _counter(
-    "agx_facts_total", "kind", "Facts this replica counted (repeat: known already; unknown: newer).", fleet=False
+# Scope queues: measured, not fed.
+_QUEUE = (PARTITION, SINK)
+QUEUE_LENGTH = gauge("agx_queue_length", _QUEUE, "Facts that wait in a scope queue for a sink.")
+QUEUE_LAG = gauge("agx_queue_lag_seconds", _QUEUE, "Age of the oldest fact that waits for a sink.", scale=1_000)
+QUEUE_TRIMMED = counter("agx_queue_trimmed_total", _QUEUE, "Facts trimmed before a sink had read them.")
+
+# Each replica's own.
+FACTS = own("agx_facts_total", (FACT_KIND,), "Facts this replica counted (repeat: known already; unknown: newer).")
+MALFORMED = own("agx_facts_malformed_total", (), "Queue entries that are no facts.")
+REPAIRED = own("agx_facts_repaired_total", (), "Facts of which a field had to be converted or defaulted.")
+SPANS_EXPORTED = own("agx_spans_exported_total", (), "Spans the collector took.")
+SPANS_FAILED = own(
+    "agx_spans_failed_total", (), "Spans the collector refuses, and facts trimmed while they waited for it."
 )
-MALFORMED = _counter("agx_facts_malformed_total", "", "Queue entries that are no facts.", fleet=False)
-SPANS_EXPORTED = _counter("agx_spans_exported_total", "", "Spans the collector took.", fleet=False)
-SPANS_FAILED = _counter(
-    "agx_spans_failed_total",
-    "",
-    "Spans the collector refuses, and facts trimmed while they waited for it.",
-    fleet=False,
-)
-EXPORT_SUCCESS = _gauge(
-    "agx_export_last_success_timestamp_seconds", "", "When the collector last took spans.", scale=NANO, fleet=False
-)
-LABEL_OVERFLOW = _counter(
-    "agx_label_overflow_total", "label", "Observations whose label value found no room.", fleet=False
-)
-IS_LEADER = _gauge("agx_sidecar_leader", "", "1 on the replica that exports the fleet's metrics.", fleet=False)
-REDIS_UP = _gauge("agx_redis_up", "", "1 if the last command reached Redis.", fleet=False)
-BUILD_INFO = _gauge("agx_build_info", "version", "Always 1; the version of the sidecar.", fleet=False)
+EXPORT_SUCCESS = own("agx_export_last_success_timestamp_seconds", (), "When the collector last took spans.", scale=NANO)
+LABEL_OVERFLOW = own("agx_label_overflow_total", (LABEL,), "Observations whose label value found no room.")
+IS_LEADER = own("agx_sidecar_leader", (), "1 on the replica that exports the fleet's metrics.")
+REDIS_UP = own("agx_redis_up", (), "1 if the last command reached Redis.")
+BUILD_INFO = own("agx_build_info", (VERSION,), "Always 1; the version of the sidecar.")
 
 CATALOGUE: tuple[Instrument, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
 BY_NAME = {instrument.name: instrument for instrument in CATALOGUE}

@@ -1,124 +1,69 @@
-"""Prices the usage of a model response in nano-dollars, from genai-prices; unknown models have no price."""
+"""Prices a model response in nano-dollars: what the service already knows, else what genai-prices has.
+
+pydantic-ai prices each response itself, with the gateway's own figure or the service tier where there is one, so the
+fact's `cost_nano_usd` comes first. What has none, such as a cancelled request or a fact of an older service, is priced
+here as pydantic-ai does it. genai-prices takes half a millisecond for one response: equal ones are priced once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN
+from functools import lru_cache
 
 from genai_prices import Usage as PricedUsage
-from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
+from genai_prices import calc_price
 
-from agx.facts.schema import ModelCall, Usage
+from agx.facts.schema import ModelCall
 
-from .instruments import NANO
-
-_MEGA = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Rates:
-    """Dollars per million tokens of a model whose prices depend on nothing else."""
-
-    input: Decimal
-    output: Decimal
-    cache_read: Decimal
-    cache_write: Decimal
+_NANO = 1_000_000_000
+_MINUTE_NS = 60 * _NANO
+_CACHE_SIZE = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    provider: Provider
-    model: ModelInfo
-    rates: _Rates | None  # None: tiers or times matter, so every response is priced by genai-prices itself
+def nano_dollars(call: ModelCall) -> int | None:
+    """Return the price of a model response, rounded to the nano-dollar, or None where there is none.
+
+    The model that answered is looked up before the one that was asked for.
+    """
+    usage = call.usage
+    if usage.cost_nano_usd is not None:
+        return usage.cost_nano_usd
+    return _price(
+        call.provider,
+        call.response_model,
+        call.request_model,
+        (usage.input, usage.output, usage.cache_read, usage.cache_write, usage.cache_write_1h),
+        call.start_ns // _MINUTE_NS,
+    )
 
 
-class Prices:
-    """Looks up each model once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], _Known | None] = {}
-
-    def nano_dollars(self, call: ModelCall) -> int | None:
-        """Return the price of a model response, rounded to the nano-dollar, or None where there is none.
-
-        The model that answered is looked up before the one that was asked for.
-        """
-        known = self._find(call.provider, call.response_model) if call.response_model else None
-        known = known or self._find(call.provider, call.request_model)
-        if known is None:
-            return None
-        usage = _consistent(call.usage)
-        if known.rates is not None:
-            dollars_mega = _linear(known.rates, usage)
-            return int((dollars_mega * (NANO // _MEGA)).to_integral_value(ROUND_HALF_EVEN))
+@lru_cache(maxsize=_CACHE_SIZE)
+def _price(
+    provider: str, response_model: str | None, request_model: str, tokens: tuple[int, ...], minute: int
+) -> int | None:
+    usage = _consistent(*tokens)
+    for model in (response_model, request_model):
+        if not model:
+            continue
         try:
-            when = datetime.fromtimestamp(call.start_ns / NANO, UTC)
-            price = known.model.calc_price(_priced(usage), known.provider, genai_request_timestamp=when)
-        except (LookupError, ValueError, OverflowError, OSError):  # the last three: no such time
+            when = datetime.fromtimestamp(minute * 60, UTC)
+            price = calc_price(usage, model, provider_id=provider, genai_request_timestamp=when)
+        except LookupError:
+            continue
+        except (ValueError, OverflowError, OSError):  # usage that can't be priced; no such time
             return None
-        return int((price.total_price * NANO).to_integral_value(ROUND_HALF_EVEN))
-
-    def _find(self, provider: str, model: str) -> _Known | None:
-        key = (provider, model)
-        if key not in self._known:
-            if len(self._known) >= 10_000:  # names come from outside
-                self._known.clear()
-            self._known[key] = _look_up(provider, model)
-        return self._known[key]
+        return int((price.total_price * _NANO).to_integral_value(ROUND_HALF_EVEN))
+    return None
 
 
-def _look_up(provider_id: str, model_ref: str) -> _Known | None:
-    try:
-        provider, model = get_snapshot().find_provider_model(model_ref, None, provider_id, None)
-    except LookupError:
-        return None
-    prices = model.prices
-    if not isinstance(prices, ModelPrice) or any(isinstance(price, TieredPrices) for price in vars(prices).values()):
-        return _Known(provider, model, None)
-    try:
-        return _Known(provider, model, _measure(provider, model))
-    except (LookupError, ValueError):
-        return _Known(provider, model, None)
-
-
-def _measure(provider: Provider, model: ModelInfo) -> _Rates:
-    """Ask genai-prices for a million tokens of each type, so that its own rules decide what each costs."""
-
-    def rate(**tokens: int) -> Decimal:
-        return model.calc_price(PricedUsage(**tokens), provider).total_price
-
-    return _Rates(
-        input=rate(input_tokens=_MEGA),
-        output=rate(output_tokens=_MEGA),
-        cache_read=rate(input_tokens=_MEGA, cache_read_tokens=_MEGA),
-        cache_write=rate(input_tokens=_MEGA, cache_write_tokens=_MEGA),
-    )
-
-
-def _linear(rates: _Rates, usage: Usage) -> Decimal:
-    plain = usage.input - usage.cache_read - usage.cache_write
-    return (
-        plain * rates.input
-        + usage.cache_read * rates.cache_read
-        + usage.cache_write * rates.cache_write
-        + usage.output * rates.output
-    )
-
-
-def _priced(usage: Usage) -> PricedUsage:
-    return PricedUsage(
-        input_tokens=usage.input,
-        output_tokens=usage.output,
-        cache_read_tokens=usage.cache_read,
-        cache_write_tokens=usage.cache_write,
-    )
-
-
-def _consistent(usage: Usage) -> Usage:
+def _consistent(input_: int, output: int, cache_read: int, cache_write: int, cache_write_1h: int) -> PricedUsage:
     """Return usage whose parts fit into their wholes; some providers report cached tokens beside the input."""
-    cached = usage.cache_read + usage.cache_write
-    if usage.input >= cached:
-        return usage
-    return Usage(cached, usage.output, usage.cache_read, usage.cache_write, usage.reasoning, usage.source)
+    cache_write = max(cache_write, cache_write_1h)
+    return PricedUsage(
+        input_tokens=max(input_, cache_read + cache_write),
+        output_tokens=output,
+        cache_read_tokens=cache_read,
+        cache_write_tokens=cache_write,
+        cache_write_1h_tokens=cache_write_1h,
+    )

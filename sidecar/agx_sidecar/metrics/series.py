@@ -5,21 +5,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
-from .instruments import (
-    CLOSED_LABELS,
-    LABEL_CAP,
-    LABEL_CAPS,
-    OTHER,
-    Instrument,
-)
+from .instruments import OTHER
+from .table import Instrument, Label
 
 Labels = tuple[str, ...]
 Exemplar = tuple[str, int, int]  # trace id, value in the metric's integer unit, time in ns
 
-MOST = 2**63  # of anything in one fact; more is a mistake, and would break whoever has to show it
-LABEL_LENGTH = 200  # characters of a label value; more is somebody's mistake
+MAX_AMOUNT = 2**63  # of anything in one fact: a larger number is a mistake, and breaks whoever has to display it
+LABEL_LENGTH = 200  # characters of a label's value
 
 
 class Counter:
@@ -29,12 +25,12 @@ class Counter:
 
     def __init__(self, now: int) -> None:
         self.value = 0
-        self.touched = now
+        self.touched = now  # when something was last counted, in s
 
-    def add(self, amount: int, now: int) -> None:
+    def add(self, amount: int = 1) -> None:
+        """Add an amount; a negative one counts as 0."""
         if amount > 0:
-            self.value += min(amount, MOST)
-        self.touched = now
+            self.value += min(amount, MAX_AMOUNT)
 
 
 class Histogram:
@@ -46,37 +42,36 @@ class Histogram:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0
-        self.touched = now
+        self.touched = now  # when something was last observed, in s
         self.exemplars: list[Exemplar | None] | None = None
 
-    def observe(self, value: int, now: int, trace_id: str | None = None, at_ns: int = 0) -> None:
-        if not 0 <= value < MOST:  # below: a clock was set back between begin and end
-            value = 0 if value < 0 else MOST
+    def observe(self, value: int, trace_id: str | None = None, at_ns: int = 0) -> None:
+        """Count a value; a negative one counts as 0, because a clock was set back between begin and end."""
+        if not 0 <= value < MAX_AMOUNT:
+            value = 0 if value < 0 else MAX_AMOUNT
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.sum += value
-        self.touched = now
-        if trace_id is not None and at_ns < MOST:
+        if trace_id is not None:
             if self.exemplars is None:
                 self.exemplars = [None] * len(self.counts)
             self.exemplars[bucket] = (trace_id, value, at_ns)
 
-    def merge(self, counts: Sequence[int], total: int, now: int) -> None:
-        """Add what a process counted with the same bounds; counts of another length are not of these bounds."""
-        if len(counts) != len(self.counts) or not 0 <= total < MOST:
+    def merge(self, counts: Sequence[int], total: int) -> None:
+        """Add what a process counted with the same bounds; counts of another length have other bounds."""
+        if len(counts) != len(self.counts) or not 0 <= total < MAX_AMOUNT:
             return
         for bucket, count in enumerate(counts):
             if count > 0:
-                self.counts[bucket] += min(count, MOST)
+                self.counts[bucket] += min(count, MAX_AMOUNT)
         self.sum += total
-        self.touched = now
 
 
 Cell = Counter | Histogram
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Sample:
     """A cell at one moment, safe to render in another thread. `counts` is empty unless it is a histogram."""
 
     labels: Labels
@@ -86,77 +81,83 @@ class Shown:
 
 
 class Series:
-    """All cells of some instruments."""
+    """All cells of some instruments. `now` (s) is the time of new cells: whoever counts keeps it current."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: int = 0) -> None:
         self.cells: dict[Instrument, dict[Labels, Cell]] = {}
+        self.now = now
         self.diverted = 0  # label sets, so far, that count under `__other__`
         self._overflows: dict[str, int] = {}  # per label, since they were taken
         self._values: dict[str, set[str]] = {}  # per open label, those that have a series
 
-    def find(self, instrument: Instrument, labels: Labels, now: int) -> Cell:
+    def find(self, instrument: Instrument, labels: Labels) -> Cell:
         """Return the cell of a label set; past a cap or the budget, the one with `__other__` in its place."""
         cells = self.cells.setdefault(instrument, {})
         cell = cells.get(labels)
         if cell is not None:
             return cell
-        labels = tuple(value[:LABEL_LENGTH] for value in labels)
+        labels = _cut(labels)
         admitted = self._within_caps(instrument, labels)
         if admitted not in cells and len(cells) >= instrument.budget - instrument.budget // 10:
             admitted = self._within_budget(instrument, admitted)
         cell = cells.get(admitted)
         if cell is None:
-            cell = self.put(instrument, admitted, now)
+            cell = self.put(instrument, admitted)
         self.diverted += admitted != labels
         for label, wanted, got in zip(instrument.labels, labels, admitted, strict=True):
             if wanted != got:
                 self._overflows[label] = self._overflows.get(label, 0) + 1
         return cell
 
-    def counter(self, instrument: Instrument, labels: Labels, now: int) -> Counter:
+    def counter(self, instrument: Instrument, *labels: str) -> Counter:
         """Return the cell of a counter's label set, or the one that counts for it."""
-        return cast("Counter", self.find(instrument, labels, now))
+        return cast("Counter", self.find(instrument, labels))
 
-    def histogram(self, instrument: Instrument, labels: Labels, now: int) -> Histogram:
+    def histogram(self, instrument: Instrument, *labels: str) -> Histogram:
         """Return the cell of a histogram's label set, or the one that counts for it."""
-        return cast("Histogram", self.find(instrument, labels, now))
+        return cast("Histogram", self.find(instrument, labels))
 
-    def bear(self, instrument: Instrument, labels: Labels, now: int) -> None:
-        """Make a series at zero, unless that takes the room of what is really observed."""
+    def zero_initialize(self, instrument: Instrument, choices: Sequence[Sequence[str]] = ()) -> None:
+        """Make the series of all combinations of values at zero (`choices` has those of each label).
+
+        That takes no more than half of the instrument's room: the rest is for what is really observed.
+        """
         cells = self.cells.setdefault(instrument, {})
-        if (
-            labels not in cells
-            and len(cells) < instrument.budget // 2
-            and self._within_caps(instrument, labels) == labels
-        ):
-            self.put(instrument, labels, now)
+        choices = [_cut(values) for values in choices]
+        first = tuple(values[0] for values in choices)
+        if first in cells or self._within_caps(instrument, first) != first:
+            return
+        for labels in product(*choices):
+            if labels not in cells and len(cells) < instrument.budget // 2:
+                self.put(instrument, labels)
 
-    def put(self, instrument: Instrument, labels: Labels, now: int) -> Cell:
+    def put(self, instrument: Instrument, labels: Labels) -> Cell:
         """Make the cell of a label set, whatever the caps say."""
-        cell: Cell = Histogram(instrument.buckets, now) if instrument.kind == "histogram" else Counter(now)
+        cell: Cell = Histogram(instrument.buckets, self.now) if instrument.kind == "histogram" else Counter(self.now)
         self.cells.setdefault(instrument, {})[labels] = cell
-        for label, value in zip(instrument.labels, labels, strict=True):
-            if label not in CLOSED_LABELS and value != OTHER:
+        for label, value in _open_labels(instrument, labels):
+            if value != OTHER:
                 self._values.setdefault(label, set()).add(value)
         return cell
 
-    def values(self, label: str) -> frozenset[str]:
+    def values(self, label: Label) -> frozenset[str]:
         """Return the values of an open label that have a series."""
-        return frozenset(self._values.get(label, ()))
+        return frozenset(self._values.get(label.name, ()))
 
-    def capped(self, label: str, value: str) -> str:
-        """Return a value, or `__other__` where its label has no room for it."""
-        values = self._values.get(label, ())
-        return value if value in values or len(values) < LABEL_CAPS.get(label, LABEL_CAP) else OTHER
+    def capped(self, label: Label, value: str) -> str:
+        """Return a value, cut, or `__other__` where its label has no room for it."""
+        values = self._values.get(label.name, ())
+        value = value[:LABEL_LENGTH]
+        return value if value in values or len(values) < label.cap else OTHER
 
     def _within_caps(self, instrument: Instrument, labels: Labels) -> Labels:
         return tuple(
-            value if label in CLOSED_LABELS else self.capped(label, value)
-            for label, value in zip(instrument.labels, labels, strict=True)
+            value if label.closed else self.capped(label, value)
+            for label, value in zip(instrument.by, labels, strict=True)
         )
 
     def _within_budget(self, instrument: Instrument, labels: Labels) -> Labels:
-        """Give up the widest labels one after the other, until the label set exists or the reserve has room for it."""
+        """Replace the widest labels one after the other, until the label set exists or the reserve has room for it."""
         cells = self.cells[instrument]
         widths = [len({known[position] for known in cells}) for position in range(len(labels))]
         for position in sorted(range(len(labels)), key=lambda at: -widths[at]):
@@ -195,19 +196,23 @@ class Series:
                             self._values.setdefault(label, set()).add(value)
         return gone
 
-    def show(self) -> dict[Instrument, list[Shown]]:
+    def sample(self) -> dict[Instrument, list[Sample]]:
         """Copy every cell, all at one moment."""
         return {
-            instrument: [_shown(labels, cell) for labels, cell in cells.items()]
+            instrument: [_sample(labels, cell) for labels, cell in cells.items()]
             for instrument, cells in self.cells.items()
         }
 
 
+def _cut(labels: Sequence[str]) -> Labels:
+    return tuple(value[:LABEL_LENGTH] for value in labels)
+
+
 def _open_labels(instrument: Instrument, labels: Labels) -> list[tuple[str, str]]:
-    return [pair for pair in zip(instrument.labels, labels, strict=True) if pair[0] not in CLOSED_LABELS]
+    return [(label.name, value) for label, value in zip(instrument.by, labels, strict=True) if not label.closed]
 
 
-def _shown(labels: Labels, cell: Cell) -> Shown:
+def _sample(labels: Labels, cell: Cell) -> Sample:
     if isinstance(cell, Counter):
-        return Shown(labels, cell.value)
-    return Shown(labels, cell.sum, tuple(cell.counts), tuple(cell.exemplars) if cell.exemplars else None)
+        return Sample(labels, cell.value)
+    return Sample(labels, cell.sum, tuple(cell.counts), tuple(cell.exemplars) if cell.exemplars else None)

@@ -14,18 +14,12 @@ from agx.redis.entry_id import parse_id
 from ..link import TROUBLE, Link
 from ..source import find_end, read_after
 from . import instruments as i
-from .backlog import Waiting, measure_metrics, measure_traces
-from .fold import RECENT, Fold, Position
-from .gauges import count_live, show_gauges
+from .fold import RECENT, ZERO_ID, Fold, Position
+from .gauges import Backlog, TracesTrims, count_live, measure_metrics, measure_traces, sample_gauges
 from .leader import Lease, StateGuard, StoodDownError
-from .series import Series, Shown
-from .state import (
-    NewerStateError,
-    UnreadableStateError,
-    dump,
-    load,
-    pack,
-)
+from .series import Sample, Series
+from .state import NewerStateError, State, UnreadableStateError, dump, load, pack
+from .table import Instrument
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +36,21 @@ def leaf_of(error: BaseException) -> BaseException:
     return error
 
 
-class Behind:
-    """What stood in the queues when we took over and has not been read yet."""
+class CatchUp:
+    """The entries that were in the queues when this replica took over and have not been read yet."""
 
     def __init__(self, ends: dict[int, str]) -> None:
-        self.caught_up = asyncio.Event()
+        self.done = asyncio.Event()
         self._ends = ends
         if not ends:
-            self.caught_up.set()
+            self.done.set()
 
     def reached(self, n: int, entry_id: str) -> None:
         """A partition has been read up to an entry."""
         if n in self._ends and parse_id(entry_id) >= parse_id(self._ends[n]):
             del self._ends[n]
             if not self._ends:
-                self.caught_up.set()
+                self.done.set()
 
 
 class MetricsSink:
@@ -68,25 +62,26 @@ class MetricsSink:
         self._own = own
         self._lease = Lease(link, prefix, lease_length)
         self._guard = StateGuard(link, prefix, self._lease.owner)
-        self._fold: Fold | None = None
+        self._state = State()
+        self._fold: Fold | None = None  # while leading
         self._caught_up = False
         self._live: dict[str, int] = {}
-        self._waiting: dict[tuple[int, str], Waiting] = {}
+        self._backlogs: dict[tuple[int, str], Backlog] = {}
 
     @property
     def exporting(self) -> bool:
         """Whether the fleet's series are ours to show, right now."""
         return self._caught_up and self._lease.held
 
-    def show(self) -> dict[i.Instrument, list[Shown]]:
+    def sample(self) -> dict[Instrument, list[Sample]]:
         """Copy the fleet's series, all of one moment; empty on a standby."""
         fold = self._fold
         if fold is None or not self.exporting:
             return {}
         for label, count in fold.series.take_overflows().items():
-            self._own.counter(i.LABEL_OVERFLOW, (label,), 0).add(count, 0)
-        gauges = show_gauges(fold, self._live, self._waiting, self._link.now_ms())
-        return {**fold.series.show(), **gauges}
+            self._own.counter(i.LABEL_OVERFLOW, label).add(count)
+        gauges = sample_gauges(fold, self._state.traces_trims, self._live, self._backlogs, self._link.now_ms())
+        return {**fold.series.sample(), **gauges}
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Take part in the election until `stop`, then hand the state over."""
@@ -135,16 +130,18 @@ class MetricsSink:
             self._lease.confirm(asked)
 
     async def _lead(self, partitions: int) -> None:
-        fold = await self._link.persist("load the metric state", self._load_fold)
+        state = await self._link.persist("load the metric state", self._load_state)
         for n in range(partitions):
-            fold.positions.setdefault(n, Position())
-        behind = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold, partitions))
+            state.positions.setdefault(n, Position())
+            state.traces_trims.setdefault(n, TracesTrims())
+        fold = Fold(state.series, self._own, state.positions)
+        catch_up = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold, partitions))
         await self._link.persist("read known facts", lambda: self._recall(fold, partitions))
-        self._fold = fold
+        self._state, self._fold = state, fold
         async with asyncio.TaskGroup() as tasks:
             for n in range(partitions):
-                tasks.create_task(self._read(fold, n, behind))
-            await behind.caught_up.wait()
+                tasks.create_task(self._read(fold, n, catch_up))
+            await catch_up.done.wait()
             self._caught_up = True
             logger.info("leading: exporting the fleet's metrics")
             tasks.create_task(self._every(WRITE_PERIOD, "write the metric state", self._writer(fold)))
@@ -154,27 +151,26 @@ class MetricsSink:
             tasks.create_task(self._every(MEASURE_PERIOD, "look at the leases", lambda: self._count_live(partitions)))
             tasks.create_task(self._retire(fold))
 
-    async def _load_fold(self) -> Fold:
+    async def _load_state(self) -> State:
         body = await self._guard.claim()
         if not body:
-            return Fold(Series(), self._own)
+            return State()
         try:
-            series, positions = await asyncio.to_thread(load, body)
+            return await asyncio.to_thread(load, body)
         except UnreadableStateError as error:
             await self._guard.set_aside(body, error)
-            return Fold(Series(), self._own)
-        return Fold(series, self._own, positions)
+            return State()
 
-    async def _find_ends(self, fold: Fold, partitions: int) -> Behind:
+    async def _find_ends(self, fold: Fold, partitions: int) -> CatchUp:
         ends = {}
         for n in range(partitions):
             end = await find_end(self._link, keys.queue(self._prefix, n))
             if end is not None and end.last_entry is not None:
                 ends[n] = end.last_entry
-        behind = Behind(ends)
+        catch_up = CatchUp(ends)
         for n in list(ends):
-            behind.reached(n, fold.positions[n].last_id)
-        return behind
+            catch_up.reached(n, fold.positions[n].last_id)
+        return catch_up
 
     async def _recall(self, fold: Fold, partitions: int) -> None:
         """Read the ids of the last facts counted, newest first over all partitions, to know repeats of them."""
@@ -183,7 +179,7 @@ class MetricsSink:
                 self._link.call, keys.queue(self._prefix, n), start=fold.positions[n].last_id, newest_first=True
             )
             for n in range(partitions)
-            if fold.positions[n].last_id != "0-0"
+            if fold.positions[n].last_id != ZERO_ID
         }
         oldest = dict.fromkeys(pages, float("inf"))
         known: list[str] = []
@@ -196,9 +192,9 @@ class MetricsSink:
             oldest[n] = parse_id(page[-1].id)[0]
             known += [fact_id for entry in page if (fact_id := entry.fact_id) is not None]
         for fact_id in reversed(known):
-            fold.recent.add(fact_id)
+            fold.known.add(fact_id)
 
-    async def _read(self, fold: Fold, n: int, behind: Behind) -> None:
+    async def _read(self, fold: Fold, n: int, catch_up: CatchUp) -> None:
         key = keys.queue(self._prefix, n)
         position = fold.positions[n]
         while True:
@@ -206,10 +202,9 @@ class MetricsSink:
             entries = await self._link.persist("read facts", lambda after=after: read_after(self._link, key, after))  # type: ignore[misc]
             if position.last_id != after:  # the queue began anew while we waited
                 continue
-            for entry_id, payload in entries:
-                fold.apply(n, entry_id, payload)
             if entries:
-                behind.reached(n, position.last_id)
+                fold.apply(n, entries)
+                catch_up.reached(n, position.last_id)
                 await asyncio.sleep(0)
 
     def _writer(self, fold: Fold) -> Callable[[], Awaitable[None]]:
@@ -220,20 +215,24 @@ class MetricsSink:
             changes = fold.changes
             if changes == written or not self._lease.held:
                 return
-            body = await asyncio.to_thread(pack, dump(fold.series, fold.positions))
+            body = await asyncio.to_thread(pack, self._dump(fold))
             if self._lease.held:
                 await self._guard.write(body)
                 written = changes
 
         return write
 
+    def _dump(self, fold: Fold) -> bytes:
+        fold.touch()
+        return dump(self._state)
+
     async def _measure(self, fold: Fold, partitions: int) -> None:
         for n in range(partitions):
             key, position = keys.queue(self._prefix, n), fold.positions[n]
-            self._waiting[n, "metrics"] = await measure_metrics(self._link, key, position)
-            traces = await measure_traces(self._link, key, position.traces)
+            self._backlogs[n, "metrics"] = await measure_metrics(self._link, key, position)
+            traces = await measure_traces(self._link, key, self._state.traces_trims[n])
             if traces is not None:
-                self._waiting[n, "traces"] = traces
+                self._backlogs[n, "traces"] = traces
 
     async def _count_live(self, partitions: int) -> None:
         self._live = await count_live(self._link, self._prefix, partitions)
@@ -254,7 +253,7 @@ class MetricsSink:
         self._step_down()
         try:
             if fold is not None and led and self._lease.held:
-                await self._guard.hand_over(pack(dump(fold.series, fold.positions)))
+                await self._guard.hand_over(pack(self._dump(fold)))
             await self._lease.release()
         except (*TROUBLE, StoodDownError) as error:
             logger.warning("the metric state could not be handed over (%s): a successor replays the queues", error)
@@ -262,4 +261,4 @@ class MetricsSink:
     def _step_down(self) -> None:
         self._fold = None
         self._caught_up = False
-        self._live, self._waiting = {}, {}
+        self._live, self._backlogs = {}, {}

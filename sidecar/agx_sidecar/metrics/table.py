@@ -1,0 +1,126 @@
+"""What a row of the table of metrics consists of: labels, the facts it is fed from, and how its value is taken.
+
+`instruments` has the rows, `fold` compiles them; nothing else has to know a metric by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+Value = Callable[[Any], int | None]  # takes the fact; None: there is nothing to observe
+Counts = Callable[[Any], tuple[int, ...]]
+
+NANO = 1_000_000_000
+
+LABEL_CAP = 50
+SERIES_BUDGET = 2_000
+HISTOGRAM_BUDGET = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Label:
+    """One label, compared by identity.
+
+    `paths` are attributes of the fact, such as `model.provider`. `derive` makes the label's value from theirs; without
+    it there is one path, whose value is taken. A label set is derived once and then cached by the paths' values, so
+    `derive` must depend on nothing else.
+    `values` exist from the start: a series with each of them begins at zero as soon as the other labels are known.
+    `closed`: it has no other values, so they neither fill a cap nor make a series idle.
+    """
+
+    name: str
+    paths: tuple[str, ...] = ()
+    derive: Callable[..., str] | None = None
+    values: tuple[str, ...] = ()
+    closed: bool = False
+    cap: int = LABEL_CAP
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its values are the keys of the instrument's `value`, so one fact is observed under each."""
+        return not self.paths and self.derive is None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The facts that feed an instrument: of one class, where `part` is present and `where`'s path has such a value."""
+
+    fact: type
+    part: str | None = None
+    where: tuple[str, tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instrument:
+    """One metric, compared by identity. Its values are integers of `1 / scale` of the unit.
+
+    `value` takes from a fact what it adds or observes: 1 where it is None. A mapping has one such function for each
+    value of the label that `is_part`. `counts`: the fact has counts per bucket already, and `value` is their sum.
+    `fleet`: only the leader exports it.
+    """
+
+    name: str
+    kind: Kind
+    by: tuple[Label, ...]
+    help: str
+    source: Source | None = None
+    value: Value | Mapping[str, Value] | None = None
+    counts: Counts | None = None
+    scale: int = 1
+    buckets: tuple[int, ...] = ()
+    fleet: bool = True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its labels."""
+        return tuple(label.name for label in self.by)
+
+    @property
+    def budget(self) -> int:
+        """How many label sets it may have."""
+        return HISTOGRAM_BUDGET if self.kind == "histogram" else SERIES_BUDGET
+
+    @property
+    def has_exemplars(self) -> bool:
+        """Whether an observation links to its trace: durations do."""
+        return self.kind == "histogram" and self.scale == NANO and self.counts is None
+
+
+def counter(
+    name: str,
+    by: tuple[Label, ...],
+    text: str,
+    source: Source | None = None,
+    value: Value | Mapping[str, Value] | None = None,
+    scale: int = 1,
+) -> Instrument:
+    """Return the row of a counter of the fleet."""
+    return Instrument(name, "counter", by, text, source, value, scale=scale)
+
+
+def gauge(name: str, by: tuple[Label, ...], text: str, scale: int = 1) -> Instrument:
+    """Return the row of a gauge of the fleet: measured, not fed from facts."""
+    return Instrument(name, "gauge", by, text, scale=scale)
+
+
+def histogram(
+    name: str,
+    by: tuple[Label, ...],
+    text: str,
+    buckets: tuple[int, ...],
+    source: Source,
+    value: Value | Mapping[str, Value],
+    counts: Counts | None = None,
+    scale: int = NANO,
+) -> Instrument:
+    """Return the row of a histogram of the fleet."""
+    return Instrument(name, "histogram", by, text, source, value, counts, scale, buckets)
+
+
+def own(name: str, by: tuple[Label, ...], text: str, scale: int = 1) -> Instrument:
+    """Return the row of a metric that each replica has about itself."""
+    kind: Kind = "counter" if name.endswith("_total") else "gauge"
+    return Instrument(name, kind, by, text, scale=scale, fleet=False)
