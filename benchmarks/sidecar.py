@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from agx.embedded.child import Child, draw_ports
 from agx.embedded.server import EmbeddedServer
 from agx.facts import schema as facts
+from agx.facts.reader import QueueEntry
 from agx.redis import keys
 from agx_sidecar.link import Link
 from agx_sidecar.metrics.exposition import render
@@ -245,17 +246,17 @@ async def scrape_pause() -> tuple[float, float, int]:
     for n, payload in enumerate(many):
         for agent in range(40):
             changed = payload.replace(b'"agent":"agent-', b'"agent":"a%d-' % agent).replace(b'"run-', b'"r%d-' % agent)
-            fold.apply(0, f"1700000000000-{n * 40 + agent}", changed)
-    body, _ = render(fold.series.show(), "text/plain")
+            fold.apply(0, [QueueEntry(f"1700000000000-{n * 40 + agent}", changed)])
+    body, _ = render(fold.series.sample(), "text/plain")
     series = sum(not line.startswith(b"#") for line in body.splitlines())
     began = time.perf_counter()
-    render(fold.series.show(), "text/plain")
+    render(fold.series.sample(), "text/plain")
     alone = time.perf_counter() - began
 
-    scrape = asyncio.create_task(asyncio.to_thread(render, fold.series.show(), "text/plain"))
+    scrape = asyncio.create_task(asyncio.to_thread(render, fold.series.sample(), "text/plain"))
     longest, last, n = 0.0, time.perf_counter(), 0
     while not scrape.done():
-        fold.apply(0, f"1700000000001-{n}", payloads[n % len(payloads)])
+        fold.apply(0, [QueueEntry(f"1700000000001-{n}", payloads[n % len(payloads)])])
         n += 1
         now = time.perf_counter()
         longest, last = max(longest, now - last), now

@@ -14,7 +14,7 @@ from .http import make_app
 from .link import Link
 from .metrics import instruments as i
 from .metrics.exposition import Snapshot, render
-from .metrics.series import Series, Shown
+from .metrics.series import Sample, Series
 from .metrics.sink import MetricsSink
 from .replica_metrics import show_replica
 
@@ -54,14 +54,14 @@ class Pages:
 
     async def _copy(self) -> tuple[Snapshot, Snapshot]:
         """Copy this replica's series and the fleet's, between two facts."""
-        fleet = self._metrics.show() if self._metrics is not None else {}
+        fleet = self._metrics.sample() if self._metrics is not None else {}
         return show_replica(self._own, self._link, self._metrics), fleet
 
     def _render(self, own: Snapshot, fleet: Snapshot, accept: str) -> tuple[bytes, str]:
         rendered = render({**own, **fleet}, accept)
         if fleet and self._metrics is not None and not self._metrics.exporting:
             # The lease ran out while we rendered: another may lead by now.
-            rendered = render({**own, i.IS_LEADER: [Shown((), 0)]}, accept)
+            rendered = render({**own, i.IS_LEADER: [Sample((), 0)]}, accept)
         return rendered
 
     async def _show_health(self, request: Request) -> Response:

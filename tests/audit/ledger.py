@@ -20,7 +20,7 @@ from agx.facts.schema import (
     ToolEnded,
 )
 from agx_sidecar.metrics import instruments as i
-from agx_sidecar.metrics.instruments import Instrument
+from agx_sidecar.metrics.table import NANO, Instrument
 
 Series = tuple[str, frozenset[tuple[str, str]]]  # its name, and its labels that are not empty
 
@@ -119,9 +119,10 @@ class Ledger:
 
     def _note_tool(self, tool: ToolEnded) -> None:
         error = tool.error_type or ("_OTHER" if tool.outcome == "error" else "")
-        self._add(i.TOOL_CALLS, 1, tool.agent, tool.tool, tool.outcome)
+        name = tool.tool if tool.known else "__unknown__"
+        self._add(i.TOOL_CALLS, 1, tool.agent, name, tool.outcome)
         self._observe(
-            i.TOOL_DURATION, tool.end_ns - tool.start_ns, tool.tool, error if tool.outcome in ("error", "retry") else ""
+            i.TOOL_DURATION, tool.end_ns - tool.start_ns, name, error if tool.outcome in ("error", "retry") else ""
         )
 
     def _note_beat(self, beat: ProcessBeat) -> None:
@@ -158,14 +159,17 @@ def _ranges(instrument: Instrument) -> list[tuple[float, float]]:
 
 
 def price(call: ModelCall) -> int | None:
-    """Return what genai-prices says of a model response, in nano-dollars; None where it knows no price."""
+    """Return what a response cost in nano-dollars: as reported, else by genai-prices; None where it has no price."""
+    if call.usage.cost_nano_usd is not None:
+        return call.usage.cost_nano_usd
     usage = genai_prices.Usage(
         input_tokens=call.usage.input,
         output_tokens=call.usage.output,
         cache_read_tokens=call.usage.cache_read,
         cache_write_tokens=call.usage.cache_write,
+        cache_write_1h_tokens=call.usage.cache_write_1h,
     )
-    when = datetime.fromtimestamp(call.start_ns / i.NANO, UTC)
+    when = datetime.fromtimestamp(call.start_ns / NANO, UTC)
     for model in (call.response_model, call.request_model):
         if model is None:
             continue
@@ -173,5 +177,5 @@ def price(call: ModelCall) -> int | None:
             found = genai_prices.calc_price(usage, model, provider_id=call.provider, genai_request_timestamp=when)
         except LookupError:
             continue
-        return int((found.total_price * Decimal(i.NANO)).to_integral_value(ROUND_HALF_EVEN))
+        return int((found.total_price * Decimal(NANO)).to_integral_value(ROUND_HALF_EVEN))
     return None

@@ -12,7 +12,8 @@ from ops.boards import Target, filled, metrics_in, rules, targets
 from prometheus_client.parser import text_string_to_metric_families
 from support.waiting import wait_until_sync
 
-from agx_sidecar.metrics.instruments import BY_NAME, Instrument
+from agx_sidecar.metrics.instruments import BY_NAME
+from agx_sidecar.metrics.table import Instrument
 from dashboards.preview.stack import Stack
 
 pytestmark = pytest.mark.prometheus

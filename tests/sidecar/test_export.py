@@ -59,20 +59,20 @@ def open_export(collector: Collector) -> tuple[Export, Series]:
 
 
 def failed(own: Series) -> int:
-    return own.counter(i.SPANS_FAILED, (), 0).value
+    return own.counter(i.SPANS_FAILED).value
 
 
 def exported(own: Series) -> int:
-    return own.counter(i.SPANS_EXPORTED, (), 0).value
+    return own.counter(i.SPANS_EXPORTED).value
 
 
 def last_success(own: Series) -> int:
-    return own.counter(i.EXPORT_SUCCESS, (), 0).value
+    return own.counter(i.EXPORT_SUCCESS).value
 
 
 async def test_the_time_of_the_last_success_is_exported_before_there_is_one() -> None:
     _, own = open_export(Collector(lambda runs, _: TAKEN))
-    assert [(each.labels, each.value) for each in own.show()[i.EXPORT_SUCCESS]] == [((), 0)]
+    assert [(each.labels, each.value) for each in own.sample()[i.EXPORT_SUCCESS]] == [((), 0)]
 
 
 @pytest.mark.parametrize("bad", [{"r0"}, {"r3"}, {"r5"}, {"r0", "r1", "r5"}, set(RUNS)])

@@ -12,37 +12,38 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from support.made_facts import TRACE_ID, ended, node, started, tool
 
+from agx.facts.reader import QueueEntry
 from agx.facts.schema import encode
 from agx_sidecar.metrics import instruments as i
 from agx_sidecar.metrics.exposition import render
 from agx_sidecar.metrics.fold import Fold, Position
-from agx_sidecar.metrics.series import Series, Shown
+from agx_sidecar.metrics.series import Sample, Series
 
 TEXT = "text/plain; version=0.0.4"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 @pytest.fixture
-def snapshot() -> dict[i.Instrument, list[Shown]]:
+def snapshot() -> dict[i.Instrument, list[Sample]]:
     """Every instrument of the catalogue, with a cell at least."""
     fold = Fold(Series(), Series(), {0: Position()})
     facts = (started(), node(), tool(), ended(), ended("run-2", outcome="failed", error_type='Odd"\nname\\'))
     for n, fact in enumerate(facts):
-        fold.apply(0, f"1700000000000-{n}", encode(fact))
+        fold.apply(0, [QueueEntry(f"1700000000000-{n}", encode(fact))])
     return {
-        **{each: [Shown(tuple("x" for _ in each.labels), 1)] for each in i.CATALOGUE if each.kind != "histogram"},
-        **{each: [Shown((), 0, (0,) * 15)] for each in (i.APPEND_LATENCY,)},
-        **fold.series.show(),
+        **{each: [Sample(tuple("x" for _ in each.labels), 1)] for each in i.CATALOGUE if each.kind != "histogram"},
+        **{each: [Sample((), 0, (0,) * 15)] for each in (i.APPEND_LATENCY,)},
+        **fold.series.sample(),
     }
 
 
-def test_promtool_finds_nothing_to_say(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+def test_promtool_finds_nothing_to_say(snapshot: dict[i.Instrument, list[Sample]]) -> None:
     body, _ = render(snapshot, TEXT)
     checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
 
 
-def test_every_metric_of_the_catalogue_is_there_with_its_labels(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+def test_every_metric_of_the_catalogue_is_there_with_its_labels(snapshot: dict[i.Instrument, list[Sample]]) -> None:
     body, content_type = render(snapshot, TEXT)
     assert content_type.startswith("text/plain")
     families = {family.name: family for family in parse_text(body.decode())}
@@ -55,7 +56,7 @@ def test_every_metric_of_the_catalogue_is_there_with_its_labels(snapshot: dict[i
     assert families == {}
 
 
-def test_openmetrics_has_exemplars_and_nothing_created(snapshot: dict[i.Instrument, list[Shown]]) -> None:
+def test_openmetrics_has_exemplars_and_nothing_created(snapshot: dict[i.Instrument, list[Sample]]) -> None:
     body, content_type = render(snapshot, OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     assert b"_created" not in body
@@ -69,8 +70,8 @@ def test_openmetrics_has_exemplars_and_nothing_created(snapshot: dict[i.Instrume
     assert float(exemplars[0].timestamp) == 1_700_000_002.5
 
 
-def test_a_histogram_is_cumulated(snapshot: dict[i.Instrument, list[Shown]]) -> None:
-    cell = Shown((), 3_500_000, tuple([2, 0, 1] + [0] * 12))
+def test_a_histogram_is_cumulated(snapshot: dict[i.Instrument, list[Sample]]) -> None:
+    cell = Sample((), 3_500_000, tuple([2, 0, 1] + [0] * 12))
     body, _ = render({i.APPEND_LATENCY: [cell]}, TEXT)
     lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
     assert lines[:3] == [
@@ -119,7 +120,7 @@ def test_a_sum_never_falls_by_rounding() -> None:
     values = [0, 1, 10**9 - 1, 10**9, 10**9 + 1, 2**53, 2**53 + 1, 2**63, 2**63 + 12_345, 10**24]
     rendered = []
     for value in values:
-        body, _ = render({i.COST: [Shown(("a", "b", "c"), value)]}, TEXT)
+        body, _ = render({i.COST: [Sample(("a", "b", "c"), value)]}, TEXT)
         found = re.search(rb"} (\S+)$", body, re.MULTILINE)
         assert found
         rendered.append(float(found[1]))
@@ -132,15 +133,15 @@ async def test_facts_are_folded_while_a_page_is_rendered() -> None:
     fold = Fold(Series(), Series(), {0: Position()})
     for scope, agent in itertools.product(range(60), range(30)):
         names = {"scope": f"s{scope}", "agent": f"a{agent}"}
-        fold.apply(0, f"1700000000000-{scope * 30 + agent}", encode(ended(f"{scope}-{agent}", **names)))
-    snapshot = fold.series.show()
+        fold.apply(0, [QueueEntry(f"1700000000000-{scope * 30 + agent}", encode(ended(f"{scope}-{agent}", **names)))])
+    snapshot = fold.series.sample()
     alone, _ = render(snapshot, TEXT)
     assert alone.count(b"\n") > 5_000
 
     scrape = asyncio.create_task(asyncio.to_thread(render, snapshot, TEXT))
     folded = 0
     while not scrape.done():
-        fold.apply(0, f"1700000000001-{folded}", encode(ended(f"new-{folded}")))
+        fold.apply(0, [QueueEntry(f"1700000000001-{folded}", encode(ended(f"new-{folded}")))])
         folded += 1
         await asyncio.sleep(0)
     assert folded > 20

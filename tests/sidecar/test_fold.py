@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from support.made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, started, tool, trace, usage
 
+from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
     APPEND_BUCKETS,
     Fact,
@@ -17,6 +19,7 @@ from agx.facts.schema import (
 from agx_sidecar.metrics import instruments as i
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.series import Counter, Histogram, Series
+from agx_sidecar.metrics.table import Instrument
 
 AT_MS = T0 // 1_000_000
 
@@ -32,25 +35,25 @@ class Folding:
         for fact in these:
             self.add_raw(encode(fact))
 
-    def add_raw(self, payload: bytes | None) -> None:
-        self.fold.apply(0, f"{AT_MS}-{next(self._ids)}", payload)
+    def add_raw(self, payload: bytes) -> None:
+        self.fold.apply(0, [QueueEntry(f"{AT_MS}-{next(self._ids)}", payload)])
 
-    def count(self, instrument: i.Instrument, *labels: str) -> int:
+    def count(self, instrument: Instrument, *labels: str) -> int:
         cell = self.fold.series.cells[instrument][labels]
         assert isinstance(cell, Counter)
         return cell.value
 
-    def own(self, instrument: i.Instrument, *labels: str) -> int:
+    def own(self, instrument: Instrument, *labels: str) -> int:
         cell = self.fold.own.cells[instrument][labels]
         assert isinstance(cell, Counter)
         return cell.value
 
-    def histogram(self, instrument: i.Instrument, *labels: str) -> Histogram:
+    def histogram(self, instrument: Instrument, *labels: str) -> Histogram:
         cell = self.fold.series.cells[instrument][labels]
         assert isinstance(cell, Histogram)
         return cell
 
-    def observed(self, instrument: i.Instrument, *labels: str) -> tuple[int, int]:
+    def observed(self, instrument: Instrument, *labels: str) -> tuple[int, int]:
         """How many observations, and their sum."""
         cell = self.histogram(instrument, *labels)
         return sum(cell.counts), cell.sum
@@ -194,7 +197,7 @@ def test_a_process_beat_adds_its_increments_and_is_kept_for_the_gauges(folding: 
     assert folding.count(i.LISTENER_GAPS, "shop") == 4
     assert folding.count(i.LISTENER_REREADS, "shop") == 8
     assert folding.observed(i.APPEND_LATENCY) == (4, 4_000_000)
-    assert folding.fold.beats["shop", "pod-1"][1].listeners == 9
+    assert folding.fold.heartbeats["shop", "pod-1"][1].listeners == 9
 
 
 def test_counts_of_other_buckets_are_not_merged(folding: Folding) -> None:
@@ -210,8 +213,8 @@ def test_a_repeated_fact_counts_once(folding: Folding) -> None:
     assert folding.fold.positions[0].count == 3
 
 
-@pytest.mark.parametrize("payload", [None, b"", b"\xff", b"[]", b"{}", b'{"kind":"run.end","id":7}', b"null"])
-def test_a_malformed_fact_is_counted_and_passed_over(folding: Folding, payload: bytes | None) -> None:
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"[]", b"{}", b'{"kind":"run.end","id":7}', b"null"])
+def test_a_malformed_fact_is_counted_and_passed_over(folding: Folding, payload: bytes) -> None:
     folding.add_raw(payload)
     folding.add(ended())
     assert folding.own(i.MALFORMED) == 1
@@ -226,7 +229,7 @@ def test_a_newer_fact_is_counted_as_unknown(folding: Folding) -> None:
     assert i.RUNS not in folding.fold.series.cells
 
 
-def test_series_of_an_agent_are_born_at_zero(folding: Folding) -> None:
+def test_series_of_an_agent_are_zero_initialized(folding: Folding) -> None:
     folding.add(started())
     for outcome in i.OUTCOMES:
         assert folding.count(i.RUNS, "acme", "support", outcome) == 0
@@ -260,4 +263,62 @@ def test_counters_never_fall_whatever_a_fact_says(folding: Folding) -> None:
 
 def test_two_processes_of_a_service_are_two_beats(folding: Folding) -> None:
     folding.add(beat(1), beat(2, service=Service(SERVICE.name, None, "pod-2")))
-    assert set(folding.fold.beats) == {("shop", "pod-1"), ("shop", "pod-2")}
+    assert set(folding.fold.heartbeats) == {("shop", "pod-1"), ("shop", "pod-2")}
+
+
+def test_an_invented_tool_does_not_take_the_room_of_a_real_one(folding: Folding) -> None:
+    folding.add(*(tool(call_id=f"c{n}", tool=f"invented-{n}", known=False, outcome="retry") for n in range(110)))
+    folding.add(tool(call_id="real"))
+    assert folding.count(i.TOOL_CALLS, "support", i.UNKNOWN_TOOL, "retry") == 110
+    assert folding.observed(i.TOOL_DURATION, i.UNKNOWN_TOOL, "")[0] == 110
+    assert folding.count(i.TOOL_CALLS, "support", "lookup", "ok") == 1
+    assert folding.fold.series.take_overflows() == {}
+
+
+def test_names_of_any_length_are_cut_and_not_cached(folding: Folding) -> None:
+    for n in range(3):
+        folding.add(ended(f"run-{n}", agent="a" * 200 + str(n)))
+    assert folding.count(i.RUNS, "acme", "a" * 200, "completed") == 3
+    assert folding.count(i.RUNS, "acme", "a" * 200, "failed") == 0
+
+
+def test_cost_is_what_the_response_was_priced_at(folding: Folding) -> None:
+    folding.add(node(model=call(request_model="ours", usage=usage(cost_nano_usd=77))))
+    assert folding.count(i.COST, "acme", "support", "ours") == 77
+    assert folding.count(i.UNPRICED, "ours") == 0
+
+
+def test_a_repaired_fact_counts_and_the_repair_too(folding: Folding) -> None:
+    folding.add_raw(encode(node()).replace(b'"output":200', b'"output":200.9'))
+    assert folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", "output") == 160
+    assert folding.own(i.REPAIRED) == 1
+    assert folding.own(i.FACTS, "node") == 1
+
+
+@pytest.mark.parametrize("field", ["start_ns", "end_ns"])
+def test_a_time_beyond_all_measure_is_malformed(folding: Folding, field: str) -> None:
+    raw = json.loads(encode(ended()))
+    for number in (-(10**400), 10**400, int("9" * 4_299)):
+        folding.add_raw(json.dumps({**raw, "id": str(number)[:9], field: number}).encode())
+    assert folding.own(i.MALFORMED) == 3
+    assert i.RUNS not in folding.fold.series.cells
+
+
+def test_an_idle_agent_is_forgotten_and_counts_again_from_zero(folding: Folding) -> None:
+    folding.add(ended("run-1"))
+    now = AT_MS // 1000
+    folding.fold.forget_idle(now)
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 1
+    folding.fold.forget_idle(now + i.SERIES_IDLE + 1)
+    assert not folding.fold.series.cells[i.RUNS]
+    folding.add(ended("run-2"))
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 1
+
+
+def test_a_busy_agent_is_not_idle(folding: Folding) -> None:
+    folding.add(ended("run-1"))
+    for hours in range(1, 40):
+        at_ms = AT_MS + hours * 3_600_000
+        folding.fold.apply(0, [QueueEntry(f"{at_ms}-0", encode(ended(f"later-{hours}")))])
+        folding.fold.forget_idle(at_ms // 1000)
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 40

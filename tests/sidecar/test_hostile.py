@@ -13,11 +13,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from support.made_facts import beat, ended, node, started, tool
 
+from agx.facts.reader import QueueEntry
 from agx.facts.schema import decode, encode
 from agx_sidecar.metrics.exposition import render
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.series import Histogram, Series
-from agx_sidecar.metrics.state import dump, load, pack
+from agx_sidecar.metrics.state import State, dump, load, pack
 from agx_sidecar.traces.spans import spans_of
 
 FACTS = [orjson.loads(encode(fact)) for fact in (started(), node(), tool(), ended(), beat())]
@@ -65,19 +66,19 @@ def test_whatever_a_fact_says_the_pages_parse_and_nothing_falls(payloads: list[b
     fold = Fold(Series(), Series(), {0: Position()})
     before: dict[tuple[str, tuple[str, ...]], int] = {}
     for n, payload in enumerate(payloads):
-        fold.apply(0, f"1700000000000-{n}", payload)
+        fold.apply(0, [QueueEntry(f"1700000000000-{n}", payload)])
         after = totals(fold)
         assert all(after[key] >= value for key, value in before.items())
         before = after
     assert fold.positions[0].count == len(payloads)
-    shown = fold.series.show()
-    text, _ = render(shown, "text/plain")
-    openmetrics, _ = render(shown, "application/openmetrics-text; version=1.0.0")
-    families = {instrument.name.removesuffix("_total") for instrument in shown}
+    samples = fold.series.sample()
+    text, _ = render(samples, "text/plain")
+    openmetrics, _ = render(samples, "application/openmetrics-text; version=1.0.0")
+    families = {instrument.name.removesuffix("_total") for instrument in samples}
     assert {family.name for family in parse_text(text.decode())} == families
     assert {family.name for family in parse_openmetrics(openmetrics.decode())} == families
-    series, _ = load(pack(dump(fold.series, fold.positions)))
-    assert render(series.show(), "text/plain") == render(shown, "text/plain")
+    state = load(pack(dump(State(fold.series, fold.positions))))
+    assert render(state.series.sample(), "text/plain") == render(samples, "text/plain")
 
 
 @example(encode(node()).replace(b'"first_chunk_ns":150000000', b'"first_chunk_ns":1' + b"0" * 400))
@@ -89,8 +90,8 @@ def test_whatever_a_fact_says_its_spans_are_made_or_refused_with_a_value_error(p
         return
 
 
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=50).map(str.encode), st.none()))
-def test_whatever_stands_in_the_queue_is_passed_over(payload: bytes | None) -> None:
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=50).map(str.encode)))
+def test_whatever_stands_in_the_queue_is_passed_over(payload: bytes) -> None:
     fold = Fold(Series(), Series(), {0: Position()})
-    fold.apply(0, "1700000000000-0", payload)
+    fold.apply(0, [QueueEntry("1700000000000-0", payload)])
     assert fold.positions[0].count == 1

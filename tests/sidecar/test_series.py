@@ -1,20 +1,30 @@
-"""Caps, budgets, births and burials of series."""
+"""Caps, budgets, zero-initialization and retirement of series."""
 
 from __future__ import annotations
 
 import pytest
 
 from agx_sidecar.metrics import instruments as i
-from agx_sidecar.metrics.births import bear_agent
 from agx_sidecar.metrics.series import LABEL_LENGTH, Series
+from agx_sidecar.metrics.table import SERIES_BUDGET, Instrument
 
 
-def count(series: Series, instrument: i.Instrument, *labels: str) -> None:
-    series.counter(instrument, labels, 0).add(1, 0)
+def count(series: Series, instrument: Instrument, *labels: str) -> None:
+    cell = series.counter(instrument, *labels)
+    cell.add()
+    cell.touched = series.now
 
 
-def values(series: Series, instrument: i.Instrument) -> dict[tuple[str, ...], int]:
-    return {shown.labels: shown.value for shown in series.show()[instrument]}
+def zero_initialize_agent(series: Series, scope: str, agent: str) -> None:
+    """What a run's first fact makes known."""
+    known = {"scope": scope, "agent": agent, "gen_ai_agent_name": agent}
+    for instrument in i.CATALOGUE:
+        if instrument.source and all(label.values or label.name in known for label in instrument.by):
+            series.zero_initialize(instrument, [label.values or (known[label.name],) for label in instrument.by])
+
+
+def values(series: Series, instrument: Instrument) -> dict[tuple[str, ...], int]:
+    return {sample.labels: sample.value for sample in series.sample()[instrument]}
 
 
 def test_past_its_cap_a_label_counts_under_other_and_what_is_there_stays() -> None:
@@ -41,7 +51,7 @@ def test_a_cap_holds_over_all_metrics_with_the_label() -> None:
 @pytest.mark.parametrize(
     ("instrument", "cap"), [(i.LISTENER_GAPS, 50), (i.UNPRICED, 100), (i.TOOL_CALLS, 100), (i.RUN_ERRORS, 50)]
 )
-def test_each_label_has_its_cap(instrument: i.Instrument, cap: int) -> None:
+def test_each_label_has_its_cap(instrument: Instrument, cap: int) -> None:
     series = Series()
     wide = instrument.labels.index("error_type") if "error_type" in instrument.labels else -1
     if "tool" in instrument.labels:
@@ -54,7 +64,7 @@ def test_each_label_has_its_cap(instrument: i.Instrument, cap: int) -> None:
 
 
 @pytest.mark.parametrize("instrument", [i.CANCELLATIONS, i.TOKENS, i.COST])
-def test_a_counter_never_has_more_than_2000_series(instrument: i.Instrument) -> None:
+def test_a_counter_never_has_more_than_2000_series(instrument: Instrument) -> None:
     series = Series()
     total = 0
     for scope in range(90):
@@ -68,7 +78,7 @@ def test_a_counter_never_has_more_than_2000_series(instrument: i.Instrument) -> 
     assert sum(seen.values()) == total
     assert any(i.OTHER in labels for labels in seen)
     # The closed labels keep their meaning.
-    closed = [n for n, label in enumerate(instrument.labels) if label in i.CLOSED_LABELS]
+    closed = [n for n, label in enumerate(instrument.by) if label.closed]
     assert all(labels[n] != i.OTHER for labels in seen for n in closed)
 
 
@@ -77,44 +87,46 @@ def test_a_histogram_never_has_more_than_200_label_sets() -> None:
     for agent in range(100):
         for kind in i.STAGES:
             for outcome in i.OUTCOMES:
-                series.histogram(i.NODE_DURATION, (f"a{agent}", kind, outcome), 0).observe(7, 0)
-    shown = series.show()[i.NODE_DURATION]
-    assert len(shown) <= 200
-    assert sum(sum(cell.counts) for cell in shown) == 100 * 3 * 4
+                series.histogram(i.NODE_DURATION, f"a{agent}", kind, outcome).observe(7)
+    samples = series.sample()[i.NODE_DURATION]
+    assert len(samples) <= 200
+    assert sum(sum(sample.counts) for sample in samples) == 100 * 3 * 4
 
 
-def test_births_leave_room_for_what_happens() -> None:
+def test_zero_initialization_leaves_room_for_what_happens() -> None:
     series = Series()
     for scope in range(100):
-        bear_agent(series, f"s{scope}", "support", 0)
-        bear_agent(series, f"s{scope}", "writer", 0)
-    assert len(series.cells[i.CANCELLATIONS]) <= i.SERIES_BUDGET // 2
+        zero_initialize_agent(series, f"s{scope}", "support")
+        zero_initialize_agent(series, f"s{scope}", "writer")
+    assert len(series.cells[i.CANCELLATIONS]) <= SERIES_BUDGET // 2
     assert series.take_overflows() == {}
     count(series, i.CANCELLATIONS, "s99", "writer", "call_tools", "task")
     assert values(series, i.CANCELLATIONS)["s99", "writer", "call_tools", "task"] == 1
 
 
-def test_an_idle_agent_is_buried_and_returns_at_zero() -> None:
+def test_an_idle_agent_is_retired_and_returns_at_zero() -> None:
     series = Series()
-    bear_agent(series, "acme", "old", 0)
-    series.counter(i.RUNS, ("acme", "old", "completed"), 0).add(5, 0)
-    series.counter(i.RUNS, ("acme", "busy", "completed"), 0).add(1, 0)
-    series.counter(i.RUNS, ("acme", "busy", "completed"), 0).add(1, 100)
+    zero_initialize_agent(series, "acme", "old")
+    count(series, i.RUNS, "acme", "old", "completed")
+    count(series, i.RUNS, "acme", "busy", "completed")
+    series.now = 100
+    count(series, i.RUNS, "acme", "busy", "completed")
     assert series.retire(50)
     assert values(series, i.RUNS) == {("acme", "busy", "completed"): 2}
-    assert "old" not in series.values("agent")
-    assert series.counter(i.RUNS, ("acme", "old", "completed"), 60).value == 0
+    assert "old" not in series.values(i.AGENT)
+    assert series.counter(i.RUNS, "acme", "old", "completed").value == 0
 
 
-def test_the_zeros_of_a_busy_agent_are_not_buried() -> None:
+def test_the_zeros_of_a_busy_agent_are_not_retired() -> None:
     series = Series()
-    bear_agent(series, "acme", "support", 0)
-    series.counter(i.RUNS, ("acme", "support", "completed"), 0).add(1, 100)
+    zero_initialize_agent(series, "acme", "support")
+    series.now = 100
+    count(series, i.RUNS, "acme", "support", "completed")
     series.retire(50)
     assert values(series, i.RUNS)["acme", "support", "failed"] == 0
 
 
-def test_a_buried_value_makes_room_under_its_cap() -> None:
+def test_a_retired_value_makes_room_under_its_cap() -> None:
     series = Series()
     for n in range(100):
         count(series, i.STREAM_EVENTS, f"scope-{n}")
@@ -128,6 +140,8 @@ def test_a_very_long_value_is_cut() -> None:
     count(series, i.STREAM_EVENTS, "x" * 5_000)
     count(series, i.STREAM_EVENTS, "x" * 6_000)
     assert values(series, i.STREAM_EVENTS) == {("x" * LABEL_LENGTH,): 2}
+    zero_initialize_agent(series, "y" * 5_000, "z" * 300)
+    assert {len(label) for sample in series.sample()[i.RUNS] for label in sample.labels[:2]} == {LABEL_LENGTH}
 
 
 def test_no_user_session_or_run_is_ever_a_label() -> None:

@@ -15,8 +15,8 @@ The sidecar serves these metrics at `:9464/metrics`, as Prometheus text or as Op
 exemplars on durations of sampled runs. This page is generated from `sidecar/agx_sidecar/metrics/instruments.py`.
 
 - **Exact.** Sums are kept as integers (nanoseconds, tokens, nano-dollars), and each fact counts once. A counter never
-  falls and never exceeds what happened, whichever sidecar is killed, paused or replaced, as long as Redis keeps its data
-  and facts are not trimmed unread, which `agx_queue_trimmed_total` counts.
+  falls and never exceeds what happened, whichever sidecar is killed, paused or replaced, as long as Redis keeps its
+  data and facts are not trimmed unread, which `agx_queue_trimmed_total` counts.
 - **One observation per model request and tool call**, however it ended. A cancelled one has an empty `error_type`,
   which Prometheus treats as no label. A tool call that was denied or deferred counts with the time until that decision.
 - **Initialized at zero.** The series of an agent, model or tool exist from its first fact on, so `increase()` sees the
@@ -40,8 +40,8 @@ _FLEET = """\
 ## The fleet's metrics
 
 Only the leader exports these. For Prometheus two leaders are two instances: aggregate with
-`max without (instance, pod)` before you sum. The relabelling in [`deploy/prometheus.yml`](../deploy/prometheus.yml) clears the target's labels of
-these series, which makes a takeover invisible; the chart's monitors have it too.
+`max without (instance, pod)` before you sum. The relabelling in [`deploy/prometheus.yml`](../deploy/prometheus.yml)
+clears the target's labels of these series, which makes a takeover invisible; the chart's monitors have it too.
 
 """
 

@@ -7,7 +7,7 @@ adds to; on the first fact of such a key it finds them in the series and zero-in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -15,10 +15,12 @@ from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
     Fact,
     MalformedFactError,
+    NodeEnded,
     ProcessBeat,
     UnknownFactError,
     decode,
 )
+from agx.redis.entry_id import parse_id
 
 from . import instruments as i
 from .series import LABEL_LENGTH, Cell, Counter, Histogram, Series
@@ -102,8 +104,10 @@ class _Feeder:
         self.part = source.part
         self._series = series
         self._fed = [each for each in table if each.source and _group(each.source) == _group(source)]
-        self._table = [each for each in table if each.source]
-        self._key = _key_of(self._fed)
+        paths = _paths_of(self._fed)
+        # What takes from a fact, in one step, all that decides about labels.
+        self._key: Callable[[Any], Any] = attrgetter(*sorted(paths)) if paths else lambda fact: ()
+        self._known = [each for each in table if each.source and all(_is_known(label, paths) for label in each.by)]
         self._end_ns: Callable[[Any], int] = attrgetter(f"{self.part}.end_ns" if self.part else "end_ns")
         self._plans: dict[Any, _Plan] = {}
 
@@ -117,8 +121,8 @@ class _Feeder:
         for counter in plan.ones:
             counter.value += 1
         for counter, value in plan.sums:
-            if amount := value(fact):
-                counter.add(amount)
+            if (amount := value(fact)) is not None and amount > 0:
+                counter.value += amount
         for histogram, value in plan.observations:
             histogram.observe(value(fact) or 0)
         if plan.durations:
@@ -146,9 +150,9 @@ class _Feeder:
         self._plans.clear()
 
     def _make_plan(self, key: Any, fact: Any) -> _Plan:
-        for instrument in self._table:
-            if (choices := _known_values(instrument, fact)) is not None:
-                self._series.zero_initialize(instrument, choices)
+        for instrument in self._known:
+            choices = [label.values or (_derive(label, fact),) for label in instrument.by]
+            self._series.zero_initialize(instrument, choices)
         diverted = self._series.diverted
         plan = _Plan()
         for instrument in self._fed:
@@ -166,19 +170,15 @@ def _group(source: Source) -> tuple[type, str | None]:
     return source.fact, source.part
 
 
-def _key_of(fed: Sequence[Instrument]) -> Callable[[Any], Any]:
-    """Return what takes from a fact, in one step, all that decides about labels."""
+def _paths_of(fed: Sequence[Instrument]) -> set[str]:
+    """Return the attributes of a fact that decide about labels, and about which instruments it feeds."""
     paths = {path for each in fed for label in each.by for path in label.paths}
-    paths |= {each.source.where[0] for each in fed if each.source and each.source.where}
-    return attrgetter(*sorted(paths)) if paths else lambda fact: ()
+    return paths | {each.source.where[0] for each in fed if each.source and each.source.where}
 
 
-def _known_values(instrument: Instrument, fact: Any) -> list[tuple[str, ...]] | None:
-    """Return, per label, the values that exist once this fact is known; None if the fact does not have them all."""
-    try:
-        return [label.values or (_derive(label, fact),) for label in instrument.by]
-    except AttributeError:  # of another kind of fact, or of a part that this fact does not have
-        return None
+def _is_known(label: Label, paths: set[str]) -> bool:
+    """Whether a label's first values are known to a feeder whose key has these paths."""
+    return bool(label.values) or (bool(label.paths) and paths.issuperset(label.paths))
 
 
 def _derive(label: Label, fact: Any) -> str:
@@ -214,45 +214,57 @@ class Fold:
         self.known = Deduplicator()
         # Per process: when it was received (server ms), what it says.
         self.heartbeats: dict[tuple[str, str], tuple[int, ProcessBeat]] = {}
-        self.changes = 0  # goes up with every entry, so that a state is written only if it has changed
+        self.changes = 0  # goes up with every batch, so that a state is written only if it has changed
         self._count_repair = own.counter(i.REPAIRED).add
+        self._kinds = {kind: own.counter(i.FACTS, kind) for kind in i.FACT_KIND.values}
         self._feeders: dict[type, list[_Feeder]] = {}
         sources = {_group(each.source): each.source for each in table if each.source}
         for source in sources.values():
             self._feeders.setdefault(source.fact, []).append(_Feeder(series, source, table))
 
-    def apply(self, partition: int, entries: Iterable[QueueEntry]) -> None:
+    def apply(self, partition: int, entries: Sequence[QueueEntry]) -> None:
         """Count a batch of queue entries; a malformed, unknown or repeated one moves the position only."""
         position = self.positions[partition]
+        self.series.now = parse_id(entries[-1].id)[0] // 1000
+        self.changes += 1
         for entry in entries:
             position.last_id = entry.id
             position.count += 1
-            self.changes += 1
-            at_ms = int(entry.id.partition("-")[0])
-            self.series.now = at_ms // 1000
             fact = self._decode(entry.payload)
             if fact is None:
                 continue
             for feeder in self._feeders.get(type(fact), ()):
                 if feeder.part is None or getattr(fact, feeder.part) is not None:
                     feeder.feed(fact)
+            if isinstance(fact, NodeEnded) and fact.failed_attempts:
+                self._feed_attempts(fact)
             if isinstance(fact, ProcessBeat):
-                self.heartbeats[fact.service.name, fact.service.instance or ""] = (at_ms, fact)
+                received_ms = parse_id(entry.id)[0]
+                self.heartbeats[fact.service.name, fact.service.instance or ""] = (received_ms, fact)
+
+    def _feed_attempts(self, node: NodeEnded) -> None:
+        """Count each failed attempt as a model request of its own: that of a node that failed with it."""
+        for call in node.failed_attempts:
+            attempt = dataclasses.replace(node, model=call, outcome="failed", error_type=call.error_type)
+            for feeder in self._feeders[NodeEnded]:
+                if feeder.part == "model":
+                    feeder.feed(attempt)
 
     def _decode(self, payload: bytes) -> Fact | None:
         """Return a fact that has not been counted, and count what kind of entry it is."""
-        own = self.own
         try:
             fact = decode(payload, self._count_repair)
         except MalformedFactError:
-            own.counter(i.MALFORMED).add()
+            self.own.counter(i.MALFORMED).add()
             return None
         except UnknownFactError:
-            own.counter(i.FACTS, "unknown").add()
+            self._kinds["unknown"].value += 1
             return None
-        is_new = self.known.add(fact.id)
-        own.counter(i.FACTS, fact.kind if is_new else "repeat").add()
-        return fact if is_new else None
+        if not self.known.add(fact.id):
+            self._kinds["repeat"].value += 1
+            return None
+        self._kinds[fact.kind].value += 1
+        return fact
 
     def touch(self) -> None:
         """Bring the series' times up to date, which feeders only note per key."""

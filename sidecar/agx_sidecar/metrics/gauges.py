@@ -189,7 +189,11 @@ def _by_service(fold: Fold, now_ms: int) -> dict[Instrument, list[Sample]]:
             continue
         name = fold.series.capped(i.SERVICE, heartbeat.service.name)
         listeners, buffered, silence = sums.get(name, (0, 0, 0))
-        sums[name] = (listeners + heartbeat.listeners, buffered + heartbeat.buffered_events, max(silence, heartbeat.silence_ns))
+        sums[name] = (
+            listeners + heartbeat.listeners,
+            buffered + heartbeat.buffered_events,
+            max(silence, heartbeat.silence_ns),
+        )
     services = sorted(sums.items())
     return {
         i.LISTENERS: [Sample((name,), of[0]) for name, of in services],

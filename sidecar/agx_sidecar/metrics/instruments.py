@@ -9,11 +9,27 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-from agx.facts.schema import APPEND_BUCKETS, CHUNK_BUCKETS, NodeEnded, ProcessBeat, RunEnded, RunStarted, ToolEnded
+from agx.facts.schema import NodeEnded, ProcessBeat, RunEnded, RunStarted, ToolEnded
 from agx.telemetry.conventions import CHAT
 
-from .prices import nano_dollars
-from .table import NANO, Instrument, Label, Source, Value, counter, gauge, histogram, own
+from .prices import cost, unpriced
+from .table import (
+    AGENT_BUCKETS,
+    APPEND_NS_BUCKETS,
+    CALL_BUCKETS,
+    CANCEL_BUCKETS,
+    NANO,
+    OPERATION_BUCKETS,
+    TOKEN_BUCKETS,
+    Instrument,
+    Label,
+    Source,
+    Value,
+    counter,
+    gauge,
+    histogram,
+    own,
+)
 
 OTHER = "__other__"  # the value of a label past its cap, or of the widest label past its metric's budget
 UNKNOWN_TOOL = "__unknown__"  # the value of a tool that the agent does not have: the model invented its name
@@ -76,8 +92,8 @@ TOOL_ERROR = Label("error_type", ("outcome", "error_type"), _tool_error, values=
 # Of gauges and of a replica's own metrics, which no fact feeds.
 PARTITION = Label("partition")
 SINK = _closed("sink")
-FACT_KIND = _closed("kind")
-LABEL = Label("label")
+FACT_KIND = _closed("kind", values=("run.start", "node", "tool", "run.end", "process", "repeat", "unknown"))
+LABEL = Label("label", values=("scope", "agent", "model", "tool"))
 VERSION = Label("version")
 
 _REQUEST = (OPERATION, PROVIDER, REQUEST_MODEL)
@@ -125,15 +141,6 @@ def _plain_output(fact: Any) -> int:
     return int(usage.output - usage.reasoning)
 
 
-def _cost(fact: Any) -> int | None:
-    return nano_dollars(fact.model)
-
-
-def _unpriced(fact: Any) -> int | None:
-    usage = fact.model.usage
-    return 1 if (usage.input or usage.output) and nano_dollars(fact.model) is None else None
-
-
 _DISJOINT_TOKENS: Mapping[str, Value] = {
     "input": _plain_input,
     "output": _plain_output,
@@ -147,54 +154,42 @@ _WHOLE_TOKENS: Mapping[str, Value] = {
 }
 
 
-# Upper bounds, in ns, tokens or calls. Source: the GenAI conventions; ours where those have none.
-
-
-def _ns(seconds: tuple[float, ...]) -> tuple[int, ...]:
-    return tuple(round(bound * NANO) for bound in seconds)
-
-
-OPERATION_BUCKETS = _ns(CHUNK_BUCKETS)  # 0.01 x 2^k up to 81.92 s
-AGENT_BUCKETS = tuple(100_000_000 << k for k in range(13))  # 0.1 x 2^k up to 409.6 s
-TOKEN_BUCKETS = tuple(4**k for k in range(14))  # 1 ... 67108864
-CALL_BUCKETS = tuple(2**k for k in range(8))  # 1 ... 128
-CANCEL_BUCKETS = _ns((0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0))
-
-
 # The fleet's metrics: runs.
-RUNS_STARTED = counter("agx_runs_started_total", (SCOPE, AGENT), "Runs begun.", RUN_STARTED)
-RUNS = counter("agx_runs_total", (SCOPE, AGENT, OUTCOME), "Runs ended, by outcome.", RUN_ENDED)
+RUNS_STARTED = counter("agx_runs_started_total", (SCOPE, AGENT), "Runs begun.", source=RUN_STARTED)
+RUNS = counter("agx_runs_total", (SCOPE, AGENT, OUTCOME), "Runs ended, by outcome.", source=RUN_ENDED)
 RUN_DURATION = histogram(
     "agx_run_duration_seconds",
     (AGENT, OUTCOME),
     "Duration of a run, from begin to end.",
-    AGENT_BUCKETS,
-    RUN_ENDED,
-    _duration,
+    buckets=AGENT_BUCKETS,
+    source=RUN_ENDED,
+    value=_duration,
 )
 RUNS_LIVE = gauge("agx_runs_live", (SCOPE,), "Runs whose lease is alive.")
-RUN_ERRORS = counter("agx_run_errors_total", (AGENT, ERROR_NAME), "Runs failed or lost, by type of error.", RUN_FAILED)
+RUN_ERRORS = counter(
+    "agx_run_errors_total", (AGENT, ERROR_NAME), "Runs failed or lost, by type of error.", source=RUN_FAILED
+)
 CANCELLATIONS = counter(
     "agx_cancellations_total",
     (SCOPE, AGENT, STAGE, REASON),
     "Runs cancelled, by the kind of node at the time (none: before the first) and by reason.",
-    RUN_CANCELLED,
+    source=RUN_CANCELLED,
 )
 CANCEL_LATENCY = histogram(
     "agx_cancel_latency_seconds",
     (STAGE,),
     "Server time from cancel() to the run's end, by the kind of node at the time.",
-    CANCEL_BUCKETS,
-    RUN_CANCELLED,
-    _cancel_latency,
+    buckets=CANCEL_BUCKETS,
+    source=RUN_CANCELLED,
+    value=_cancel_latency,
 )
 NODE_DURATION = histogram(
     "agx_node_duration_seconds",
     (AGENT, NODE_KIND, OUTCOME),
     "Duration of a node of the agent's graph.",
-    OPERATION_BUCKETS,
-    NODE,
-    _duration,
+    buckets=OPERATION_BUCKETS,
+    source=NODE,
+    value=_duration,
 )
 
 # Model requests, by the GenAI conventions.
@@ -202,69 +197,69 @@ OPERATION_DURATION = histogram(
     "gen_ai_client_operation_duration_seconds",
     (*_REQUEST, ERROR_TYPE),
     "Duration of a model request, however it ended.",
-    OPERATION_BUCKETS,
-    REQUEST,
-    _request_duration,
+    buckets=OPERATION_BUCKETS,
+    source=REQUEST,
+    value=_request_duration,
 )
 FIRST_CHUNK = histogram(
     "gen_ai_client_operation_time_to_first_chunk_seconds",
     _REQUEST,
     "Time from a streamed model request to its first chunk.",
-    OPERATION_BUCKETS,
-    REQUEST,
-    attrgetter("model.first_chunk_ns"),
+    buckets=OPERATION_BUCKETS,
+    source=REQUEST,
+    value=attrgetter("model.first_chunk_ns"),
 )
 OUTPUT_CHUNK = histogram(
     "gen_ai_client_operation_time_per_output_chunk_seconds",
     _REQUEST,
     "Time between two chunks of a streamed model response.",
-    OPERATION_BUCKETS,
-    REQUEST,
-    attrgetter("model.chunk_sum_ns"),
+    buckets=OPERATION_BUCKETS,
+    source=REQUEST,
+    value=attrgetter("model.chunk_sum_ns"),
     counts=attrgetter("model.chunk_counts"),
 )
 TOKEN_USAGE = histogram(
     "gen_ai_client_token_usage",
     (*_REQUEST, WHOLE_TOKEN_TYPE),
     "Tokens of a model request; input includes the cached ones, output the reasoning ones.",
-    TOKEN_BUCKETS,
-    USAGE_KNOWN,
-    _WHOLE_TOKENS,
+    buckets=TOKEN_BUCKETS,
+    source=USAGE_KNOWN,
+    value=_WHOLE_TOKENS,
     scale=1,
 )
 INVOKE_DURATION = histogram(
     "gen_ai_invoke_agent_duration_seconds",
     (AGENT_NAME, ERROR_TYPE),
     "Duration of a run of the agent.",
-    AGENT_BUCKETS,
-    RUN_ENDED,
-    _duration,
+    buckets=AGENT_BUCKETS,
+    source=RUN_ENDED,
+    value=_duration,
 )
 INFERENCE_CALLS = histogram(
     "gen_ai_invoke_agent_inference_calls",
     (AGENT_NAME, ERROR_TYPE),
     "Model requests of a run.",
-    CALL_BUCKETS,
-    RUN_ENDED,
-    attrgetter("model_calls"),
+    buckets=CALL_BUCKETS,
+    source=RUN_ENDED,
+    value=attrgetter("model_calls"),
     scale=1,
 )
 TOOL_CALLS_PER_RUN = histogram(
     "gen_ai_invoke_agent_tool_calls",
     (AGENT_NAME, ERROR_TYPE),
     "Tool calls of a run.",
-    CALL_BUCKETS,
-    RUN_ENDED,
-    attrgetter("tool_calls"),
+    buckets=CALL_BUCKETS,
+    source=RUN_ENDED,
+    value=attrgetter("tool_calls"),
     scale=1,
 )
 TOOL_DURATION = histogram(
     "gen_ai_execute_tool_duration_seconds",
     (TOOL_NAME, TOOL_ERROR),
     "Duration of a tool call, however it ended.",
-    OPERATION_BUCKETS,
-    TOOL_CALL,
-    _duration,
+    buckets=OPERATION_BUCKETS,
+    source=TOOL_CALL,
+    value=_duration,
 )
 
 # Tokens, cost, tools.
@@ -272,54 +267,63 @@ TOKENS = counter(
     "agx_tokens_total",
     (SCOPE, AGENT, MODEL, TOKEN_TYPE),
     "Tokens used, by disjoint types: their sum is what was used.",
-    USAGE_KNOWN,
-    _DISJOINT_TOKENS,
+    source=USAGE_KNOWN,
+    value=_DISJOINT_TOKENS,
 )
-USAGE = counter("agx_usage_total", (USAGE_SOURCE,), "Model requests, by where their usage comes from.", REQUEST)
+USAGE = counter("agx_usage_total", (USAGE_SOURCE,), "Model requests, by where their usage comes from.", source=REQUEST)
 COST = counter(
-    "agx_cost_usd_total", (SCOPE, AGENT, MODEL), "Price of the tokens used, in US dollars.", USAGE_KNOWN, _cost, NANO
+    "agx_cost_usd_total",
+    (SCOPE, AGENT, MODEL),
+    "Price of the tokens used, in US dollars.",
+    source=USAGE_KNOWN,
+    value=cost,
+    scale=NANO,
 )
 UNPRICED = counter(
     "agx_cost_unpriced_total",
     (MODEL,),
     "Model responses with usage whose model has no known price.",
-    USAGE_KNOWN,
-    _unpriced,
+    source=USAGE_KNOWN,
+    value=unpriced,
 )
-TOOL_CALLS = counter("agx_tool_calls_total", (AGENT, TOOL, TOOL_OUTCOME), "Tool calls, by outcome.", TOOL_CALL)
+TOOL_CALLS = counter("agx_tool_calls_total", (AGENT, TOOL, TOOL_OUTCOME), "Tool calls, by outcome.", source=TOOL_CALL)
 
 # Session streams and listeners.
 STREAM_EVENTS = counter(
     "agx_stream_events_total",
     (SCOPE,),
     "Events that runs appended to their session streams.",
-    RUN_STREAM,
-    attrgetter("stream.events"),
+    source=RUN_STREAM,
+    value=attrgetter("stream.events"),
 )
 STREAM_BYTES = counter(
     "agx_stream_bytes_total",
     (SCOPE,),
     "Bytes that runs appended to their session streams.",
-    RUN_STREAM,
-    attrgetter("stream.bytes"),
+    source=RUN_STREAM,
+    value=attrgetter("stream.bytes"),
 )
 STREAM_RETRIES = counter(
     "agx_stream_append_retries_total",
     (SCOPE,),
     "Appends that were sent again.",
-    RUN_STREAM,
-    attrgetter("stream.retries"),
+    source=RUN_STREAM,
+    value=attrgetter("stream.retries"),
 )
 STREAM_FAILURES = counter(
-    "agx_stream_append_failures_total", (SCOPE,), "Appends given up.", RUN_STREAM, attrgetter("stream.failures")
+    "agx_stream_append_failures_total",
+    (SCOPE,),
+    "Appends given up.",
+    source=RUN_STREAM,
+    value=attrgetter("stream.failures"),
 )
 APPEND_LATENCY = histogram(
     "agx_stream_append_latency_seconds",
     (),
     "Time from an append to its acknowledgement, as measured in the services.",
-    _ns(APPEND_BUCKETS),
-    PROCESS,
-    attrgetter("append_sum_ns"),
+    buckets=APPEND_NS_BUCKETS,
+    source=PROCESS,
+    value=attrgetter("append_sum_ns"),
     counts=attrgetter("append_counts"),
 )
 LISTENERS = gauge("agx_listeners", (SERVICE,), "Listeners of session streams.")
@@ -328,14 +332,18 @@ SILENCE = gauge(
     "agx_run_silence_seconds", (SERVICE,), "Longest time since an event of a run that is alive.", scale=NANO
 )
 LISTENER_GAPS = counter(
-    "agx_listener_gaps_total", (SERVICE,), "Listeners whose cursor had been trimmed.", PROCESS, attrgetter("gaps")
+    "agx_listener_gaps_total",
+    (SERVICE,),
+    "Listeners whose cursor had been trimmed.",
+    source=PROCESS,
+    value=attrgetter("gaps"),
 )
 LISTENER_REREADS = counter(
     "agx_listener_rereads_total",
     (SERVICE,),
     "Listeners too slow for their queue, re-read.",
-    PROCESS,
-    attrgetter("rereads"),
+    source=PROCESS,
+    value=attrgetter("rereads"),
 )
 
 # Scope queues: measured, not fed.

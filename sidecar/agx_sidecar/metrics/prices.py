@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN
 from functools import lru_cache
+from typing import Any
 
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
@@ -19,6 +20,17 @@ from agx.facts.schema import ModelCall
 _NANO = 1_000_000_000
 _MINUTE_NS = 60 * _NANO
 _CACHE_SIZE = 16_384
+
+
+def cost(fact: Any) -> int | None:
+    """Return the price of the response of a node that has one."""
+    return nano_dollars(fact.model)
+
+
+def unpriced(fact: Any) -> int | None:
+    """Return 1 for a response whose tokens have no known price."""
+    usage = fact.model.usage
+    return 1 if (usage.input or usage.output) and nano_dollars(fact.model) is None else None
 
 
 def nano_dollars(call: ModelCall) -> int | None:
@@ -42,16 +54,15 @@ def nano_dollars(call: ModelCall) -> int | None:
 def _price(
     provider: str, response_model: str | None, request_model: str, tokens: tuple[int, ...], minute: int
 ) -> int | None:
-    usage = _consistent(*tokens)
+    when = datetime.fromtimestamp(minute * 60, UTC)
     for model in (response_model, request_model):
         if not model:
             continue
         try:
-            when = datetime.fromtimestamp(minute * 60, UTC)
-            price = calc_price(usage, model, provider_id=provider, genai_request_timestamp=when)
+            price = calc_price(_consistent(*tokens), model, provider_id=provider, genai_request_timestamp=when)
         except LookupError:
             continue
-        except (ValueError, OverflowError, OSError):  # usage that can't be priced; no such time
+        except ValueError:  # usage that can't be priced, such as a negative number of tokens
             return None
         return int((price.total_price * _NANO).to_integral_value(ROUND_HALF_EVEN))
     return None

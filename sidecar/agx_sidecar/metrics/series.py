@@ -14,7 +14,7 @@ from .table import Instrument, Label
 Labels = tuple[str, ...]
 Exemplar = tuple[str, int, int]  # trace id, value in the metric's integer unit, time in ns
 
-MAX_AMOUNT = 2**63  # of anything in one fact: a larger number is a mistake, and breaks whoever has to display it
+MAX_OBSERVED = 2**63  # a larger value is a mistake; facts have 64-bit integers, and their differences one bit more
 LABEL_LENGTH = 200  # characters of a label's value
 
 
@@ -30,7 +30,7 @@ class Counter:
     def add(self, amount: int = 1) -> None:
         """Add an amount; a negative one counts as 0."""
         if amount > 0:
-            self.value += min(amount, MAX_AMOUNT)
+            self.value += amount
 
 
 class Histogram:
@@ -47,8 +47,8 @@ class Histogram:
 
     def observe(self, value: int, trace_id: str | None = None, at_ns: int = 0) -> None:
         """Count a value; a negative one counts as 0, because a clock was set back between begin and end."""
-        if not 0 <= value < MAX_AMOUNT:
-            value = 0 if value < 0 else MAX_AMOUNT
+        if not 0 <= value < MAX_OBSERVED:
+            value = 0 if value < 0 else MAX_OBSERVED
         bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.sum += value
@@ -59,11 +59,11 @@ class Histogram:
 
     def merge(self, counts: Sequence[int], total: int) -> None:
         """Add what a process counted with the same bounds; counts of another length have other bounds."""
-        if len(counts) != len(self.counts) or not 0 <= total < MAX_AMOUNT:
+        if len(counts) != len(self.counts) or not 0 <= total < MAX_OBSERVED:
             return
         for bucket, count in enumerate(counts):
             if count > 0:
-                self.counts[bucket] += min(count, MAX_AMOUNT)
+                self.counts[bucket] += count
         self.sum += total
 
 

@@ -200,15 +200,18 @@ def _project(rows: Sequence[Row], labels: tuple[str, ...], onto: tuple[str, ...]
     if labels == onto:
         return list(rows)
     merged: dict[Labels, Row] = {}
-    for values, touched, value, counts in rows:
-        by_name = dict(zip(labels, values, strict=True))
+    for row in rows:
+        by_name = dict(zip(labels, row[0], strict=True))
         key = tuple(by_name.get(label, "") for label in onto)
-        if key in merged:
-            _, touched_before, value_before, counts_before = merged[key]
-            touched, value = max(touched, touched_before), value + value_before
-            counts = [a + b for a, b in zip(counts, counts_before, strict=True)]
-        merged[key] = key, touched, value, counts
+        merged[key] = _add_up(merged.get(key), (key, *row[1:]))
     return list(merged.values())
+
+
+def _add_up(row: Row | None, other: Row) -> Row:
+    if row is None:
+        return other
+    counts = [a + b for a, b in zip(row[3], other[3], strict=True)]
+    return row[0], max(row[1], other[1]), row[2] + other[2], counts
 
 
 def _load_rows(name: str, shape: Shape, cells: Any) -> list[Row]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agx.facts.schema import APPEND_BUCKETS, CHUNK_BUCKETS
+
 Kind = Literal["counter", "gauge", "histogram"]
 Value = Callable[[Any], int | None]  # takes the fact; None: there is nothing to observe
 Counts = Callable[[Any], tuple[int, ...]]
@@ -18,6 +20,20 @@ NANO = 1_000_000_000
 LABEL_CAP = 50
 SERIES_BUDGET = 2_000
 HISTOGRAM_BUDGET = 200
+
+# Upper bounds, in ns, tokens or calls. Source: the GenAI conventions; ours where those have none.
+
+
+def _ns(seconds: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(round(bound * NANO) for bound in seconds)
+
+
+OPERATION_BUCKETS = _ns(CHUNK_BUCKETS)  # 0.01 x 2^k up to 81.92 s
+AGENT_BUCKETS = tuple(100_000_000 << k for k in range(13))  # 0.1 x 2^k up to 409.6 s
+TOKEN_BUCKETS = tuple(4**k for k in range(14))  # 1 ... 67108864
+CALL_BUCKETS = tuple(2**k for k in range(8))  # 1 ... 128
+APPEND_NS_BUCKETS = _ns(APPEND_BUCKETS)
+CANCEL_BUCKETS = _ns((0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +109,7 @@ def counter(
     name: str,
     by: tuple[Label, ...],
     text: str,
+    *,
     source: Source | None = None,
     value: Value | Mapping[str, Value] | None = None,
     scale: int = 1,
@@ -110,6 +127,7 @@ def histogram(
     name: str,
     by: tuple[Label, ...],
     text: str,
+    *,
     buckets: tuple[int, ...],
     source: Source,
     value: Value | Mapping[str, Value],

@@ -17,6 +17,7 @@ from agx.telemetry.conventions import RUN_ID
 from ..log import RepeatedWarnings
 from ..metrics import instruments as i
 from ..metrics.series import Series
+from ..metrics.table import Instrument
 from .otlp import Answer, Transport, Verdict
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Export:
         self._running: Future[Answer] | None = None
         self._warnings = RepeatedWarnings(logger)
         self.down_since: float | None = None
-        own.bear(i.EXPORT_SUCCESS, (), 0)  # from the start, so that an alert sees that none has ever succeeded
+        own.zero_initialize(i.EXPORT_SUCCESS)  # from the start, so that an alert sees that none has ever succeeded
 
     async def send(self, items: Sequence[Item]) -> list[Item]:
         """Export a batch and return the items that are finished; halves what fails until the failing facts are alone.
@@ -114,7 +115,7 @@ class Export:
         self._count(i.SPANS_FAILED, rejected)
         self._count(i.SPANS_EXPORTED, len(spans) - rejected)
         if rejected < len(spans):
-            self._own.counter(i.EXPORT_SUCCESS, (), 0).value = time.time_ns()
+            self._own.counter(i.EXPORT_SUCCESS).value = time.time_ns()
         if self.down_since is not None:
             logger.info("the collector takes spans again after %.1f s", time.monotonic() - self.down_since)
             self.down_since = None
@@ -144,8 +145,8 @@ class Export:
             self.down_since = time.monotonic()
             logger.warning("the collector takes no spans (%s); they wait in the queue", text)
 
-    def _count(self, instrument: i.Instrument, amount: int) -> None:
-        self._own.counter(instrument, (), 0).add(amount, 0)
+    def _count(self, instrument: Instrument, amount: int) -> None:
+        self._own.counter(instrument).add(amount)
 
     def close(self) -> None:
         """Release the connections; a request under way ends, or goes on in a thread that holds nothing up."""

@@ -19,6 +19,7 @@ from agx.redis import keys
 from ..link import BLOCK_MS, Link
 from ..metrics import instruments as i
 from ..metrics.series import Series
+from ..metrics.table import Instrument
 from ..source import (
     READ_COUNT,
     TRACES_GROUP,
@@ -235,8 +236,8 @@ class TracesSink:
             if not consumer["pending"] and consumer["idle"] >= idle_ms and only in {None, name}:
                 await self._link.call("XGROUP DELCONSUMER", key, TRACES_GROUP, name)
 
-    def _count(self, instrument: i.Instrument, amount: int = 1) -> None:
-        self._own.counter(instrument, (), 0).add(amount, 0)
+    def _count(self, instrument: Instrument, amount: int = 1) -> None:
+        self._own.counter(instrument).add(amount)
 
 
 def _cut_batch(items: Sequence[Item]) -> list[Item]:
