@@ -7,29 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
-from agx.facts.schema import NodeEnded, ProcessBeat, RunEnded, RunStarted, ToolEnded
+from agx.facts import schema as facts
 from agx.telemetry.conventions import CHAT
 
+from . import table as t
 from .prices import cost, unpriced
-from .table import (
-    AGENT_BUCKETS,
-    APPEND_NS_BUCKETS,
-    CALL_BUCKETS,
-    CANCEL_BUCKETS,
-    NANO,
-    OPERATION_BUCKETS,
-    TOKEN_BUCKETS,
-    Instrument,
-    Label,
-    Source,
-    Value,
-    counter,
-    gauge,
-    histogram,
-    own,
-)
+from .table import NANO, Instrument, Label, Source, Value, counter, gauge, histogram, own
 
 OTHER = "__other__"  # the value of a label past its cap, or of the widest label past its metric's budget
 UNKNOWN_TOOL = "__unknown__"  # the value of a tool that the agent does not have: the model invented its name
@@ -38,13 +23,13 @@ OTHER_ERROR = "_OTHER"  # the conventions' word for an error without a type
 SERIES_IDLE = 86_400  # seconds without an observation after which a series may be retired
 WIDE_CAP = 100  # of the labels whose values are the users' own names
 
-OUTCOMES = ("completed", "cancelled", "failed", "lost")
 ERROR_OUTCOMES = ("failed", "lost")
-REASONS = ("cancel", "lease_deleted", "task", "shutdown", "abandoned")
-STAGES = ("user_prompt", "model_request", "call_tools")
-TOOL_OUTCOMES = ("ok", "retry", "error", "cancelled", "denied", "deferred")
+OUTCOMES: tuple[str, ...] = get_args(facts.Outcome)
+REASONS: tuple[str, ...] = get_args(facts.Reason)
+STAGES: tuple[str, ...] = get_args(facts.NodeKind)
+TOOL_OUTCOMES: tuple[str, ...] = get_args(facts.ToolOutcome)
+USAGE_SOURCES: tuple[str, ...] = get_args(facts.UsageSource)
 TOKEN_TYPES = ("input", "output", "cache_read", "cache_write", "reasoning")
-USAGE_SOURCES = ("reported", "estimated", "missing")
 
 
 # Labels.
@@ -52,6 +37,10 @@ USAGE_SOURCES = ("reported", "estimated", "missing")
 
 def _error(outcome: str, error_type: str | None) -> str:
     return error_type or OTHER_ERROR if outcome in ERROR_OUTCOMES else ""
+
+
+def _request_error(outcome: str, error_type: str | None, of_request: str | None) -> str:
+    return _error(outcome, of_request or error_type)
 
 
 def _tool(name: str, known: bool) -> str:
@@ -75,6 +64,7 @@ SERVICE = Label("service", ("service.name",))
 OUTCOME = _closed("outcome", "outcome", values=OUTCOMES)
 ERROR_TYPE = Label("error_type", ("outcome", "error_type"), _error, values=("",))
 ERROR_NAME = Label("error_type", ("outcome", "error_type"), _error, values=(OTHER_ERROR,))
+REQUEST_ERROR = Label("error_type", ("outcome", "error_type", "model.error_type"), _request_error, values=("",))
 STAGE = Label("stage", ("stage",), lambda stage: stage or NO_STAGE, values=STAGES, closed=True)
 REASON = Label("reason", ("reason",), lambda reason: reason or "cancel", values=REASONS, closed=True)
 NODE_KIND = _closed("kind", "node", values=STAGES)
@@ -101,49 +91,38 @@ _REQUEST = (OPERATION, PROVIDER, REQUEST_MODEL)
 
 # The facts that feed the rows.
 
-RUN_STARTED = Source(RunStarted)
-RUN_ENDED = Source(RunEnded)
-RUN_FAILED = Source(RunEnded, where=("outcome", ERROR_OUTCOMES))
-RUN_CANCELLED = Source(RunEnded, where=("outcome", ("cancelled",)))
-RUN_STREAM = Source(RunEnded, part="stream")
-NODE = Source(NodeEnded)
-REQUEST = Source(NodeEnded, part="model")
-USAGE_KNOWN = Source(NodeEnded, part="model", where=("model.usage.source", ("reported", "estimated")))
-TOOL_CALL = Source(ToolEnded)
-PROCESS = Source(ProcessBeat)
+RUN_STARTED = Source(facts.RunStarted)
+RUN_ENDED = Source(facts.RunEnded)
+RUN_FAILED = Source(facts.RunEnded, where=("outcome", ERROR_OUTCOMES))
+RUN_CANCELLED = Source(facts.RunEnded, where=("outcome", ("cancelled",)))
+RUN_STREAM = Source(facts.RunEnded, part="stream")
+NODE = Source(facts.NodeEnded)
+REQUEST = Source(facts.NodeEnded, part="model")
+USAGE_KNOWN = Source(facts.NodeEnded, part="model", where=("model.usage.source", ("reported", "estimated")))
+TOOL_CALL = Source(facts.ToolEnded)
+PROCESS = Source(facts.ProcessBeat)
 
 
 # Values.
 
 
-def _duration(fact: RunEnded | NodeEnded | ToolEnded) -> int:
+def _duration(fact: facts.RunEnded | facts.NodeEnded | facts.ToolEnded) -> int:
     return fact.end_ns - fact.start_ns
 
 
 def _request_duration(fact: Any) -> int:
-    call = fact.model
-    return int(call.end_ns - call.start_ns)
+    return int(fact.model.end_ns - fact.model.start_ns)
 
 
-def _cancel_latency(fact: RunEnded) -> int | None:
+def _cancel_latency(fact: facts.RunEnded) -> int | None:
     if fact.cancel_ms is None or fact.end_ms is None:
         return None
     return (fact.end_ms - fact.cancel_ms) * 1_000_000
 
 
-def _plain_input(fact: Any) -> int:
-    usage = fact.model.usage
-    return int(usage.input - usage.cache_read - usage.cache_write)
-
-
-def _plain_output(fact: Any) -> int:
-    usage = fact.model.usage
-    return int(usage.output - usage.reasoning)
-
-
 _DISJOINT_TOKENS: Mapping[str, Value] = {
-    "input": _plain_input,
-    "output": _plain_output,
+    "input": lambda fact: fact.model.usage.input - fact.model.usage.cache_read - fact.model.usage.cache_write,
+    "output": lambda fact: fact.model.usage.output - fact.model.usage.reasoning,
     "cache_read": attrgetter("model.usage.cache_read"),
     "cache_write": attrgetter("model.usage.cache_write"),
     "reasoning": attrgetter("model.usage.reasoning"),
@@ -161,7 +140,7 @@ RUN_DURATION = histogram(
     "agx_run_duration_seconds",
     (AGENT, OUTCOME),
     "Duration of a run, from begin to end.",
-    buckets=AGENT_BUCKETS,
+    buckets=t.AGENT_BUCKETS,
     source=RUN_ENDED,
     value=_duration,
 )
@@ -179,7 +158,7 @@ CANCEL_LATENCY = histogram(
     "agx_cancel_latency_seconds",
     (STAGE,),
     "Server time from cancel() to the run's end, by the kind of node at the time.",
-    buckets=CANCEL_BUCKETS,
+    buckets=t.CANCEL_BUCKETS,
     source=RUN_CANCELLED,
     value=_cancel_latency,
 )
@@ -187,7 +166,7 @@ NODE_DURATION = histogram(
     "agx_node_duration_seconds",
     (AGENT, NODE_KIND, OUTCOME),
     "Duration of a node of the agent's graph.",
-    buckets=OPERATION_BUCKETS,
+    buckets=t.OPERATION_BUCKETS,
     source=NODE,
     value=_duration,
 )
@@ -195,9 +174,9 @@ NODE_DURATION = histogram(
 # Model requests, by the GenAI conventions.
 OPERATION_DURATION = histogram(
     "gen_ai_client_operation_duration_seconds",
-    (*_REQUEST, ERROR_TYPE),
+    (*_REQUEST, REQUEST_ERROR),
     "Duration of a model request, however it ended.",
-    buckets=OPERATION_BUCKETS,
+    buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
     value=_request_duration,
 )
@@ -205,7 +184,7 @@ FIRST_CHUNK = histogram(
     "gen_ai_client_operation_time_to_first_chunk_seconds",
     _REQUEST,
     "Time from a streamed model request to its first chunk.",
-    buckets=OPERATION_BUCKETS,
+    buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
     value=attrgetter("model.first_chunk_ns"),
 )
@@ -213,7 +192,7 @@ OUTPUT_CHUNK = histogram(
     "gen_ai_client_operation_time_per_output_chunk_seconds",
     _REQUEST,
     "Time between two chunks of a streamed model response.",
-    buckets=OPERATION_BUCKETS,
+    buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
     value=attrgetter("model.chunk_sum_ns"),
     counts=attrgetter("model.chunk_counts"),
@@ -222,7 +201,7 @@ TOKEN_USAGE = histogram(
     "gen_ai_client_token_usage",
     (*_REQUEST, WHOLE_TOKEN_TYPE),
     "Tokens of a model request; input includes the cached ones, output the reasoning ones.",
-    buckets=TOKEN_BUCKETS,
+    buckets=t.TOKEN_BUCKETS,
     source=USAGE_KNOWN,
     value=_WHOLE_TOKENS,
     scale=1,
@@ -231,7 +210,7 @@ INVOKE_DURATION = histogram(
     "gen_ai_invoke_agent_duration_seconds",
     (AGENT_NAME, ERROR_TYPE),
     "Duration of a run of the agent.",
-    buckets=AGENT_BUCKETS,
+    buckets=t.AGENT_BUCKETS,
     source=RUN_ENDED,
     value=_duration,
 )
@@ -239,7 +218,7 @@ INFERENCE_CALLS = histogram(
     "gen_ai_invoke_agent_inference_calls",
     (AGENT_NAME, ERROR_TYPE),
     "Model requests of a run.",
-    buckets=CALL_BUCKETS,
+    buckets=t.CALL_BUCKETS,
     source=RUN_ENDED,
     value=attrgetter("model_calls"),
     scale=1,
@@ -248,7 +227,7 @@ TOOL_CALLS_PER_RUN = histogram(
     "gen_ai_invoke_agent_tool_calls",
     (AGENT_NAME, ERROR_TYPE),
     "Tool calls of a run.",
-    buckets=CALL_BUCKETS,
+    buckets=t.CALL_BUCKETS,
     source=RUN_ENDED,
     value=attrgetter("tool_calls"),
     scale=1,
@@ -257,7 +236,7 @@ TOOL_DURATION = histogram(
     "gen_ai_execute_tool_duration_seconds",
     (TOOL_NAME, TOOL_ERROR),
     "Duration of a tool call, however it ended.",
-    buckets=OPERATION_BUCKETS,
+    buckets=t.OPERATION_BUCKETS,
     source=TOOL_CALL,
     value=_duration,
 )
@@ -321,7 +300,7 @@ APPEND_LATENCY = histogram(
     "agx_stream_append_latency_seconds",
     (),
     "Time from an append to its acknowledgement, as measured in the services.",
-    buckets=APPEND_NS_BUCKETS,
+    buckets=t.APPEND_NS_BUCKETS,
     source=PROCESS,
     value=attrgetter("append_sum_ns"),
     counts=attrgetter("append_counts"),

@@ -1,7 +1,8 @@
 """Elects the one replica that exports the fleet's metrics, and guards the metric state against all others.
 
-Two locks: the lease (`::leader`, expires by itself) says who leads; the epoch in the state's header says whose state
-it is, so that a leader that was paused, or cut off, writes nothing when it wakes up (contract, section 7).
+There are two locks. The lease (`::leader`, expires by itself) decides which replica leads. The epoch in the state's
+header decides which replica owns the state: a leader that was paused or disconnected writes nothing when it resumes
+(contract, section 7).
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ return 1
 
 
 class StoodDownError(Exception):
-    """This replica no longer leads; what it had counted is another's now."""
+    """This replica no longer leads; another one owns the state."""
 
 
 class Lease:
-    """The leader's lease. It is ours for certain only while `held`, by our own clock since we asked for it."""
+    """The leader's lease. Its ownership is confirmed only while `held`, by this replica's clock since its request."""
 
     def __init__(self, link: Link, prefix: str, length: float) -> None:
         self.owner = uuid.uuid4().hex
@@ -92,8 +93,8 @@ class Lease:
     async def take(self) -> bool:
         """Try once to become the leader.
 
-        A lease that vanished before its time was lost by Redis, not given up: its owner gets that time to renew it,
-        since it alone has counts that Redis may have lost too. One given up is known by the state's header.
+        A lease that vanished before it expired was lost by Redis, not released. Its owner gets the rest of that time to
+        renew it, because it alone has counts that Redis may have lost too. The state's header shows a release.
         """
         asked = time.monotonic()
         verdict, rest = await self._ask(may_take=asked >= self._not_before)
@@ -107,7 +108,7 @@ class Lease:
         return False
 
     async def renew(self) -> bool:
-        """Renew the lease; returns False if it had gone and was taken anew, so another may have led in between.
+        """Renew the lease; returns False if it had expired and was taken again, so another may have led in between.
 
         Raises:
             StoodDownError: another replica leads.
@@ -123,11 +124,11 @@ class Lease:
         return False
 
     def confirm(self, asked: float) -> None:
-        """Hold a lease taken anew at `asked` (monotonic), once the state is known to be ours still."""
+        """Confirm a lease that was taken again at `asked` (monotonic), once the state is known to be ours still."""
         self._held_until = asked + self.length
 
     async def release(self) -> None:
-        """Give the lease up, if it is ours."""
+        """Release the lease, if it is ours."""
         self._held_until = float("-inf")
         await self._link.call("EVAL", _RELEASE_SCRIPT, 1, self._key, self.owner)
 
@@ -157,7 +158,7 @@ class StateGuard:
         self._header = Header(0, owner)  # no epoch: nothing is ours before `claim`
 
     async def claim(self) -> bytes:
-        """Make the state ours and return its body, empty where there is none or nobody could read it.
+        """Take ownership of the state and return its body, empty where there is none or it has no header.
 
         Raises:
             NewerStateError: a newer version wrote it.
@@ -193,17 +194,17 @@ class StateGuard:
         return b"" if drop else data[HEADER_LENGTH:]
 
     async def set_aside(self, data: bytes, why: Exception) -> None:
-        """Keep a copy of a state that can't be read, and say so."""
+        """Copy a state that can't be read to another key, and log it."""
         aside = f"{self._key}:unreadable"
         await self._link.call("SET", aside, data, "EX", keys.STATE_TTL)
-        logger.error("the metric state can't be read (%s): copied to %s, counting starts afresh", why, aside)
+        logger.error("the metric state can't be read (%s): it is copied to %s, and all counters restart", why, aside)
 
     async def write(self, body: bytes) -> None:
         """Write the state; raises StoodDownError if it is another's."""
         await self._write(self._header, body)
 
     async def hand_over(self, body: bytes) -> None:
-        """Write the state a last time, marked as given up so that a successor need not wait."""
+        """Write the state a last time, marked as released so that a successor need not wait."""
         await self._write(Header(self._header.epoch, RELEASED), body)
 
     async def check(self) -> None:

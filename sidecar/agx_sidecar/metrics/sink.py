@@ -24,9 +24,9 @@ from .table import Instrument
 logger = logging.getLogger(__name__)
 
 WRITE_PERIOD = 2.0  # seconds between two writes of the state
-MEASURE_PERIOD = 2.0  # seconds between two looks at leases and queues
+MEASURE_PERIOD = 2.0  # seconds between two measurements of leases and queues
 RETIRE_PERIOD = 60.0  # seconds
-_NEWER_PAUSE = 10.0  # seconds before a newer state is looked at again
+_NEWER_PAUSE = 10.0  # seconds before a newer state is read again
 
 
 def leaf_of(error: BaseException) -> BaseException:
@@ -54,7 +54,7 @@ class CatchUp:
 
 
 class MetricsSink:
-    """Leads or stands by, until told to stop."""
+    """Leads or stands by, until it is stopped."""
 
     def __init__(self, link: Link, prefix: str, lease_length: float, own: Series) -> None:
         self._link = link
@@ -70,7 +70,7 @@ class MetricsSink:
 
     @property
     def exporting(self) -> bool:
-        """Whether the fleet's series are ours to show, right now."""
+        """Whether this replica exports the fleet's series, right now."""
         return self._caught_up and self._lease.held
 
     def sample(self) -> dict[Instrument, list[Sample]]:
@@ -115,7 +115,7 @@ class MetricsSink:
             logger.warning("no longer the leader: %s", leaf_of(stood_down))
         except* NewerStateError as newer:
             self._link.warnings.warn(f"not leading: the metric state is newer ({leaf_of(newer)}): update this one")
-            await self._link.persist("give the lease up", self._lease.release)
+            await self._link.persist("release the lease", self._lease.release)
             await asyncio.sleep(_NEWER_PAUSE)
 
     async def _keep_lease(self) -> None:
@@ -146,9 +146,9 @@ class MetricsSink:
             logger.info("leading: exporting the fleet's metrics")
             tasks.create_task(self._every(WRITE_PERIOD, "write the metric state", self._writer(fold)))
             tasks.create_task(
-                self._every(MEASURE_PERIOD, "look at the queues", lambda: self._measure(fold, partitions))
+                self._every(MEASURE_PERIOD, "measure the queues", lambda: self._measure(fold, partitions))
             )
-            tasks.create_task(self._every(MEASURE_PERIOD, "look at the leases", lambda: self._count_live(partitions)))
+            tasks.create_task(self._every(MEASURE_PERIOD, "count the live runs", lambda: self._count_live(partitions)))
             tasks.create_task(self._retire(fold))
 
     async def _load_state(self) -> State:
@@ -173,7 +173,7 @@ class MetricsSink:
         return catch_up
 
     async def _recall(self, fold: Fold, partitions: int) -> None:
-        """Read the ids of the last facts counted, newest first over all partitions, to know repeats of them."""
+        """Read the ids of the last facts that were counted, newest first over all partitions, to recognise repeats."""
         pages = {
             n: QueuePages(
                 self._link.call, keys.queue(self._prefix, n), start=fold.positions[n].last_id, newest_first=True
@@ -248,7 +248,7 @@ class MetricsSink:
             await asyncio.sleep(period)
 
     async def _leave(self) -> None:
-        """Write the state a last time and give the lease up, if they are ours."""
+        """Write the state a last time and release the lease, if they are ours."""
         fold, led = self._fold, self._caught_up
         self._step_down()
         try:
