@@ -220,6 +220,7 @@ def _sidecar() -> tuple[Placed, ...]:
         ),
         PER_SECOND,
         Query(own("agx_facts_malformed_total", per_second=True), "malformed"),
+        Query(own("agx_facts_repaired_total", per_second=True), "repaired"),
         Query(own("agx_label_overflow_total", by="label", per_second=True), "{{label}} overflow"),
     )
     info = select("agx_build_info")

@@ -85,10 +85,15 @@ class Ledger:
 
     def _note_node(self, node: NodeEnded) -> None:
         self._observe(i.NODE_DURATION, node.end_ns - node.start_ns, node.agent, node.node, node.outcome)
-        call = node.model
-        if call is None:
-            return
-        error = (node.error_type or "_OTHER") if node.outcome in ("failed", "lost") else ""
+        for attempt in node.failed_attempts:
+            self._note_call(node, attempt, attempt.error_type or "_OTHER")
+        if node.model is not None:
+            is_error = node.outcome in ("failed", "lost")
+            self._note_call(
+                node, node.model, (node.model.error_type or node.error_type or "_OTHER") if is_error else ""
+            )
+
+    def _note_call(self, node: NodeEnded, call: ModelCall, error: str) -> None:
         model = ("chat", call.provider, call.request_model)
         self._observe(i.OPERATION_DURATION, call.end_ns - call.start_ns, *model, error)
         if call.first_chunk_ns is not None:
