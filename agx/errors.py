@@ -194,6 +194,12 @@ RUN_REPLACED = ErrorCode(
     "A new run of the session began while an older one was replayed.",
     "Load the conversation again.",
 )
+EVENTS_EXPIRED = ErrorCode(
+    "events_expired",
+    "The rest of the run's events is not kept any more.",
+    "The stream expired before a slow reader had read all of it. The run itself may have completed.",
+    "Load the conversation again.",
+)
 REQUEST_UNREADABLE = ErrorCode(
     "request_unreadable",
     "The request can't be read.",
@@ -241,6 +247,7 @@ CATALOGUE = (
     SESSION_NOT_SAVED,
     RUN_LOST,
     RUN_REPLACED,
+    EVENTS_EXPIRED,
     REQUEST_UNREADABLE,
     REQUEST_TOO_LARGE,
     SESSION_BUSY,

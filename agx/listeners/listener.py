@@ -21,6 +21,7 @@ from ..stream.hub import READ, Feed, Hub, Subscriber
 
 _CURSOR = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _ASK_AGAIN = 0.1  # seconds
+_EXPIRED = orjson.dumps({"gap": True})
 _LOST = orjson.dumps({"msg": RUN_LOST.sentence, "error_type": "lost", "code": RUN_LOST.code})
 
 
@@ -60,7 +61,8 @@ async def listen(
 
     Each is `{"id", "type", "origin", "body"}`: a JSON string, or a dict with `serialize=False`. A listener follows one
     run: where the session is restarted meanwhile, an `info` with `{"gap": true, "superseded_by": run_id}` is the last;
-    where its process died and no sidecar closed it, an `error` with `{"error_type": "lost"}`.
+    where its process died and no sidecar closed it, an `error` with `{"error_type": "lost"}`; where its stream expired
+    before all of it was read, an `info` with `{"gap": true}`.
 
     Args:
         wait: seconds to wait for a first event.
@@ -145,7 +147,11 @@ class _Reader:
         while True:
             entries = await self._take(timeout if self._seen or self._resumes else self._wait)
             if entries is None:
-                if self._lost:
+                if self._lost and await self._read_edges() is None:
+                    # Its stream has expired before this listener has read all of it; how it ended is not known.
+                    self._hub.gaps += 1
+                    yield StreamEntry(self._cursor, "info", RUNTIME, _EXPIRED, made_here=True)
+                elif self._lost:
                     yield StreamEntry(self._cursor, "error", RUNTIME, _LOST, made_here=True)
                 return
             for entry in entries:

@@ -39,7 +39,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.tools import DeferredToolRequests
 
-from ..errors import RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
+from ..errors import EVENTS_EXPIRED, RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
 from ..redis.keys import Id
 from ..stream.custom_events import load_chunk, load_event
 from ..stream.entry import DEFERRED, PROMPT, StreamEntry
@@ -169,9 +169,9 @@ class _Run:
         if kind == "error":
             self._error = body
         elif entry.made_here:
-            if "superseded_by" in body:
-                self.ended = True
-                raise RunFailedError(RUN_REPLACED.sentence, code=RUN_REPLACED.code)
+            self.ended = True
+            kind_of_gap = RUN_REPLACED if "superseded_by" in body else EVENTS_EXPIRED
+            raise RunFailedError(kind_of_gap.sentence, code=kind_of_gap.code)
         elif kind == "info" and origin == DEFERRED and not entry.is_users:
             self._left = {kind: dict(calls) for kind, calls in body.items() if isinstance(calls, dict)}
         elif kind == "info" and (origin != PROMPT or entry.is_users):

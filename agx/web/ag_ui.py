@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.messages import ModelMessage, ToolCallPart
+from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
 from ..listeners.replay import Event, defer, replay
@@ -40,6 +40,7 @@ from .runs import (
 from .turns import (
     Turn,
     decide,
+    external_calls,
     pending_calls,
     say,
 )
@@ -122,7 +123,7 @@ def make_ag_ui_router(
         """Join a thread: its messages, then the events of the run that is live, if one is, from its beginning."""
         found = await read_conversation(sessions, asker, request.thread_id)
         messages = found.session.msgs
-        events = _follow(asker, request) if found.live else _left(pending_calls(messages).values())
+        events = _follow(asker, request) if found.live else _left(messages)
         return stream_events(_frames(request, events, messages), keep_alive=keep_alive)
 
     return router
@@ -132,7 +133,7 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: RunInput) -> Turn:
     with refusing_unreadable():
         results = AGUIAdapter(agent=agent, run_input=request.for_adapter).deferred_tool_results
         if results is not None:
-            return decide(results)
+            return decide(results, {})
         if not request.messages or request.messages[-1].get("role") != "user":
             raise ValueError("it must be the user's")
         return say(prompt_of(AGUIAdapter.load_messages([UserMessage.model_validate(request.messages[-1])])))
@@ -142,9 +143,11 @@ def _follow(asker: Who, request: RunInput) -> AsyncGenerator[Event, None]:
     return replay(asker.scope_id, asker.user_id, request.thread_id)
 
 
-async def _left(calls: Collection[ToolCallPart]) -> AsyncGenerator[Event, None]:
-    if calls:
-        yield defer(approvals=list(calls))
+async def _left(messages: list[ModelMessage]) -> AsyncGenerator[Event, None]:
+    pending, external = pending_calls(messages), external_calls(messages)
+    if pending:
+        approvals = [call for call_id, call in pending.items() if call_id not in external]
+        yield defer(approvals=approvals, calls=[pending[call_id] for call_id in pending if call_id in external])
 
 
 async def _frames(

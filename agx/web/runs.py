@@ -10,6 +10,8 @@ from typing import Any
 from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.run import AgentRunResult
+from pydantic_ai.tools import DeferredToolRequests
 
 from ..redis.keys import Id
 from ..runs.deps import Deps
@@ -69,7 +71,7 @@ class Runs:
 
 @dataclass
 class _Asked(AbstractCapability[Any]):
-    """Tells the session's stream what was asked, for those who join before the session is saved."""
+    """Puts the prompt on the session's stream, for pages that join before the session is saved."""
 
     _: KW_ONLY
     session: TurnSession
@@ -88,6 +90,11 @@ class _Asked(AbstractCapability[Any]):
         }
         recorder.put("info", PROMPT, body, urgent=True)
         self.begun.set_result(recorder.run_id)
+
+    async def after_run(self, ctx: RunContext[Any], *, result: AgentRunResult[Any]) -> AgentRunResult[Any]:
+        if isinstance(result.output, DeferredToolRequests):
+            self.session.external = frozenset(call.tool_call_id for call in result.output.calls)
+        return result
 
 
 @dataclass

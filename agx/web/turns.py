@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic_ai.messages import (
@@ -24,6 +24,7 @@ from ..sessions.base import Session
 Prompt = str | Sequence[UserContent]
 Messages = list[ModelMessage]
 
+_EXTERNAL = "agx_external_calls"  # in the metadata of the last response; not sent to the model
 _PASSED_OVER = "The user did not decide on this call, but went on with another message."
 _CUT_OFF = "The run ended before this call had a result."
 
@@ -46,6 +47,7 @@ class TurnSession(Session):
 
     stored: Session
     turn: Turn
+    external: frozenset[str] = frozenset()  # ids of calls that the run has left to be made elsewhere
 
     async def load(self) -> None:
         """Take the stored messages, prepared; raises ConversationChangedError, and what the stored session raises."""
@@ -59,7 +61,7 @@ class TurnSession(Session):
 
     async def save(self) -> None:
         """Write the messages as the stored session does; raises what it raises."""
-        self.stored.msgs = self.msgs
+        self.stored.msgs = _mark_external(self.msgs, self.external)
         await self.stored.save()
 
 
@@ -85,15 +87,40 @@ def ask_again(prompt: Prompt) -> Turn:
     return Turn(None, prepare)
 
 
-def decide(results: DeferredToolResults) -> Turn:
-    """Return the turn that goes on with the calls that await a decision: all of them, and no others."""
+def decide(results: DeferredToolResults, outputs: Mapping[str, object]) -> Turn:
+    """Return the turn that goes on with the calls that await a decision or a result: all of them, and no others.
+
+    Args:
+        results: has the approvals. `prepare` adds the results of external calls.
+        outputs: what the page has as outputs, by call. Only those of external calls are taken: a page can approve a
+            call of a tool of the service, but not make up its result.
+    """
 
     def prepare(messages: Messages) -> Messages:
-        if results.approvals.keys() != pending_calls(messages).keys():
+        pending, external = pending_calls(messages).keys(), external_calls(messages)
+        results.calls = {call_id: outputs[call_id] for call_id in external if call_id in outputs}
+        if not pending or results.approvals.keys() != pending - external or results.calls.keys() != external:
             raise ConversationChangedError("the calls that await a decision are others")
         return messages
 
     return Turn(None, prepare, results)
+
+
+def external_calls(messages: Sequence[ModelMessage]) -> set[str]:
+    """Return the ids of the pending calls that are to be made elsewhere: they await a result, not an approval."""
+    last = next((message for message in reversed(messages) if isinstance(message, ModelResponse)), None)
+    marked = None if last is None else (last.metadata or {}).get(_EXTERNAL)
+    return {call_id for call_id in pending_calls(messages) if isinstance(marked, list) and call_id in marked}
+
+
+def _mark_external(messages: Messages, call_ids: Collection[str]) -> Messages:
+    # pydantic-ai's messages do not say whether a call awaits a result or an approval.
+    if not call_ids:
+        return messages
+    index = max(n for n, message in enumerate(messages) if isinstance(message, ModelResponse))
+    last = messages[index]
+    marked = replace(last, metadata={**(last.metadata or {}), _EXTERNAL: sorted(call_ids)})
+    return [*messages[:index], marked, *messages[index + 1 :]]
 
 
 def pending_calls(messages: Sequence[ModelMessage]) -> dict[str, ToolCallPart]:

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -10,9 +10,23 @@ from fastapi import APIRouter, Depends, Response, status
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage
+from pydantic_ai.tools import DeferredToolResults
 from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
-from pydantic_ai.ui.vercel_ai.request_types import SubmitMessage, UIMessage
+from pydantic_ai.ui.vercel_ai.request_types import (
+    DynamicToolApprovalRequestedPart,
+    DynamicToolInputAvailablePart,
+    DynamicToolOutputAvailablePart,
+    DynamicToolOutputErrorPart,
+    SubmitMessage,
+    ToolApprovalRequestedPart,
+    ToolInputAvailablePart,
+    ToolOutputAvailablePart,
+    ToolOutputErrorPart,
+    UIMessage,
+    UIMessagePart,
+)
 
 from ..listeners.replay import Event, replay, replay_messages
 from ..sessions.base import SessionStore
@@ -44,6 +58,7 @@ from .turns import (
     ask_again,
     decide,
     end_of_prompt,
+    external_calls,
     say,
     text_of,
 )
@@ -181,15 +196,26 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version
         if message.role == "assistant" and not again:
             submitted = SubmitMessage(id=request.id, messages=[message])
             adapter = VercelAIAdapter(agent=agent, run_input=submitted, sdk_version=sdk_version)
-            results = adapter.deferred_tool_results
-            if results is None:
+            results, outputs = adapter.deferred_tool_results, _read_outputs(message)
+            if results is None and not outputs:
                 raise ValueError("it is the assistant's, and decides on no tool call")
-            return decide(results)
+            return decide(results or DeferredToolResults(), outputs)
         if message.role != "user":
             raise ValueError("it must be the user's")
         prompt = prompt_of(VercelAIAdapter.load_messages([message]))
     # There is nothing to drop where the run was lost.
     return ask_again(prompt) if again and text_of(prompt) != lost else say(prompt)
+
+
+def _read_outputs(message: UIMessage) -> dict[str, object]:
+    """Return the results that a page has given to tool calls (`addToolOutput`), and those it got from here."""
+    outputs: dict[str, object] = {}
+    for part in message.parts:
+        if isinstance(part, ToolOutputAvailablePart | DynamicToolOutputAvailablePart):
+            outputs[part.tool_call_id] = part.output
+        elif isinstance(part, ToolOutputErrorPart | DynamicToolOutputErrorPart):
+            outputs[part.tool_call_id] = ToolFailed(part.error_text)
+    return outputs
 
 
 async def _frames(stream: EventStream, events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
@@ -208,10 +234,23 @@ async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage
 
 def _dump(messages: list[ModelMessage], sdk_version: SdkVersion) -> list[UIMessage]:
     """Return UIMessages as a page has them that saw the answers come: one message for each, however many steps."""
+    external = external_calls(messages)
     dumped: list[UIMessage] = []
     for message in VercelAIAdapter.dump_messages(messages, sdk_version=sdk_version):
+        message.parts = [_await_result(part) if _asks_approval(part, external) else part for part in message.parts]
         if dumped and message.role == dumped[-1].role == "assistant":
             dumped[-1].parts.extend(message.parts)
         else:
             dumped.append(message)
     return dumped
+
+
+def _asks_approval(part: UIMessagePart, calls: Collection[str]) -> bool:
+    return isinstance(part, ToolApprovalRequestedPart | DynamicToolApprovalRequestedPart) and part.tool_call_id in calls
+
+
+def _await_result(part: UIMessagePart) -> UIMessagePart:
+    """Return the part of an external call as it was before the page was loaded again: it awaits a result."""
+    fields = part.model_dump(exclude={"approval", "state"})
+    dynamic = isinstance(part, DynamicToolApprovalRequestedPart)
+    return (DynamicToolInputAvailablePart if dynamic else ToolInputAvailablePart).model_validate(fields)

@@ -114,6 +114,15 @@ async def test_a_listener_of_a_run_that_is_replaced_is_told_by_whom(configured: 
     assert (gap["type"], gap["body"]) == ("info", {"gap": True, "superseded_by": "next"})
 
 
+async def test_a_listener_whose_stream_expired_gets_a_gap_and_not_a_lost_run(configured: Redis) -> None:
+    agx.configure(agx.Config(redis=configured, lease_ttl=0.3))
+    await start_run(["a", "b"])
+    begun = (await listened())[0]
+    await configured.delete("agx:1:1:s")  # as its expiry does
+    (gap,) = await listened(after=begun["id"])
+    assert (gap["type"], gap["body"]) == ("info", {"gap": True})
+
+
 async def test_behind_an_end_there_is_nothing(configured: Redis) -> None:
     await start_run(["a"])
     end = (await listened())[-1]

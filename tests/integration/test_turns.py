@@ -148,7 +148,7 @@ async def test_a_decision_that_came_second_runs_nothing() -> None:
     made = runs(store, ["I will", *call("delete", '{"path": "/a"}', index=1)], ["Done"], ["never"])
     await made.start(ADA, "s", say("Delete"))
     await collect(1, 1, "s")
-    approved = decide(DeferredToolResults(approvals={"c1": True}))
+    approved = decide(DeferredToolResults(approvals={"c1": True}), {})
 
     async def be_overtaken() -> None:
         await made.start(ADA, "s", approved)
@@ -169,7 +169,7 @@ async def test_only_what_awaits_a_decision_is_decided_on(ids: tuple[str, ...]) -
     await made.start(ADA, "s", say("Delete"))
     await collect(1, 1, "s")
     with pytest.raises(ConversationChangedError):
-        await made.start(ADA, "s", decide(DeferredToolResults(approvals=dict.fromkeys(ids, True))))
+        await made.start(ADA, "s", decide(DeferredToolResults(approvals=dict.fromkeys(ids, True)), {}))
     with pytest.raises(ConversationChangedError):
         await made.start(ADA, "other", ask_again("Delete"))
     with pytest.raises(ConversationChangedError):
