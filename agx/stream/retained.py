@@ -39,6 +39,11 @@ class Kept:
         ):
             self._bytes -= len(entries.popleft()[1].raw_body)
 
+    def clear(self) -> None:
+        """Let go of all entries."""
+        self._entries.clear()
+        self._bytes = 0
+
     def __iter__(self) -> Iterator[StreamEntry]:
         self._expire(time.monotonic())
         return (entry for _, entry in self._entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from redis.exceptions import ResponseError
@@ -37,6 +38,7 @@ class Tail:
         self.kept = Kept(keep)
         self.retention = retention  # seconds the stream is kept after its `end`
         self._on_end = on_end
+        self._end_sent = float("inf")  # monotonic, when our `end` was first sent
         self._bus = bus
         self._session = session
         self._clock = clock
@@ -70,14 +72,26 @@ class Tail:
 
     def append(self, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         """Issue a batch behind our last acknowledged entry: all of it is appended, or nothing."""
+        if entries[-1].type == "end":
+            self._end_sent = min(self._end_sent, time.monotonic())
         return self._issue(format_id(self._acked), entries)
+
+    @property
+    def _ttl_after_end(self) -> int:
+        return max(1, int(self.retention))
+
+    @property
+    def _may_have_expired(self) -> bool:
+        # The server set the expiry when it appended the `end`, which was after it was first sent. So before this moment
+        # a stream that is gone was lost, whatever the server's clock says, and however late a reply is read.
+        return time.monotonic() >= self._end_sent + self._ttl_after_end
 
     def _issue(self, behind: str, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         args: list[bytes | str | int] = [
             behind,
             self._session.wake_channel,
             self._max_length,
-            max(1, int(self.retention)) if entries[-1].type == "end" else keys.STREAM_TTL,
+            self._ttl_after_end if entries[-1].type == "end" else keys.STREAM_TTL,
         ]
         for entry in entries:
             own_seq = b"-" if entry.own_seq is None else entry.own_seq
@@ -99,6 +113,9 @@ class Tail:
         lost = self._acked not in found.entries
         if lost:
             found = await self._read(next(iter(self.kept), self.kept.begin or in_flight[0]).id)
+            if self._may_have_expired and not any(entry in found for entry in self.kept):
+                self.kept.clear()
+                return True
         if found.is_of_another_run((*self.kept, *in_flight, self.kept.begin), known=self._acked):
             return False
         if in_flight and all(entry in found for entry in in_flight):  # a batch is appended whole, or none of it

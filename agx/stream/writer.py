@@ -202,7 +202,7 @@ class SessionWriter:
 
     def close(self) -> None:
         """Leave the session; called when its `end` is acknowledged or it is fenced. What is kept is watched on."""
-        self._writer.close_session(self, 0.0 if self._stopped else min(self._writer.keep, self.tail.retention))
+        self._writer.close_session(self, 0.0 if self._stopped else self._writer.keep)
 
     def forget(self) -> None:
         """Let go of what is kept: the stream is another run's, or nobody's."""

@@ -16,6 +16,7 @@ from support.recorded import read_facts, read_recorded
 from support.waiting import wait_until
 
 import agx
+from agx.engine.registry import current_engine
 from agx.facts import schema as facts
 from agx.redis import keys
 
@@ -193,3 +194,68 @@ async def test_facts_lost(configured: Redis, run: asyncio.Task[Any], talker: Tal
         return {fact.id for fact in await read_facts(configured)} == all_ids
 
     await wait_until(again)
+
+
+async def check_retained() -> None:
+    """Have all sessions compare their streams with what they retain, as after a broken connection, to the end."""
+    engine = current_engine()
+    engine.writer.check_all()
+    # A comparison is a few commands, one after the other, on the connection of the appends.
+    for _ in range(10):
+        await engine.appends.execute("PING")
+
+
+@pytest.fixture
+def short(configured: Redis) -> Redis:
+    """Streams expire a second after their `end`, while their entries are retained for much longer."""
+    agx.configure(agx.Config(configured, lease_ttl=15, retention=1))
+    return configured
+
+
+async def test_a_stream_that_expired_was_not_lost(short: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Whenever the retained entries are compared with it: before, while and after it expires."""
+
+    async def run_and_stop(n: int) -> None:
+        talker = Talker()
+        talker.say("one")
+        talker.finish()
+        await agx.run(FakeSession(), talker.agent(), "Hi", deps=ScopeDeps(session_id=f"run{n}"))
+        await agx.start(1, 1, f"opened{n}")
+        await agx.stop(1, 1, f"opened{n}", grace_period=1)
+
+    await asyncio.gather(*(run_and_stop(n) for n in range(50)))
+    streams = [f"agx:1:1:{kind}{n}" for kind in ("run", "opened") for n in range(50)]
+    while await short.exists(*streams):
+        await check_retained()
+    for _ in range(3):
+        await check_retained()
+    assert not await short.exists(*streams)
+    assert not [record for record in caplog.records if "lost" in record.getMessage()]
+
+
+async def test_nothing_is_appended_again_to_what_follows_an_expired_stream(short: Redis) -> None:
+    await agx.start(1, 1, "s")
+    await agx.stop(1, 1, "s", grace_period=1)
+    await wait_until(lambda: _is_gone(short))
+    await agx.add(1, 1, "s", type="info", origin="other")
+    await check_retained()
+    assert [fields[b"type"] for _, fields in await short.xrange(STREAM)] == [b"info"]
+
+
+async def _is_gone(redis: Redis) -> bool:
+    return not await redis.exists(STREAM)
+
+
+async def test_an_end_that_was_lost_is_repaired_after_the_time_of_its_expiry(short: Redis, talker: Talker) -> None:
+    """The replica that leads now never got the `end`, nor the short expiry that came with it."""
+    run = asyncio.create_task(agx.run(FakeSession(), talker.agent(), "Hi", deps=ScopeDeps()))
+    talker.say("all of it")
+    await wait_until(lambda: seen(short, "all of it"))
+    before = await short.dump(STREAM)
+    talker.finish()
+    await run
+    await wait_until(lambda: _is_gone(short))
+    await short.restore(STREAM, 60_000, before)
+    await check_retained()
+    check_complete(await received(), "all of it")
+    assert await short.ttl(STREAM) <= 1
