@@ -1,4 +1,4 @@
-"""Wires the sidecar together: link, sinks, pages; and takes it down in order on SIGTERM."""
+"""Connects the parts of one replica (link, sinks, reaper, pages), and stops them in order on SIGTERM."""
 
 from __future__ import annotations
 

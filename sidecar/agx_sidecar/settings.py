@@ -1,4 +1,4 @@
-"""Reads the sidecar's settings from the environment; what is wrong is said with what to do about it.
+"""Reads the sidecar's settings from the environment; an error names the variable and what to do.
 
 Where Redis is:
 
@@ -23,8 +23,9 @@ The console:
 
 - `AGX_CONSOLE` (default `off`): `read` shows, `full` can also cancel.
 - `AGX_CONSOLE_PORT` (default `9465`): its port.
-- `AGX_CONSOLE_TOKEN`: who knows it gets in; at least 16 characters. Without one it starts on loopback only.
-- `AGX_CONSOLE_CONTENT` (default `0`): `1` shows what people, models and tools said.
+- `AGX_CONSOLE_TOKEN`: whoever has it may log in; at least 16 characters. Without one the console is on
+  loopback only.
+- `AGX_CONSOLE_CONTENT` (default `0`): `1` shows the texts of users, models and tools.
 
 Where traces go, by OpenTelemetry's own variables:
 
@@ -56,7 +57,7 @@ _TOKEN_LENGTH = 16
 
 
 class SettingsError(AgxError):
-    """Raised where the environment says something that the sidecar can't do; the message names the variable."""
+    """Raised for a setting that can't be used; the message names the variable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ def test_read_can_not_cancel(open_console: OpenConsole, queue: Queue) -> None:
     _, visitor = open_console("read")
     page = visitor.get(RUN).text
     assert "Cancel this run" not in page
-    assert "Read only: AGX_CONSOLE=full would let it cancel." in page
+    assert "Read only. Set AGX_CONSOLE=full to allow cancelling." in page
     assert visitor.post("/cancel", {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}).status == 403
     assert queue.redis.get(SESSION.live) == b"run-1"
 

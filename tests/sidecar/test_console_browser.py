@@ -174,7 +174,7 @@ async def test_a_run_is_cancelled_by_keyboard_alone(tab: Tab) -> None:
     await page.keyboard.press("Enter")
     await tab_to(page, page.get_by_role("button", name="Cancel this run"))
     await page.keyboard.press("Enter")
-    await expect(page.get_by_text("It has been told to stop")).to_be_visible()
+    await expect(page.get_by_text("Cancellation is requested")).to_be_visible()
     assert session.may_save is not None
     session.may_save.set()
     with pytest.raises(agx.AgxCanceledError):

@@ -43,7 +43,7 @@ def test_live_runs_then_lost_then_failed_then_the_rest(open_console: OpenConsole
     seen = visitor.get("/")
     assert seen.rows() == ["live-1", "lost-2", "failed-4", "failed-0", "cancelled-3", "completed-1"]
     assert visitor.get("/?q=s4").rows() == ["failed-4"]
-    assert "the newest 7 facts, all that are kept." in seen.text
+    assert "the newest 7 facts, all that are retained." in seen.text
     # Each count leads to its list.
     counts = re.findall(r'<a href="#h-(\w+)"><strong>(\d+)</strong>', seen.text)
     assert counts == [("live", "1"), ("bad", "1"), ("bad", "2"), ("good", "1"), ("good", "1")]
@@ -119,7 +119,7 @@ def test_a_runs_page_shows_what_ended_what_is_open_and_what_was_said(open_consol
     assert "1,000 in, 200 out" in page
     assert "text · 10 characters in 2 events" in page
     assert "secret" not in page
-    assert "AGX_CONSOLE_CONTENT=1 would show them" in page
+    assert "Set AGX_CONSOLE_CONTENT=1 to show them" in page
     _, teller = open_console(AGX_CONSOLE_CONTENT="1")
     page = teller.get(RUN).text
     assert "The secret" in page
@@ -155,7 +155,7 @@ def test_nobody_remembers_a_run(open_console: OpenConsole, queue: Queue) -> None
     _, visitor = open_console()
     seen = visitor.get("/run?scope=acme&user=u1&session=s1&run=never")
     assert seen.status == 404
-    assert "Nothing is known" in seen.text
+    assert "Nothing is stored" in seen.text
 
 
 def test_a_dead_process_shows(open_console: OpenConsole, queue: Queue) -> None:
@@ -251,7 +251,7 @@ def test_a_word_is_not_said_twice(open_console: OpenConsole, queue: Queue) -> No
     )
     _, visitor = open_console()
     page = visitor.get(RUN).text
-    assert "its process died; a sidecar told this end" in page
+    assert "its process died; a sidecar finalized the run" in page
     assert page.count('class="word">lost') == 2  # the heading's and the run's
     assert ">lost</td>" not in visitor.get("/").text
 

@@ -1,7 +1,7 @@
-"""The console: live and recent runs as pages, and a button that cancels. It keeps nothing of its own.
+"""In: facts, leases, session streams. Out: pages that show live and recent runs, and a button that cancels.
 
-browser -> console (routes) -> auth
-                            -> overview (leases, newest facts) -> front
-                            -> trail (a run's facts and stream) -> run_page
-                            -> cancel (the same mark as agx.cancel)
+browser -> app (routes) -> auth
+                        -> overview (leases, newest facts) -> index_page
+                        -> run_history (a run's facts and stream) -> waterfall, event_log -> run_page
+                        -> cancel (the same mark as agx.cancel)
 """

@@ -35,9 +35,9 @@ from .html import (
     h,
     page,
 )
-from .index_page import front_view
-from .overview import Asked, read_overview
-from .run_history import RunPlace, read_trail
+from .index_page import index_view
+from .overview import Query, read_overview
+from .run_history import RunPlace, read_history
 from .run_page import run_view, unknown_view
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Console:
         finally:
             await self._bus.aclose()
 
-    # --- who may ask ---
+    # --- access ---
 
     def _for_visitors(self, respond: Endpoint) -> Endpoint:
         """Return the endpoint for those who are logged in; others get the page that asks for the token."""
@@ -154,19 +154,19 @@ class Console:
     # --- pages ---
 
     async def _show_index(self, request: Request) -> Response:
-        asked = Asked.of(request.query_params)
-        overview = await _in_time(read_overview(self._bus, self._settings.prefix, asked))
-        return self._page("Runs", front_view(overview))
+        query = Query.of(request.query_params)
+        overview = await _in_time(read_overview(self._bus, self._settings.prefix, query))
+        return self._page("Runs", index_view(overview))
 
     async def _show_run(self, request: Request) -> Response:
         try:
             place = _place_of(request.query_params)
-            trail = await _in_time(read_trail(self._bus, self._settings.prefix, place))
+            history = await _in_time(read_history(self._bus, self._settings.prefix, place))
         except ValueError:
             return self._message(400, "This is no run", "Its ids are not valid.")
-        if not trail.is_known:
+        if not history.is_known:
             return self._page("Unknown run", unknown_view(), status=404)
-        view = run_view(trail, can_cancel=self._console.can_cancel, content=self._console.shows_content)
+        view = run_view(history, can_cancel=self._console.can_cancel, content=self._console.shows_content)
         return self._page("Run", view)
 
     async def _leave_login(self, request: Request) -> Response:
@@ -209,19 +209,19 @@ class Console:
         logger.info("console: %s logged in", client_of(request))
         return _redirect(to, {"Set-Cookie": cookie})
 
-    # --- what is answered instead of a page ---
+    # --- answers in place of a page ---
 
     def _ask_for_token(self, status: int, to: str, *, wrong: bool = False) -> Response:
         if self._console.token is None:
             return self._message(403, "Not from here", "Without a token the console answers to localhost only.")
         given = h("input", id="token", name="token", type="password", required=True, autofocus=True,
                   autocomplete="current-password", aria_describedby="wrong" if wrong else None)  # fmt: skip
-        back = h("input", type="hidden", name="to", value=to)  # who followed a link gets where it leads
+        back = h("input", type="hidden", name="to", value=to)  # a link leads to its page after the login
         form = h("form", h("label", "Token", for_="token"), given, back, h("button", "Open"),
                  method="post", action="/login", id="login", class_="find")  # fmt: skip
-        said = h("p", "That is not the token.", id="wrong", role="alert", class_="alert") if wrong else None
-        hint = h("p", "It is what AGX_CONSOLE_TOKEN says.", class_="quiet")
-        return self._page("Log in", h("main", h("h1", "agx console"), said, form, hint, id="view"), status=status)
+        error = h("p", "That is not the token.", id="wrong", role="alert", class_="alert") if wrong else None
+        hint = h("p", "It is the value of AGX_CONSOLE_TOKEN.", class_="quiet")
+        return self._page("Log in", h("main", h("h1", "agx console"), error, form, hint, id="view"), status=status)
 
     async def _refuse_path(self, request: Request, error: Exception) -> Response:
         status, headers = getattr(error, "status_code", 404), getattr(error, "headers", None)

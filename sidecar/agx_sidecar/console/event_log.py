@@ -1,4 +1,4 @@
-"""What a run's events are to a reader: one line each, deltas of one part together. Pure, no I/O."""
+"""Turns a run's events into lines of text: one for each event, and one for all deltas of a part. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEXT = 4_000  # characters of content a line
 
 @dataclass(slots=True)
 class Line:
-    """One line. `text` is content: a model's or a user's words, arguments, results; empty where it is not shown."""
+    """One line. `text` is content (texts of models and users, arguments, results); empty where it is not shown."""
 
     key: str
     at_ms: int
@@ -42,20 +42,20 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
             lines.append(line)
         if body.get("event") == "llm-begin":
             parts.clear()
-        is_words = body.get("part_kind") in ("text", "thinking")
-        if is_words:
+        is_text = body.get("part_kind") in ("text", "thinking")
+        if is_text:
             parts[part] = line
             line.pieces += 1
-        if content or is_words:
+        if content or is_text:
             text = str(body.get("content_delta", "")) if is_delta else _content(entry, body)
-            line.chars += len(text) if is_words else 0
+            line.chars += len(text) if is_text else 0
             if content and len(line.text) < _TEXT:
                 line.text = (line.text + text)[:_TEXT]
     return lines
 
 
-def remembered_lines(ended: RunEnded) -> Iterator[Line]:
-    """Yield the lines that are left when the stream is gone: the mirrored events, which have no content."""
+def sampled_lines(ended: RunEnded) -> Iterator[Line]:
+    """Yield the lines of a run whose stream has expired: its event sample, which has no content."""
     for n, event in enumerate(ended.events):
         yield Line(f"m{n}", event.at_ns // 1_000_000, event.name, _about(event.attributes))
 
@@ -64,17 +64,17 @@ def _line(entry: StreamEntry, body: dict[str, Any]) -> Line:
     what = str(body.get("event", entry.type)) if entry.type == "event" else entry.type
     if entry.type in ("begin", "event", "end"):
         about = _about(body)
-    else:  # a service's own: whatever its names are, what they hold may be content
+    else:  # a service's own: whatever its names are, their values may be content
         about = f"{body.get('error_type') or ''} from {entry.origin}".strip()[:300]
     ms, n = entry.id
     return Line(f"e{ms}-{n}", ms, "part" if what in ("part_start", "part_delta") else what, about)
 
 
 def _about(body: dict[str, Any] | dict[str, str | int]) -> str:
-    """Return what is no content: kinds, names and outcomes."""
-    words = [str(body[name]) for name in ("part_kind", "model", "agent", "tool_name") if body.get(name) is not None]
-    words += [str(body[name]) for name in ("tool_outcome", "outcome", "reason", "error_type") if body.get(name)]
-    return " · ".join(words)[:300]
+    """Return what is not content: kinds, names and outcomes."""
+    names = [str(body[name]) for name in ("part_kind", "model", "agent", "tool_name") if body.get(name) is not None]
+    names += [str(body[name]) for name in ("tool_outcome", "outcome", "reason", "error_type") if body.get(name)]
+    return " · ".join(names)[:300]
 
 
 def _content(entry: StreamEntry, body: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How the pages say things: outcomes, durations, times, sessions."""
+"""Formats what the pages show: outcomes, durations, times, sessions."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _MARKS = {
     "deferred": "…",
     "open": "●",
 }
-_WORDS = {"dead": "dead, waits for a sidecar", "open": "under way", "cancelling": "being cancelled"}
+_TEXTS = {"dead": "dead, waits for a sidecar", "open": "under way", "cancelling": "being cancelled"}
 
 
 def badge(outcome: str) -> Html:
     """Return an outcome with its mark."""
     mark = h("span", _MARKS.get(outcome, "?"), aria_hidden="true")
-    word = h("span", spoken(outcome), class_="word")
-    return h("span", mark, " ", word, class_=f"badge {outcome if outcome in _MARKS else ''}")
+    text = h("span", outcome_text(outcome), class_="word")
+    return h("span", mark, " ", text, class_=f"badge {outcome if outcome in _MARKS else ''}")
 
 
-def spoken(outcome: str) -> str:
-    """Return an outcome as it is said."""
-    return _WORDS.get(outcome, outcome)
+def outcome_text(outcome: str) -> str:
+    """Return an outcome as text."""
+    return _TEXTS.get(outcome, outcome)
 
 
 def duration(ns: int) -> str:
@@ -49,7 +49,7 @@ def duration(ns: int) -> str:
 
 
 def ago(ms: int) -> str:
-    """Return a length of time as people say it; the clocks of two machines may make it negative, which is now."""
+    """Return a length of time in two units; negative, as the clocks of two machines may make it, counts as 0."""
     seconds = max(0, ms) // 1_000
     if seconds < 60:
         return f"{seconds} s"
@@ -77,12 +77,12 @@ def clock(ms: int) -> str:
         return "at no time"
 
 
-def cause(outcome: str, error_type: str | None) -> str | None:
-    """Return an error's short name, unless the outcome says as much."""
+def error_name(outcome: str, error_type: str | None) -> str | None:
+    """Return an error's short name, or None where the outcome names it already."""
     return error_type.rpartition(".")[2] if error_type and error_type != outcome else None
 
 
-def who(scope: str, user: str | None, session: str | None) -> Html:
+def session_name(scope: str, user: str | None, session: str | None) -> Html:
     """Return scope, user and session; a narrow screen breaks them where they meet."""
     parts: list[Child] = [scope]
     for part in (user, session):

@@ -1,4 +1,4 @@
-"""Builds HTML: whatever is not built here is text, and escaped. Everything on the pages is somebody else's."""
+"""Builds HTML; all text is escaped, since names and contents on the pages come from users and models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front page: live runs, then the lost and failed ones, then the rest."""
+"""The index page: live runs, then the lost and failed ones, then the rest."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from agx.stream.entry import StreamEntry
 from .formatting import (
     ago,
     badge,
-    cause,
     clock,
     duration,
+    error_name,
     run_url,
-    who,
+    session_name,
 )
 from .html import Html, h
-from .overview import Asked, Overview
+from .overview import Overview, Query
 
 _LISTS = {"bad": ("lost", "failed"), "good": ("cancelled", "completed")}
 
 
-def front_view(overview: Overview) -> Html:
-    """Return the part of the page that is kept current."""
-    asked = overview.asked
+def index_view(overview: Overview) -> Html:
+    """Return the part of the page that is refreshed."""
+    query = overview.query
     return h(
         "main",
         h("h1", "Runs"),
-        _search(asked),
+        _search(query),
         _tiles(overview),
-        _reach(overview),
+        _range(overview),
         _live(overview),
         _ended("Lost and failed", "bad", overview, overview.bad),
         _ended("Cancelled and completed", "good", overview, overview.good),
@@ -41,10 +41,10 @@ def front_view(overview: Overview) -> Html:
     )
 
 
-def _search(asked: Asked) -> Html:
-    field = h("input", id="q", name="q", type="search", value=asked.text, maxlength=200, autocomplete="off")
+def _search(query: Query) -> Html:
+    field = h("input", id="q", name="q", type="search", value=query.text, maxlength=200, autocomplete="off")
     label = h("label", "Scope, user, session, run or agent", for_="q")
-    depth = h("input", type="hidden", name="depth", value=asked.depth)
+    depth = h("input", type="hidden", name="depth", value=query.depth)
     return h("form", label, field, depth, h("button", "Find"), method="get", action="/", role="search", class_="find")
 
 
@@ -71,7 +71,7 @@ def _live(overview: Overview) -> Html:
 def _nothing(overview: Overview) -> str:
     if not overview.has_services:
         return "No service has run on this prefix yet: check AGX_KEY_PREFIX, or start a run."
-    return "Nothing that is asked for is live." if overview.asked.text else "Nothing is live."
+    return "No live run matches." if overview.query.text else "No run is live."
 
 
 def _live_row(overview: Overview, run: LiveRun, last: StreamEntry | None) -> Html:
@@ -82,7 +82,7 @@ def _live_row(overview: Overview, run: LiveRun, last: StreamEntry | None) -> Htm
     return h(
         "tr",
         h("th", h("a", name, href=url, id=f"a-{run.run_id}"), scope="row"),
-        h("td", who(session.scope, session.user, session.session)),
+        h("td", session_name(session.scope, session.user, session.session)),
         h("td", began, class_="number"),
         h("td", badge("dead") if run.is_dead(now) else _doing(run, last)),
         h("td", f"{ago(now - last.id[0])} ago" if last else "-", class_="number extra"),
@@ -95,20 +95,20 @@ def _doing(run: LiveRun, last: StreamEntry | None) -> Html:
         return badge("cancelling")
     body = last.body if last is not None else {}
     what, kind = body.get("event"), body.get("part_kind")
-    words = "starting"
+    doing = "starting"
     if last is not None and last.type == "end":
-        words = "saving"
+        doing = "saving"
     elif kind == "tool-call":
-        words = f"calling {body.get('tool_name')}"
+        doing = f"calling {body.get('tool_name')}"
     elif kind == "tool-return":
-        words = f"got {body.get('tool_name')}"
+        doing = f"got {body.get('tool_name')}"
     elif what == "llm-begin":
-        words = f"waiting for {body.get('model', 'the model')}"
+        doing = f"waiting for {body.get('model', 'the model')}"
     elif what == "llm-end":
-        words = "working"
+        doing = "working"
     elif kind in ("text", "thinking"):
-        words = "thinking" if kind == "thinking" else "writing"
-    return h("span", words, class_="doing")
+        doing = "thinking" if kind == "thinking" else "writing"
+    return h("span", doing, class_="doing")
 
 
 def _ended(title: str, key: str, overview: Overview, ended: tuple[RunEnded, ...]) -> Html:
@@ -126,9 +126,9 @@ def _ended_row(now_ms: int, fact: RunEnded) -> Html:
     return h(
         "tr",
         h("th", h("a", fact.agent, href=url, id=f"a-{fact.run_id}"), scope="row"),
-        h("td", who(fact.scope, fact.user, fact.session)),
+        h("td", session_name(fact.scope, fact.user, fact.session)),
         h("td", badge(fact.outcome)),
-        h("td", fact.reason or cause(fact.outcome, fact.error_type) or "", class_="extra"),
+        h("td", fact.reason or error_name(fact.outcome, fact.error_type) or "", class_="extra"),
         h("td", duration(fact.end_ns - fact.start_ns), class_="number"),
         h("td", fact.model_calls, class_="number extra"),
         h("td", fact.tool_calls, class_="number extra"),
@@ -154,30 +154,30 @@ _EXTRAS = ("Last event", "Model calls", "Tool calls", "Why")  # not on a narrow 
 
 
 def _class_of(head: str) -> str | None:
-    words = [word for word, heads in (("number", _NUMBERS), ("extra", _EXTRAS)) if head in heads]
-    return " ".join(words) or None
+    classes = [name for name, heads in (("number", _NUMBERS), ("extra", _EXTRAS)) if head in heads]
+    return " ".join(classes) or None
 
 
 def _pages(overview: Overview) -> Html | None:
     if overview.pages == 1:
         return None
-    asked, at = overview.asked, min(overview.asked.page, overview.pages)
-    back = h("a", "← Before", href=_url(asked, page=at - 1), rel="prev", id="before") if at > 1 else None
-    on = h("a", "Next →", href=_url(asked, page=at + 1), rel="next", id="next") if at < overview.pages else None
+    query, at = overview.query, min(overview.query.page, overview.pages)
+    back = h("a", "← Before", href=_url(query, page=at - 1), rel="prev", id="before") if at > 1 else None
+    on = h("a", "Next →", href=_url(query, page=at + 1), rel="next", id="next") if at < overview.pages else None
     here = h("span", f"Page {at:,} of {overview.pages:,}", aria_current="page")
     return h("nav", back, here, on, class_="pages", aria_label="Pages of live runs")
 
 
-def _reach(overview: Overview) -> Html:
-    said = f"Live runs by their leases; ended ones among the newest {overview.read:,} facts"
+def _range(overview: Overview) -> Html:
+    text = f"Live runs by their leases; ended ones among the newest {overview.read:,} facts"
     if not overview.since_ms:
-        return h("p", f"{said}, all that are kept.", class_="quiet")
-    said += f", of the last {ago(overview.now_ms - overview.since_ms)}. "
+        return h("p", f"{text}, all that are retained.", class_="quiet")
+    text += f", of the last {ago(overview.now_ms - overview.since_ms)}. "
     further = None
-    if overview.asked.depth < 3:
-        further = h("a", "Look further back", href=_url(overview.asked, depth=overview.asked.depth + 1))
-    return h("p", said, further, class_="quiet")
+    if overview.query.depth < 3:
+        further = h("a", "Look further back", href=_url(overview.query, depth=overview.query.depth + 1))
+    return h("p", text, further, class_="quiet")
 
 
-def _url(asked: Asked, page: int = 1, depth: int | None = None) -> str:
-    return "/?" + urlencode({"q": asked.text, "page": page, "depth": depth or asked.depth})
+def _url(query: Query, page: int = 1, depth: int | None = None) -> str:
+    return "/?" + urlencode({"q": query.text, "page": page, "depth": depth or query.depth})

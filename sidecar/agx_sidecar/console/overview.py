@@ -1,4 +1,4 @@
-"""Reads what the front page shows: live runs by their leases, the ended ones among the newest facts."""
+"""Reads what the index page shows: live runs by their leases, the ended ones among the newest facts."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ _DEPTHS = (500, 5_000, 50_000)  # facts a partition; the queues hold 12,500 each
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What of the fleet is asked for."""
+class Query:
+    """Which runs the index page has to show."""
 
     text: str = ""  # a part of a scope, user, session, run or agent
     page: int = 1
     depth: int = 1  # how far back, from 1 to 3
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> Asked:
-        """Read a query; what makes no sense is taken as not asked for."""
-        return cls(query.get("q", "").strip()[:200], _number(query.get("page"), 10_000), _number(query.get("depth"), 3))
+    def of(cls, given: Mapping[str, str]) -> Query:
+        """Read a query string; a value that is not valid counts as not given."""
+        return cls(given.get("q", "").strip()[:200], _number(given.get("page"), 10_000), _number(given.get("depth"), 3))
 
     @property
     def facts(self) -> int:
         return _DEPTHS[self.depth - 1]
 
-    def matches(self, *words: str | None) -> bool:
-        return self.text.lower() in "/".join(word or "" for word in words).lower()
+    def matches(self, *names: str | None) -> bool:
+        """Return whether the text is a part of these names."""
+        return self.text.lower() in "/".join(name or "" for name in names).lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
     """The fleet at one moment. Times: milliseconds of the server's clock."""
 
-    asked: Asked
+    query: Query
     now_ms: int
     has_services: bool  # False: none has ever run on this prefix
     live: int = 0
@@ -61,28 +62,28 @@ class Overview:
     since_ms: int = 0  # 0: everything that is kept was read
 
 
-async def read_overview(bus: Bus, prefix: str, asked: Asked) -> Overview:
+async def read_overview(bus: Bus, prefix: str, query: Query) -> Overview:
     """Look at leases and queues; raises RedisError or OSError."""
     now_ms, partitions = await read_clock(bus), await read_partitions(bus, prefix)
     if partitions is None:
-        return Overview(asked, now_ms, has_services=False)
-    live = [run for run in await find_live(bus, prefix, partitions) if _is_asked(asked, run)]
+        return Overview(query, now_ms, has_services=False)
+    live = [run for run in await find_live(bus, prefix, partitions) if _matches(query, run)]
     pages = max(1, -(-len(live) // PAGE))
-    first = (min(asked.page, pages) - 1) * PAGE
+    first = (min(query.page, pages) - 1) * PAGE
     page = live[first : first + PAGE]
     last = await read_last(bus, page)
-    newest = await read_newest(bus, prefix, partitions, asked.facts, "run.end")
+    newest = await read_newest(bus, prefix, partitions, query.facts, "run.end")
     ended = [
         fact
         for fact in newest.facts
         if isinstance(fact, RunEnded)
         and fact.parent_run_id is None  # a sub-agent's run is shown in its parent's
-        and asked.matches(fact.scope, fact.user, fact.session, fact.run_id, fact.agent)
+        and query.matches(fact.scope, fact.user, fact.session, fact.run_id, fact.agent)
     ]
     bad = [fact for fact in ended if fact.outcome in ("lost", "failed")]
     good = [fact for fact in ended if fact.outcome not in ("lost", "failed")]
     return Overview(
-        asked,
+        query,
         now_ms,
         has_services=True,
         live=len(live),
@@ -97,9 +98,9 @@ async def read_overview(bus: Bus, prefix: str, asked: Asked) -> Overview:
     )
 
 
-def _is_asked(asked: Asked, run: LiveRun) -> bool:
+def _matches(query: Query, run: LiveRun) -> bool:
     session = run.session
-    return asked.matches(session.scope, session.user, session.session, run.run_id, run.agent)
+    return query.matches(session.scope, session.user, session.session, run.run_id, run.agent)
 
 
 def _number(text: str | None, most: int) -> int:

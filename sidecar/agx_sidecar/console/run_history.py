@@ -1,4 +1,4 @@
-"""Reads one run's trail: its facts from the scope's queue, and its session stream as long as that is kept."""
+"""Reads what is stored of one run: its facts from the scope's queue, and its session stream while it is retained."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FactT = TypeVar("FactT", bound=RunFact)
 
 @dataclass(frozen=True, slots=True)
 class RunPlace:
-    """Which run it is, where it streams, if it does, and about when it began (0: nobody knows)."""
+    """A run's ids, the session that it streams to, if any, and about when it began (0: unknown)."""
 
     scope: str
     run_id: str
@@ -46,7 +46,7 @@ class RunPlace:
     at_ms: int = 0
 
     def keys(self, prefix: str) -> keys.SessionKeys | None:
-        """Return the keys of its session; raises ValueError where its ids are none."""
+        """Return the keys of its session; raises ValueError if its ids are not valid."""
         keys.check_id(self.scope, "scope"), keys.check_id(self.run_id, "run")
         if self.user is None or self.session is None:
             return None
@@ -54,7 +54,7 @@ class RunPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class Trail:
+class RunHistory:
     """What is known of a run; `now_ms` is the server's time."""
 
     place: RunPlace
@@ -78,7 +78,7 @@ class Trail:
 
     @property
     def state(self) -> str:
-        """The outcome, or how a run stands that has none yet."""
+        """The outcome, or the state of a run that has none yet."""
         if self.ended is not None:
             return self.ended.outcome
         if self.entries and self.entries[-1].type == "end":
@@ -94,28 +94,28 @@ class Trail:
         return [fact for fact in self.facts if isinstance(fact, kind)]
 
 
-async def read_trail(bus: Bus, prefix: str, place: RunPlace) -> Trail:
-    """Read what there is; raises ValueError for ids that are none, RedisError or OSError."""
+async def read_history(bus: Bus, prefix: str, place: RunPlace) -> RunHistory:
+    """Read a run's history; raises ValueError if its ids are not valid, RedisError or OSError."""
     session, now_ms = place.keys(prefix), await read_clock(bus)
-    trail = Trail(place, now_ms)
+    history = RunHistory(place, now_ms)
     if session is not None:
-        trail = await _read_stream(bus, session, place, now_ms)
-    begin_ms = place.at_ms or (trail.begin.id[0] if trail.begin is not None else 0)
+        history = await _read_stream(bus, session, place, now_ms)
+    begin_ms = place.at_ms or (history.begin.id[0] if history.begin is not None else 0)
     facts = await _read_facts(bus, prefix, place, begin_ms)
-    return Trail(place, now_ms, trail.lease, facts, trail.entries, trail.begin)
+    return RunHistory(place, now_ms, history.lease, facts, history.entries, history.begin)
 
 
-async def _read_stream(bus: Bus, session: keys.SessionKeys, place: RunPlace, now_ms: int) -> Trail:
+async def _read_stream(bus: Bus, session: keys.SessionKeys, place: RunPlace, now_ms: int) -> RunHistory:
     held = lease_state(place.run_id, await bus.execute("GET", session.live))
     first = [StreamEntry.of(*entry) for entry in await bus.execute("XRANGE", session.stream, "-", "+", "COUNT", 1)]
     begin = next((entry for entry in first if entry.type == "begin"), None)
     if begin is None and held == "gone":
-        return Trail(place, now_ms)  # nobody can tell whose entries these are
+        return RunHistory(place, now_ms)  # these entries may be another run's
     if begin is not None and begin.body.get("run_id") != place.run_id:
-        return Trail(place, now_ms, held)  # of a later run of the session
+        return RunHistory(place, now_ms, held)  # of a later run of the session
     newest = await bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", ENTRIES)
     entries = tuple(StreamEntry.of(*entry) for entry in reversed(newest))
-    return Trail(place, now_ms, held, (), entries, begin)
+    return RunHistory(place, now_ms, held, (), entries, begin)
 
 
 async def _read_facts(bus: Bus, prefix: str, place: RunPlace, begin_ms: int) -> tuple[RunFact, ...]:

@@ -1,4 +1,4 @@
-"""A run's page: how it stands, the waterfall of its nodes, tools and tokens, its events, and the cancel button."""
+"""A run's page: its state, the waterfall of its nodes, tools and tokens, its events, and the cancel button."""
 
 from __future__ import annotations
 
@@ -7,55 +7,55 @@ from agx.facts.schema import RunEnded
 from .event_log import (
     LINES,
     Line,
-    remembered_lines,
+    sampled_lines,
     write_lines,
 )
 from .formatting import (
     badge,
-    cause,
     clock,
     duration,
-    spoken,
+    error_name,
+    outcome_text,
+    session_name,
     tick,
-    who,
 )
 from .html import Html, h
-from .run_history import Trail
+from .run_history import RunHistory
 from .waterfall import Bar, Waterfall, draw_waterfall
 
 _WIDE = 1_000  # units of the time axis
 _TICKS = 4
 
 
-def run_view(trail: Trail, *, can_cancel: bool, content: bool) -> Html:
-    """Return the part of the page that is kept current; `content` shows what people and models said."""
-    place, ended = trail.place, trail.ended
-    fall = draw_waterfall(trail)
+def run_view(history: RunHistory, *, can_cancel: bool, content: bool) -> Html:
+    """Return the part of the page that is refreshed; `content` shows the texts of users, models and tools."""
+    place, ended = history.place, history.ended
+    fall = draw_waterfall(history)
     agent = fall.bars[0].name if fall.bars and fall.bars[0].kind == "run" else "unknown agent"
-    state = trail.state
-    cancel = _cancel(trail, can_cancel=can_cancel) if trail.is_live else None
+    state = history.state
+    cancel = _cancel(history, can_cancel=can_cancel) if history.is_live else None
     return h(
         "main",
         h("p", h("a", "All runs", href="/"), class_="back"),
         h("div", h("h1", agent, " ", badge(state)), cancel, class_="head"),
-        h("p", who(place.scope, place.user, place.session), " · run ", h("code", place.run_id)),
-        _facts(trail, fall, ended, content=content),
-        _waterfall(fall, is_live=trail.is_live),
+        h("p", session_name(place.scope, place.user, place.session), " · run ", h("code", place.run_id)),
+        _facts(history, fall, ended, content=content),
+        _waterfall(fall, is_live=history.is_live),
         _tokens(fall),
-        _events(trail, ended, content=content),
+        _events(history, ended, content=content),
         id="view",
-        data_every=1000 if trail.is_live else 0,
-        data_title=f"{agent} · {spoken(state)}",
-        data_state=f"The run is {spoken(state)}",
+        data_every=1000 if history.is_live else 0,
+        data_title=f"{agent} · {outcome_text(state)}",
+        data_state=f"The run is {outcome_text(state)}",
     )
 
 
 def unknown_view() -> Html:
-    """Return what is said of a run that nobody remembers."""
+    """Return the view of a run of which nothing is stored."""
     return h(
         "main",
         h("p", h("a", "All runs", href="/"), class_="back"),
-        h("h1", "Nothing is known of this run"),
+        h("h1", "Nothing is stored of this run"),
         h("p", "It has no lease, its stream has expired, and its facts are no longer in the queue."),
         id="view",
         data_every=0,
@@ -63,30 +63,30 @@ def unknown_view() -> Html:
     )
 
 
-def _facts(trail: Trail, fall: Waterfall, ended: RunEnded | None, *, content: bool) -> Html:
-    fact = ended or trail.started
+def _facts(history: RunHistory, fall: Waterfall, ended: RunEnded | None, *, content: bool) -> Html:
+    fact = ended or history.started
     service = fact.service if fact is not None else None
     last = fall.tokens[-1] if fall.tokens else None
     rows = [
         ("Began", clock(fall.start_ns // 1_000_000)),
         ("Took" if ended else "Running for", duration(fall.end_ns - fall.start_ns)),
         ("Tokens", f"{last.input:,} in, {last.output:,} out" if last else "none reported yet"),
-        ("Why", (ended.reason or cause(ended.outcome, ended.error_type) or "") if ended else ""),
+        ("Why", (ended.reason or error_name(ended.outcome, ended.error_type) or "") if ended else ""),
         ("Where", (ended.stage or "").replace("_", " ") if ended and ended.outcome != "completed" else ""),
         ("Error", (ended.error_message or "") if ended and content else ""),
-        ("Service", " ".join(word for word in (service.name, service.version) if word) if service else ""),
+        ("Service", " ".join(part for part in (service.name, service.version) if part) if service else ""),
         ("Trace", fact.trace.trace_id if fact is not None else ""),
-        ("Note", "its process died; a sidecar told this end" if ended and ended.partial else ""),
+        ("Note", "its process died; a sidecar finalized the run" if ended and ended.partial else ""),
     ]
-    return h("dl", [h("div", h("dt", name), h("dd", said)) for name, said in rows if said], class_="facts")
+    return h("dl", [h("div", h("dt", name), h("dd", text)) for name, text in rows if text], class_="facts")
 
 
-def _cancel(trail: Trail, *, can_cancel: bool) -> Html:
-    place = trail.place
+def _cancel(history: RunHistory, *, can_cancel: bool) -> Html:
+    place = history.place
     if not can_cancel:
-        return h("p", "Read only: AGX_CONSOLE=full would let it cancel.", class_="quiet")
-    if trail.lease == "cancelling":
-        return h("p", "It has been told to stop.", class_="quiet")
+        return h("p", "Read only. Set AGX_CONSOLE=full to allow cancelling.", class_="quiet")
+    if history.lease == "cancelling":
+        return h("p", "Cancellation is requested.", class_="quiet")
     fields = {"scope": place.scope, "user": place.user, "session": place.session, "run": place.run_id}
     hidden = [h("input", type="hidden", name=name, value=value) for name, value in fields.items()]
     button = h("button", "Cancel this run", id="cancel", class_="danger")
@@ -111,7 +111,7 @@ def _waterfall(fall: Waterfall, *, is_live: bool) -> Html:
             data_follow=is_live)  # fmt: skip
     left_out = f"{fall.left_out:,} steps before these are left out." if fall.left_out else None
     kinds = (("wait", "waiting for the model"), ("model", "model answers"), ("tool", "tool"), ("step", "step"))
-    legend = h("p", [h("span", said, class_=f"key {kind}") for kind, said in kinds], class_="quiet", aria_hidden="true")
+    legend = h("p", [h("span", text, class_=f"key {kind}") for kind, text in kinds], class_="quiet", aria_hidden="true")
     note = h("p", left_out, class_="quiet") if left_out else None
     return h("section", h("h2", "Waterfall", id="h-fall"), note, box, legend)
 
@@ -127,7 +127,7 @@ def _row(fall: Waterfall, bar: Bar) -> Html:
     used = bar.usage
     estimated = "~" if used is not None and used.source == "estimated" else ""
     outcome = bar.outcome or "open"
-    error = cause(outcome, bar.error_type)
+    error = error_name(outcome, bar.error_type)
     return h(
         "tr",
         h("th", h("span", bar.name, class_=f"kind {bar.kind} d{min(bar.depth, 9)}"), scope="row"),
@@ -169,33 +169,33 @@ def _tokens(fall: Waterfall) -> Html | None:
             y = level
         points.append(f"{_WIDE},{y}")
         lines.append(h("polyline", points=" ".join(points), class_=f"tokens {kind}"))
-    said = f"{last.input:,} tokens in and {last.output:,} out, step by step at the end of each model request"
-    picture = h("svg", lines, viewBox=f"-4 0 {_WIDE + 8} 62", preserveAspectRatio="none", role="img", aria_label=said)
+    text = f"{last.input:,} tokens in and {last.output:,} out, step by step at the end of each model request"
+    picture = h("svg", lines, viewBox=f"-4 0 {_WIDE + 8} 62", preserveAspectRatio="none", role="img", aria_label=text)
     keys = [h("span", f"{last.input:,} in", class_="key input"), h("span", f"{last.output:,} out", class_="key output")]
     legend = h("figcaption", keys, aria_hidden="true")
     heading = h("h2", "Tokens over time", id="h-tokens")
     return h("section", heading, h("figure", picture, _axis(fall, fall.start_ns), legend))
 
 
-def _events(trail: Trail, ended: RunEnded | None, *, content: bool) -> Html:
-    if trail.entries:
-        lines = write_lines(trail.entries, content=content)
-        note = "" if content else "Texts are hidden: AGX_CONSOLE_CONTENT=1 would show them."
-        cut = len(lines) > LINES or (trail.begin is not None and trail.entries[0].id != trail.begin.id)
+def _events(history: RunHistory, ended: RunEnded | None, *, content: bool) -> Html:
+    if history.entries:
+        lines = write_lines(history.entries, content=content)
+        note = "" if content else "Texts are hidden. Set AGX_CONSOLE_CONTENT=1 to show them."
+        cut = len(lines) > LINES or (history.begin is not None and history.entries[0].id != history.begin.id)
         note += " These are the newest." if cut else ""
         lines = lines[-LINES:]
     else:
-        lines = list(remembered_lines(ended)) if ended is not None else []
-        note = "The stream has expired: these are the events that its last fact remembers."
+        lines = list(sampled_lines(ended)) if ended is not None else []
+        note = "The stream has expired: these are the events that the run's last fact holds."
         if ended is not None and ended.events_between:
             note += f" {ended.events_between:,} in the middle were left out."
-    start_ms = trail.begin.id[0] if trail.begin is not None else lines[0].at_ms if lines else 0
+    start_ms = history.begin.id[0] if history.begin is not None else lines[0].at_ms if lines else 0
     rows = [_line(line, start_ms) for line in lines]
     log = h("div", h("ol", rows, class_="log"), id="log", class_="scroll", tabindex=0, role="region",
             aria_label="Events, oldest first", data_follow=True)  # fmt: skip
     heading = h("h2", "Events ", h("span", f"{len(lines):,}", class_="count"), id="h-events")
     if not lines:
-        log = h("p", "None yet." if trail.is_live else "None are kept.", class_="quiet")
+        log = h("p", "None yet." if history.is_live else "None are retained.", class_="quiet")
     return h("section", heading, h("p", note, class_="quiet") if note else None, log)
 
 

@@ -1,4 +1,4 @@
-"""What a run's trail is on a time axis: a bar per run, node and tool, and tokens as they were used. Pure, no I/O."""
+"""Lays a run's history out on a time axis: a bar per run, node and tool, and the tokens used. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agx.facts.schema import (
     Usage,
 )
 
-from .run_history import Trail
+from .run_history import RunHistory
 
 Kind = Literal["run", "model", "step", "tool"]
 
@@ -58,57 +58,57 @@ class Waterfall:
     from_ns: int  # where the time of the bars that are shown begins
 
 
-def draw_waterfall(trail: Trail) -> Waterfall:
+def draw_waterfall(history: RunHistory) -> Waterfall:
     """Lay a run out; open parts come from the stream, whose times are the server's, moved to the service's clock."""
-    skew_ns = _skew(trail)
-    run_id, opened = trail.place.run_id, list(_open_bars(trail, skew_ns))
-    bars = [*_begin_bar(trail, skew_ns), *_run_bars(trail, run_id, 0, opened, {run_id})]
+    skew_ns = _skew(history)
+    run_id, opened = history.place.run_id, list(_open_bars(history, skew_ns))
+    bars = [*_begin_bar(history, skew_ns), *_run_bars(history, run_id, 0, opened, {run_id})]
     starts = [bar.start_ns for bar in bars]
     ends = [bar.end_ns for bar in bars if bar.end_ns is not None]
-    now_ns = trail.now_ms * 1_000_000 - skew_ns
+    now_ns = history.now_ms * 1_000_000 - skew_ns
     start = min(starts, default=now_ns)
-    end = max([*ends, start + 1] if trail.ended is not None or not trail.is_live else [*ends, now_ns, start + 1])
+    end = max([*ends, start + 1] if history.ended is not None or not history.is_live else [*ends, now_ns, start + 1])
     left_out = max(0, len(bars) - MOST_BARS)
     shown = (*bars[:1], *bars[1 + left_out :])
     first = min(bar.start_ns for bar in shown[1:]) if left_out else start
-    return Waterfall(start, end, shown, tuple(_tokens(trail)), left_out, min(first, end - 1))
+    return Waterfall(start, end, shown, tuple(_tokens(history)), left_out, min(first, end - 1))
 
 
-def _skew(trail: Trail) -> int:
-    """Return by how much the server's clock is ahead of the service's, as their two notes of the begin say."""
-    if trail.started is None or trail.begin is None:
+def _skew(history: RunHistory) -> int:
+    """Return by how much the server's clock is ahead of the service's: both recorded the time of the begin."""
+    if history.started is None or history.begin is None:
         return 0
-    return trail.begin.id[0] * 1_000_000 - trail.started.start_ns
+    return history.begin.id[0] * 1_000_000 - history.started.start_ns
 
 
-def _begin_bar(trail: Trail, skew_ns: int) -> Iterator[Bar]:
+def _begin_bar(history: RunHistory, skew_ns: int) -> Iterator[Bar]:
     """Yield the run's own bar where no fact of it has come yet."""
-    if trail.is_live and trail.started is None and trail.begin is not None:
-        agent = str(trail.begin.body.get("agent", "a session opened by hand"))
-        yield Bar("run", agent, 0, trail.begin.id[0] * 1_000_000 - skew_ns, None)
+    if history.is_live and history.started is None and history.begin is not None:
+        agent = str(history.begin.body.get("agent", "a session opened by hand"))
+        yield Bar("run", agent, 0, history.begin.id[0] * 1_000_000 - skew_ns, None)
 
 
-def _run_bars(trail: Trail, run_id: str, depth: int, opened: list[Bar], drawn: set[str]) -> Iterator[Bar]:
+def _run_bars(history: RunHistory, run_id: str, depth: int, opened: list[Bar], drawn: set[str]) -> Iterator[Bar]:
     """Yield a run's bar, then what is in it by start, at last what is `opened`; a sub-agent's run under its tool."""
-    started = next((fact for fact in trail.of(RunStarted) if fact.run_id == run_id), None)
-    ended = next((fact for fact in trail.of(RunEnded) if fact.run_id == run_id), None)
+    started = next((fact for fact in history.of(RunStarted) if fact.run_id == run_id), None)
+    ended = next((fact for fact in history.of(RunEnded) if fact.run_id == run_id), None)
     fact = ended or started
     if fact is not None:
         outcome = ended.outcome if ended else None
         error = ended.error_type if ended else None
         yield Bar("run", fact.agent, depth, fact.start_ns, ended.end_ns if ended else None, outcome, error)
-    parts = [[_node_bar(node, depth + 1)] for node in trail.of(NodeEnded) if node.run_id == run_id]
+    parts = [[_node_bar(node, depth + 1)] for node in history.of(NodeEnded) if node.run_id == run_id]
     now = [[bar] for bar in opened]  # the last ones, however coarse their times are
     by_span: dict[str, list[Bar]] = {}
-    for tool in trail.of(ToolEnded):
+    for tool in history.of(ToolEnded):
         if tool.run_id == run_id:
             bar = Bar("tool", tool.tool, depth + 2, tool.start_ns, tool.end_ns, tool.outcome, tool.error_type)
             parts.append([bar])
             by_span[tool.trace.span_id] = parts[-1]
-    for sub in trail.facts:
+    for sub in history.facts:
         if sub.parent_run_id == run_id and sub.run_id not in drawn and depth < _DEEPEST:
             drawn.add(sub.run_id)
-            if bars := list(_run_bars(trail, sub.run_id, depth + 3, [], drawn)):
+            if bars := list(_run_bars(history, sub.run_id, depth + 3, [], drawn)):
                 home = by_span.get(sub.trace.parent_span_id or "") or _around(bars[0], [*parts, *now])
                 parts.append(bars) if home is None else home.extend(bars)
     # Of two that begin together the longer encloses the other.
@@ -117,7 +117,7 @@ def _run_bars(trail: Trail, run_id: str, depth: int, opened: list[Bar], drawn: s
 
 
 def _around(bar: Bar, parts: list[list[Bar]]) -> list[Bar] | None:
-    """Return the last tool that encloses a bar: the spans of a service's own SDK name nobody whom the facts know."""
+    """Return the last tool that encloses a bar: the spans of a service's own SDK are not in the facts."""
     last = max(bar.start_ns, bar.end_ns or 0)
     around = [part for part in parts if part[0].kind == "tool" and part[0].start_ns <= bar.start_ns
               and (part[0].end_ns is None or part[0].end_ns >= last)]  # fmt: skip
@@ -136,14 +136,14 @@ def _node_bar(node: NodeEnded, depth: int) -> Bar:
     return Bar(kind, name, depth, node.start_ns, node.end_ns, node.outcome, node.error_type, first, usage)
 
 
-def _open_bars(trail: Trail, skew_ns: int) -> Iterator[Bar]:
-    """Yield what the stream has seen begin and nobody has seen end."""
-    if not trail.is_live:
+def _open_bars(history: RunHistory, skew_ns: int) -> Iterator[Bar]:
+    """Yield the parts whose begin is in the stream and whose end is in neither stream nor facts."""
+    if not history.is_live:
         return
-    run_id = trail.place.run_id
+    run_id = history.place.run_id
     requests: dict[int, Bar] = {}
     calls: dict[str, Bar] = {}
-    for entry in trail.entries:
+    for entry in history.entries:
         body = entry.body
         idx, call_id = body.get("idx"), str(body.get("tool_call_id"))
         if entry.type != "event" or not isinstance(idx, int):
@@ -160,15 +160,15 @@ def _open_bars(trail: Trail, skew_ns: int) -> Iterator[Bar]:
                 requests[idx] = replace(requests[idx], first_chunk_ns=at_ns)
             if body.get("part_kind") == "tool-call":
                 calls[call_id] = Bar("tool", str(body.get("tool_name")), 2, at_ns, None)
-    known = {node.idx for node in trail.of(NodeEnded) if node.run_id == run_id and node.model is not None}
-    ended = {tool.call_id for tool in trail.of(ToolEnded) if tool.run_id == run_id}
+    known = {node.idx for node in history.of(NodeEnded) if node.run_id == run_id and node.model is not None}
+    ended = {tool.call_id for tool in history.of(ToolEnded) if tool.run_id == run_id}
     yield from (bar for idx, bar in requests.items() if idx not in known)
     yield from (bar for call_id, bar in calls.items() if call_id not in ended)
 
 
-def _tokens(trail: Trail) -> Iterator[TokenStep]:
+def _tokens(history: RunHistory) -> Iterator[TokenStep]:
     given = taken = 0
-    for node in sorted(trail.of(NodeEnded), key=lambda node: node.end_ns):
+    for node in sorted(history.of(NodeEnded), key=lambda node: node.end_ns):
         if node.model is not None:
             given, taken = given + node.model.usage.input, taken + node.model.usage.output
             yield TokenStep(node.model.end_ns, given, taken)
