@@ -36,7 +36,7 @@ _BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the ti
 
 # Removes a member whose deadline is still the one that was read: a process that has come back has set a later one.
 # ARGV: member, deadline.
-_REMOVE = """
+REMOVE = """
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[2], ARGV[2])) do
   if member == ARGV[1] then return redis.call('ZREM', KEYS[1], ARGV[1]) end
 end
@@ -116,7 +116,7 @@ class Reaper:
             self._postpone(member, run_id, error)
             return False
         self._postponed.discard(member)
-        await self._link.call("EVAL", _REMOVE, 1, leases, member, deadline)
+        await self._link.call("EVAL", REMOVE, 1, leases, member, deadline)
         return True
 
     def _postpone(self, member: bytes, run_id: str, error: Exception) -> None:

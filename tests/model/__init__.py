@@ -1,0 +1,1 @@
+"""Models of protocols, explored in every order of their steps."""
