@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
-from ..facts.schema import NodeEnded, ProcessBeat, RunEnded
+from ..facts.schema import NodeEnded, Outcome, ProcessBeat, RunEnded
 from ..fleet.fleet import (
     NewestFacts,
     find_live,
@@ -24,7 +24,7 @@ from .options import (
 )
 from .terminal import print_json, print_table, span
 
-_OUTCOMES = ("completed", "cancelled", "failed", "lost")
+_OUTCOMES = get_args(Outcome)
 _BEAT_LIFE_NS = 30_000_000_000  # a process that has said nothing for so long is gone
 
 
