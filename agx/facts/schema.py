@@ -189,6 +189,7 @@ class RunEnded(RunFact):
     end_ms: Int64 | None = None
     model_calls: Int64 = 0
     tool_calls: Int64 = 0
+    plain_runs: Int64 = 0  # runs of agents without our capability that its tools made: the first of each tool call
     stream: StreamTotals | None = None
     events: tuple[StreamEvent, ...] = ()  # the first 64 and the last 64
     events_between: Int64 = 0  # left out between them

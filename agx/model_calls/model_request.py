@@ -18,7 +18,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 
 from ..facts.schema import CHUNK_BUCKETS, ModelCall, Outcome, Usage
 from .private_api import carried_attempts
-from .usage import estimate_usage, read_usage
+from .usage import estimate_usage, read_usage, to_text
 
 # Where pydantic-ai keeps the provider's own finish reason in `provider_details`. Its normalised one is `stop` even for
 # a stream that was cut short, so only the raw one shows that.
@@ -80,12 +80,12 @@ class ModelRequest:
         start_ns = max([self.start_ns, *(attempt.end_ns for attempt in failed)])
         first_chunk_ns = self._first_chunk_ns
         call = ModelCall(
-            provider=_text(model.system) or "",
-            request_model=_text(model.model_name) or "",
-            response_model=None if response is None else _text(response.model_name),
-            response_id=None if response is None else _text(response.provider_response_id),
+            provider=to_text(model.system) or "",
+            request_model=to_text(model.model_name) or "",
+            response_model=None if response is None else to_text(response.model_name),
+            response_id=None if response is None else to_text(response.provider_response_id),
             stream=self.stream,
-            finish_reason=None if response is None else _text(response.finish_reason),
+            finish_reason=None if response is None else to_text(response.finish_reason),
             finish_reason_missing=outcome == "completed" and response is not None and _lacks_finish(model, response),
             first_chunk_ns=None if first_chunk_ns is None else max(first_chunk_ns - (start_ns - self.start_ns), 0),
             chunk_counts=tuple(self._counts) if any(self._counts) else (),
@@ -115,14 +115,16 @@ def _failed_attempts(response: ModelResponse | None, error: BaseException | None
     elif error is not None:
         attempts = carried_attempts(error)
     # A nested fallback model stands in the list once more, as a whole, behind its own attempts.
-    return [_describe_attempt(attempt) for attempt in attempts if not _text(attempt.model_name).startswith("fallback:")]
+    return [
+        _describe_attempt(attempt) for attempt in attempts if not to_text(attempt.model_name).startswith("fallback:")
+    ]
 
 
 def _describe_attempt(attempt: ModelRequestAttempt) -> ModelCall:
     start_ns = int(attempt.timestamp.timestamp() * 1e9)
     return ModelCall(
-        provider=_text(attempt.provider_name) or "",
-        request_model=_text(attempt.model_name),
+        provider=to_text(attempt.provider_name) or "",
+        request_model=to_text(attempt.model_name),
         usage=Usage(source="missing") if attempt.usage is None else read_usage(attempt.usage),
         start_ns=start_ns,
         end_ns=start_ns + int(attempt.duration / timedelta(microseconds=1)) * 1_000,
@@ -169,8 +171,3 @@ def _lacks_finish(model: Model[Any], response: ModelResponse) -> bool:
     if "finish_reason" in (response.provider_details or {}):
         return False
     return any(cls.__module__.startswith(tuple(_KEEPS_RAW_FINISH)) for cls in type(model).__mro__)
-
-
-def _text(value: object) -> Any:
-    """Return a name as text; a provider may send a number (issue 12, case A11)."""
-    return value if value is None or isinstance(value, str) else str(value)

@@ -57,6 +57,11 @@ def to_count(value: object) -> int:
     return min(max(int(value), 0), _LARGEST) if isinstance(value, int | float) else 0
 
 
+def to_text(value: object) -> Any:
+    """Return a name as text; a provider may send a number (issue 12, case A11)."""
+    return value if value is None or isinstance(value, str) else str(value)
+
+
 def _tokens(chars: int) -> int:
     return -(-chars // _CHARS_PER_TOKEN)
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from opentelemetry.trace import NoOpTracer
-from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext, UserPromptNode
+from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext, UserPromptNode, capture_run_messages
 from pydantic_ai.capabilities import AbstractCapability, CombinedCapability, Instrumentation
 from pydantic_ai.capabilities.abstract import (
     AgentNode,
@@ -169,6 +169,8 @@ class AgxCapability(AbstractCapability[Any]):
     def _observed(self, run: _ObservedRun, ctx: RunContext[Any]) -> Iterator[None]:
         recorder = run.recorder
         self._runs[ctx.run_id] = run
+        if recorder.parent is not None:
+            recorder.parent.observed_runs.add(ctx.run_id)
         recorder.stop = ctx.cancel
         if recorder.state.must_stop:
             ctx.cancel()
@@ -272,8 +274,11 @@ class AgxCapability(AbstractCapability[Any]):
             return await handler(args)
         tool = recorder.begin_tool(call)
         try:
-            with attached(recorder.tool_context(tool)):
-                result = await handler(args)
+            with attached(recorder.tool_context(tool)), capture_run_messages() as messages:
+                try:
+                    result = await handler(args)
+                finally:
+                    recorder.add_plain_run(tool, messages)
         except (CallDeferred, ApprovalRequired):
             recorder.defer_tool(tool)
             raise

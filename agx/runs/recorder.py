@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from pydantic_ai.messages import (
 from ..facts import schema as facts
 from ..facts.event_sample import EventSample
 from ..model_calls.model_request import ModelRequest
+from ..model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
 from ..stream.entry import AGENT, DEFERRED, RUNTIME
 from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
 from ..telemetry import conventions as names
@@ -82,6 +84,8 @@ class Recorder:
         self._tool_calls = 0
         self._tool_error: tuple[BaseException, str] | None = None  # the last one, and the tool that raised it
         self._sample = EventSample()
+        self.observed_runs: set[str | None] = set()  # of sub-agents with our capability, by pydantic-ai's ids
+        self._plain_runs = 0
         self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
         self.knows_tool: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
         state.on_stop = self._on_stop
@@ -178,6 +182,7 @@ class Recorder:
             end_ms=self.state.end_ms,
             model_calls=self._model_calls,
             tool_calls=self._tool_calls,
+            plain_runs=self._plain_runs,
             stream=None if self.writer is None else self.writer.totals,
             events=self._sample.events if self.writer is not None else (),
             events_between=self._sample.between,
@@ -332,6 +337,28 @@ class Recorder:
     def defer_tool(self, tool: Tool) -> None:
         """A tool call waits for a decision or a result; it counts when it is resolved, or as deferred with its run."""
         self._deferred[tool.call_id] = tool
+
+    def add_plain_run(self, tool: Tool, messages: Sequence[ModelMessage]) -> None:
+        """Count the model requests of an agent that a tool ran plainly; they hang under the tool."""
+        run_id = find_run_id(messages)
+        if run_id is None or run_id in self.observed_runs:
+            return
+        self._plain_runs += 1
+        report_plain_run(self.agent, tool.tool)
+        for call in describe_requests(messages, run_id, time.time_ns()):
+            name = self._name(f"{tool.name}.plain")
+            self._model_calls += 1
+            self._emit(
+                facts.NodeEnded(
+                    **self._describe(name, replace(self.span.child(name), parent_span_id=tool.place.span_id)),
+                    node="model_request",
+                    idx=tool.idx,
+                    outcome="completed",
+                    start_ns=call.start_ns,
+                    end_ns=call.end_ns,
+                    model=call,
+                )
+            )
 
     def _end_unrun(self, part: BaseToolReturnPart) -> None:
         """A call has a result: of a tool that ran, that was refused, or that was resolved by somebody else."""

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, CallDeferred, DeferredToolRequests, DeferredToolResults
 from pydantic_ai.capabilities import AbstractCapability, HandleDeferredToolCalls
 from pydantic_ai.exceptions import FallbackExceptionGroup, ModelHTTPError
-from pydantic_ai.messages import ModelResponse, ToolCallPart
+from pydantic_ai.messages import ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.usage import RequestUsage
 from redis.asyncio import Redis
@@ -274,3 +275,57 @@ async def test_a_cancelled_request_has_estimated_input_tokens(configured: Redis)
     last = requests_of((await read_recorded(configured)).of(NodeEnded))[-1]
     assert (last.usage.source, last.usage.output) == ("estimated", 0)
     assert last.usage.input == 131  # (40 + 80 + 400) / 4, and the arguments of the call
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails"])
+async def test_a_sub_agent_run_plainly_is_counted(
+    configured: Redis, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    researcher = Agent(ScriptedModel(Probe(), [ToolCallPart("look", {}, tool_call_id="c1")], ["found"], name="inner"))
+    name = f"outer that {fails}"
+    agent = Agent(ScriptedModel(Probe(), [ToolCallPart("ask", {}, tool_call_id="c1")], ["done"]), name=name)
+
+    @researcher.tool_plain
+    def look() -> str:
+        if fails:
+            raise LookupError("nothing there")
+        return "it"
+
+    @agent.tool_plain
+    async def ask() -> str:
+        earlier = await ScriptedModel(Probe(), ["earlier"]).request([], None, ModelRequestParameters())
+        try:
+            return (await researcher.run("hi", message_history=[ModelRequest([]), earlier])).output
+        except LookupError:
+            return "nothing"
+
+    nodes, (tool,) = await run_and_read(configured, agent)
+    calls = [node for node in nodes if node.model and node.model.provider == "provider-of-inner"]
+    assert len(calls) == (1 if fails else 2)  # not the one in its history
+    assert [(node.agent, node.idx, node.trace.parent_span_id) for node in calls] == [
+        (name, 0, tool.trace.span_id) for _ in calls
+    ]
+    assert len({node.id for node in nodes}) == len(nodes)
+    assert all(node.model and (node.model.usage.input, node.model.usage.output) == (7, 5) for node in calls)
+    assert all(tool.start_ns <= node.start_ns <= node.end_ns <= tool.end_ns for node in calls)
+    (end,) = (await read_recorded(configured)).of(RunEnded)
+    assert (end.plain_runs, end.model_calls) == (1, 2 + len(calls))
+    assert [record.message.count(f"'ask' of agent {name!r}") for record in caplog.records] == [1]
+
+
+async def test_a_sub_agent_with_the_capability_counts_once(configured: Redis) -> None:
+    inner = Agent(ScriptedModel(Probe(), ["found"], name="inner"), name="inner", capabilities=[agx.AgxCapability()])
+    agent = Agent(ScriptedModel(Probe(), [ToolCallPart("ask", {}, tool_call_id="c1")], ["done"]), name="outer")
+
+    @agent.tool_plain
+    async def ask() -> str:
+        return (await inner.run("hi")).output
+
+    nodes, _ = await run_and_read(configured, agent)
+    assert sorted((node.agent, node.model.request_model) for node in nodes if node.model) == [
+        ("inner", "inner"),
+        ("outer", "first"),
+        ("outer", "first"),
+    ]
+    ends = {end.agent: end for end in (await read_recorded(configured)).of(RunEnded)}
+    assert (ends["outer"].plain_runs, ends["outer"].model_calls, ends["inner"].model_calls) == (0, 2, 1)
