@@ -18,7 +18,7 @@ from agx.facts.schema import (
 )
 from agx_sidecar.metrics import instruments as i
 from agx_sidecar.metrics.fold import Fold, Position
-from agx_sidecar.metrics.series import Counter, Histogram, Series
+from agx_sidecar.metrics.series import Cell, Counter, Histogram, Series
 from agx_sidecar.metrics.table import Instrument
 
 AT_MS = T0 // 1_000_000
@@ -39,9 +39,16 @@ class Folding:
         self.fold.apply(0, [QueueEntry(f"{AT_MS}-{next(self._ids)}", payload)])
 
     def count(self, instrument: Instrument, *labels: str) -> int:
-        cell = self.fold.series.cells[instrument][labels]
-        assert isinstance(cell, Counter)
-        return cell.value
+        """The sum of the series whose first labels are these: a label that is added later changes no test."""
+        cells = self.matching(instrument, labels)
+        assert all(isinstance(cell, Counter) for cell in cells)
+        return sum(cell.value for cell in cells if isinstance(cell, Counter))
+
+    def matching(self, instrument: Instrument, labels: tuple[str, ...]) -> list[Cell]:
+        cells = self.fold.series.cells[instrument].items()
+        found = [cell for known, cell in cells if known[: len(labels)] == labels]
+        assert found, f"no series of {instrument.name} has the labels {labels}"
+        return found
 
     def own(self, instrument: Instrument, *labels: str) -> int:
         cell = self.fold.own.cells[instrument][labels]
@@ -49,7 +56,7 @@ class Folding:
         return cell.value
 
     def histogram(self, instrument: Instrument, *labels: str) -> Histogram:
-        cell = self.fold.series.cells[instrument][labels]
+        (cell,) = self.matching(instrument, labels)
         assert isinstance(cell, Histogram)
         return cell
 

@@ -22,6 +22,7 @@ from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.gauges import TracesTrims
 from agx_sidecar.metrics.series import Counter, Series
 from agx_sidecar.metrics.state import HEADER_LENGTH, State, dump, load, pack, parse_header
+from agx_sidecar.metrics.state_0_2 import SHAPES
 from agx_sidecar.metrics.table import Instrument, counter
 
 STORED = (Path(__file__).parent / "data" / "state-0.2.0.bin").read_bytes()
@@ -82,36 +83,49 @@ def observed(cells: Cells, but: set[str]) -> Cells:
     }
 
 
-def changed_table(**changes: Any) -> tuple[Instrument, ...]:
-    """The table with rows changed: by the name of the row, what differs, or None where it is removed."""
-    rows = {getattr(i, name): change for name, change in changes.items()}
-    return tuple(
-        dataclasses.replace(each, **rows.get(each, {})) if each in rows else each
-        for each in i.CATALOGUE
-        if rows.get(each, {}) is not None
-    )
-
-
 def named(table: Sequence[Instrument], name: str) -> Instrument:
     return next(each for each in table if each.name == name)
 
 
+def as_in_0_2(instrument: Instrument) -> Instrument:
+    labels, buckets = SHAPES[instrument.name]
+    by = tuple(label for label in instrument.by if label.name in labels.split())
+    return dataclasses.replace(instrument, by=by, buckets=buckets)
+
+
+# The table of 0.2.0, whatever has been added since.
+TABLE = tuple(as_in_0_2(each) for each in i.CATALOGUE if each.name in SHAPES)
+
+
+def row(name: str) -> Instrument:
+    return named(TABLE, getattr(i, name).name)
+
+
+def changed_table(**changes: Any) -> tuple[Instrument, ...]:
+    """The table with rows changed: by the name of the row, what differs, or None where it is removed."""
+    rows = {row(name): change for name, change in changes.items()}
+    return tuple(
+        dataclasses.replace(each, **rows.get(each, {})) if each in rows else each
+        for each in TABLE
+        if rows.get(each, {}) is not None
+    )
+
+
 WITH_SERVICE = changed_table(
-    RUNS={"by": (*i.RUNS.by, i.SERVICE)},
-    COST={"by": (*i.COST.by, i.SERVICE)},
-    TOKENS={"by": (*i.TOKENS.by, i.SERVICE)},
-    OPERATION_DURATION={"by": (*i.OPERATION_DURATION.by, i.AGENT_NAME)},
+    RUNS={"by": (*row("RUNS").by, i.SERVICE)},
+    COST={"by": (*row("COST").by, i.SERVICE)},
+    TOKENS={"by": (*row("TOKENS").by, i.SERVICE)},
+    OPERATION_DURATION={"by": (*row("OPERATION_DURATION").by, i.AGENT_NAME)},
 )
 RELABELLED = {"agx_runs_total", "agx_cost_usd_total", "agx_tokens_total", "gen_ai_client_operation_duration_seconds"}
 
 
 def test_a_state_of_0_2_0_is_read_whole() -> None:
     assert parse_header(STORED).epoch == 7
-    state = load(BODY)
+    state = load(BODY, TABLE)
     _, cells = read_as_0_2(BODY)
     assert cells_of(state.series) == cells
-    fed = {each.name for each in i.CATALOGUE if each.source}
-    assert set(cells) == fed, "the stored state has every metric"
+    assert set(cells) == set(SHAPES), "the stored state has every metric"
     assert state.positions[1] == Position("1699999999999-5", 77, 4)
     assert state.traces_trims[1] == TracesTrims(3, 2, 1)
     assert state.positions[0].count == 60 * 6 + 5
@@ -119,12 +133,12 @@ def test_a_state_of_0_2_0_is_read_whole() -> None:
 
 
 def test_0_2_0_reads_what_this_version_writes() -> None:
-    written = pack(dump(load(BODY)))
+    written = pack(dump(load(BODY, TABLE)))
     assert read_as_0_2(written) == read_as_0_2(BODY)
 
 
 def test_an_added_label_loads_old_series_under_the_empty_value_and_moves_nothing_else() -> None:
-    before = cells_of(load(BODY).series)
+    before = cells_of(load(BODY, TABLE).series)
     after = cells_of(load(BODY, WITH_SERVICE).series)
     for name, cells in before.items():
         expected = {(*labels, ""): cell for labels, cell in cells.items()} if name in RELABELLED else cells
@@ -143,7 +157,7 @@ def test_0_2_0_can_lead_after_a_version_with_more_labels() -> None:
 
 def test_a_removed_label_is_summed() -> None:
     table = changed_table(TOOL_CALLS={"by": (i.TOOL, i.TOOL_OUTCOME)})
-    before, after = cells_of(load(BODY).series), cells_of(load(BODY, table).series)
+    before, after = cells_of(load(BODY, TABLE).series), cells_of(load(BODY, table).series)
     name = "agx_tool_calls_total"
     expected = Totals[tuple[str, ...]]()
     for (_, *rest), (_, value, _) in before.pop(name).items():
@@ -153,9 +167,9 @@ def test_a_removed_label_is_summed() -> None:
 
 
 def test_changed_buckets_restart_that_metric_only() -> None:
-    buckets = tuple(bound + 1 for bound in i.RUN_DURATION.buckets)  # as many as before
+    buckets = tuple(bound + 1 for bound in row("RUN_DURATION").buckets)  # as many as before
     table = changed_table(RUN_DURATION={"buckets": buckets}, TOKEN_USAGE={"buckets": (1, 10)})
-    before, state = cells_of(load(BODY).series), load(BODY, table)
+    before, state = cells_of(load(BODY, TABLE).series), load(BODY, table)
     after = cells_of(state.series)
     for name in ("agx_run_duration_seconds", "gen_ai_client_token_usage"):
         del before[name]
@@ -173,12 +187,12 @@ NEW = counter("agx_new_total", (i.SCOPE,), "New.", source=i.RUN_ENDED, value=att
 
 
 def test_a_metric_of_a_newer_version_survives_an_older_leader() -> None:
-    newer = (*i.CATALOGUE, NEW)
+    newer = (*TABLE, NEW)
     state = load(BODY, newer)
     assert NEW not in state.series.cells
     state.series.now = 1_700_000_001
     state.series.counter(NEW, "acme").add(5)
-    older = load(pack(dump(state)))
+    older = load(pack(dump(state)), TABLE)
     assert set(older.foreign) == {"agx_new_total"}
     assert "agx_new_total" not in cells_of(older.series)
     again = load(pack(dump(older)), newer)
@@ -192,7 +206,7 @@ def test_a_removed_metric_is_not_shown_and_goes_when_it_was_idle_for_a_day() -> 
     assert "agx_listener_gaps_total" not in cells_of(state.series)
     assert state.foreign["agx_listener_gaps_total"][1]
     state.series.now = 1_700_000_000 + 2 * i.SERIES_IDLE
-    state.series.counter(i.RUNS, "acme", "support", "completed").add()
+    state.series.counter(row("RUNS"), "acme", "support", "completed").add()
     assert not load(pack(dump(state)), without).foreign["agx_listener_gaps_total"][1]
 
 
@@ -200,7 +214,7 @@ def test_a_removed_metric_is_not_shown_and_goes_when_it_was_idle_for_a_day() -> 
 def test_a_damaged_metric_restarts_alone(spoil: Any, caplog: pytest.LogCaptureFixture) -> None:
     raw = json.loads(zlib.decompress(BODY))
     raw["series"]["agx_runs_total"] = spoil
-    before, after = cells_of(load(BODY).series), cells_of(load(zlib.compress(orjson.dumps(raw))).series)
+    before, after = cells_of(load(BODY, TABLE).series), cells_of(load(zlib.compress(orjson.dumps(raw)), TABLE).series)
     assert not after.pop("agx_runs_total", None)
     del before["agx_runs_total"]
     assert after == before
@@ -221,17 +235,17 @@ def as_0_2(body: bytes) -> bytes:
 def test_versions_that_alternate_neither_lose_nor_double_anything() -> None:
     """0.2.0 and a version with more labels, other buckets and a new metric lead in turn; each counts ten runs."""
     newer = (*changed_table(
-        RUNS={"by": (*i.RUNS.by, i.SERVICE)},
-        COST={"by": (*i.COST.by, i.SERVICE)},
-        RUN_DURATION={"buckets": i.RUN_DURATION.buckets[:5]},
+        RUNS={"by": (*row("RUNS").by, i.SERVICE)},
+        COST={"by": (*row("COST").by, i.SERVICE)},
+        RUN_DURATION={"buckets": row("RUN_DURATION").buckets[:5]},
     ), NEW)  # fmt: skip
-    truth = Fold(Series(), Series(), {0: Position()})
+    truth = Fold(Series(), Series(), {0: Position()}, TABLE)
     body = pack(dump(State(positions={0: Position()})))
     highest: dict[tuple[str, tuple[str, ...]], int] = {}
     for turn in range(6):
         is_old = turn % 2 == 0
-        state = load(as_0_2(body) if is_old else body, i.CATALOGUE if is_old else newer)
-        fold = Fold(state.series, Series(), state.positions, i.CATALOGUE if is_old else newer)
+        state = load(as_0_2(body) if is_old else body, TABLE if is_old else newer)
+        fold = Fold(state.series, Series(), state.positions, TABLE if is_old else newer)
         for n in range(10):
             run_id, service = f"{turn}-{n}", Service(f"service-{n % 2}")
             facts = [made(run_id, service=service) for made in (started, node, tool, ended)]
@@ -261,6 +275,6 @@ def test_two_versions_with_shapes_keep_each_others_metrics() -> None:
     newer = (*WITH_SERVICE, NEW)
     state = load(BODY, newer)
     before = totals(cells_of(state.series))
-    for table in (i.CATALOGUE, newer, i.CATALOGUE, newer):
+    for table in (TABLE, newer, TABLE, newer):
         state = load(pack(dump(state)), table)
         assert totals(cells_of(state.series)) == before
