@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -329,3 +330,15 @@ def test_a_busy_agent_is_not_idle(folding: Folding) -> None:
         folding.fold.apply(0, [QueueEntry(f"{at_ms}-0", encode(ended(f"later-{hours}")))])
         folding.fold.forget_idle(at_ms // 1000)
     assert folding.count(i.RUNS, "acme", "support", "completed") == 40
+
+
+def test_a_label_that_is_added_to_a_row_is_fed_and_zero_initialized() -> None:
+    runs = dataclasses.replace(i.RUNS, by=(i.SCOPE, i.AGENT, i.OUTCOME, i.SERVICE))
+    fold = Fold(Series(), Series(), {0: Position()}, [runs if each is i.RUNS else each for each in i.CATALOGUE])
+    for n, service in enumerate(("shop", "desk")):
+        begun = started(f"run-{n}", service=Service(service))
+        fold.apply(0, [QueueEntry(f"{AT_MS}-{n}", encode(begun))])
+        assert ("acme", "support", "lost", service) in fold.series.cells[runs]
+    assert len(fold.series.cells[runs]) == 2 * len(i.OUTCOMES)
+    fold.apply(0, [QueueEntry(f"{AT_MS}-9", encode(ended("run-1", service=Service("desk"))))])
+    assert fold.series.counter(runs, "acme", "support", "completed", "desk").value == 1

@@ -104,10 +104,10 @@ class _Feeder:
         self.part = source.part
         self._series = series
         self._fed = [each for each in table if each.source and _group(each.source) == _group(source)]
-        paths = _paths_of(self._fed)
+        self._known = [each for each in table if each.source and all(_is_known(label, source) for label in each.by)]
+        paths = _paths_of(self._fed, self._known)
         # What takes from a fact, in one step, all that decides about labels.
         self._key: Callable[[Any], Any] = attrgetter(*sorted(paths)) if paths else lambda fact: ()
-        self._known = [each for each in table if each.source and all(_is_known(label, paths) for label in each.by)]
         self._end_ns: Callable[[Any], int] = attrgetter(f"{self.part}.end_ns" if self.part else "end_ns")
         self._plans: dict[Any, _Plan] = {}
 
@@ -170,15 +170,25 @@ def _group(source: Source) -> tuple[type, str | None]:
     return source.fact, source.part
 
 
-def _paths_of(fed: Sequence[Instrument]) -> set[str]:
-    """Return the attributes of a fact that decide about labels, and about which instruments it feeds."""
+def _paths_of(fed: Sequence[Instrument], known: Sequence[Instrument]) -> set[str]:
+    """Return the attributes of a fact that decide which series it feeds and which it makes known."""
     paths = {path for each in fed for label in each.by for path in label.paths}
+    paths |= {path for each in known for label in each.by if not label.values for path in label.paths}
     return paths | {each.source.where[0] for each in fed if each.source and each.source.where}
 
 
-def _is_known(label: Label, paths: set[str]) -> bool:
-    """Whether a label's first values are known to a feeder whose key has these paths."""
-    return bool(label.values) or (bool(label.paths) and paths.issuperset(label.paths))
+def _is_known(label: Label, source: Source) -> bool:
+    """Whether facts of a source have all that a label is made from, or its first values are known anyway."""
+    if label.values:
+        return True
+    fields = {field.name: field for field in dataclasses.fields(source.fact)}
+    for path in label.paths:
+        root, _, rest = path.partition(".")
+        if root not in fields:
+            return False
+        if rest and root != source.part and fields[root].default is not dataclasses.MISSING:  # may be None
+            return False
+    return bool(label.paths)
 
 
 def _derive(label: Label, fact: Any) -> str:
