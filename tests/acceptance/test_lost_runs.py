@@ -23,6 +23,7 @@ from support.waiting import wait_until
 
 import agx
 from agx.facts import schema as facts
+from agx.redis.live_key import CLAIM, RELEASE, new_claim
 from agx.stream.writer import SessionWriter
 
 TESTS = Path(__file__).parent.parent
@@ -149,6 +150,84 @@ async def test_a_stalled_process_finds_itself_fenced(redis: Redis, redis_url: st
     assert after.entries == before.entries
     assert [fact.id for fact in after.of(facts.RunEnded)] == [fact.id for fact in before.of(facts.RunEnded)]
     assert not await redis.exists("agx:1:1:s:live")
+
+
+async def _renewals(redis: Redis) -> int:
+    stats = await redis.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+@pytest.mark.parametrize("ends", ["released", "expired"])
+async def test_a_claim_that_a_waking_process_finds_decides_nothing(ends: str, redis: Redis, redis_url: str) -> None:
+    """B1: the process is stopped, its lease expires, a recovery claims the session, and the process wakes up."""
+    live = "agx:1:1:s:live"
+    async with service(redis_url, "talking") as process:
+        run_id = await redis.get(live)
+        process.send_signal(signal.SIGSTOP)
+        claim = new_claim()
+        await wait_until(lambda: redis.eval(CLAIM.source, 1, live, claim, 60_000))
+        before = await _renewals(redis)
+        process.send_signal(signal.SIGCONT)
+
+        async def has_seen_it() -> bool:
+            return await _renewals(redis) >= before + 3
+
+        await wait_until(has_seen_it)
+        assert await redis.get(live) == claim.encode()
+        assert await redis.pttl(live) > 30_000  # nor does a renewal change the claim's own expiry
+        await (redis.eval(RELEASE.source, 1, live, claim) if ends == "released" else redis.pexpire(live, 1))
+
+        async def is_taken_again() -> bool:
+            return bool(await redis.get(live) == run_id)
+
+        await wait_until(is_taken_again)
+        assert await agx.cancel(1, 1, "s")
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"AgxCanceledError\n"
+        await process.wait()
+    recorded = await read_recorded(redis)
+    assert [body["outcome"] for body in recorded.bodies("end")] == ["cancelled"]
+    assert recorded.one(facts.RunEnded).outcome == "cancelled"
+    assert not await redis.exists(live)
+    assert [await redis.zcard(f"agx::leases:{n}") for n in range(8)] == [0] * 8
+
+
+async def test_a_server_that_takes_no_writes_for_longer_than_a_lease(
+    redis: Redis, redis_url: str, sidecar: Replica
+) -> None:
+    """B2: afterwards the process and the recovery come at once, in any order; caller, stream and count agree."""
+    async with service(redis_url, "talking") as process:
+        await wait_until(sidecar.leads)
+        await redis.execute_command("CLIENT", "PAUSE", 2_500, "WRITE")
+        assert process.stdout is not None
+
+        line = asyncio.create_task(process.stdout.readline())
+
+        async def has_been_cancelled() -> bool:
+            try:
+                await agx.cancel(1, 1, "s")
+            except agx.RedisUnavailableError:
+                return False
+            return line.done()
+
+        await wait_until(has_been_cancelled)
+        said = await line
+        await process.wait()
+    await wait_until(lambda: _has_ended(redis))
+    outcome = {b"AgxCanceledError\n": "cancelled", b"LeaseLostError\n": "lost"}[said]
+    await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome=outcome) == 1)
+    assert sidecar.scrape().total("agx_runs_total") == 1
+    recorded = await read_recorded(redis)
+    assert [body["outcome"] for body in recorded.bodies("end")] == [outcome]
+    assert {(fact.id, fact.outcome) for fact in recorded.of(facts.RunEnded)} == {
+        (recorded.of(facts.RunEnded)[0].id, outcome)
+    }
+
+    async def is_left_nowhere() -> bool:
+        deadlines = [await redis.zcard(f"agx::leases:{n}") for n in range(8)]
+        return not any(deadlines) and not await redis.exists("agx:1:1:s:live")
+
+    await wait_until(is_left_nowhere)
 
 
 async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, redis_url: str, sidecar: Replica) -> None:

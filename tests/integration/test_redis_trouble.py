@@ -151,6 +151,14 @@ async def test_everything_killed_and_restarted(talk: Talk, proxy: Proxy, own_ser
     await talk.go_on()
 
 
+async def test_all_data_deleted_under_intact_connections(talk: Talk, redis: Redis) -> None:
+    """B5: only a client of the older package deletes a lease to cancel, and it deletes nothing else."""
+    await redis.flushall()
+    await wait_until(lambda: agx.is_live(1, 1, "s"))
+    await talk.go_on()
+    await wait_until(lambda: redis.exists("agx::meta"))  # for the sidecar
+
+
 async def test_one_line_tells_of_an_outage(proxy: Proxy, caplog: pytest.LogCaptureFixture, redis: Redis) -> None:
     caplog.set_level(logging.WARNING, logger="agx")
     talk = start_talk()
