@@ -1,4 +1,4 @@
-"""`replay()`: a stored run as pydantic-ai's own events, as its agent gave them; what `events` did, undone."""
+"""`replay()`: a stored run as pydantic-ai's own events, in the order in which its agent gave them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _OUTCOMES: dict[object, _Outcome] = {
 
 @dataclass(kw_only=True)
 class InfoEvent(CustomEvent, name="agx-info"):
-    """What a tool said with `add_info()`; a front end gets the body (`data-agx-info`, or a CUSTOM event)."""
+    """What a tool added with `add_info()`; a front end gets the body (`data-agx-info`, or a CUSTOM event)."""
 
     body: Body
 
@@ -71,7 +71,7 @@ class InfoEvent(CustomEvent, name="agx-info"):
 
 @dataclass(kw_only=True)
 class ErrorEvent(CustomEvent, name="agx-error"):
-    """What a tool said with `add_error()`: it did not end the run."""
+    """What a tool added with `add_error()`: it did not end the run."""
 
     body: Body
 
@@ -84,8 +84,8 @@ async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) 
     """Yield a session's latest run as pydantic-ai's events: what is stored at once, then what is live, up to its end.
 
     For pydantic-ai's UI adapters, or any other consumer of `agent.run_stream_events()`. Model and tool events come as
-    they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file's bytes and a
-    provider's details are not stored, and an `AgentRunResultEvent` comes only where the run has left calls to others:
+    they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file above 128 KiB
+    and a provider's details are not on the stream, custom events come as `StreamedEvent`, and an `AgentRunResultEvent` comes only where the run has left calls to others:
     its output is the `DeferredToolRequests`.
 
     Args:
@@ -221,7 +221,7 @@ class _Run:
                 if call_id is None:
                     yield final
                 else:
-                    # Told when the output tool's call began; on the stream the call comes later, and whole.
+                    # It was emitted when the output tool's call began; on the stream the call comes later, and whole.
                     self._finals[call_id] = final
 
     def _end_response(self) -> Iterator[AgentStreamEvent]:
@@ -281,7 +281,7 @@ class _Run:
 
 
 def _make_part(kind: object, body: Body) -> ModelResponsePart | None:
-    """Return the part that a `part_start` tells of; None where the stream does not hold what it is made of."""
+    """Return the part of a `part_start`; None where the stream does not hold what it is made of."""
     name, call_id = str(body.get("tool_name", "")), str(body.get("tool_call_id", ""))
     if kind == "text":
         return TextPart(str(body.get("content", "")))

@@ -13,6 +13,7 @@ from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
 from ..stream.entry import PROMPT, StreamEntry
 from ..stream.events import Body
+from .lost_answer import read_lost_answer
 from .runs import Who
 from .turns import close_calls, end_of_prompt
 
@@ -58,7 +59,7 @@ class Conversation:
     latest: LatestRun | None
     live: bool  # the latest run is under way, and its messages are not yet among the session's
     opening: list[ModelMessage]  # what the latest run's answer begins with, where it goes on with decided calls
-    lost: str | None  # the last prompt, where its run has ended and nothing was stored
+    lost: str | None  # the last prompt, where its run has ended and the store does not have it
 
     @property
     def run_id(self) -> str | None:
@@ -83,8 +84,11 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
         if any(message.run_id == latest.asked["stamp"] for message in session.msgs):
             live = False
         elif live or prompt is not None:
+            is_stored = end_of_prompt(session.msgs) > latest.asked["after"]  # by the session's `begin()`
             session.msgs = asked
-            lost = None if live else prompt
+            if not live:
+                session.msgs += await read_lost_answer(who.scope_id, who.user_id, session_id)
+                lost = None if is_stored else prompt
     session.msgs = _without_instructions(close_calls(session.msgs))
     return Conversation(session, latest, live, _without_instructions(opening), lost)
 

@@ -19,6 +19,7 @@ from ..runs.lifecycle import enclosing_recorder
 from ..runs.runner import run
 from ..sessions.base import SessionStore
 from ..stream.entry import PROMPT
+from .lost_answer import read_lost_answer
 from .turns import Turn, TurnSession, text_of
 
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session
@@ -50,7 +51,10 @@ class Runs:
             RedisUnavailableError: Redis can't be reached.
             Exception: what `session.load()` raised.
         """
-        session = TurnSession(stored=self.sessions.open(who.scope_id, who.user_id, session_id), turn=turn)
+        # Before the run begins: its `begin` replaces the stream of the run before.
+        answer = await read_lost_answer(who.scope_id, who.user_id, session_id)
+        stored = self.sessions.open(who.scope_id, who.user_id, session_id)
+        session = TurnSession(stored=stored, turn=turn, lost_answer=answer)
         if turn.prompt is None:
             # Once more while the run has the session for itself; but what can be refused here costs no run.
             await session.load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic_ai.messages import (
@@ -20,6 +20,7 @@ from pydantic_ai.tools import DeferredToolResults
 
 from ..errors import ConversationChangedError
 from ..sessions.base import Session
+from .lost_answer import append_answer
 
 Prompt = str | Sequence[UserContent]
 Messages = list[ModelMessage]
@@ -47,12 +48,13 @@ class TurnSession(Session):
 
     stored: Session
     turn: Turn
+    lost_answer: Messages = field(default_factory=list)  # of the run before, whose process died
     external: frozenset[str] = frozenset()  # ids of calls that the run has left to be made elsewhere
 
     async def load(self) -> None:
         """Take the stored messages, prepared; raises ConversationChangedError, and what the stored session raises."""
         await self.stored.load()
-        self.msgs = self.turn.prepare(self.stored.msgs)
+        self.msgs = self.turn.prepare(append_answer(self.stored.msgs, self.lost_answer))
 
     async def begin(self, request: ModelRequest) -> None:
         """Store the prompt as the stored session does; raises what it raises."""

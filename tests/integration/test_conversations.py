@@ -23,6 +23,9 @@ import agx
 from agx.sessions.base import SessionStore
 from agx.sessions.redis_session import RedisSessions
 from agx.sessions.sql_session import SqlSessions
+from agx.web.history import read_conversation
+from agx.web.runs import Runs, Who
+from agx.web.turns import ask_again, say
 
 # A service that is killed while its model is silent: the address of Redis, and of the database where there is one.
 SERVICE = """
@@ -32,16 +35,21 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import agx
 from agx.sessions.redis_session import RedisSessions
 from agx.sessions.sql_session import SqlSessions
+from agx.web.runs import Runs, Who
+from agx.web.turns import say
 from support.agents import ScopeDeps, ScriptedAgent
 
 async def main():
-    agx.configure(agx.Config(Redis.from_url(sys.argv[1]), lease_ttl=0.5))
+    client = Redis.from_url(sys.argv[1])
+    agx.configure(agx.Config(client, lease_ttl=0.5))
     store = SqlSessions(create_async_engine(sys.argv[2])) if len(sys.argv) > 2 else RedisSessions(ttl=60)
-    agent = ScriptedAgent(silent=True)
-    running = asyncio.create_task(agx.run(store.open(1, 1, "s"), agent.agent(), "Is it kept?", ScopeDeps()))
+    agent = ScriptedAgent(hold_after=2)
+    await Runs(agent.agent(), store, lambda *ids: ScopeDeps(), {}).start(Who(1, 1), "s", say("Is it kept?"))
     await agent.reached.wait()
+    while "two " not in str(await client.xrange("agx:1:1:s")):
+        await asyncio.sleep(0.01)
     print("reached", flush=True)
-    await running
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -66,10 +74,8 @@ def texts(messages: list[ModelMessage]) -> list[str]:
     return [str(part.content) for message in messages for part in message.parts if hasattr(part, "content")]
 
 
-async def test_a_prompt_survives_the_process_and_its_stream(
-    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
-) -> None:
-    store, url = store_and_url
+async def kill_service(redis_url: str, url: list[str]) -> None:
+    """Start a run in a service of its own, and kill that when half of the answer is on the stream."""
     environment = {**os.environ, "PYTHONPATH": "tests"}
     service = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVICE, redis_url, *url, stdout=asyncio.subprocess.PIPE, env=environment
@@ -78,18 +84,28 @@ async def test_a_prompt_survives_the_process_and_its_stream(
     assert await service.stdout.readline() == b"reached\n"
     service.send_signal(signal.SIGKILL)
     await service.wait()
-    await configured.delete("agx:1:1:s")  # as after its expiry
-
-    (listed,) = await store.list(1, 1)
-    assert (listed.session_id, listed.title) == ("s", "Is it kept?")
-    session = store.open(1, 1, "s")
-    await session.load()
-    assert texts(session.msgs) == ["Is it kept?"]
 
     async def is_free() -> bool:
         return not await agx.is_live(1, 1, "s")
 
     await wait_until(is_free)
+
+
+async def stored(store: SessionStore) -> list[str]:
+    session = store.open(1, 1, "s")
+    await session.load()
+    return texts(session.msgs)
+
+
+async def test_a_prompt_survives_the_process_and_its_stream(
+    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+) -> None:
+    store, url = store_and_url
+    await kill_service(redis_url, url)
+    await configured.delete("agx:1:1:s")  # as after its expiry
+    (listed,) = await store.list(1, 1)
+    assert (listed.session_id, listed.title) == ("s", "Is it kept?")
+    assert await stored(store) == ["Is it kept?"]
     seen: list[list[str]] = []
 
     def keep(messages: list[ModelMessage]) -> list[ModelMessage]:
@@ -99,9 +115,33 @@ async def test_a_prompt_survives_the_process_and_its_stream(
     agent = ScriptedAgent().agent(capabilities=[ProcessHistory(keep)])
     await agx.run(store.open(1, 1, "s"), agent, "And now?", ScopeDeps())
     assert seen == [["Is it kept?", "And now?"]]
-    again = store.open(1, 1, "s")
-    await again.load()
-    assert texts(again.msgs) == ["Is it kept?", "And now?", "one two three"]
+    assert await stored(store) == ["Is it kept?", "And now?", "one two three"]
+
+
+async def test_what_a_lost_run_answered_is_shown_and_stored_with_the_next_turn(
+    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+) -> None:
+    store, url = store_and_url
+    await kill_service(redis_url, url)
+    found = await read_conversation(store, Who(1, 1), "s")
+    assert texts(found.session.msgs) == ["Is it kept?", "one two "]
+    assert not found.live
+    runs = Runs(ScriptedAgent().agent(), store, lambda *ids: ScopeDeps(), {})
+    await runs.start(Who(1, 1), "s", say("And now?"))
+    assert [event["type"] async for event in agx.listen(1, 1, "s", serialize=False)][-1] == "end"
+    assert await stored(store) == ["Is it kept?", "one two ", "And now?", "one two three"]
+
+
+async def test_a_lost_prompt_is_asked_again_and_stored_once(
+    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+) -> None:
+    store, url = store_and_url
+    await kill_service(redis_url, url)
+    assert (await read_conversation(store, Who(1, 1), "s")).lost is None
+    runs = Runs(ScriptedAgent().agent(), store, lambda *ids: ScopeDeps(), {})
+    await runs.start(Who(1, 1), "s", ask_again("Is it kept?"))
+    assert [event["type"] async for event in agx.listen(1, 1, "s", serialize=False)][-1] == "end"
+    assert await stored(store) == ["Is it kept?", "one two three"]
 
 
 async def test_a_prompt_that_a_history_processor_drops_is_stored(configured: Redis) -> None:

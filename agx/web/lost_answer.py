@@ -1,0 +1,83 @@
+"""What a lost run had answered, taken from its stream while that exists: nobody was left to save it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from pydantic_ai.exceptions import RunCancelled
+from pydantic_ai.messages import (
+    FunctionToolResultEvent,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    PartDeltaEvent,
+    PartEndEvent,
+    PartStartEvent,
+    UserPromptPart,
+)
+from redis.exceptions import RedisError
+
+from ..engine.registry import current_engine
+from ..errors import RedisUnavailableError, RunFailedError
+from ..listeners.replay import Event, replay_entries
+from ..redis.keys import Id, SessionKeys
+from ..stream.entry import StreamEntry
+
+
+async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[ModelMessage]:
+    """Return the messages that the session's latest run gave before its process died; nothing for any other run.
+
+    Raises:
+        RedisUnavailableError: Redis can't be reached.
+    """
+    engine = current_engine()
+    session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
+    try:
+        live = await engine.control.execute("EXISTS", session.live)
+        found = await engine.control.execute("XRANGE", session.stream, "-", "+")
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("look at the session", error) from error
+    entries = [StreamEntry.of(*entry) for entry in found]
+    if live or not entries or entries[0].type != "begin":
+        return []
+    ends = [entry.body.get("outcome") for entry in entries if entry.type == "end"]
+    return [] if ends and ends[-1] != "lost" else await _rebuild(entries)
+
+
+def append_answer(messages: list[ModelMessage], answer: list[ModelMessage]) -> list[ModelMessage]:
+    """Return a conversation with the answer behind the prompt that its end awaits one for."""
+    last = messages[-1] if messages else None
+    awaits = isinstance(last, ModelRequest) and any(isinstance(part, UserPromptPart) for part in last.parts)
+    return [*messages, *answer] if awaits else messages
+
+
+async def _rebuild(entries: list[StreamEntry]) -> list[ModelMessage]:
+    async def stored() -> AsyncIterator[StreamEntry]:
+        for entry in entries:
+            yield entry
+
+    messages: list[ModelMessage] = []
+    parts: list[Any] = []
+    with suppress(RunFailedError, RunCancelled):  # it was lost
+        async for event in replay_entries(stored()):
+            _add(event, messages, parts)
+    if parts:
+        messages.append(ModelResponse(parts=parts, state="interrupted"))
+    return messages
+
+
+def _add(event: Event, messages: list[ModelMessage], parts: list[Any]) -> None:
+    """Add what an event says to the messages; `parts` are those of the response that is open."""
+    if isinstance(event, PartStartEvent):
+        parts.append(event.part)
+    elif isinstance(event, PartDeltaEvent) and parts:
+        parts[-1] = event.delta.apply(parts[-1])
+    elif isinstance(event, PartEndEvent) and parts:
+        parts[-1] = event.part
+    elif isinstance(event, FunctionToolResultEvent):
+        if parts:
+            messages.append(ModelResponse(parts=list(parts)))
+            parts.clear()
+        messages.append(ModelRequest(parts=[event.part]))
