@@ -85,8 +85,8 @@ async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) 
 
     For pydantic-ai's UI adapters, or any other consumer of `agent.run_stream_events()`. Model and tool events come as
     they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file above 128 KiB
-    and a provider's details are not on the stream, custom events come as `StreamedEvent`, and an `AgentRunResultEvent` comes only where the run has left calls to others:
-    its output is the `DeferredToolRequests`.
+    and a provider's details are not on the stream, custom events come as `StreamedEvent`, and an
+    `AgentRunResultEvent` comes only where the run has left calls to others: its output is the `DeferredToolRequests`.
 
     Args:
         wait: seconds to wait for a first event.
