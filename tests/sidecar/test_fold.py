@@ -342,3 +342,12 @@ def test_a_label_that_is_added_to_a_row_is_fed_and_zero_initialized() -> None:
     assert len(fold.series.cells[runs]) == 2 * len(i.OUTCOMES)
     fold.apply(0, [QueueEntry(f"{AT_MS}-9", encode(ended("run-1", service=Service("desk"))))])
     assert fold.series.counter(runs, "acme", "support", "completed", "desk").value == 1
+
+
+@pytest.mark.parametrize("count", [2**63, 10**400], ids=["2**63", "10**400"])
+def test_counts_beyond_64_bits_are_left_out(folding: Folding, count: int) -> None:
+    raw = json.loads(encode(node()))
+    raw["model"]["chunk_counts"][0] = count
+    folding.add_raw(json.dumps(raw).encode())
+    assert folding.observed(i.OUTPUT_CHUNK, "chat", "openai", "gpt-4o-mini") == (0, 0)
+    assert folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", "output") == 160

@@ -58,8 +58,11 @@ class Histogram:
             self.exemplars[bucket] = (trace_id, value, at_ns)
 
     def merge(self, counts: Sequence[int], total: int) -> None:
-        """Add what a process counted with the same bounds; counts of another length have other bounds."""
-        if len(counts) != len(self.counts) or not 0 <= total < MAX_OBSERVED:
+        """Add what a process counted with the same bounds.
+
+        Counts of another length have other bounds, and counts beyond 64 bits are a mistake: they are left out.
+        """
+        if len(counts) != len(self.counts) or max(counts) >= MAX_OBSERVED or not 0 <= total < MAX_OBSERVED:
             return
         for bucket, count in enumerate(counts):
             if count > 0:
