@@ -18,9 +18,9 @@ from ..redis.cluster_bus import open_bus
 from ..redis.meta import Meta
 from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
-from ..stream.group_commit import GroupCommit
 from ..stream.hub import Hub
 from ..stream.subscription import Subscription
+from ..stream.write_side import AppendSettings, WriteSide
 from .leases import Leases
 from .meta_publisher import MetaPublisher
 from .process_heartbeat import ProcessHeartbeat
@@ -66,13 +66,8 @@ class Engine:
         self.appends = open_bus(config.redis, self._check_data)
         self.control = open_bus(config.redis, self._check_data)
         self._reads = open_bus(config.redis, self._check_data)
-        self.writer = GroupCommit(
-            self.appends,
-            self.supervisor,
-            max_length=config.max_stream_length,
-            max_body=config.max_body,
-            keep=config.lease_ttl,
-        )
+        settings = AppendSettings(config.max_stream_length, config.max_body, retain=config.lease_ttl)
+        self.write_side = WriteSide(self.appends, self.clock, self.supervisor, settings)
         self.queues = Queues(
             self.appends,
             self.supervisor,
@@ -101,7 +96,7 @@ class Engine:
             self.supervisor,
             self.service,
             queues=self.queues,
-            group_commit=self.writer,
+            write_side=self.write_side,
             hub=self.hub,
             is_live=lambda: bool(self.runs or self.hub.listeners),
         )
@@ -135,7 +130,7 @@ class Engine:
 
     def _check_data(self) -> None:
         """Check all retained data: a connection was opened, or data is missing, so the server may have lost more."""
-        self.writer.check_all()
+        self.write_side.streams.check_all()
         self.queues.check_all()
         self.leases.refresh_soon()
 
@@ -178,7 +173,7 @@ class Engine:
                 async with asyncio.timeout(_DRAIN_TIME):
                     await self.ready()
                     await self.queues.drain()
-        self.writer.close()
+        self.write_side.close()
         self.queues.close()
         self.leases.close()
         await self.hub.aclose()

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from ..facts.queues import Queues
 from ..facts.schema import ProcessBeat, Service
 from ..redis.supervisor import Supervisor
-from ..stream.group_commit import GroupCommit
 from ..stream.hub import Hub
+from ..stream.write_side import WriteSide
 
 _INTERVAL = 10.0  # seconds between two `process` facts
 
@@ -24,14 +24,14 @@ class ProcessHeartbeat:
         service: Service,
         *,
         queues: Queues,
-        group_commit: GroupCommit,
+        write_side: WriteSide,
         hub: Hub,
         is_live: Callable[[], bool],
     ) -> None:
         self._supervisor = supervisor
         self._service = service
         self._queues = queues
-        self._group_commit = group_commit
+        self._write_side = write_side
         self._hub = hub
         self._is_live = is_live
         self._task: asyncio.Task[None] | None = None
@@ -55,16 +55,15 @@ class ProcessHeartbeat:
 
     def _emit(self) -> None:
         self._count += 1
-        hub, stats, now = self._hub, self._group_commit.stats, time.monotonic()
-        silence = max((now - session.last_put for session in self._group_commit.sessions), default=0.0)
+        hub, streams, stats = self._hub, self._write_side.streams, self._write_side.commit.stats
         self._queues.put(
             ProcessBeat(
                 id=f"{self._service.instance}:{id(self):x}:{self._count}",
                 at_ns=time.time_ns(),
                 service=self._service,
                 listeners=hub.listeners,
-                buffered_events=self._group_commit.buffered_events,
-                silence_ns=int(silence * 1e9),
+                buffered_events=streams.buffered_events,
+                silence_ns=int(streams.longest_silence() * 1e9),
                 gaps=hub.gaps - self._emitted_gaps,
                 rereads=hub.rereads - self._emitted_rereads,
                 append_counts=tuple(stats.counts),

@@ -23,10 +23,10 @@ logger = logging.getLogger("agx")
 
 FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
 BATCH = 200  # facts a partition
-BUFFER = 20_000  # facts a loop keeps through an outage; beyond, the oldest go
-KEPT_BATCHES = 1_000  # a partition; the bound of what can be queued again
+BUFFER = 20_000  # facts that a loop holds during an outage; beyond, the oldest are dropped
+RETAINED_BATCHES = 1_000  # a partition; the bound of what can be queued again
 _RETRY_FIRST, _RETRY_LAST = 0.05, 2.0
-_UNSURE = 0.25  # seconds between two looks whether a run is still ours to tell of
+_UNCONFIRMED = 0.25  # seconds between two checks whether the ownership of a run is confirmed
 
 _ENQUEUE = Script(f"""
 local id
@@ -69,7 +69,7 @@ class _Queued:
 
 @dataclass(slots=True)
 class _Acknowledged:
-    """A batch that the server has, as far as it said."""
+    """A batch that the server acknowledged."""
 
     at: float
     last_id: str
@@ -84,8 +84,8 @@ class Queues:
         self._supervisor = supervisor
         self._prefix = prefix
         self._max_length = max_length
-        self._keep = keep  # seconds for which acknowledged facts are kept, in case a failover loses them
-        self._kept: dict[int, deque[_Acknowledged]] = {}
+        self._keep = keep  # seconds for which acknowledged facts are retained, in case a failover loses them
+        self._retained: dict[int, deque[_Acknowledged]] = {}
         self.partitions: int | None = None  # known from `meta` before the first run
         self.dropped = 0
         self._pending: deque[_Queued] = deque()
@@ -95,12 +95,12 @@ class Queues:
         self._backoff = Backoff(_RETRY_FIRST, _RETRY_LAST)
 
     def put(self, fact: Fact, ownership: Ownership | None = None) -> None:
-        """Hand a fact over; synchronous."""
+        """Add a fact; synchronous."""
         self._queue(fact, ownership, None)
         self._schedule(FLUSH_INTERVAL)
 
     def put_acknowledged(self, fact: Fact, ownership: Ownership | None = None) -> asyncio.Future[None]:
-        """Hand a fact over; the future is done when the server has it, or it was dropped."""
+        """Add a fact; the future is done when the server has it, or it was dropped."""
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue(fact, ownership, acknowledged)
         self._schedule(0.0)
@@ -134,7 +134,7 @@ class Queues:
         return bool(self._pending or self._inflight)
 
     async def drain(self) -> None:
-        """Wait until every fact handed over so far is acknowledged."""
+        """Wait until every fact added so far is acknowledged."""
         while self.has_pending:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -165,7 +165,7 @@ class Queues:
         for queued in self._take(BATCH * self.partitions):
             batches.setdefault(keys.partition(queued.tenant, self.partitions), []).append(queued)
         if not batches:
-            self._go_on(_UNSURE)
+            self._go_on(_UNCONFIRMED)
             return
         length = max(1, self._max_length // self.partitions)
         self._inflight = len(batches)
@@ -196,7 +196,9 @@ class Queues:
             self._backoff.reset()
             for queued in batch:
                 self._settle(queued)
-            self._kept.setdefault(n, deque()).append(_Acknowledged(time.monotonic(), reply.result().decode(), batch))
+            self._retained.setdefault(n, deque()).append(
+                _Acknowledged(time.monotonic(), reply.result().decode(), batch)
+            )
             self._expire(n)
         else:
             # Of whatever kind: a fact is sent again until the server has it.
@@ -208,7 +210,7 @@ class Queues:
             self._go_on(0.0)
 
     def _go_on(self, wait: float) -> None:
-        """Nothing is in flight: go on with what is left, or tell who waits that nothing is."""
+        """Nothing is in flight: send what is left, or wake those that wait for the end."""
         if self._pending:
             if self._timer is None:
                 self._schedule(wait)
@@ -219,30 +221,30 @@ class Queues:
                 waiter.set_result(None)
 
     def _expire(self, n: int) -> None:
-        kept, oldest = self._kept[n], time.monotonic() - self._keep
-        while kept and (kept[0].at < oldest or len(kept) > KEPT_BATCHES):
+        kept, oldest = self._retained[n], time.monotonic() - self._keep
+        while kept and (kept[0].at < oldest or len(kept) > RETAINED_BATCHES):
             kept.popleft()
 
     def check_all(self) -> None:
-        """Look, after a reconnection, whether what was acknowledged is still there."""
-        for n in self._kept:
+        """Check, after a reconnection, whether the acknowledged facts are still there."""
+        for n in self._retained:
             self._expire(n)
-            if self._kept[n]:
-                last_id = self._kept[n][-1].last_id
+            if self._retained[n]:
+                last_id = self._retained[n][-1].last_id
                 there = self._bus.run(_IS_THERE, keys.queue(self._prefix, n), last_id)
                 there.add_done_callback(functools.partial(self._on_looked, n, last_id))
 
     def _on_looked(self, n: int, last_id: str, there: asyncio.Future[Reply]) -> None:
         if there.exception() is not None or there.result():
-            return  # a broken connection has it looked at again
-        lost = [kept for kept in self._kept[n] if parse_id(kept.last_id) <= parse_id(last_id)]
+            return  # after a broken connection it is checked again
+        lost = [kept for kept in self._retained[n] if parse_id(kept.last_id) <= parse_id(last_id)]
         if not lost:
             return
-        # From where on nobody knows; what was not lost counts once all the same.
+        # Nobody knows which of them are lost; a fact that is queued twice counts once.
         facts = [queued for kept in lost for queued in kept.batch]
         logger.warning("agx: a failover lost facts of the last %.0f s, which are queued again", self._keep)
         for _ in lost:
-            self._kept[n].popleft()
+            self._retained[n].popleft()
         self._pending.extendleft(reversed(facts))
         self._schedule(0.0)
 

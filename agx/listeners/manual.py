@@ -65,9 +65,8 @@ async def start(scope_id: Id, user_id: Id, session_id: Id) -> None:
     # A cancel shows in `is_live()`, where a driver by hand looks for it.
     lease = Lease(session, run_id, lambda reason, mark_ms: None, lambda: None)
     writer = SessionWriter(
-        engine.writer,
+        engine.write_side,
         session,
-        engine.clock,
         retention=engine.config.retention,
         on_end=lambda end_ms: None,
         on_fenced=lambda: None,

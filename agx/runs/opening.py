@@ -114,9 +114,8 @@ class _Opening:
                 follows=valid_traceparent(self._follows) or valid_traceparent(_traceparent_of(previous)),
             )
             writer = SessionWriter(
-                engine.writer,
+                engine.write_side,
                 session,
-                engine.clock,
                 retention=engine.config.retention,
                 on_end=self._state.acknowledge,
                 on_fenced=self._state.fence,

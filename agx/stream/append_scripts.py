@@ -5,9 +5,10 @@ from __future__ import annotations
 from ..redis.bus import Script
 from .entry import RUNTIME, to_lua_fields
 
-# One batch, all or (where an id is refused, or our last entry is gone) none of it. Whoever began a run or wrote an
-# `end` behind our last entry ended ours; other entries behind it are somebody's `add()`. ARGV[1] is our last entry,
-# empty where lost entries are appended again. The last argument of an entry is its own field `seq`, '-' for none.
+# Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin` or an `end`
+# behind our last entry means that our run is over; other entries behind it come from `add()`. ARGV: id of our last entry
+# (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then five arguments an
+# entry: id, type, origin, body, its own field `seq` ('-' for none).
 APPEND = Script(f"""
 local key = KEYS[1]
 if ARGV[1] ~= '' then
@@ -38,7 +39,7 @@ redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 4])
 return 'ok'
 """)
 
-# The restart of a session's stream: one command that drops the run before and refuses its late entries.
+# Restarts a session's stream: one command that drops the run before, whose late entries are refused from then on.
 BEGIN = Script(f"""
 redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], {to_lua_fields("'begin'", "ARGV[2]", "ARGV[3]")})
 redis.call('EXPIRE', KEYS[1], ARGV[4])

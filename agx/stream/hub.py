@@ -20,22 +20,22 @@ from .entry import StreamEntry
 from .subscription import Subscription
 
 READ = 500  # entries a read
-QUEUE = 2_000  # entries a listener may lag behind before it reads for itself again
+QUEUE = 2_000  # entries a listener may lag behind before it reads from its own cursor again
 POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
 
 
 class Subscriber:
-    """One listener's place in a feed: what has been handed to it and not been taken yet."""
+    """A listener in a feed: the entries that the feed has handed to it and that it has not taken yet."""
 
     def __init__(self) -> None:
         self.entries: deque[StreamEntry] = deque()
-        self.caught_up = False  # the feed hands entries over; else the listener reads for itself
+        self.caught_up = False  # the feed hands entries to it; otherwise it reads from its own cursor
         self._waiter: asyncio.Future[bool] | None = None
         self._until: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, until: float | None) -> bool:
-        """Wait until something is new; returns False where nothing was until then (the loop's time)."""
+        """Wait for new entries; returns False if there were none until then (the loop's time)."""
         loop = asyncio.get_running_loop()
         self._until = until
         if until is not None and (self._timer is None or until < self._timer.when()):
@@ -44,13 +44,13 @@ class Subscriber:
         self._waiter = loop.create_future()
         return await self._waiter
 
-    def tell(self) -> None:
-        """Something is new."""
+    def notify(self) -> None:
+        """Wake the listener."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(True)
 
     def _expire(self) -> None:
-        # One timer outlives many waits: with each delivery it only has later to go off.
+        # One timer serves many waits: each wait only moves the time at which it has to fire.
         self._timer = None
         if self._waiter is None or self._waiter.done() or self._until is None:
             return
@@ -67,14 +67,14 @@ class Subscriber:
 
 
 class Feed:
-    """What is new in one session's stream, read once for all its listeners."""
+    """The new entries of one session's stream, read once for all its listeners."""
 
     def __init__(self, bus: Bus, session: keys.SessionKeys, patience: float, on_overflow: Callable[[], None]) -> None:
         self.stream = session.stream
         self.dead = False  # its run has died, and nobody has closed it
-        self.cursor: StreamId | None = None  # up to here it has been handed out
+        self.cursor: StreamId | None = None  # of the last entry that was handed out
         self.subscribers: set[Subscriber] = set()
-        self.quiet = False  # no wake-up since the last look
+        self.quiet = False  # no wake-up since the last poll
         self._bus = bus
         self._live = session.live
         self._patience = patience
@@ -84,33 +84,33 @@ class Feed:
         self._again = False
 
     def on_wake_up(self, _: bytes) -> None:
-        """The writer says that there is something new."""
+        """Handle a wake-up: the writer has appended."""
         self.quiet = False
         self.wake()
 
     def look(self) -> None:
-        """Read what the writer has not told, and whether the run still lives: once for all listeners."""
+        """Read new entries that had no wake-up, and whether the run is still live: once for all listeners."""
         self.wake()
         self._bus.execute("GET", self._live).add_done_callback(self._judge)
 
     def _judge(self, live: asyncio.Future[Reply]) -> None:
         now = time.monotonic()
-        if live.exception() is not None or live.result() is not None:  # an outage is no death
+        if live.exception() is not None or live.result() is not None:  # an outage says nothing about the run
             self._revive()
         elif self._dead_since is None:
             self._dead_since = now
         elif not self.dead and now - self._dead_since > self._patience:
             self.dead = True
             for subscriber in self.subscribers:
-                subscriber.tell()
+                subscriber.notify()
 
     def _revive(self) -> None:
         self.dead, self._dead_since = False, None
 
     def wake(self) -> None:
-        """Read what is new, soon."""
+        """Read new entries soon."""
         if self.cursor is None:
-            return  # everybody still reads for itself
+            return  # all listeners still read from their own cursors
         if self._reading:
             self._again = True
             return
@@ -121,7 +121,7 @@ class Feed:
     def _hand_out(self, read: asyncio.Future[Reply]) -> None:
         self._reading = False
         if read.exception() is not None:
-            return  # the next look tries again
+            return  # the next poll tries again
         entries = [StreamEntry.of(*entry) for entry in read.result()]
         if entries:
             self.cursor = entries[-1].id
@@ -131,10 +131,10 @@ class Feed:
                     continue
                 subscriber.entries.extend(entries)
                 if len(subscriber.entries) > QUEUE:
-                    # Never skipped: it goes on reading from its own cursor, at its own pace.
+                    # Nothing is skipped: it reads from its own cursor, at its own pace.
                     subscriber.caught_up = False
                     self._on_overflow()
-                subscriber.tell()
+                subscriber.notify()
         if self._again or len(entries) == READ:
             self.wake()
 
@@ -152,7 +152,7 @@ class Hub:
         self._looking: asyncio.Task[None] | None = None
 
     def join(self, session: keys.SessionKeys) -> tuple[Feed, Subscriber]:
-        """Enter the feed of a session; costs the same with ten listeners and with ten thousand."""
+        """Add a listener to the feed of a session; the cost does not depend on the number of listeners."""
         feed = self._feeds.get(session.stream)
         if feed is None:
             feed = self._feeds[session.stream] = Feed(self.bus, session, self._patience, self._count_reread)
@@ -165,7 +165,7 @@ class Hub:
         return feed, subscriber
 
     def leave(self, session: keys.SessionKeys, feed: Feed, subscriber: Subscriber) -> None:
-        """Leave a feed; the last one turns it off. Synchronous, so that a cancelled listener leaks nothing."""
+        """Remove a listener; the last one ends the feed. Synchronous, so that a cancelled listener leaks nothing."""
         feed.subscribers.discard(subscriber)
         subscriber.close()
         self.listeners -= 1
@@ -177,7 +177,7 @@ class Hub:
         self.rereads += 1
 
     async def _look(self) -> None:
-        """Look once a second at sessions that were quiet: their writer may send no wake-ups, or be dead."""
+        """Poll quiet sessions once a second: their writer may send no wake-ups, or be dead."""
         while True:
             await asyncio.sleep(POLL)
             self._look_at_quiet()

@@ -199,7 +199,7 @@ async def test_facts_lost(configured: Redis, run: asyncio.Task[Any], talker: Tal
 async def check_retained() -> None:
     """Have all sessions compare their streams with what they retain, as after a broken connection, to the end."""
     engine = current_engine()
-    engine.writer.check_all()
+    engine.write_side.streams.check_all()
     # A comparison is a few commands, one after the other, on the connection of the appends.
     for _ in range(10):
         await engine.appends.execute("PING")

@@ -1,0 +1,48 @@
+"""The events of one session that wait to be sent: deltas of the same part are merged while they wait."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from .events import Body, Part, UserBody
+
+
+@dataclass(slots=True)
+class PendingEntry:
+    """An event that waits: a body, or the deltas of one part, which collect in `pieces`."""
+
+    type: str
+    origin: str
+    body: Body | None
+    part: Part | None = None
+    pieces: list[str] = field(default_factory=list)
+    size: int = 0  # characters in `pieces`
+
+    def take_body(self) -> Body:
+        """Return the body in its final form, the caller's to change."""
+        if self.part is not None:
+            return self.part.delta("".join(self.pieces))
+        return UserBody(self.body) if isinstance(self.body, UserBody) else dict(self.body or {})
+
+
+class Pending:
+    """The queue of these events."""
+
+    def __init__(self, max_body: int) -> None:
+        self.entries: deque[PendingEntry] = deque()
+        # Characters: an escaped one takes six bytes, and a merged body must never be cut.
+        self._max_merged = max_body // 8
+
+    def put(self, type: str, origin: str, body: Body) -> None:
+        self.entries.append(PendingEntry(type, origin, body))
+
+    def put_delta(self, origin: str, part: Part, text: str) -> bool:
+        """Add a delta; returns False where it was merged with the one before."""
+        entries = self.entries
+        if entries and (last := entries[-1]).part is part and last.size < self._max_merged:
+            last.pieces.append(text)
+            last.size += len(text)
+            return False
+        entries.append(PendingEntry("event", origin, None, part, [text], len(text)))
+        return True
