@@ -6,9 +6,9 @@ from ..redis.bus import Script
 from .entry import RUNTIME, to_lua_fields
 
 # Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin` or an `end`
-# behind our last entry means that our run is over; other entries behind it come from `add()`. ARGV: id of our last entry
-# (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then five arguments an
-# entry: id, type, origin, body, its own field `seq` ('-' for none).
+# behind our last entry means that our run is over; other entries behind it come from `add()`. ARGV: id of our last
+# entry (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then five arguments
+# an entry: id, type, origin, body, its own field `seq` ('-' for none).
 APPEND = Script(f"""
 local key = KEYS[1]
 if ARGV[1] ~= '' then
