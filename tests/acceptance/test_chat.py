@@ -25,6 +25,7 @@ from support.waiting import wait_until_sync
 from support.web import BOB, WebService, running_service
 
 import agx
+from agx.errors import MODEL_FAILED
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -254,7 +255,7 @@ def test_the_last_answer_is_given_again(page: Page, model_server: ModelServer) -
 def test_a_failed_answer_is_asked_for_again(page: Page, model_server: ModelServer) -> None:
     model_server.script((Refusal(400, "no such luck"),), say("Better."), say("Best."))
     ask(page, "Hi")
-    expect(page.get_by_role("alert")).to_contain_text("no such luck")
+    expect(page.get_by_role("alert")).to_contain_text(MODEL_FAILED.sentence)
     page.get_by_role("button", name="Regenerate").click()
     shows(page, "Hi", "Better.")
     is_ready(page)
@@ -413,7 +414,7 @@ def test_the_openapi_names_every_answer(service: WebService) -> None:
 def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
     model_server.script((Refusal(400, "no such luck"),))
     ask(page, "Hi")
-    expect(page.get_by_role("alert")).to_contain_text("no such luck")
+    expect(page.get_by_role("alert")).to_contain_text(MODEL_FAILED.sentence)
 
 
 def test_a_second_prompt_while_the_first_is_answered_is_refused(page: Page, model_server: ModelServer) -> None:
@@ -594,4 +595,5 @@ def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServ
     asking = AgUi(bundle, service, "ask", "thread", "Hi")
     asking.finish()
     assert asking.kinds[-1] == "RUN_ERROR"
-    assert "no such luck" in json.dumps(asking.said)
+    assert MODEL_FAILED.sentence in json.dumps(asking.said)
+    assert "no such luck" not in json.dumps(asking.said)
