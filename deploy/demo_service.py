@@ -13,14 +13,14 @@ import signal
 from redis.asyncio import Redis
 
 import agx
-from agx.demo.ledger import Ledger, Ran
-from agx.demo.scenes import (
+from agx.demo.finished_runs import FinishedRun, FinishedRuns
+from agx.demo.scenarios import (
     CANCELLED,
     COMPLETED,
     FAILED,
     LOST,
 )
-from agx.demo.traffic import Card, Traffic
+from agx.demo.traffic import RunView, Traffic
 
 MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]
 PAUSE = (0.2, 1.5)  # seconds between two arrivals
@@ -35,13 +35,13 @@ async def main() -> None:
     url = os.environ["AGX_REDIS_URL"]
     async with Redis.from_url(url) as redis, asyncio.TaskGroup() as group:
         agx.configure(agx.Config(redis=redis, service_name="demo"))
-        ledger = Ledger()
+        finished_runs = FinishedRuns()
 
-        def tell(ran: Ran) -> None:
-            ledger.ran.clear()  # the sidecar keeps the books here
+        def forget(ran: FinishedRun) -> None:
+            finished_runs.runs.clear()  # the sidecar counts; this list would only grow
             print(f"{ran.scope} {ran.agent} {ran.outcome} after {ran.seconds:.1f} s", flush=True)
 
-        traffic = Traffic(url, None, ledger, on_begin=_ignore, on_end=tell)
+        traffic = Traffic(url, None, finished_runs, on_begin=_ignore, on_end=forget)
         playing: set[asyncio.Task[None]] = set()
         while not stop.is_set():
             playing = {task for task in playing if not task.done()}
@@ -55,7 +55,7 @@ async def main() -> None:
             task.cancel()
 
 
-def _ignore(card: Card) -> None:
+def _ignore(view: RunView) -> None:
     pass
 
 

@@ -1,4 +1,4 @@
-"""The commands `agx` and `agx-sidecar`: loading takes a second, in which Ctrl-C has to be as quiet as later."""
+"""The commands `agx` and `agx-sidecar`: Ctrl-C ends them without a traceback, also while they are being loaded."""
 
 from importlib import import_module
 

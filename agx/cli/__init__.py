@@ -20,9 +20,9 @@ from . import (
 
 _COMMANDS = (demo, ls, tail, cancel, stats, doctor)
 _CODES = """exit codes:
-  0    well
-  1    it could not be done: Redis can't be reached, a setting is wrong, a session
-       is not known
+  0    done
+  1    not done: Redis can't be reached, a setting is wrong, a session is not
+       known
   2    wrong usage
   3    done, and the answer is no: nothing live to cancel, a run that did not
        complete, a fault found by `doctor`
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read it has seen enough, as `agx tail | head` does; nothing may be flushed to it any more.
+        # The reader has closed the pipe, as `agx tail | head` does: nothing may be flushed to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code

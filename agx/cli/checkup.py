@@ -1,4 +1,4 @@
-"""The doctor's checks: each looks at one thing and says what it found and what to do."""
+"""The checks of `agx doctor`: each looks at one thing and returns what it found and what to do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..fleet.fleet import find_live, read_clock, read_partitions
 from ..redis import keys
 from ..redis.entry_id import parse_id
 from ..redis.meta import parse_meta
-from .options import Place
+from .options import Connection
 from .rights import find_rights
-from .terminal import span
+from .terminal import format_duration
 
 State = Literal["ok", "warning", "fault"]
 
@@ -39,10 +39,10 @@ class Finding:
     to_do: str = ""
 
 
-Check = Callable[[Place], Awaitable[list[Finding]]]
+Check = Callable[[Connection], Awaitable[list[Finding]]]
 
 
-async def check_everything(place: Place) -> list[Finding]:
+async def check_everything(connection: Connection) -> list[Finding]:
     """Run all checks, one after the other; what the user may not look at is said.
 
     Raises:
@@ -51,35 +51,37 @@ async def check_everything(place: Place) -> list[Finding]:
     findings: list[Finding] = []
     for name, check in _CHECKS.items():
         try:
-            findings += await check(place)
+            findings += await check(connection)
         except NoPermissionError as error:
             findings.append(Finding(name, "warning", f"not looked at: {error}", "ask as a user who may"))
     return findings
 
 
-async def _info(place: Place, section: str) -> list[dict[str, Any]]:
+async def _info(connection: Connection, section: str) -> list[dict[str, Any]]:
     """Return a section of INFO from each primary."""
-    if not isinstance(place.client, RedisCluster):
-        return [await place.client.info(section)]
-    by_node = await place.client.info(section, target_nodes=RedisCluster.PRIMARIES)
+    if not isinstance(connection.client, RedisCluster):
+        return [await connection.client.info(section)]
+    by_node = await connection.client.info(section, target_nodes=RedisCluster.PRIMARIES)
     return list(by_node.values()) if "redis_version" not in by_node else [by_node]
 
 
-async def _check_version(place: Place) -> list[Finding]:
+async def _check_version(connection: Connection) -> list[Finding]:
     found = []
-    for info in await _info(place, "server"):
+    for info in await _info(connection, "server"):
         name = "Valkey" if "valkey_version" in info else "Redis"
         text = str(info.get("valkey_version") or info.get("redis_version"))
         version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
         found.append((version >= _OLDEST, f"{name} {text}"))
     said = ", ".join(sorted({what for _, what in found}))
     if all(good for good, _ in found):
-        return [Finding("server", "ok", f"{said} at {place.name}")]
-    return [Finding("server", "fault", f"{said} at {place.name}", "agx needs Redis 7.0 or Valkey: update the server")]
+        return [Finding("server", "ok", f"{said} at {connection.name}")]
+    return [
+        Finding("server", "fault", f"{said} at {connection.name}", "agx needs Redis 7.0 or Valkey: update the server")
+    ]
 
 
-async def _check_memory(place: Place) -> list[Finding]:
-    infos = await _info(place, "memory")
+async def _check_memory(connection: Connection) -> list[Finding]:
+    infos = await _info(connection, "memory")
     findings = []
     if bad := {str(info["maxmemory_policy"]) for info in infos} - {"noeviction"}:
         findings.append(
@@ -98,8 +100,8 @@ async def _check_memory(place: Place) -> list[Finding]:
     return findings or [Finding("memory", "ok", "nothing is evicted")]
 
 
-async def _check_rights(place: Place) -> list[Finding]:
-    rights = await find_rights(place.client, place.prefix)
+async def _check_rights(connection: Connection) -> list[Finding]:
+    rights = await find_rights(connection.client, connection.prefix)
     roles = rights.suffices_for
     lacking = "; ".join(
         f"as a {role} it lacks {', '.join(dict.fromkeys(lacks))}" for role, lacks in rights.missing.items() if lacks
@@ -111,9 +113,9 @@ async def _check_rights(place: Place) -> list[Finding]:
     return [Finding("rights", "ok", f"{said}; {lacking}" if lacking else said)]
 
 
-async def _check_clock(place: Place) -> list[Finding]:
+async def _check_clock(connection: Connection) -> list[Finding]:
     before = time.time()
-    server_ms = await read_clock(place.bus)
+    server_ms = await read_clock(connection.bus)
     after = time.time()
     # What the answer's way may explain is no skew.
     skew = max(server_ms - after * 1_000, before * 1_000 - server_ms, 0.0)
@@ -124,32 +126,32 @@ async def _check_clock(place: Place) -> list[Finding]:
     return [Finding("clock", "ok", said)]
 
 
-async def _check_partitions(place: Place) -> list[Finding]:
+async def _check_partitions(connection: Connection) -> list[Finding]:
     # Field by field: a service's rights do not include HGETALL.
-    key, names = keys.meta(place.prefix), ("partitions", "format")
-    values = {name: await place.bus.execute("HGET", key, name) for name in names}
+    key, names = keys.meta(connection.prefix), ("partitions", "format")
+    values = {name: await connection.bus.execute("HGET", key, name) for name in names}
     meta = parse_meta({name: value for name, value in values.items() if value is not None})
     if meta is None:
-        said = f"no service has run on prefix {place.prefix!r} in the last day"
+        said = f"no service has run on prefix {connection.prefix!r} in the last day"
         return [Finding("partitions", "warning", said, "check --prefix, or start a run")]
     if meta.is_newer:
         return [
             Finding("partitions", "warning", f"their format is {meta.format}", "a newer agx runs here: update this")
         ]
     partitions = meta.partitions
-    beyond = [keys.queue(place.prefix, n) for n in range(partitions, partitions + _BEYOND)]
-    if left := [key for key in beyond if await place.bus.execute("XRANGE", key, "-", "+", "COUNT", 1)]:
+    beyond = [keys.queue(connection.prefix, n) for n in range(partitions, partitions + _BEYOND)]
+    if left := [key for key in beyond if await connection.bus.execute("XRANGE", key, "-", "+", "COUNT", 1)]:
         to_do = "written under another number of partitions: sidecars pass them over, and they expire in a day"
         return [Finding("partitions", "warning", f"{partitions}, and {', '.join(left)} beside them", to_do)]
     return [Finding("partitions", "ok", f"{partitions}")]
 
 
-async def _check_leases(place: Place) -> list[Finding]:
-    partitions = await read_partitions(place.bus, place.prefix)
+async def _check_leases(connection: Connection) -> list[Finding]:
+    partitions = await read_partitions(connection.bus, connection.prefix)
     if partitions is None:
         return []
-    now_ms = await read_clock(place.bus)
-    runs = await find_live(place.bus, place.prefix, partitions)
+    now_ms = await read_clock(connection.bus)
+    runs = await find_live(connection.bus, connection.prefix, partitions)
     dead = [run for run in runs if run.is_dead(now_ms - _GRACE_MS)]
     if not dead:
         return [Finding("leases", "ok", f"{len(runs)} live")]
@@ -161,48 +163,48 @@ async def _check_leases(place: Place) -> list[Finding]:
     return [Finding("leases", "fault", said, "start agx-sidecar on this prefix: it ends what a dead process left open")]
 
 
-async def _check_leader(place: Place) -> list[Finding]:
-    if await place.client.get(keys.leader(place.prefix)) is not None:
+async def _check_leader(connection: Connection) -> list[Finding]:
+    if await connection.client.get(keys.leader(connection.prefix)) is not None:
         return [Finding("leader", "ok", "a sidecar counts the metrics")]
     to_do = "start agx-sidecar with the metrics sink (AGX_SINKS); facts are kept for a while and counted then"
     return [Finding("leader", "warning", "no sidecar counts the metrics", to_do)]
 
 
-async def _check_queues(place: Place) -> list[Finding]:
-    partitions = await read_partitions(place.bus, place.prefix)
+async def _check_queues(connection: Connection) -> list[Finding]:
+    partitions = await read_partitions(connection.bus, connection.prefix)
     if partitions is None:
         return []
-    now_ms = await read_clock(place.bus)
+    now_ms = await read_clock(connection.bus)
     length, findings = 0, []
     for n in range(partitions):
-        key = keys.queue(place.prefix, n)
+        key = keys.queue(connection.prefix, n)
         try:
-            groups = await place.client.xinfo_groups(key)
-            length += int(await place.client.xlen(key))
+            groups = await connection.client.xinfo_groups(key)
+            length += int(await connection.client.xlen(key))
         except ResponseError as error:
             if isinstance(error, NoPermissionError):
                 raise
             continue  # no such key: nothing has been queued
         for group in groups:
-            findings += await _check_group(place, key, group, now_ms)
+            findings += await _check_group(connection, key, group, now_ms)
     return findings or [Finding("queues", "ok", f"{length:,} facts, no reader is behind")]
 
 
-async def _check_group(place: Place, key: str, group: dict[str, Any], now_ms: int) -> list[Finding]:
+async def _check_group(connection: Connection, key: str, group: dict[str, Any], now_ms: int) -> list[Finding]:
     name, delivered = _text(group["name"]), _text(group["last-delivered-id"])
-    after = await place.bus.execute("XRANGE", key, f"({delivered}", "+", "COUNT", 1)
+    after = await connection.bus.execute("XRANGE", key, f"({delivered}", "+", "COUNT", 1)
     waits_ms = now_ms - parse_id(_text(after[0][0]))[0] if after else 0
-    consumers = await place.client.xinfo_consumers(key, group["name"])
+    consumers = await connection.client.xinfo_consumers(key, group["name"])
     away_ms = min((int(consumer["idle"]) for consumer in consumers), default=None)
     if (away_ms is None or away_ms > _UNREAD_MS) and (after or group["pending"]):
-        since = f"for {span(away_ms)}" if away_ms is not None else "at all"
-        waits = f"{group['pending']} facts are pending, the oldest unread one waits {span(waits_ms)}"
+        since = f"for {format_duration(away_ms)}" if away_ms is not None else "at all"
+        waits = f"{group['pending']} facts are pending, the oldest unread one waits {format_duration(waits_ms)}"
         said = f"nobody reads group {name} of {key} {since}: {waits}"
         to_do = f"start agx-sidecar with that sink; if it is gone for good: XGROUP DESTROY {key} {name}"
         return [Finding("queues", "fault", said, to_do)]
     if waits_ms > _LATE_MS:
         to_do = "look at the sidecar's log: the collector may be down, or too slow for one replica"
-        return [Finding("queues", "warning", f"group {name} of {key} is {span(waits_ms)} behind", to_do)]
+        return [Finding("queues", "warning", f"group {name} of {key} is {format_duration(waits_ms)} behind", to_do)]
     return []
 
 

@@ -15,7 +15,7 @@ _PACKAGES = ("genai_prices", "opentelemetry.exporter.otlp", "opentelemetry.sdk",
 
 
 def add_to(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its options."""
     demo = add_command(
         commands,
         "demo",
@@ -36,12 +36,12 @@ def add_to(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play the demo."""
+    """Run the demo."""
     if missing := [name for name in _PACKAGES if not _is_installed(name)]:
         raise AgxError(f"it needs {', '.join(missing)}: pip install 'opale-agent-stream[demo]'")
     if sys.stderr.isatty():
         print("Starting a server and the sidecar ...", file=sys.stderr)
-    # Its agents are observed by agx; a banner that says otherwise would only puzzle.
+    # The banner recommends a tool for observing agents; these are observed by agx already.
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     from ..demo.command import run_demo  # noqa: PLC0415 - its imports need the extra
 

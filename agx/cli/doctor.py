@@ -1,4 +1,4 @@
-"""`agx doctor`: looks at the server and the fleet, and says what to do about what is wrong."""
+"""`agx doctor`: checks the server and the fleet, and names what to do about each fault."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from .checkup import Finding, check_everything
 from .options import (
     Commands,
     add_command,
-    add_place,
-    open_place,
+    add_connection_options,
+    connect,
 )
-from .terminal import open_console, print_json, tame
+from .terminal import open_console, print_json, without_control
 
 _MARKS = {"ok": ("✔", "green"), "warning": ("!", "yellow"), "fault": ("✘", "red")}
 
 
 def add_to(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its options."""
     parser = add_command(
         commands,
         "doctor",
-        help="check the server and the fleet, and say what to do",
+        help="check the server and the fleet, and name what to do",
         description="Checks Redis's version, memory policy and clock, what the user of the URL may do, partitions, "
         "leases without a process, the queues and their readers. It changes nothing. "
         "Exit code 3: there is a fault.",
         examples=("agx doctor", "agx doctor --redis rediss://sidecar@redis.internal:6379 --prefix shop"),
     )
-    add_place(parser)
+    add_connection_options(parser)
     parser.set_defaults(run=lambda args: asyncio.run(_doctor(args)))
 
 
 async def _doctor(args: argparse.Namespace) -> int:
-    async with open_place(args) as place:
-        findings = await check_everything(place)
+    async with connect(args) as connection:
+        findings = await check_everything(connection)
     if args.json:
         print_json([_described(finding) for finding in findings])
     else:
@@ -51,7 +51,7 @@ def _show(findings: list[Finding]) -> None:
     try:
         console = open_console()
     except AgxError:
-        # A doctor must not ask for a package first.
+        # The checks must work without an extra package.
         for finding in findings:
             print(*filter(None, (finding.state, finding.check, finding.said, finding.to_do)), sep="  ")
         return
@@ -59,7 +59,7 @@ def _show(findings: list[Finding]) -> None:
 
     for finding in findings:
         mark, style = _MARKS[finding.state]
-        said = tame(finding.said)
+        said = without_control(finding.said)
         console.print(Text.assemble((mark, style), f" {finding.check:<11} ", (said, "")), soft_wrap=True)
         if finding.to_do:
-            console.print(Text(f"              → {tame(finding.to_do)}", style), soft_wrap=True)
+            console.print(Text(f"              → {without_control(finding.to_do)}", style), soft_wrap=True)

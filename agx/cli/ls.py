@@ -15,14 +15,14 @@ from ..stream.entry import StreamEntry
 from .options import (
     Commands,
     add_command,
-    add_place,
-    open_place,
+    add_connection_options,
+    connect,
 )
-from .terminal import print_json, print_table, span
+from .terminal import format_duration, print_json, print_table
 
 
 def add_to(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its options."""
     parser = add_command(
         commands,
         "ls",
@@ -31,16 +31,16 @@ def add_to(commands: Commands) -> None:
         examples=("agx ls --scope acme", "agx ls --json | jq -r '.[] | select(.state == \"dead\") | .run_id'"),
     )
     parser.add_argument("--scope", help="only this scope's")
-    add_place(parser)
+    add_connection_options(parser)
     parser.set_defaults(run=lambda args: asyncio.run(_list(args)))
 
 
 async def _list(args: argparse.Namespace) -> int:
-    async with open_place(args) as place:
-        now_ms = await read_clock(place.bus)
-        live = await find_live(place.bus, place.prefix, await place.partitions())
+    async with connect(args) as connection:
+        now_ms = await read_clock(connection.bus)
+        live = await find_live(connection.bus, connection.prefix, await connection.partitions())
         runs = [run for run in live if args.scope in (None, run.session.scope)]
-        last = await read_last(place.bus, runs)
+        last = await read_last(connection.bus, runs)
     if args.json:
         print_json([_described(run, entry, now_ms) for run, entry in zip(runs, last, strict=True)])
         return 0
@@ -73,8 +73,8 @@ def _row(run: LiveRun, last: StreamEntry | None, now_ms: int) -> tuple[str, ...]
     return (
         f"{session.scope}/{session.user}/{session.session}",
         run.agent or "-",
-        span(now_ms - run.began_ms) if run.began_ms else "-",
-        span(now_ms - last.id[0]) if last is not None else "-",
+        format_duration(now_ms - run.began_ms) if run.began_ms else "-",
+        format_duration(now_ms - last.id[0]) if last is not None else "-",
         _state(run, now_ms),
         run.run_id,
     )

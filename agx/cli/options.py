@@ -1,4 +1,4 @@
-"""What the commands that look at Redis share: their options, the connection, and which session is meant."""
+"""Shared by the commands that read Redis: their options, the connection, and how a session is named."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the command looks."""
+class Connection:
+    """The connection of a command."""
 
     client: Client
     bus: Bus
@@ -63,22 +63,22 @@ def add_command(
     )
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where Redis is, and --json."""
-    parser.add_argument("--redis", metavar="URL", help="where Redis is (else AGX_REDIS_URL, else this machine)")
-    parser.add_argument("--prefix", metavar="TEXT", help="of all keys (else AGX_KEY_PREFIX, else agx)")
+def add_connection_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the connection, and --json."""
+    parser.add_argument("--redis", metavar="URL", help="address of Redis (default: AGX_REDIS_URL, else this machine)")
+    parser.add_argument("--prefix", metavar="TEXT", help="prefix of all keys (default: AGX_KEY_PREFIX, else agx)")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a session."""
     parser.add_argument(
-        "session", metavar="SESSION", help="SCOPE/USER/SESSION; of a live run its session or run id alone will do"
+        "session", metavar="SESSION", help="SCOPE/USER/SESSION; for a live run its session or run id is enough"
     )
 
 
 @asynccontextmanager
-async def open_place(args: argparse.Namespace) -> AsyncIterator[Place]:
+async def connect(args: argparse.Namespace) -> AsyncIterator[Connection]:
     """Connect, and configure agx in this process; raises AgxError where Redis can't be reached or refuses."""
     given = {"AGX_REDIS_URL": args.redis, "AGX_KEY_PREFIX": args.prefix}
     environ = {**os.environ, **{name: value for name, value in given.items() if value}}
@@ -86,11 +86,11 @@ async def open_place(args: argparse.Namespace) -> AsyncIterator[Place]:
     client = open_redis(address, socket_connect_timeout=3.0)
     configure(Config(redis=client, key_prefix=prefix))
     try:
-        yield Place(client, current_engine().control, prefix, address.place)
+        yield Connection(client, current_engine().control, prefix, address.place)
     except AuthenticationError as error:
         raise AgxError(
             f"Redis at {address.place} asks for a password, or refuses the one it got ({error}): "
-            "put the right one into AGX_REDIS_PASSWORD, and the user's name into the URL"
+            "set AGX_REDIS_PASSWORD to the right one, and put the user's name into the URL"
         ) from error
     except (RedisError, OSError) as error:
         if isinstance(error, BrokenPipeError):
@@ -101,19 +101,19 @@ async def open_place(args: argparse.Namespace) -> AsyncIterator[Place]:
         await client.aclose()
 
 
-async def find_session(place: Place, text: str) -> SessionKeys:
+async def find_session(connection: Connection, text: str) -> SessionKeys:
     """Return the session that a text names.
 
     Raises:
-        AgxError: none or several are live under that name, or it is no name.
+        AgxError: none or several live sessions have that name, or it is not a valid name.
     """
     parts = text.split("/")
     try:
         if len(parts) == 3:
-            return SessionKeys.of(place.prefix, *parts)
+            return SessionKeys.of(connection.prefix, *parts)
     except ValueError as error:
         raise AgxError(f"{text!r} names no session: {error}") from None
-    live = await find_live(place.bus, place.prefix, await place.partitions())
+    live = await find_live(connection.bus, connection.prefix, await connection.partitions())
     found = {run.session.stream: run.session for run in live if text in (run.session.session, run.run_id)}
     if len(found) == 1:
         return next(iter(found.values()))

@@ -32,7 +32,7 @@ async def find_rights(client: Client, prefix: str) -> Rights:
         missing[role] = [_named(command) for command in commands if not await _may(client, command)]
     channels = {"service": (session.wake_channel, session.cancel_channel), "listener": (session.wake_channel,)}
     for role, names in channels.items():
-        missing[role] += [f"SUBSCRIBE {name.rpartition(':')[2]}" for name in names if not await _hears(client, name)]
+        missing[role] += [f"SUBSCRIBE {name.rpartition(':')[2]}" for name in names if not await _receives(client, name)]
     return Rights(missing)
 
 
@@ -104,7 +104,7 @@ async def _may(client: Client, command: Command) -> bool:
     return True
 
 
-async def _hears(client: Client, channel: str) -> bool:
+async def _receives(client: Client, channel: str) -> bool:
     listening = client.pubsub()
     try:
         await listening.subscribe(channel)

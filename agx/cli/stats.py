@@ -17,37 +17,37 @@ from ..fleet.fleet import (
 from ..redis import keys
 from .options import (
     Commands,
-    Place,
+    Connection,
     add_command,
-    add_place,
-    open_place,
+    add_connection_options,
+    connect,
 )
-from .terminal import print_json, print_table, span
+from .terminal import format_duration, print_json, print_table
 
 _OUTCOMES = get_args(Outcome)
-_BEAT_LIFE_NS = 30_000_000_000  # a process that has said nothing for so long is gone
+_HEARTBEAT_LIFE_NS = 30_000_000_000  # a process without a heartbeat for so long is gone
 
 
 def add_to(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its options."""
     parser = add_command(
         commands,
         "stats",
         help="the fleet in figures",
-        description="Counts live runs, and what the newest facts in the scope queues say: outcomes, durations, tokens. "
+        description="Counts live runs, and the newest facts in the scope queues: outcomes, durations, tokens. "
         "For history and rates use the sidecar's /metrics.",
         examples=("agx stats", "agx stats --facts 10000 --json | jq .agents"),
     )
     parser.add_argument(
         "--facts", type=int, default=2_000, metavar="N", help="how many of each partition are read (default: 2000)"
     )
-    add_place(parser)
+    add_connection_options(parser)
     parser.set_defaults(run=lambda args: asyncio.run(_stats(args)))
 
 
 async def _stats(args: argparse.Namespace) -> int:
-    async with open_place(args) as place:
-        figures = await _measure(place, max(1, args.facts))
+    async with connect(args) as connection:
+        figures = await _measure(connection, max(1, args.facts))
     if args.json:
         print_json(figures)
     else:
@@ -55,13 +55,13 @@ async def _stats(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _measure(place: Place, depth: int) -> dict[str, Any]:
-    partitions, now_ms = await place.partitions(), await read_clock(place.bus)
-    live = await find_live(place.bus, place.prefix, partitions)
-    newest = await read_newest(place.bus, place.prefix, partitions, depth, "run.end", "node", "process")
-    lengths = [place.bus.execute("XLEN", keys.queue(place.prefix, n)) for n in range(partitions)]
+async def _measure(connection: Connection, depth: int) -> dict[str, Any]:
+    partitions, now_ms = await connection.partitions(), await read_clock(connection.bus)
+    live = await find_live(connection.bus, connection.prefix, partitions)
+    newest = await read_newest(connection.bus, connection.prefix, partitions, depth, "run.end", "node", "process")
+    lengths = [connection.bus.execute("XLEN", keys.queue(connection.prefix, n)) for n in range(partitions)]
     return {
-        "prefix": place.prefix,
+        "prefix": connection.prefix,
         "now_ms": now_ms,
         "live": len(live),
         "dead": sum(run.is_dead(now_ms) for run in live),
@@ -103,7 +103,7 @@ def _by_service(newest: NewestFacts, now_ms: int) -> dict[str, dict[str, int]]:
     services: dict[str, dict[str, int]] = {}
     seen: set[str | None] = set()
     for fact in newest.facts:
-        if not isinstance(fact, ProcessBeat) or now_ms * 1_000_000 - fact.at_ns > _BEAT_LIFE_NS:
+        if not isinstance(fact, ProcessBeat) or now_ms * 1_000_000 - fact.at_ns > _HEARTBEAT_LIFE_NS:
             continue
         if fact.service.instance in seen:
             continue
@@ -116,7 +116,11 @@ def _by_service(newest: NewestFacts, now_ms: int) -> dict[str, dict[str, int]]:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    back = f", the last {span(figures['now_ms'] - figures['since_ms'])}" if figures["since_ms"] else ", all there are"
+    back = (
+        f", the last {format_duration(figures['now_ms'] - figures['since_ms'])}"
+        if figures["since_ms"]
+        else ", all there are"
+    )
     dead = f", {figures['dead']} of them dead" if figures["dead"] else ""
     print(f"{figures['live']} live{dead}; {figures['facts_read']:,} facts{back}")
     numbers = ("RUNS", *(name.upper() for name in _OUTCOMES), "P50", "P95", "MODEL", "TOOLS", "IN", "OUT")
@@ -125,7 +129,7 @@ def _show(figures: dict[str, Any]) -> None:
             agent,
             sum(of[name] for name in _OUTCOMES),
             *(of[name] for name in _OUTCOMES),
-            *(span(int(of[name] * 1_000)) if name in of else "-" for name in ("p50_s", "p95_s")),
+            *(format_duration(int(of[name] * 1_000)) if name in of else "-" for name in ("p50_s", "p95_s")),
             *(f"{of[name]:,}" for name in ("model_calls", "tool_calls", "input_tokens", "output_tokens")),
         )
         for agent, of in figures["agents"].items()

@@ -14,17 +14,12 @@ from ..stream.entry import StreamEntry
 from .options import (
     Commands,
     add_command,
-    add_place,
+    add_connection_options,
     add_session,
+    connect,
     find_session,
-    open_place,
 )
-from .terminal import (
-    STYLES,
-    open_console,
-    span,
-    tame,
-)
+from .terminal import STYLES, format_duration, open_console, without_control
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,29 +29,29 @@ _CUT = 400  # characters of arguments and results
 
 
 def add_to(commands: Commands) -> None:
-    """Say what it takes."""
+    """Add the command and its options."""
     parser = add_command(
         commands,
         "tail",
         help="follow a run",
-        description="Shows a session's run from its begin, as it happens, up to its end. Exit code 3: it did not "
-        "complete. With --json one event a line, as listen() gives them.",
+        description="Shows a session's run from its begin to its end, as it happens. Exit code 3: it did not "
+        "complete. With --json one event a line, as listen() yields them.",
         examples=("agx tail acme/ada/chat-1", "agx tail chat-1 --json > chat-1.jsonl"),
     )
     add_session(parser)
-    parser.add_argument("--after", metavar="ID", help="go on behind this event")
-    add_place(parser)
+    parser.add_argument("--after", metavar="ID", help="start after this event")
+    add_connection_options(parser)
     parser.set_defaults(run=lambda args: asyncio.run(_tail(args)))
 
 
 async def _tail(args: argparse.Namespace) -> int:
-    async with open_place(args) as place:
-        session = await find_session(place, args.session)
+    async with connect(args) as connection:
+        session = await find_session(connection, args.session)
         screen = None if args.json else Screen(open_console())
         ids = (session.scope, session.user, session.session)
         last: StreamEntry | None = None
         try:
-            # A live run may be silent for as long as it likes; one that died is noticed.
+            # A live run may be silent for any time; a run whose process died is noticed.
             async for entry in follow(*ids, wait=_WAIT, timeout=None, after=args.after):
                 last = entry
                 if screen is None:
@@ -67,16 +62,16 @@ async def _tail(args: argparse.Namespace) -> int:
             raise AgxError(str(error)) from None
     if last is None:
         name = "/".join(ids)
-        raise AgxError(f"there is nothing of {name}: it is not live, and its events are kept for a while only")
+        raise AgxError(f"{name} has no events: it is not live, and events are kept only for some time")
     return 0 if last.type == "end" and last.body.get("outcome", "completed") == "completed" else 3
 
 
 class Screen:
-    """Prints events as people read them: words flow, everything else has a line of its own."""
+    """Prints events for people: text is written continuously, everything else has a line of its own."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._flows: str | None = None  # the kind of part whose words flow
+        self._flows: str | None = None  # the kind of part whose text is being written
         self._began_ms: int | None = None
 
     def show(self, entry: StreamEntry) -> None:
@@ -89,12 +84,12 @@ class Screen:
             self._line(f"● {body.get('agent', 'a session')}  run {body.get('run_id', '?')}", "bold cyan")
         elif kind == "end":
             outcome = str(body.get("outcome") or "completed")
-            took = f" in {span(at_ms - self._began_ms)}" if self._began_ms is not None else ""
+            took = f" in {format_duration(at_ms - self._began_ms)}" if self._began_ms is not None else ""
             reason = f" ({body['reason']})" if body.get("reason") else ""
             self._line(f"● {outcome}{took}{reason}", f"bold {STYLES.get(outcome, '')}")
         else:
-            said = " ".join(str(body[name]) for name in ("error_type", "msg") if body.get(name))
-            self._line(f"{kind}: {said or _json(body)}", "red" if kind == "error" else "cyan")
+            text = " ".join(str(body[name]) for name in ("error_type", "msg") if body.get(name))
+            self._line(f"{kind}: {text or _json(body)}", "red" if kind == "error" else "cyan")
 
     def _show_step(self, body: dict[str, Any]) -> None:
         part, name = body.get("part_kind"), body.get("tool_name")
@@ -131,7 +126,7 @@ _KNOWN = {"idx", "event", "event_idx", "part_kind", "seq"}
 def _styled(text: str, style: str) -> Any:
     from rich.text import Text  # noqa: PLC0415 - it is an extra's
 
-    return Text(tame(text), style)
+    return Text(without_control(text), style)
 
 
 def _json(value: object) -> str:

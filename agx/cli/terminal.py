@@ -1,4 +1,4 @@
-"""What the commands show to people; nothing that a model or a tenant has said may steer the terminal."""
+"""Output for people: tables, JSON, durations. Text of models and tenants can't control the terminal."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..errors import AgxError
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Escape sequences, other control characters, and those that turn the direction of what follows.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Escape sequences, other control characters, and those that change the direction of the following text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
 
 
-def tame(text: object) -> str:
-    """Return a text without what would steer a terminal."""
-    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", str(text))
+def without_control(text: object) -> str:
+    """Return a text without control characters."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def open_console() -> Console:
     """Return the terminal; raises AgxError where the package for it is missing."""
     if find_spec("rich") is None:
-        raise AgxError("it needs rich to show this: pip install 'opale-agent-stream[cli]', or ask for --json")
+        raise AgxError("the package rich is missing: pip install 'opale-agent-stream[cli]', or ask for --json")
     from rich.console import Console  # noqa: PLC0415 - it is an extra's
 
     return Console(highlight=False, markup=False, emoji=False)
@@ -39,14 +39,14 @@ def print_table(
 ) -> None:
     """Print a table; `right`: heads of columns of numbers, `least`: those that a narrow terminal can do without.
 
-    Nothing is cut, since a part of a number or of a name is none: what is still too wide wraps.
+    Nothing is cut, since part of a number or name would be wrong: what is still too wide wraps.
     """
     console = open_console()
     from rich.cells import cell_len  # noqa: PLC0415 - it is an extra's
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    lines = [[tame(cell).replace("\n", " ") for cell in row] for row in rows]
+    lines = [[without_control(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(heads, *lines, strict=True)]
     shown = list(range(len(heads)))
     for head in least if console.is_terminal else ():
@@ -66,8 +66,8 @@ def print_json(value: object) -> None:
     print(orjson.dumps(value).decode(), flush=True)
 
 
-def span(ms: int) -> str:
-    """Return a length of time in a few characters."""
+def format_duration(ms: int) -> str:
+    """Return a duration in a few characters."""
     seconds = max(0, ms) / 1_000
     if seconds < 60:
         return f"{seconds:.1f}s"

@@ -1,6 +1,6 @@
-"""`agx demo`: the whole flow on one machine, and a check that what was measured is what ran.
+"""`agx demo`: the whole flow on one machine, and a check that the metrics are equal to the runs.
 
-scenes -> scripted or real model -> agents -> traffic (runs here, or in a doomed process) -> ledger -> comparison
-                                                 |                                                        ^
-                                                 listener -> screen              sidecar's /metrics ------+
+scenarios -> scripted or real model -> agents -> traffic (here, or in a process to be killed) -> finished runs
+                                                     |                                                |
+                                                 listener -> screen     sidecar's /metrics -> comparison
 """

@@ -1,4 +1,4 @@
-"""The demo's agents: their tools, and the scripted model that plays a scene at a model's pace."""
+"""The demo's agents: their tools, and the scripted model that answers at the pace of a real one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pydantic_ai.models.function import (
 
 from ..facts.schema import ToolOutcome
 from ..runs.deps import Deps
-from .scenes import Scene, Turn
+from .scenarios import Scenario, Turn
 
 Delta = str | DeltaToolCalls | DeltaThinkingCalls | BuiltinToolCallsReturns
 
@@ -35,7 +35,7 @@ _REFUND_LIMIT = 100_000  # cents
 
 @dataclass(kw_only=True)
 class DemoDeps(Deps):
-    """What a tool gets to know; it notes each call's outcome, as a second witness beside agx."""
+    """The tools' dependencies. They record each call's outcome, independently of agx."""
 
     scope_id: str
     tool_calls: Counter[tuple[str, ToolOutcome]] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ AGENTS = {"travel": travel, "support": support, "analyst": analyst}
 @travel.tool
 async def weather(ctx: RunContext[DemoDeps], city: str, day: str) -> dict[str, str | int]:
     """Return the weather of a city on a day."""
-    with _witnessed(ctx):
+    with _recorded(ctx):
         await _work(0.5)
         return {"city": city, "day": day, "sky": "sunny", "celsius": 19}
 
@@ -65,7 +65,7 @@ async def weather(ctx: RunContext[DemoDeps], city: str, day: str) -> dict[str, s
 @travel.tool
 async def opening_hours(ctx: RunContext[DemoDeps], place: str) -> str:
     """Return when a place is open."""
-    with _witnessed(ctx):
+    with _recorded(ctx):
         await _work(0.9)
         return f"{place}: 11-19, closed on Tuesdays"
 
@@ -73,7 +73,7 @@ async def opening_hours(ctx: RunContext[DemoDeps], place: str) -> str:
 @support.tool(retries=2)
 async def look_up_order(ctx: RunContext[DemoDeps], order: str) -> dict[str, str | int]:
     """Return an order by its number, which begins with A-."""
-    with _witnessed(ctx):
+    with _recorded(ctx):
         await _work(0.4)
         if not order.startswith("A-"):
             raise ModelRetry(f"no order {order}: did you mean A-{order}?")
@@ -83,7 +83,7 @@ async def look_up_order(ctx: RunContext[DemoDeps], order: str) -> dict[str, str 
 @support.tool
 async def refund(ctx: RunContext[DemoDeps], order: str, cents: int) -> str:
     """Pay an amount back."""
-    with _witnessed(ctx):
+    with _recorded(ctx):
         await _work(0.6)
         if cents > _REFUND_LIMIT:
             raise RefundDeclinedError(f"{cents} cents are above the limit of {_REFUND_LIMIT}")
@@ -93,7 +93,7 @@ async def refund(ctx: RunContext[DemoDeps], order: str, cents: int) -> str:
 @analyst.tool
 async def query(ctx: RunContext[DemoDeps], sql: str) -> list[dict[str, str | int]]:
     """Run a read-only query on the sales database."""
-    with _witnessed(ctx):
+    with _recorded(ctx):
         await _work(1.2)
         if "every_sale_there_ever_was" in sql:
             await _work(60)
@@ -101,7 +101,7 @@ async def query(ctx: RunContext[DemoDeps], sql: str) -> list[dict[str, str | int
 
 
 @contextmanager
-def _witnessed(ctx: RunContext[DemoDeps]) -> Iterator[None]:
+def _recorded(ctx: RunContext[DemoDeps]) -> Iterator[None]:
     outcome: ToolOutcome = "error"
     try:
         yield
@@ -117,11 +117,11 @@ def _witnessed(ctx: RunContext[DemoDeps]) -> Iterator[None]:
 
 
 class ScriptedModel(FunctionModel):
-    """Plays one scene, a turn per request, and counts the requests."""
+    """Gives the answers of one scenario, one for each request, and counts the requests."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scenario: Scenario) -> None:
         super().__init__(stream_function=self._play, model_name="scripted-1")
-        self._turns = iter(scene.turns)
+        self._turns = iter(scenario.turns)
         self.requests = 0
 
     async def _play(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Delta]:
@@ -138,9 +138,9 @@ class ScriptedModel(FunctionModel):
 
 
 def _deltas(turn: Turn) -> Iterator[Delta]:
-    for word in _words(turn.think):
+    for word in _words(turn.thinking):
         yield {0: DeltaThinkingPart(content=word)}
-    yield from _words(turn.say)
+    yield from _words(turn.text)
     for i, call in enumerate(turn.calls, start=1):
         yield {i: DeltaToolCall(name=call.tool, tool_call_id=f"call_{random.getrandbits(48):012x}")}
         for piece in re.findall(r".{1,12}", json.dumps(call.args)):
@@ -152,5 +152,5 @@ def _words(text: str) -> list[str]:
 
 
 async def _work(seconds: float) -> None:
-    """Take about so long, never quite the same."""
+    """Take about this long, with some variation."""
     await asyncio.sleep(seconds * random.uniform(0.6, 1.4))

@@ -16,14 +16,14 @@ from ..config import Config, configure
 from ..embedded.server import EmbeddedServer
 from ..engine.registry import aclose
 from .comparison import Row, compare
-from .ledger import Ledger
-from .scenes import (
+from .finished_runs import FinishedRuns
+from .scenarios import (
     CANCELLED,
     COMPLETED,
     FAILED,
     LOST,
     ONCE,
-    Scene,
+    Scenario,
 )
 from .screen import Screen
 from .sidecar import SidecarProcess
@@ -31,15 +31,15 @@ from .traffic import LEASE_TTL, Traffic, find_model
 
 _AT_ONCE = 4  # runs
 _FRAME = 1 / 12  # seconds
-_SETTLE = 15.0  # seconds in which the sidecar has to have counted what has ended
+_SETTLE = 15.0  # seconds within which the sidecar must have counted all runs
 _PAUSE = (0.3, 1.6)  # seconds between two arrivals of the endless traffic
 _MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]
 
 
 def run_demo(*, once: bool, model: str | None) -> int:
-    """Run the demo; returns the exit code: 0 if what ran and what was counted agree, 1 if not, 130 if it was cut short.
+    """Run the demo; returns the exit code: 0 if the runs and the metrics agree, 1 if not, 130 if it was interrupted.
 
-    Raises AgxError where the server, the sidecar or the model can't be had.
+    Raises AgxError where the server, the sidecar or the model is not available.
     """
     if model:
         find_model(model)  # before anything is started
@@ -55,14 +55,14 @@ async def _demo(redis_url: str, *, once: bool, model: str | None) -> int:
         addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"}
         if not once:
             addresses |= {"console": sidecar.console_url, "to end": "Ctrl-C"}
-        ledger = Ledger()
-        screen = Screen(Console(), ledger, addresses)
-        traffic = Traffic(redis_url, model, ledger, on_begin=screen.place, on_end=screen.tell)
+        finished_runs = FinishedRuns()
+        screen = Screen(Console(), finished_runs, addresses)
+        traffic = Traffic(redis_url, model, finished_runs, on_begin=screen.add, on_end=screen.print_finished)
         async with Redis.from_url(redis_url) as client:
             configure(Config(redis=client, service_name="agx-demo", lease_ttl=LEASE_TTL))
             with _stopped_by_signals(stop):
                 await _show(screen, (_play_once if once else _play_on)(traffic, stop), stop)
-        rows = await _settle(sidecar, ledger)
+        rows = await _settle(sidecar, finished_runs)
     finally:
         sidecar.stop()
     screen.compare(rows)
@@ -72,21 +72,21 @@ async def _demo(redis_url: str, *, once: bool, model: str | None) -> int:
 
 
 async def _play_once(traffic: Traffic, stop: asyncio.Event) -> None:
-    """A few sessions of each outcome."""
+    """Run a few sessions of each outcome."""
     room = asyncio.Semaphore(_AT_ONCE)
 
-    async def play(scene: Scene) -> None:
+    async def play(scenario: Scenario) -> None:
         async with room:
             if not stop.is_set():
-                await traffic.play(scene)
+                await traffic.play(scenario)
 
     async with asyncio.TaskGroup() as group:
-        for scene in ONCE:
-            group.create_task(play(scene))
+        for scenario in ONCE:
+            group.create_task(play(scenario))
 
 
 async def _play_on(traffic: Traffic, stop: asyncio.Event) -> None:
-    """Sessions of all outcomes until somebody stops it."""
+    """Run sessions of all outcomes until `stop` is set."""
     async with asyncio.TaskGroup() as group:
         while not stop.is_set():
             group.create_task(traffic.play(random.choice(random.choice(_MIX))))
@@ -105,7 +105,7 @@ async def _show(screen: Screen, traffic: Coroutine[None, None, None], stop: asyn
             await asyncio.wait({playing}, timeout=_FRAME)
         await aclose()
         while not playing.done():
-            # Runs of killed processes, which the sidecar has yet to notice.
+            # Runs of killed processes, which the sidecar has not noticed yet.
             screen.draw(ending=True)
             await asyncio.wait({playing}, timeout=_FRAME)
         await aclose()
@@ -115,11 +115,11 @@ async def _show(screen: Screen, traffic: Coroutine[None, None, None], stop: asyn
             raise group.exceptions[0] from None
 
 
-async def _settle(sidecar: SidecarProcess, ledger: Ledger) -> list[Row]:
-    """Return the comparison as soon as it agrees, or as it is when the sidecar has had its time."""
+async def _settle(sidecar: SidecarProcess, finished_runs: FinishedRuns) -> list[Row]:
+    """Return the comparison as soon as it agrees, at the latest after `_SETTLE` seconds."""
     deadline = time.monotonic() + _SETTLE
     while True:
-        rows = compare(ledger, await sidecar.metrics())
+        rows = compare(finished_runs, await sidecar.metrics())
         if all(row.agrees for row in rows) or time.monotonic() > deadline:
             return rows
         await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Compares the ledger with what the sidecar's /metrics says; they have to agree exactly."""
+"""Compares the finished runs with the sidecar's /metrics; they have to agree exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from .ledger import Ledger, Ran
+from .finished_runs import FinishedRun, FinishedRuns
 
 Labels = tuple[str, ...]
 Counts = Counter[Labels]
@@ -16,10 +16,10 @@ Counts = Counter[Labels]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: what it counts, what ran, what the sidecar says, and by which labels they differ."""
+    """One line of the table: what it counts, the expected and the counted value, and the labels where they differ."""
 
     what: str
-    ran: float
+    expected: float
     counted: float
     differences: tuple[str, ...] = ()
 
@@ -46,45 +46,47 @@ class _Check:
     exact: bool = True  # else the sidecar may have counted more
 
 
-def compare(ledger: Ledger, exposition: str) -> list[Row]:
+def compare(finished_runs: FinishedRuns, exposition: str) -> list[Row]:
     """Return the table. The comparison is by all the labels of a check, the table shows them summed."""
     samples = list(_samples(exposition))
-    rows = [row for check in _checks(ledger.ran) for row in _rows(check, samples)]
-    return [*rows, _duration(ledger.ran, samples), _live(samples)]
+    rows = [row for check in _checks(finished_runs.runs) for row in _rows(check, samples)]
+    return [*rows, _duration(finished_runs.runs, samples), _live(samples)]
 
 
-def _checks(ran: list[Ran]) -> Iterator[_Check]:
-    yield _Check("runs started", "agx_runs_started_total", ("scope", "agent"), Counter((r.scope, r.agent) for r in ran))
+def _checks(runs: list[FinishedRun]) -> Iterator[_Check]:
+    yield _Check(
+        "runs started", "agx_runs_started_total", ("scope", "agent"), Counter((r.scope, r.agent) for r in runs)
+    )
     yield _Check(
         "runs",
         "agx_runs_total",
         ("scope", "agent", "outcome"),
-        Counter((r.scope, r.agent, r.outcome) for r in ran),
+        Counter((r.scope, r.agent, r.outcome) for r in runs),
     )
     yield _Check(
         "cancellations",
         "agx_cancellations_total",
         ("scope", "agent", "reason"),
-        Counter((r.scope, r.agent, r.reason) for r in ran if r.reason),
+        Counter((r.scope, r.agent, r.reason) for r in runs if r.reason),
     )
     yield _Check(
         "errors",
         "agx_run_errors_total",
         ("agent", "error_type"),
-        Counter((r.agent, r.error_type) for r in ran if r.error_type),
+        Counter((r.agent, r.error_type) for r in runs if r.error_type),
     )
     tools: Counts = Counter()
     tokens: Counts = Counter()
-    for r in ran:
+    for r in runs:
         tools.update({(r.agent, tool, outcome): n for (tool, outcome), n in r.tool_calls.items()})
         tokens.update({(r.scope, r.agent, kind): n for kind, n in r.tokens.items()})
     yield _Check("tool calls", "agx_tool_calls_total", ("agent", "tool", "outcome"), tools)
-    # Where a provider sent no usage for an answer that was cut, the runtime estimates it, which nobody can witness.
-    exact = all(r.all_reported for r in ran)
+    # Where a provider sent no usage for a cancelled answer, agx estimates it, and no exact value is known.
+    exact = all(r.all_reported for r in runs)
     title = "tokens" if exact else "tokens (at least)"
     yield _Check(title, "agx_tokens_total", ("scope", "agent", "type"), tokens, exact=exact)
-    if all(r.model_requests is not None for r in ran):
-        requests: Counts = Counter({("chat",): sum(r.model_requests or 0 for r in ran)})
+    if all(r.model_requests is not None for r in runs):
+        requests: Counts = Counter({("chat",): sum(r.model_requests or 0 for r in runs)})
         metric = "gen_ai_client_operation_duration_seconds_count"
         yield _Check("model requests", metric, ("gen_ai_operation_name",), requests)
 
@@ -94,7 +96,7 @@ def _rows(check: _Check, samples: list[_Sample]) -> Iterator[Row]:
     for sample in samples:
         if sample.name == check.metric:
             counted[tuple(sample.labels[label] for label in check.labels)] += int(sample.value)
-    # Series are born at zero, so a zero says as much as none.
+    # Series are zero-initialized: a zero is the same as no series.
     expected, counted = +check.expected, +counted
     for last in sorted({labels[-1] for labels in expected | counted}):
         mine = Counter({labels: n for labels, n in expected.items() if labels[-1] == last})
@@ -108,10 +110,10 @@ def _rows(check: _Check, samples: list[_Sample]) -> Iterator[Row]:
         yield Row(f"{check.title} · {last.rpartition('.')[2]}", mine.total(), theirs.total(), differences)
 
 
-def _duration(ran: list[Ran], samples: list[_Sample]) -> Row:
+def _duration(runs: list[FinishedRun], samples: list[_Sample]) -> Row:
     """A caller waits a little longer than its run takes, so the two can't be equal; the order has to be right."""
     measured: dict[Labels, float] = {}
-    for run in ran:
+    for run in runs:
         measured[run.agent, run.outcome] = measured.get((run.agent, run.outcome), 0.0) + run.seconds
     counted: dict[Labels, float] = {
         (sample.labels["agent"], sample.labels["outcome"]): sample.value

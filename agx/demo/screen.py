@@ -1,4 +1,4 @@
-"""What the demo looks like: a card per live run, a line per finished one, and the table at the end."""
+"""Draws the demo: a panel for each live run, a line for each finished one, and the table at the end."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from rich.text import Text
 
 from ..facts.schema import Outcome
 from .comparison import Row
-from .ledger import Ledger, Ran
-from .traffic import Card
+from .finished_runs import FinishedRun, FinishedRuns
+from .traffic import RunView
 
 _STYLE: dict[Outcome, str] = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
 _MARK: dict[Outcome, str] = {"completed": "✔", "cancelled": "■", "failed": "✘", "lost": "☠"}
-_CARD_HEIGHT = 7
-_CARD_WIDTH = 44
-_LINGER = 3.0  # seconds that a card stays after its run
+_PANEL_HEIGHT = 7
+_PANEL_WIDTH = 44
+_LINGER = 3.0  # seconds that a panel stays after its run
 
 
 class Screen:
-    """The demo's face; between `__enter__` and `__exit__` a terminal shows the live runs below the finished ones."""
+    """The demo's output. Between `__enter__` and `__exit__` a terminal shows the live runs below the finished ones."""
 
-    def __init__(self, console: Console, ledger: Ledger, addresses: dict[str, str]) -> None:
+    def __init__(self, console: Console, finished_runs: FinishedRuns, addresses: dict[str, str]) -> None:
         self._console = console
-        self._ledger = ledger
+        self._finished = finished_runs
         self._addresses = [
             Text.assemble((f"{name:>9}  ", "dim"), address, no_wrap=True) for name, address in addresses.items()
         ]
-        self._slots: list[Card | None] = []  # a card keeps its place on the screen
+        self._slots: list[RunView | None] = []  # a run keeps its place on the screen
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
-    def place(self, card: Card) -> None:
+    def add(self, view: RunView) -> None:
         """Show a run that begins, in the first free place."""
         if None in self._slots:
-            self._slots[self._slots.index(None)] = card
+            self._slots[self._slots.index(None)] = view
         else:
-            self._slots.append(card)
+            self._slots.append(view)
 
-    def tell(self, ran: Ran) -> None:
+    def print_finished(self, run: FinishedRun) -> None:
         """Print the line of a finished run."""
-        style = _STYLE[ran.outcome]
-        why = "" if ran.outcome == "lost" else (ran.error_type or ran.reason or "").rpartition(".")[2]
-        who = f"{ran.scope}/{ran.user}/{ran.session}"
-        tokens = f"{ran.tokens['input']:>5} in {ran.tokens['output']:>4} out"
+        style = _STYLE[run.outcome]
+        why = "" if run.outcome == "lost" else (run.error_type or run.reason or "").rpartition(".")[2]
+        who = f"{run.scope}/{run.user}/{run.session}"
+        tokens = f"{run.tokens['input']:>5} in {run.tokens['output']:>4} out"
         line = Text.assemble(
-            (f"{_MARK[ran.outcome]} {ran.outcome:<9}", style),
-            f"  {ran.agent:<8} {who:<20} {tokens} {ran.seconds:>6.2f} s  ",
+            (f"{_MARK[run.outcome]} {run.outcome:<9}", style),
+            f"  {run.agent:<8} {who:<20} {tokens} {run.seconds:>6.2f} s  ",
             (why, style),
         )
         self._console.print(line, soft_wrap=True)
 
     def compare(self, rows: Sequence[Row]) -> None:
-        """Print the comparison, and below it whatever differs."""
+        """Print the comparison, and the differences below it."""
         table = Table(box=box.SIMPLE_HEAD, title="What ran, and what the sidecar's /metrics says", title_justify="left")
         table.add_column("")
         table.add_column("ran", justify="right")
@@ -68,7 +68,7 @@ class Screen:
         table.add_column("")
         for row in rows:
             mark = Text("✔", "green") if row.agrees else Text("✘ differs", "bold red")
-            table.add_row(row.what, _number(row.ran), _number(row.counted), mark)
+            table.add_row(row.what, _number(row.expected), _number(row.counted), mark)
         self._console.print(table)
         differences = [text for row in rows for text in row.differences]
         for text in differences:
@@ -77,12 +77,12 @@ class Screen:
         self._console.print(verdict)
 
     def draw(self, *, ending: bool = False) -> None:
-        """Draw this moment; does nothing where the output is no terminal."""
+        """Draw the current state; do nothing where the output is no terminal."""
         if not self._console.is_terminal:
             return
         now = time.perf_counter()
-        for i, card in enumerate(self._slots):
-            if card and card.ran and now - card.began - card.ran.seconds > _LINGER:
+        for i, view in enumerate(self._slots):
+            if view and view.finished and now - view.began - view.finished.seconds > _LINGER:
                 self._slots[i] = None
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
@@ -99,46 +99,46 @@ class Screen:
         self._live.stop()
 
     def _picture(self, now: float, *, ending: bool) -> RenderableType:
-        columns = max(1, self._console.width // _CARD_WIDTH)
-        rows = max(1, (self._console.height - 6) // _CARD_HEIGHT)
+        columns = max(1, self._console.width // _PANEL_WIDTH)
+        rows = max(1, (self._console.height - 6) // _PANEL_HEIGHT)
         grid = Table.grid(expand=True)
         for _ in range(columns):
             grid.add_column(ratio=1)
         width = self._console.width // columns - 4
-        cards = [self._card(card, width, now) if card else "" for card in self._slots[: columns * rows]]
+        cards = [self._panel(view, width, now) if view else "" for view in self._slots[: columns * rows]]
         for i in range(0, len(cards), columns):
             grid.add_row(*cards[i : i + columns])
         return Group(self._head(ending=ending), *self._addresses, grid)
 
     def _head(self, *, ending: bool) -> Text:
-        live = sum(card is not None and card.ran is None for card in self._slots)
+        live = sum(view is not None and view.finished is None for view in self._slots)
         text = Text.assemble(("agx demo", "bold cyan"), f"   {live} live")
-        for outcome, count in sorted(self._ledger.outcomes().items()):
+        for outcome, count in sorted(self._finished.outcomes().items()):
             text.append(f"   {_MARK[outcome]} {count} {outcome}", _STYLE[outcome])
-        text.append(f"   {self._ledger.tokens().total():,} tokens")
+        text.append(f"   {self._finished.tokens().total():,} tokens")
         return text.append("   ending", "bold") if ending else text
 
-    def _card(self, card: Card, width: int, now: float) -> Panel:
-        lines = [Text(_cut(card.prompt, width), "italic dim")]
-        for what, outcome in list(card.calls.values())[-2:]:
+    def _panel(self, view: RunView, width: int, now: float) -> Panel:
+        lines = [Text(_cut(view.prompt, width), "italic dim")]
+        for what, outcome in list(view.calls.values())[-2:]:
             colour = "green" if outcome == "ok" else "dim" if outcome == "…" else "yellow"
             lines.append(Text.assemble(("⚙ ", "blue"), _cut(what, width - len(outcome) - 3), " ", (outcome, colour)))
-        room = _CARD_HEIGHT - 2 - len(lines)
-        said = [line for paragraph in card.text.splitlines() for line in wrap(paragraph, width - 2)]
-        if card.ran is None:
-            said = said or ["thinking" if card.thinking else ""]
-            said[-1] = f"{said[-1]} ▌".strip()
-        lines += map(Text, said[-room:])
-        seconds = card.ran.seconds if card.ran else now - card.began
-        state = f"{_MARK[card.ran.outcome]} {card.ran.outcome}" if card.ran else "live"
+        room = _PANEL_HEIGHT - 2 - len(lines)
+        lines_of_text = [line for paragraph in view.text.splitlines() for line in wrap(paragraph, width - 2)]
+        if view.finished is None:
+            lines_of_text = lines_of_text or ["thinking" if view.thinking else ""]
+            lines_of_text[-1] = f"{lines_of_text[-1]} ▌".strip()
+        lines += map(Text, lines_of_text[-room:])
+        seconds = view.finished.seconds if view.finished else now - view.began
+        state = f"{_MARK[view.finished.outcome]} {view.finished.outcome}" if view.finished else "live"
         return Panel(
             Group(*lines),
-            title=f"[bold]{card.agent}[/] {card.scope}/{card.user}/{card.session}",
+            title=f"[bold]{view.agent}[/] {view.scope}/{view.user}/{view.session}",
             title_align="left",
             subtitle=f"{state} · {seconds:.1f} s",
             subtitle_align="right",
-            border_style=_STYLE[card.ran.outcome] if card.ran else "cyan",
-            height=_CARD_HEIGHT,
+            border_style=_STYLE[view.finished.outcome] if view.finished else "cyan",
+            height=_PANEL_HEIGHT,
         )
 
 

@@ -141,7 +141,7 @@ async def test_tail_goes_on_behind_an_event_and_says_when_there_is_nothing(confi
     )
     assert (code, [json.loads(line)["type"] for line in out.splitlines()]) == (0, ["end"])
     assert nothing[0] == 1
-    assert "there is nothing of 1/1/other" in nothing[2]
+    assert "1/1/other has no events" in nothing[2]
     assert no_cursor[0] == 1
     assert "must be the id of an event" in no_cursor[2]
 
@@ -230,7 +230,7 @@ def by_check(findings: list[dict[str, str]]) -> dict[str, dict[str, str]]:
 
 async def test_a_healthy_fleet(configured: Redis, redis_url: str) -> None:
     await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
-    await agx.aclose()  # its last beat is told
+    await agx.aclose()  # emits its last heartbeat
     await configured.set(keys.leader("agx"), "somebody", ex=60)
     before = {key: await configured.dump(key) for key in await configured.keys()}
     (code, findings), (_, shown, _) = await asyncio.gather(ask(redis_url, "doctor"), call(redis_url, "doctor"))

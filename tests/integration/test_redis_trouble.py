@@ -31,7 +31,7 @@ LEASE = 0.6  # seconds
 
 @dataclass
 class Talk:
-    """A run that talks until it is told to stop, and a listener in the same process."""
+    """a run that streams until it is stopped, and a listener in the same process."""
 
     running: asyncio.Task[Any]
     hearing: asyncio.Task[list[dict[str, Any]]]

@@ -10,14 +10,14 @@ from playwright.async_api import Page, async_playwright, expect
 from redis.asyncio import Redis
 
 import agx
-from agx.demo.ledger import Ledger
-from agx.demo.scenes import (
+from agx.demo.finished_runs import FinishedRuns
+from agx.demo.scenarios import (
     BRIEFING,
     CANCELLED,
     DECLINED,
     HAIKU,
+    KILLED,
     LATE,
-    POWER_CUT,
     REFUND,
     REPORT,
 )
@@ -26,7 +26,7 @@ from agx.demo.traffic import LEASE_TTL, Traffic
 from agx.embedded.server import EmbeddedServer
 
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
-_OVER = (HAIKU, DECLINED, REFUND, POWER_CUT, *CANCELLED)
+_OVER = (HAIKU, DECLINED, REFUND, KILLED, *CANCELLED)
 _LIVE = (BRIEFING, REPORT, LATE, REFUND)
 
 
@@ -49,11 +49,11 @@ async def draw(into: Path) -> None:
 
 
 async def _play(page: Page, redis_url: str, into: Path) -> None:
-    traffic = Traffic(redis_url, None, Ledger(), on_begin=lambda card: None, on_end=lambda ran: None)
+    traffic = Traffic(redis_url, None, FinishedRuns(), on_begin=lambda view: None, on_end=lambda ran: None)
     print("runs that are over when it is drawn ...", flush=True)
     await asyncio.gather(*map(traffic.play, _OVER))
     print("live ones ...", flush=True)
-    live = [asyncio.create_task(traffic.play(scene)) for scene in _LIVE]
+    live = [asyncio.create_task(traffic.play(scenario)) for scenario in _LIVE]
     await expect(page.locator("#h-live")).to_contain_text(str(len(_LIVE)))
     await _take(page, into / "console-runs.png")
     await page.get_by_role("region", name="Live runs").get_by_role("link", name="travel").click()

@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.usage import RequestUsage
 
 from agx.demo.comparison import Row, compare
-from agx.demo.ledger import Ledger, Ran
+from agx.demo.finished_runs import FinishedRun, FinishedRuns, has_all_usage
 
-COMPLETED = Ran(
+COMPLETED = FinishedRun(
     scope="acme",
     user="ada",
     session="1",
@@ -24,7 +26,7 @@ COMPLETED = Ran(
     model_requests=2,
     seconds=1.5,
 )
-CANCELLED = Ran(
+CANCELLED = FinishedRun(
     scope="globex",
     user="lin",
     session="2",
@@ -63,7 +65,7 @@ def differing(rows: list[Row]) -> list[str]:
 
 
 def test_agrees_when_every_number_does() -> None:
-    rows = compare(Ledger([COMPLETED, CANCELLED]), AGREEING)
+    rows = compare(FinishedRuns([COMPLETED, CANCELLED]), AGREEING)
     assert differing(rows) == []
     assert {row.what: row.counted for row in rows}["tokens · input"] == 150
 
@@ -85,7 +87,7 @@ def test_agrees_when_every_number_does() -> None:
 )
 def test_names_what_differs(line: str, wrong: str, what: str) -> None:
     assert AGREEING.count(line) == 1
-    assert what in differing(compare(Ledger([COMPLETED, CANCELLED]), AGREEING.replace(line, wrong)))
+    assert what in differing(compare(FinishedRuns([COMPLETED, CANCELLED]), AGREEING.replace(line, wrong)))
 
 
 def test_a_count_under_the_wrong_label_differs_though_the_sums_agree() -> None:
@@ -93,14 +95,22 @@ def test_a_count_under_the_wrong_label_differs_though_the_sums_agree() -> None:
     swapped = swapped.replace('{scope="globex",agent="travel",model="m",type="output"} 7', "{Y} 7")
     swapped = swapped.replace("{X} 20", '{scope="acme",agent="travel",model="m",type="output"} 7')
     swapped = swapped.replace("{Y} 7", '{scope="globex",agent="travel",model="m",type="output"} 20')
-    (row,) = [row for row in compare(Ledger([COMPLETED, CANCELLED]), swapped) if row.what == "tokens · output"]
-    assert (row.ran, row.counted) == (27, 27)
+    (row,) = [row for row in compare(FinishedRuns([COMPLETED, CANCELLED]), swapped) if row.what == "tokens · output"]
+    assert (row.expected, row.counted) == (27, 27)
     assert len(row.differences) == 2
 
 
 def test_tokens_are_a_lower_bound_where_an_answer_was_cut_without_usage() -> None:
-    ledger = Ledger([COMPLETED, replace(CANCELLED, all_reported=False)])
+    finished_runs = FinishedRuns([COMPLETED, replace(CANCELLED, all_reported=False)])
     more = AGREEING.replace('type="output"} 7', 'type="output"} 9')
-    assert differing(compare(ledger, more)) == []
+    assert differing(compare(finished_runs, more)) == []
     less = AGREEING.replace('type="output"} 7', 'type="output"} 6')
-    assert differing(compare(ledger, less)) == ["tokens (at least) · output"]
+    assert differing(compare(finished_runs, less)) == ["tokens (at least) · output"]
+
+
+def test_usage_of_a_request_that_was_cancelled_before_its_answer_is_not_reported() -> None:
+    answer = ModelResponse(parts=[TextPart("one")], usage=RequestUsage(input_tokens=1, output_tokens=1))
+    assert has_all_usage([answer], "cancelled", requests=1)
+    assert not has_all_usage([answer], "cancelled", requests=2)
+    assert not has_all_usage([], "cancelled", requests=None)
+    assert has_all_usage([], "failed", requests=1)

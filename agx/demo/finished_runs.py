@@ -1,4 +1,4 @@
-"""What really ran, from what `agx.run()` returned or raised, the saved messages and the tools themselves."""
+"""The runs that have ended, as their caller saw them: result or exception, saved messages, tool calls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TokenType = Literal["input", "output", "cache_read", "cache_write", "reasoning"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """One run that is over. `seconds` is what its caller waited, so never less than what agx measured."""
+class FinishedRun:
+    """One run that has ended. `seconds` is how long its caller waited: never less than what agx measures."""
 
     scope: str
     user: str
@@ -27,25 +27,23 @@ class Ran:
     reason: str | None
     error_type: str | None
     tokens: Counter[TokenType]
-    all_reported: (
-        bool  # False if an answer came without usage, as one that was cut does: then tokens are at least these
-    )
+    all_reported: bool  # False if an answer came without usage, as a cancelled one does: tokens are a lower bound
     tool_calls: Counter[tuple[str, ToolOutcome]]
-    model_requests: int | None  # None with a real model, which nobody else counts
+    model_requests: int | None  # None with a real model: only agx counts its requests
     seconds: float
 
 
 @dataclass(slots=True)
-class Ledger:
-    """All runs so far."""
+class FinishedRuns:
+    """All runs that have ended so far."""
 
-    ran: list[Ran] = field(default_factory=list)
+    runs: list[FinishedRun] = field(default_factory=list)
 
     def outcomes(self) -> Counter[Outcome]:
-        return Counter(run.outcome for run in self.ran)
+        return Counter(run.outcome for run in self.runs)
 
     def tokens(self) -> Counter[TokenType]:
-        return sum((run.tokens for run in self.ran), Counter())
+        return sum((run.tokens for run in self.runs), Counter())
 
 
 def count_tokens(messages: Iterable[ModelMessage]) -> Counter[TokenType]:
@@ -59,10 +57,16 @@ def count_tokens(messages: Iterable[ModelMessage]) -> Counter[TokenType]:
     return total
 
 
-def has_all_usage(messages: Iterable[ModelMessage]) -> bool:
-    """Return whether every answer came with its usage; one that never began has none to come with."""
-    answers = [message for message in messages if isinstance(message, ModelResponse) and message.parts]
-    return all(answer.usage.has_values() for answer in answers)
+def has_all_usage(messages: Iterable[ModelMessage], outcome: Outcome, requests: int | None) -> bool:
+    """Return whether the usage of every request was reported.
+
+    An answer without parts needs none. A request that was cancelled before its answer began has no answer, and agx
+    estimates its usage; `requests` is how many were sent, None if that is not known.
+    """
+    answers = [message for message in messages if isinstance(message, ModelResponse)]
+    if outcome == "cancelled" and requests != len(answers):
+        return False
+    return all(answer.usage.has_values() for answer in answers if answer.parts)
 
 
 def _disjoint(usage: RequestUsage) -> Counter[TokenType]:

@@ -1,4 +1,4 @@
-"""What happens in the demo: prompts, what a scripted model says to them, and when somebody cancels. Data only."""
+"""The demo's scenarios: prompts, answers of the scripted model, and when a run is cancelled or killed. Data only."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One answer of the scripted model: it thinks, says, and calls, in this order."""
+    """One answer of the scripted model: thinking, text and tool calls, in this order."""
 
-    say: str = ""
-    think: str = ""
+    text: str = ""
+    thinking: str = ""
     calls: tuple[Call, ...] = ()
-    silent_after: bool = False  # then it never says anything again, as a stuck provider does
-    overloaded: bool = False  # instead of all this, the provider answers 529
+    silent_after: bool = False  # then it sends nothing more, as a provider that hangs
+    overloaded: bool = False  # the provider answers 529 instead
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """One run: what is asked, and what becomes of it.
+class Scenario:
+    """One run: its prompt, the answers, and how it ends.
 
-    Somebody presses stop after `cancel_after` characters, or at a tool call; or its process, one of its own then, is
-    killed after `kill_after` characters.
+    It is cancelled after `cancel_after` characters, or at a tool call. With `kill_after` it runs in a process of its
+    own, which is killed after so many characters.
     """
 
     agent: str
@@ -40,64 +40,64 @@ class Scene:
     kill_after: int | None = None
 
 
-BRIEFING = Scene(
+BRIEFING = Scenario(
     "travel",
     "I have one free day in Lisbon on Friday. What should I do?",
     (
         Turn(
-            think="The weather decides between the river and the museums. I also need the opening hours.",
+            thinking="The weather decides between the river and the museums. I also need the opening hours.",
             calls=(Call("weather", {"city": "Lisbon", "day": "Friday"}), Call("opening_hours", {"place": "MAAT"})),
         ),
         Turn(
-            say="Friday will be sunny with 19 degrees, so begin outside: take tram 28 up to Graça before ten, while it "
-            "is empty, and walk down through Alfama. The museum MAAT opens at eleven; its roof is the best place in "
+            text="Friday will be sunny with 19 degrees, so begin outside: take tram 28 up to Graça before ten, while "
+            "it is empty, and walk down through Alfama. The museum MAAT opens at eleven; its roof is the best place in "
             "town to watch the river for nothing. Have grilled sardines for lunch, and keep the evening for fado."
         ),
     ),
 )
-REFUND = Scene(
+REFUND = Scenario(
     "support",
     "My order 4711 arrived broken. Can I get my money back?",
     (
         Turn(calls=(Call("look_up_order", {"order": "4711"}),)),
-        Turn(calls=(Call("refund", {"order": "A-4711", "cents": 4_990}),), say="I have found it, one moment please. "),
-        Turn(say="Done: 49.90 euros are on their way back to your card. You can keep or recycle the broken lamp."),
+        Turn(calls=(Call("refund", {"order": "A-4711", "cents": 4_990}),), text="I have found it, one moment please. "),
+        Turn(text="Done: 49.90 euros are on their way back to your card. You can keep or recycle the broken lamp."),
     ),
 )
-LATE = Scene(
+LATE = Scenario(
     "support",
     "Where is my order A-1002?",
     (
         Turn(calls=(Call("look_up_order", {"order": "A-1002"}),)),
-        Turn(say="It left our warehouse this morning and should be with you tomorrow before noon."),
+        Turn(text="It left our warehouse this morning and should be with you tomorrow before noon."),
     ),
 )
-REPORT = Scene(
+REPORT = Scenario(
     "analyst",
     "Which product grew fastest this quarter?",
     (
         Turn(
-            think="Growth needs this quarter and the last one, by product.",
+            thinking="Growth needs this quarter and the last one, by product.",
             calls=(Call("query", {"sql": "select product, quarter, sum(revenue) from sales group by 1, 2"}),),
         ),
         Turn(
-            say="Espresso machines: revenue grew by 41 % against the last quarter, three times as fast as the average. "
-            "Nearly all of it came from two new retail partners, so I would not extrapolate it."
+            text="Espresso machines: revenue grew by 41 % against the last quarter, three times as fast as the average."
+            " Nearly all of it came from two new retail partners, so I would not extrapolate it."
         ),
     ),
 )
-HAIKU = Scene(
+HAIKU = Scenario(
     "travel",
     "Write a haiku about trains.",
-    (Turn(say="Night train, lit windows.\nEvery town a short sentence.\nNobody gets off."),),
+    (Turn(text="Night train, lit windows.\nEvery town a short sentence.\nNobody gets off."),),
 )
-STOPPED_READING = Scene(
+STOPPED_READING = Scenario(
     "analyst",
     "Explain our churn in the greatest possible detail.",
     (
         Turn(
-            say="Churn has many fathers. To understand them one has to begin with the cohorts of the year before last, "
-            "whose contracts were renewed under terms that nobody remembers, and whose usage had been falling since "
+            text="Churn has many fathers. To understand them one has to begin with the cohorts of the year before last,"
+            " whose contracts were renewed under terms that nobody remembers, and whose usage had been falling since "
             "spring. The first cohort consists of small teams that were won by a campaign in January. The second one "
             "is harder to describe, since it was merged twice and renamed in between, and the third one is not really "
             "a cohort at all, but a remainder of what the first two definitions left behind."
@@ -105,37 +105,37 @@ STOPPED_READING = Scene(
     ),
     150,
 )
-STOPPED_TOOL = Scene(
+STOPPED_TOOL = Scenario(
     "analyst",
     "Recompute the revenue of the last ten years.",
     (
         Turn(calls=(Call("query", {"sql": "select sum(revenue) from every_sale_there_ever_was"}),)),
-        Turn(say="It has been a good decade."),
+        Turn(text="It has been a good decade."),
     ),
     "tool call",
 )
-STUCK_PROVIDER = Scene(
+STUCK_PROVIDER = Scenario(
     "travel",
     "Plan a week in Kyoto.",
-    (Turn(say="Kyoto rewards early risers. On Monday, go to Fushimi Inari and", silent_after=True),),
+    (Turn(text="Kyoto rewards early risers. On Monday, go to Fushimi Inari and", silent_after=True),),
     60,
 )
-DECLINED = Scene(
+DECLINED = Scenario(
     "support",
     "Refund my order A-9000 twice, please.",
     (
         Turn(calls=(Call("look_up_order", {"order": "A-9000"}),)),
-        Turn(calls=(Call("refund", {"order": "A-9000", "cents": 180_000}),), say="Let me see what I can do. "),
-        Turn(say="Done."),
+        Turn(calls=(Call("refund", {"order": "A-9000", "cents": 180_000}),), text="Let me see what I can do. "),
+        Turn(text="Done."),
     ),
 )
-OVERLOADED = Scene("analyst", "How is the weekend going?", (Turn(overloaded=True),))
-POWER_CUT = Scene(
+OVERLOADED = Scenario("analyst", "How is the weekend going?", (Turn(overloaded=True),))
+KILLED = Scenario(
     "travel",
     "Tell me the whole history of the Orient Express.",
     (
         Turn(
-            say="It left Paris for the first time in the autumn of 1883, with forty passengers, two chefs and enough "
+            text="It left Paris for the first time in the autumn of 1883, with forty passengers, two chefs and enough "
             "champagne for a week. Behind Vienna the line was not finished, so everybody changed to a ferry, and then "
             "to another train, and",
             silent_after=True,
@@ -147,8 +147,8 @@ POWER_CUT = Scene(
 COMPLETED = (BRIEFING, REFUND, REPORT, HAIKU, LATE)
 CANCELLED = (STOPPED_READING, STOPPED_TOOL, STUCK_PROVIDER)
 FAILED = (DECLINED, OVERLOADED)
-LOST = (POWER_CUT,)
+LOST = (KILLED,)
 ONCE = (
-    *(POWER_CUT, BRIEFING, REFUND, POWER_CUT, STOPPED_READING, REPORT),
+    *(KILLED, BRIEFING, REFUND, KILLED, STOPPED_READING, REPORT),
     *(DECLINED, HAIKU, STOPPED_TOOL, OVERLOADED, STUCK_PROVIDER, LATE),
 )

@@ -1,4 +1,4 @@
-"""A service process of the demo, which plays one scene until it is killed: `python -m agx.demo.doomed`."""
+"""A process of the demo that runs one scenario until it is killed: `python -m agx.demo.killed_process`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..engine.registry import aclose
 from ..runs.runner import run
 from ..testing import MemorySession
 from .agents import AGENTS, DemoDeps, ScriptedModel
-from .scenes import POWER_CUT
+from .scenarios import KILLED
 from .traffic import LEASE_TTL, find_model
 
 
 async def play(redis_url: str, scope: str, user: str, session: str, model: str | None = None) -> None:
-    """Run the scene; with a real model's short answer it may come to its end."""
+    """Run the scenario; with a real model and a short answer it may complete."""
     async with Redis.from_url(redis_url) as client:
         configure(Config(redis=client, service_name="agx-demo", lease_ttl=LEASE_TTL))
         deps = DemoDeps(user_id=user, session_id=session, scope_id=scope)
-        answering = find_model(model) if model else ScriptedModel(POWER_CUT)
-        await run(MemorySession(session), AGENTS[POWER_CUT.agent], POWER_CUT.prompt, deps, model=answering)
+        chosen = find_model(model) if model else ScriptedModel(KILLED)
+        await run(MemorySession(session), AGENTS[KILLED.agent], KILLED.prompt, deps, model=chosen)
         await aclose()
 
 
