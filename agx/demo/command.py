@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import signal
 import time
@@ -41,6 +42,8 @@ def run_demo(*, once: bool, model: str | None) -> int:
 
     Raises AgxError where the server, the sidecar or the model is not available.
     """
+    # Some scenarios fail on purpose: each has its line, and the service's log with its traceback would hide the rest.
+    logging.getLogger("agx").addHandler(logging.NullHandler())
     if model:
         find_model(model)  # before anything is started
     with EmbeddedServer() as server:
