@@ -279,7 +279,9 @@ async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis
         process.kill()
         events = await asyncio.wait_for(listening, 30)
     assert events[-1]["type"] == "error"
-    assert events[-1]["body"] == {"msg": "lost", "error_type": "lost"}
+    body = events[-1]["body"]
+    assert isinstance(body, dict)
+    assert (body["error_type"], body["code"]) == ("lost", "run_lost")
 
 
 async def _lose_a_run_that_can_not_be_finalized(redis: Redis, redis_url: str) -> None:

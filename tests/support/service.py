@@ -12,7 +12,7 @@ import agx
 from .agents import FakeSession, ScopeDeps, ScriptedAgent
 from .sdk import installed_sdk
 
-_INNER = ScriptedAgent(silent=True)
+_INNER = ScriptedAgent(silent=True, streams=False)  # a run without ids is never streamed
 # What runs, and the stage at which it holds.
 STAGES = {
     "talking": (ScriptedAgent(hold_after=2), None),
