@@ -15,6 +15,7 @@ from support.recorded import check_seq, read_stream, text_of
 from support.waiting import wait_until
 
 import agx
+from agx.embedded.server import EmbeddedServer
 from agx.testing import collect
 
 DATABASE = 3
@@ -113,6 +114,44 @@ async def test_nothing_in_connecting_blocks_the_loop(redis_url: str) -> None:
         assert await collect(1, 1, "s")
         await agx.aclose()
     await client.aclose()
+
+
+async def test_a_server_that_is_a_replica_for_a_while_only_delays() -> None:
+    """As in a failover behind one address: it refuses to write and stays reachable. A run waits, a start retries."""
+    with EmbeddedServer() as server:
+        async with Redis.from_url(server.url) as client, Redis.from_url(server.url) as admin:
+            agx.configure(agx.Config(client))
+            gate = Gate()
+            agent = scripted_agent(["one", gate, " two"])
+            live = asyncio.create_task(agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps()))
+            await gate.reached.wait()
+
+            await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+            gate.open.set()
+            await wait_until(lambda: _refusals(admin, 1))
+            before = await _refusal_count(admin)
+            started = asyncio.create_task(
+                agx.run(FakeSession(), scripted_agent(["new"]), "Hi", deps=ScopeDeps(session_id="new"))
+            )
+            await wait_until(lambda: _refusals(admin, before + 2))
+            await admin.execute_command("REPLICAOF", "NO", "ONE")
+
+            assert (await live).output == "one two"
+            assert (await started).output == "new"
+            for stream, text in ((STREAM, "one two"), ("agx:1:1:new", "new")):
+                entries = await read_stream(admin, stream)
+                check_seq(entries)
+                assert text_of(entries) == text
+            await agx.aclose()
+
+
+async def _refusals(client: Redis, least: int) -> bool:
+    return await _refusal_count(client) >= least
+
+
+async def _refusal_count(client: Redis) -> int:
+    stats = await client.info("errorstats")
+    return int(stats.get("errorstat_READONLY", {"count": 0})["count"])
 
 
 def scripted_agent(*turns: Any) -> Agent[ScopeDeps, str]:
