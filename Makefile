@@ -19,7 +19,7 @@ PEER := pydantic-ai-stream==0.1.1
 export PYDANTIC_AI_NO_BANNER := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs docs-metrics dashboards dashboards-preview console-preview helm chaos audit
+.PHONY: help demo test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
 .PHONY: bench image-check clean
 
 help: ## Show the targets
@@ -43,10 +43,11 @@ check: $(READY) ## Lint, types, and generated files up to date
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python -m agx_sidecar.metrics.catalogue | diff - docs/metrics.md
+	$(BIN)/python docs/diagrams.py --check
 	$(BIN)/python -m dashboards --check
 	$(BIN)/python helm/sync.py --check
 
-format: $(READY) ## Format and mend what can be mended
+format: $(READY) ## Format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -55,6 +56,9 @@ docs: $(READY) ## Build the documentation's site into build/site; a link that le
 
 docs-metrics: $(READY) ## Write docs/metrics.md from the sidecar's own catalogue
 	$(BIN)/python -m agx_sidecar.metrics.catalogue > docs/metrics.md
+
+docs-diagrams: $(READY) ## Draw the Mermaid diagrams of the pages for the site (needs chromium and npm)
+	$(BIN)/python docs/diagrams.py
 
 dashboards: $(READY) ## Write the Grafana boards from their Python
 	$(BIN)/python -m dashboards
@@ -68,10 +72,10 @@ console-preview: $(READY) ## Draw the console from live demo runs (needs chromiu
 helm: $(READY) ## Copy boards and rules into the chart, and its values into its README
 	$(BIN)/python helm/sync.py
 
-chaos: $(READY) ## Break it on purpose and print what was kept (CHAOS_MINUTES, CHAOS_SEED)
+chaos: $(READY) ## Inject faults and report what was kept (CHAOS_MINUTES, CHAOS_SEED)
 	PYTHONPATH=tests $(BIN)/python -m chaos
 
-audit: $(READY) ## Hold the metrics against a ledger of what happened, on a real Prometheus
+audit: $(READY) ## Compare the metrics with a ledger of what happened, on a real Prometheus
 	cd tests && ../$(BIN)/python -m audit
 
 bench: $(READY) ## Measure beside the bare agent loop and the peer

@@ -1,4 +1,4 @@
-"""Makes pages of the README and others where they lie, so that their links work in the repository and on the site."""
+"""Adds the README and other pages outside docs/ to the site, so that links work both there and in the repository."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import posixpath
 import re
 from pathlib import Path
 
+from diagrams import replace_diagrams
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -30,12 +31,12 @@ def _file(path: str, config: MkDocsConfig, dest_uri: str | None) -> File:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to what is in the repository and no page (code, a chart, a folder) to the repository's own pages."""
+    """Replace diagrams by images, and links to files of the repository that are no pages by links to its website."""
 
-    def lead(found: re.Match[str]) -> str:
+    def to_website(found: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), found[1]))
         if files.get_file_from_path(path) is not None or not (_ROOT / path).exists():
-            return found[1]  # a page, or a broken link, which is MkDocs' to tell
+            return found[1]  # a page, or a broken link, which MkDocs reports
         return f"{config.extra['repository']}/{'tree' if (_ROOT / path).is_dir() else 'blob'}/main/{path}"
 
-    return _TARGET.sub(lead, markdown)
+    return _TARGET.sub(to_website, replace_diagrams(markdown, Path(page.file.src_uri)))
