@@ -33,6 +33,7 @@ from dashboards.promql import (
     rate,
     rate_buckets,
     ratio,
+    select,
     threshold,
     total,
 )
@@ -44,6 +45,7 @@ TOKENS = "agx_tokens_total"
 COST = "agx_cost_usd_total"
 # The whole leaves cancelled runs out: who cancels was not failed by us.
 JUDGED = 'outcome!="cancelled"'
+FIRING = 'alertname=~"Agx.+", alertstate="firing", severity!="info"'
 BROKEN = 'outcome=~"failed|lost"'
 AGENT_TRACES = '{ span.gen_ai.agent.name = "${__field.labels.agent}" }'
 
@@ -67,8 +69,8 @@ def build() -> str:
 
 def _now() -> tuple[Placed, ...]:
     firing = big_number(
-        Text("Alerts firing", "Open an alert's runbook. Also 0 while no alert rules are loaded.", "AgxHighErrorRate"),
-        'count(ALERTS{alertname=~"Agx.+", alertstate="firing"}) or vector(0)',
+        Text("Alerts firing", "Critical and warning. Also 0 while no alert rules are loaded.", "AgxHighErrorRate"),
+        f"count({select('ALERTS', FIRING)}) or vector(0)",
         "short",
         steps=((1, RED),),
     )

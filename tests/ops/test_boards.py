@@ -92,7 +92,10 @@ def test_every_metric_that_a_board_or_rule_names_is_in_the_catalogue() -> None:
 
 
 def test_fleet_series_are_aggregated_over_replicas_before_they_are_summed() -> None:
-    first = re.compile(r"(max without \(instance, pod\) \((?:(?:rate|increase)\()?|max(?: by \([^)]*\))? \()$")
+    first = re.compile(
+        r"(max without \(instance, pod\) \((?:(?:rate|increase|last_over_time)\()?"
+        r"|(?:max|group)(?: by \([^)]*\))? \((?:last_over_time\()?)$"
+    )
     for where, expr in [(t.name, t.expr) for t in targets()] + [(str(r), r["expr"]) for r in rules()]:
         text = re.sub(r"\b(by|on) \([^)]*\)", r"\1 (labels)", re.sub(r"\s+", " ", expr))
         for found in re.finditer(r"\b(?:agx|gen_ai)_[a-z0-9_]+(?=[{\[)])", text):
