@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checkpoints.job import Job
     from .config import Config, configure
     from .engine.cancellation import cancel
     from .engine.registry import aclose
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
         BodyError,
         LeaseLostError,
         NotConfiguredError,
+        QueueFullError,
+        RecipeError,
         RedisUnavailableError,
         RunFailedError,
+        RunHandedOverError,
         SessionBusyError,
         SessionConflictError,
         SessionSaveError,
     )
+    from .jobs.recipe import Call
+    from .jobs.submit import submit
+    from .jobs.worker import Worker
     from .listeners.listener import listen
     from .listeners.manual import add, is_live, q, start, stop
     from .listeners.sse import sse
@@ -40,18 +47,24 @@ __all__ = [
     "AgxCapability",
     "AgxError",
     "BodyError",
+    "Call",
     "Config",
     "Deps",
+    "Job",
     "LeaseLostError",
     "NotConfiguredError",
+    "QueueFullError",
+    "RecipeError",
     "RedisSession",
     "RedisUnavailableError",
     "RunFailedError",
+    "RunHandedOverError",
     "Runtime",
     "Session",
     "SessionBusyError",
     "SessionConflictError",
     "SessionSaveError",
+    "Worker",
     "aclose",
     "add",
     "cancel",
@@ -63,13 +76,18 @@ __all__ = [
     "sse",
     "start",
     "stop",
+    "submit",
 ]
 
 _MODULES = {
+    "checkpoints.job": ("Job",),
     "config": ("Config", "configure"),
     "engine.cancellation": ("cancel",),
     "engine.registry": ("aclose",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "jobs.recipe": ("Call",),
+    "jobs.submit": ("submit",),
+    "jobs.worker": ("Worker",),
     "listeners.listener": ("listen",),
     "listeners.manual": ("add", "is_live", "q", "start", "stop"),
     "listeners.sse": ("sse",),

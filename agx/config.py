@@ -33,6 +33,7 @@ class Config:
         max_body: bytes; an event's body above it is cut and says so.
         queue_partitions: number of scope queues; the first service that ever starts on a prefix fixes it.
         queue_max_length: entries over all scope queues, about 90 MB at the default.
+        max_waiting_jobs: submitted runs of one scope that may wait for a worker; beyond, `submit()` raises.
         trace_ratio: share, 0 to 1, of traces begun here that are sampled, where the service has no OpenTelemetry SDK.
         describe_error: returns what listeners read of a failed run's exception; by default a sentence of the error
             catalogue, without the exception's own text, which may hold addresses and secrets.
@@ -52,6 +53,7 @@ class Config:
     max_body: int = 262_144
     queue_partitions: int = 8
     queue_max_length: int = 100_000
+    max_waiting_jobs: int = 1_000
     trace_ratio: float = 1.0
     describe_error: Callable[[BaseException], str] | None = None
     service_name: str | None = None
@@ -66,7 +68,7 @@ class Config:
         for name, low in {"lease_ttl": 0.3, "retention": 1.0}.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"Config.{name} must be at least {low} seconds")
-        for name in ("max_stream_length", "queue_partitions", "queue_max_length"):
+        for name in ("max_stream_length", "queue_partitions", "queue_max_length", "max_waiting_jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Config.{name} must be at least 1")
         if self.max_body < 1_024:

@@ -47,6 +47,29 @@ class SessionBusyError(AgxError):
         super().__init__(f"session {session!r} has a live run: wait for its `end`, or cancel() it first")
 
 
+class QueueFullError(AgxError):
+    """Raised by `submit()` when the scope has as many waiting jobs as it may have."""
+
+    def __init__(self, scope: str, most: int) -> None:
+        super().__init__(
+            f"scope {scope!r} has {most} waiting jobs, the most it may have: try again later, or start more workers"
+        )
+
+
+class RecipeError(AgxError):
+    """The error of a run whose recipe raised, or made a run for other ids."""
+
+    def __init__(self, agent: str, cause: BaseException) -> None:
+        super().__init__(f"the recipe of agent {agent!r} raised {type(cause).__name__}: see the worker's log")
+
+
+class RunHandedOverError(AgxError):
+    """Raised where another process goes on with the run; this one has written nothing since."""
+
+    def __init__(self) -> None:
+        super().__init__("the run was handed over, another worker goes on with it: follow it with listen()")
+
+
 class MessagesError(AgxError):
     """An error that carries what the agent had said by then, in `.messages`."""
 

@@ -19,7 +19,7 @@ from ..facts.schema import Reason
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.clock import ServerClock
-from ..redis.live_key import ACQUIRE, RELEASE, RENEW, parse_live
+from ..redis.live_key import ACQUIRE, RELEASE, RENEW, TAKE_OVER, parse_live
 from ..redis.supervisor import Supervisor
 from .meta_publisher import MetaPublisher
 
@@ -41,11 +41,15 @@ class Lease:
     run_id: str
     on_cancel: Callable[[Reason, int | None], None]
     on_lost: Callable[[], None]
+    holder: str = ""  # this attempt, in the live key; by default the run id
     confirmed: float = field(default_factory=time.monotonic)  # when the last answered renewal was sent
     taken: float = field(default_factory=time.monotonic)  # when it was last acquired, not only renewed
     breaks: int = 0  # the bus's count of broken connections at that time
     _cancelled: bool = False
     _lost: bool = False
+
+    def __post_init__(self) -> None:
+        self.holder = self.holder or self.run_id
 
     def report_cancel(self, reason: Reason, mark_ms: int | None) -> None:
         """Report a cancel to the run, unless one was reported or the lease is lost."""
@@ -96,7 +100,7 @@ class Leases:
         session, deadline = lease.session, time.monotonic() + _BUSY_WAIT
         while True:
             asked_ns = time.monotonic_ns()
-            taken, reply = await self._bus.run(ACQUIRE, session.live, lease.run_id, self._ttl_ms)
+            taken, reply = await self._bus.run(ACQUIRE, session.live, lease.holder, self._ttl_ms)
             if taken:
                 break
             top = await self._bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
@@ -105,7 +109,22 @@ class Leases:
             if not (ended or parse_live(reply).kind == "claimed") or time.monotonic() > deadline:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
-        self._clock.sync(int(reply), asked_ns)
+        self._hold(lease, int(reply), asked_ns)
+
+    async def take_over(self, lease: Lease) -> bool:
+        """Take the lease of a run whose process died, once; returns False where somebody holds it.
+
+        Raises:
+            RedisError, OSError: not taken as far as is known.
+        """
+        asked_ns = time.monotonic_ns()
+        taken, reply = await self._bus.run(TAKE_OVER, lease.session.live, lease.holder, self._ttl_ms, lease.run_id)
+        if taken:
+            self._hold(lease, int(reply), asked_ns)
+        return bool(taken)
+
+    def _hold(self, lease: Lease, server_ms: int, asked_ns: int) -> None:
+        self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.run_id] = lease
         self._announce([lease])
@@ -131,9 +150,15 @@ class Leases:
         """
         await self._give_up(lease)
 
+    async def hand_over(self, lease: Lease) -> None:
+        """Give the lease up and let its deadline pass at once, so that another process goes on with the run."""
+        await self._give_up(lease)
+        session = lease.session
+        await self._bus.execute("ZADD", self._deadlines(session), 0, session.lease_member(lease.run_id))
+
     async def _give_up(self, lease: Lease) -> None:
         self.forget(lease)
-        await self._bus.run(RELEASE, lease.session.live, lease.run_id)
+        await self._bus.run(RELEASE, lease.session.live, lease.holder)
 
     def holds(self, lease: Lease) -> bool:
         """Return whether a lease can't have expired: its last renewal was confirmed less than its TTL ago."""
@@ -207,7 +232,7 @@ class Leases:
         Returns how many renewals were answered, and how many of the answers decide nothing yet.
         """
         sent = time.monotonic()
-        renewals = [self._bus.run(RENEW, lease.session.live, lease.run_id, self._ttl_ms) for lease in leases]
+        renewals = [self._bus.run(RENEW, lease.session.live, lease.holder, self._ttl_ms) for lease in leases]
         ours, answered, undecided = [], 0, 0
         for lease, renewal in zip(leases, renewals, strict=True):
             try:
@@ -240,7 +265,7 @@ class Leases:
         if raw is None:
             return await self._judge_missing(lease)
         value = parse_live(raw)
-        if value.holder == lease.run_id:
+        if value.holder == lease.holder:
             lease.confirmed, lease.breaks = sent, self._bus.breaks
             if value.kind == "cancelled":
                 lease.report_cancel("cancel", value.mark_ms)
@@ -261,7 +286,7 @@ class Leases:
             self._is_data_lost = True
         # It expired while it could not be renewed, or all data is gone: the run goes on unless another one has begun.
         sent = time.monotonic()
-        taken, reply = await self._bus.run(ACQUIRE, lease.session.live, lease.run_id, self._ttl_ms)
+        taken, reply = await self._bus.run(ACQUIRE, lease.session.live, lease.holder, self._ttl_ms)
         if not taken:
             return await self._judge(lease, reply, sent)
         lease.confirmed, lease.taken, lease.breaks = sent, time.monotonic(), self._bus.breaks

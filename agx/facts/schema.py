@@ -113,6 +113,14 @@ class StreamTotals:
     retries: Int64 = 0
     failures: Int64 = 0
 
+    def __add__(self, other: StreamTotals) -> StreamTotals:
+        return StreamTotals(
+            self.events + other.events,
+            self.bytes + other.bytes,
+            self.retries + other.retries,
+            self.failures + other.failures,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFact:
@@ -137,6 +145,16 @@ class RunStarted(RunFact):
     kind: Literal["run.start"] = "run.start"
     start_ns: Int64
     follows: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResumed(RunFact):
+    """Another process goes on with a run whose process died or handed it over."""
+
+    kind: Literal["run.resume"] = "run.resume"
+    attempt: Int64  # from 2 on
+    last_ns: Int64  # of the last entry before
+    at_ns: Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +235,7 @@ class ProcessBeat:
     append_sum_ns: Int64 = 0
 
 
-Fact = RunStarted | NodeEnded | ToolEnded | RunEnded | ProcessBeat
+Fact = RunStarted | RunResumed | NodeEnded | ToolEnded | RunEnded | ProcessBeat
 
 _ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")])
 

@@ -11,6 +11,9 @@ from typing import Any
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import Hooks
 from pydantic_ai.messages import ModelRequestAttempt
+from pydantic_ai.run import AgentRun
+
+from ..checkpoints.journal import Snapshot
 
 
 def run_timed_out(ctx: RunContext[Any]) -> bool:
@@ -32,3 +35,14 @@ def has_registered_hook(hooks: Hooks[Any], names: Container[str]) -> bool:
 def carried_attempts(error: BaseException) -> Sequence[ModelRequestAttempt]:
     """Return the attempts of a fallback model before `error` ended its request; a cancellation carries them too."""
     return getattr(error, "_pydantic_ai_failed_attempts", ())
+
+
+def take_snapshot(agent_run: AgentRun[Any, Any]) -> Snapshot:
+    """Return where an agent's run stands, for its checkpoint."""
+    state = agent_run.ctx.state
+    return Snapshot(
+        messages=agent_run.all_messages(),
+        usage=state.usage,
+        output_retries=state.output_retries_used,
+        pending=[message for pending in state.pending_messages for message in pending.messages],
+    )

@@ -8,7 +8,9 @@ differently. What is not known to be alike is not streamed (issue 12, "Observing
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from pydantic_ai.capabilities import AbstractCapability, CombinedCapability, Hooks, Instrumentation, WrapperCapability
@@ -21,6 +23,8 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from .private_api import has_registered_hook
+
+logger = logging.getLogger("agx")
 
 # A fallback judges a complete response and recovers from an error in mid-answer; a streamed one does neither.
 # TestModel counts the tokens of a tool call only when it does not stream.
@@ -109,3 +113,14 @@ def _may_differ(capability: AbstractCapability[Any], hook: str) -> bool:
 def _definer(kind: type, name: str) -> type | None:
     """Return the class that a method comes from; None for a hook that the installed pydantic-ai does not have."""
     return next((cls for cls in kind.__mro__ if name in vars(cls)), None)
+
+
+@lru_cache(maxsize=1_000)
+def report_obstacle(agent: str, obstacle: str) -> None:
+    """Log, once per agent and cause, why listeners get complete answers and no tokens."""
+    logger.info(
+        "agx: the answers of agent %r reach listeners complete, not token by token: a streamed request could end "
+        "differently because of %s (see 'Tokens or complete answers' in the documentation)",
+        agent,
+        obstacle,
+    )

@@ -13,6 +13,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
 
 STREAM_TTL = 86_400  # seconds; a live session's stream, refreshed by the lease's renewal
 INDEX_TTL = 86_400  # the user's sessions, the runtime's meta and leases
+JOBS_TTL = 7 * 86_400  # a jobs queue without news
 QUEUE_TTL = 86_400  # a scope queue without news
 STATE_TTL = 30 * 86_400  # the sidecar's metric state
 
@@ -105,6 +106,19 @@ def parse_lease_member(prefix: str, member: str) -> tuple[SessionKeys, str]:
 
 def queue(prefix: str, n: int) -> str:
     return f"{prefix}::queue:{n}"
+
+
+def jobs(prefix: str, n: int) -> str:
+    return f"{prefix}::jobs:{n}"
+
+
+def workers(prefix: str) -> str:
+    """The agents that workers serve, by the time (ms) at which one was last announced."""
+    return f"{prefix}::workers"
+
+
+def jobs_wake_channel(prefix: str) -> str:
+    return f"{prefix}::jobs:wake"
 
 
 def leases(prefix: str, n: int) -> str:

@@ -10,7 +10,8 @@ The value says who holds the session's lease:
 | `1` | `foreign` | a client of the older package holds the session |
 | anything else | `unreadable` | nobody knows; it is left alone |
 
-A holder is `{run_id}`, or `{run_id}~{attempt}.{nonce}` from a run's second attempt on.
+A holder is `{run_id}`, or `{run_id}~{attempt}.{nonce}` from a run's second attempt on. Attempt 0 is no process's: it
+marks a cancel that came after a run's process died and before another process went on with the run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _ATTEMPT = re.compile(r"(.+)~([0-9]{1,9})\.[A-Za-z0-9]+")
 _MARK = re.compile(r"cancel:([^:]+):([0-9]{1,15})")
 _CLAIM_PREFIX = "reaper:"
 _FOREIGN = "1"
+_NOBODY = 0  # the attempt of a mark that no process holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class LeaseValue:
         return 1 if found is None else int(found[2])
 
     @property
+    def is_gap_mark(self) -> bool:
+        """Whether the run was cancelled while no process had it: the next one ends it."""
+        return self.kind == "cancelled" and self.attempt == _NOBODY
+
+    @property
     def is_anothers(self) -> bool:
         """Whether a run or a client of the older package holds the lease, rather than a recovery or nobody known."""
         return self.kind in ("held", "cancelled", "foreign")
@@ -74,6 +81,16 @@ def parse_live(raw: bytes) -> LeaseValue:
     if mark is not None and _HOLDER.fullmatch(mark[1]):
         return LeaseValue("cancelled", mark[1], int(mark[2]))
     return LeaseValue("unreadable")
+
+
+def new_holder(run_id: str, attempt: int) -> str:
+    """Return the holder of an attempt from the second on, different each time: of two that try it, one holds it."""
+    return f"{run_id}~{attempt}.{uuid.uuid4().hex[:12]}"
+
+
+def gap_holder(run_id: str) -> str:
+    """Return the holder of a run's mark while no process has the run."""
+    return f"{run_id}~{_NOBODY}.gap"
 
 
 def new_claim() -> str:
@@ -133,6 +150,28 @@ RELEASE = Script(f"""{LUA}
 local value = redis.call('GET', KEYS[1])
 if value and (value == ARGV[1] or holder_of(value) == ARGV[1]) then return redis.call('DEL', KEYS[1]) end
 return 0
+""")
+
+# Takes the lease of a run whose process died; a cancel that came meanwhile is kept. ARGV: holder, TTL in ms, run id.
+# Replies {1, server ms} or {0, the value}.
+TAKE_OVER = Script(f"""{LUA}
+local value = redis.call('GET', KEYS[1])
+local taken = ARGV[1]
+if value and holder_of(value) ~= ARGV[1] then
+  local holder = holder_of(value)
+  local ms = string.match(value, ':(%d+)$')
+  if not (holder and ms and run_of(holder) == ARGV[3] and string.find(holder, '~{_NOBODY}%.%w+$')) then
+    return {{0, value}}
+  end
+  taken = 'cancel:' .. ARGV[1] .. ':' .. ms
+end
+redis.call('SET', KEYS[1], taken, 'PX', ARGV[2])
+return {{1, now_ms()}}
+""")
+
+# Marks a run as cancelled while no process has it. ARGV: gap holder, TTL in ms.
+MARK_GAP = Script(f"""{LUA}
+return redis.call('SET', KEYS[1], 'cancel:' .. ARGV[1] .. ':' .. now_ms(), 'NX', 'PX', ARGV[2]) and 1 or 0
 """)
 
 # Claims a session that nobody holds. ARGV: claim, TTL in ms.

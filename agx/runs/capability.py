@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from opentelemetry.trace import NoOpTracer
@@ -28,6 +26,7 @@ from pydantic_ai.exceptions import (
     CallDeferred,
     ModelRetry,
     SkipToolExecution,
+    ToolFailed,
     ToolRetryError,
 )
 from pydantic_ai.messages import AgentStreamEvent, ModelResponse, ToolCallPart
@@ -36,10 +35,12 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.tools import ToolDefinition
 
+from ..checkpoints.replayed import replay_return
 from ..engine.registry import current_engine
+from ..errors import RunHandedOverError
 from ..facts.schema import NodeKind
 from ..model_calls.private_api import cancel_was_requested, run_timed_out
-from ..model_calls.streaming import find_obstacle
+from ..model_calls.streaming import find_obstacle, report_obstacle
 from ..redis.keys import Id, SessionKeys
 from ..telemetry.tracing import attached, captures_content, has_no_sdk
 from .deps import Deps
@@ -49,8 +50,11 @@ from .opening import open_observed, open_streamed
 from .outcome import CancelSource, Ending, classify
 from .recorder import Recorder
 
-logger = logging.getLogger("agx")
-
+# The model reads it.
+_INTERRUPTED = (
+    "This call was interrupted: its process stopped while it may have been under way. It may have taken effect. "
+    "Check before you call it again."
+)
 _ID = "agx"  # fixed: of two instances without one both would fire and everything would double
 
 _NODE_KINDS: dict[type, NodeKind] = {
@@ -202,7 +206,12 @@ class AgxCapability(AbstractCapability[Any]):
         kind, recorder = _NODE_KINDS.get(type(node)), self._recorder_of(ctx)
         streams = False
         if kind is not None and recorder is not None:
-            recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None)
+            request = node.request if isinstance(node, ModelRequestNode) else None
+            if recorder.journal is not None and request is not None:
+                if recorder.journal.hand_over:
+                    raise RunHandedOverError
+                await recorder.wait_recorded()  # a tool's result is recorded before the model sees it
+            recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None, request)
             recorder.messages = ctx.messages
             # The tools of a streamed node end before their run does, a cancelled one too. Nothing else differs.
             streams = kind == "call_tools" or (kind == "model_request" and self._may_stream(ctx, recorder))
@@ -234,7 +243,7 @@ class AgxCapability(AbstractCapability[Any]):
             return False  # nobody listens
         if (obstacle := find_obstacle(ctx.model, ctx.root_capability)) is None:
             return True
-        _report_obstacle(recorder.agent, obstacle)
+        report_obstacle(recorder.agent, obstacle)
         return False
 
     # --- events ---
@@ -272,6 +281,12 @@ class AgxCapability(AbstractCapability[Any]):
     ) -> Any:
         if (recorder := self._recorder_of(ctx)) is None or tool_def.kind == "output":
             return await handler(args)
+        if recorder.journal is not None:
+            if (recorded := recorder.journal.recorded_return(call)) is not None:
+                return replay_return(recorded)
+            if recorder.journal.was_interrupted(call) and (tool_def.metadata or {}).get("on_resume") != "retry":
+                raise ToolFailed(_INTERRUPTED)
+            await recorder.wait_recorded()  # a call that may have acted is known to the next attempt
         tool = recorder.begin_tool(call)
         try:
             with attached(recorder.tool_context(tool)), capture_run_messages() as messages:
@@ -304,17 +319,6 @@ def _cancel_source(ctx: RunContext[Any], run: _ObservedRun) -> CancelSource:
         run=cancel_was_requested(ctx),
         timeout=run_timed_out(ctx),
         abandoned=run.error is None and run.entered,
-    )
-
-
-@lru_cache(maxsize=1_000)
-def _report_obstacle(agent: str, obstacle: str) -> None:
-    """Log, once per agent and cause, why listeners get complete answers and no tokens."""
-    logger.info(
-        "agx: the answers of agent %r reach listeners complete, not token by token: a streamed request could end "
-        "differently because of %s (see 'Tokens or complete answers' in the documentation)",
-        agent,
-        obstacle,
     )
 
 

@@ -67,6 +67,18 @@ class RunLifecycle:
         if not await run_to_end(_is_done_within(closing, self.engine.config.lease_ttl)):
             logger.warning("agx: run %s has ended, but Redis has not taken all of it yet", self.recorder.run_id)
 
+    async def hand_over(self) -> None:
+        """Let another process go on with the run: nothing of it is lost, and nothing is ended."""
+        recorder, lease = self.recorder, self._lease
+        assert recorder.writer is not None
+        assert lease is not None
+        await recorder.writer.drain()
+        await self.engine.queues.drain()
+        if not recorder.state.fenced:
+            recorder.state.hand_over()
+        self._settle()
+        await give_up(lease, self.engine.leases.hand_over)
+
     async def _close(self, ending: Ending, lease: Lease) -> None:
         """Emit the end, then give the lease back: whatever one step raises, the next ones follow."""
         recorder = self.recorder

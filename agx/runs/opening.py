@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from redis.exceptions import RedisError
 
+from ..checkpoints.job import Job
 from ..engine.engine import Engine
 from ..engine.leases import Lease
 from ..engine.starting import starting
@@ -48,18 +49,22 @@ async def open_streamed(
     *,
     runtime: Runtime | None = None,
     follows: str | None = None,
+    job: Job | None = None,
 ) -> RunLifecycle:
     """Begin a run on a session; a caller that is cancelled meanwhile leaves no lease, and no `begin` without `end`.
 
     Args:
         follows: traceparent of what caused the run; by default that of the session's run before.
+        job: how another process can go on with the run; None where none can.
 
     Raises:
         SessionBusyError: the session has a live run.
         RedisUnavailableError: Redis can't be reached within 2 s.
     """
     with starting(session):
-        opening = asyncio.ensure_future(_Opening(engine, agent, session, runtime, follows).run())
+        opening = asyncio.ensure_future(
+            _Opening(engine, agent, session, runtime=runtime, follows=follows, job=job).run()
+        )
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -79,7 +84,14 @@ class _Opening:
     """The steps of opening a streamed run."""
 
     def __init__(
-        self, engine: Engine, agent: str, session: SessionKeys, runtime: Runtime | None, follows: str | None
+        self,
+        engine: Engine,
+        agent: str,
+        session: SessionKeys,
+        *,
+        runtime: Runtime | None,
+        follows: str | None,
+        job: Job | None,
     ) -> None:
         self._engine = engine
         self._agent = agent
@@ -88,7 +100,9 @@ class _Opening:
         self._follows = follows
         self._state = _new_state()
         # The state exists before the lease: a cancellation that comes while `begin` is on its way is not lost.
-        self._lease = Lease(session, uuid.uuid4().hex, self._state.cancel, self._state.fence)
+        self._job = job
+        run_id = uuid.uuid4().hex if job is None else job.run_id
+        self._lease = Lease(session, run_id, self._state.cancel, self._state.fence)
 
     async def run(self) -> RunLifecycle:
         try:
@@ -121,7 +135,8 @@ class _Opening:
                 on_fenced=self._state.fence,
             )
             # If this fails, a sidecar may have to emit the run's span: so nobody ends it here.
-            await writer.begin(_begin_body(recorder, session.session), origin=RUNTIME)
+            checkpoint = None if self._job is None else self._job.encode()
+            await writer.begin(_begin_body(recorder, session.session, self._job), origin=RUNTIME, checkpoint=checkpoint)
         except BaseException as error:
             if writer is not None and writer.begun:
                 # It was on its way already, and who sees the `begin` has to see the `end`.
@@ -138,15 +153,8 @@ class _Opening:
         return run
 
     def _start(self, run: RunLifecycle, writer: SessionWriter) -> None:
-        engine, lease, recorder = self._engine, self._lease, run.recorder
-        recorder.writer = writer
-        # A sidecar that has finished the run gave the lease back and stands in the stream.
-        self._state.is_confirmed = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
-        self._state.begin()
-        engine.sessions[writer.stream] = recorder
-        recorder.emit_start()
-        engine.heartbeat.start()
-        _follow_cancel(engine, lease, self._state)
+        start_streamed(run, writer, self._lease)
+        run.recorder.emit_start()
 
     async def _end_unwanted(self, run: RunLifecycle, writer: SessionWriter, error: BaseException) -> None:
         self._engine.supervisor.call(lambda: self._start(run, writer), name="agx-opening")
@@ -159,6 +167,18 @@ class _Opening:
         self._engine.keep(giving_up)
         if not isinstance(error, (RedisError, OSError)):
             await asyncio.wait({giving_up}, timeout=COMMAND_TIMEOUT)
+
+
+def start_streamed(run: RunLifecycle, writer: SessionWriter, lease: Lease) -> None:
+    """Let a run begin whose `begin`, or `resume`, is acknowledged."""
+    engine, recorder = run.engine, run.recorder
+    recorder.writer = writer
+    # A sidecar that has finished the run gave the lease back and stands in the stream.
+    recorder.state.is_confirmed = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
+    recorder.state.begin()
+    engine.sessions[writer.stream] = recorder
+    engine.heartbeat.start()
+    _follow_cancel(engine, lease, recorder.state)
 
 
 def _new_state() -> RunState:
@@ -196,8 +216,9 @@ def _make_recorder(
     )
 
 
-def _begin_body(recorder: Recorder, session_id: str) -> Body:
+def _begin_body(recorder: Recorder, session_id: str, job: Job | None) -> Body:
     engine, span = recorder.engine, recorder.span
+    resumable: Body = {} if job is None else {"recover": job.recover, "max_attempts": job.max_attempts}
     return {
         "session_id": session_id,
         "run_id": recorder.run_id,
@@ -209,7 +230,7 @@ def _begin_body(recorder: Recorder, session_id: str) -> Body:
         "sdk": span.trace.sdk,
         "parent_span_id": span.trace.parent_span_id,
         "retention": engine.config.retention,
-    }
+    } | resumable
 
 
 def _traceparent_of(first: Any) -> object:
@@ -225,7 +246,7 @@ def _follow_cancel(engine: Engine, lease: Lease, state: RunState) -> None:
 
     def on_mark(raw: bytes) -> None:
         value = parse_live(raw)
-        if value.kind == "cancelled" and value.holder == lease.run_id:
+        if value.kind == "cancelled" and value.holder == lease.holder:
             state.cancel("cancel", value.mark_ms)
 
     def look() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,10 +23,13 @@ from pydantic_ai.messages import (
     ToolCallPart,
 )
 
+from ..checkpoints.journal import Journal
 from ..facts import schema as facts
 from ..facts.event_sample import EventSample
 from ..model_calls.model_request import ModelRequest
 from ..model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
+from ..recovery.recorded_run import RecordedRun
+from ..redis.retry import COMMAND_TIMEOUT
 from ..stream.entry import AGENT, DEFERRED, RUNTIME
 from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
 from ..telemetry import conventions as names
@@ -36,6 +40,7 @@ from .steps import Node, RunFields, Tool
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from pydantic_ai.messages import ModelRequest as ModelRequestMessage
     from pydantic_ai.models import Model, ModelRequestContext
 
     from ..engine.engine import Engine
@@ -86,7 +91,9 @@ class Recorder:
         self._sample = EventSample()
         self.observed_runs: set[str | None] = set()  # of sub-agents with our capability, by pydantic-ai's ids
         self._plain_runs = 0
+        self._written = facts.StreamTotals()  # by earlier attempts
         self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
+        self.journal: Journal | None = None  # where another process can go on with the run
         self.knows_tool: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
         state.on_stop = self._on_stop
 
@@ -98,6 +105,23 @@ class Recorder:
             self._sample.add(time.time_ns(), "begin", {})
         header = self._describe("start", self.span.trace)
         self._emit(facts.RunStarted(**header, start_ns=self.start_ns, follows=self.follows))
+        if self.state.cancel_reason is not None:
+            self._note_cancel()
+
+    def continue_from(self, record: RecordedRun) -> None:
+        """Go on with a run that another process began, as its stream shows it."""
+        self.start_ns = record.first_ns
+        self._sample = record.sample
+        self._model_calls = len(record.requests)
+        self._tool_calls = sum(len(request.returns) for request in record.requests)
+        self._written = record.totals
+
+    def emit_resume(self, attempt: int, last_ns: int) -> None:
+        """Emit that this process goes on with the run; its `resume` is acknowledged."""
+        now = time.time_ns()
+        self._sample.add(now, "resume", {})
+        header = self._describe(f"resume.{attempt}", self.span.trace)
+        self._emit(facts.RunResumed(**header, attempt=attempt, last_ns=last_ns, at_ns=now))
         if self.state.cancel_reason is not None:
             self._note_cancel()
 
@@ -183,7 +207,7 @@ class Recorder:
             model_calls=self._model_calls,
             tool_calls=self._tool_calls,
             plain_runs=self._plain_runs,
-            stream=None if self.writer is None else self.writer.totals,
+            stream=None if self.writer is None else self._written + self.writer.totals,
             events=self._sample.events if self.writer is not None else (),
             events_between=self._sample.between,
             follows=self.follows,
@@ -195,15 +219,16 @@ class Recorder:
 
     # --- events ---
 
-    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False) -> None:
+    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
         """Append an event of this run, in its order."""
         if self.writer is None or self.state.fenced:
             return
         self._sample.add(time.time_ns(), type, body)
-        self.writer.put(type, origin, body, urgent=urgent)
+        self.writer.put(type, origin, body, urgent=urgent, checkpoint=checkpoint)
 
-    def _put(self, event: WireEvent) -> None:
-        self.put("event", AGENT, event.body, urgent=event.urgent)
+    def _put(self, event: WireEvent, checkpoint: bytes | None = None) -> None:
+        urgent = event.urgent or checkpoint is not None
+        self.put("event", AGENT, event.body, urgent=urgent, checkpoint=checkpoint)
 
     def on_event(self, event: object) -> None:
         """Take an event of pydantic-ai's, live."""
@@ -220,6 +245,9 @@ class Recorder:
             if self._request is not None:
                 self._request.chunk(len(content))
         elif isinstance(event, FunctionToolResultEvent):
+            if self.journal is not None:
+                self._take_result(event, self.journal)
+                return
             self._end_unrun(event.part)
         elif isinstance(event, DeferredToolRequestsEvent):
             left = {"approvals": event.requests.approvals, "calls": event.requests.calls}
@@ -228,6 +256,20 @@ class Recorder:
             self.put("info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left})
         if (wire := self._runtime.convert(event)) is not None:
             self._put(wire)
+
+    async def wait_recorded(self) -> None:
+        """Wait until the checkpoints so far are acknowledged; through an outage no longer than Redis has to answer."""
+        if self.writer is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(COMMAND_TIMEOUT):
+                    await self.writer.drain()
+
+    def _take_result(self, event: FunctionToolResultEvent, journal: Journal) -> None:
+        """A tool call of a run that can be resumed has returned: recorded, unless an earlier attempt did that."""
+        if journal.recorded_return(ToolCallPart(event.part.tool_name, tool_call_id=event.part.tool_call_id)) is None:
+            self._end_unrun(event.part)
+            if (wire := self._runtime.convert(event)) is not None:
+                self._put(wire, journal.returned(event.part, event.content))
 
     # --- nodes ---
 
@@ -243,14 +285,17 @@ class Recorder:
         """The model request under way."""
         return None if self._node is None else self._node.request
 
-    def begin_node(self, kind: facts.NodeKind, model: Model[Any] | None = None) -> None:
+    def begin_node(
+        self, kind: facts.NodeKind, model: Model[Any] | None = None, request: ModelRequestMessage | None = None
+    ) -> None:
         """A node begins, at whichever hook comes first; a node that is open already goes on."""
         if self._node is not None:
             if self._node.kind == kind:
                 return
             self.end_node("completed", None)
         if kind == "model_request":
-            self._put(self._runtime.begin_node(model))
+            checkpoint = None if self.journal is None or request is None else self.journal.request(request)
+            self._put(self._runtime.begin_node(model), checkpoint)
         name = self._name(facts.node_name(kind, max(self._runtime.idx, 0)))
         place = self.span.child(name) if kind == "model_request" else self.span.trace
         attributes = {names.NODE_KIND: kind, names.NODE_INDEX: max(self._runtime.idx, 0)}
@@ -262,7 +307,8 @@ class Recorder:
         if node is None:
             return
         if node.kind == "model_request":
-            self._put(self._runtime.end_node())
+            journal = self.journal if outcome == "completed" else None
+            self._put(self._runtime.end_node(), None if journal is None else journal.response())
         fact = node.to_fact(self._describe(node.name, node.place), outcome, error)
         self._model_calls += (fact.model is not None) + len(fact.failed_attempts)
         if not self.state.fenced:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from ..facts.schema import Reason
 
-Phase = Literal["opening", "live", "cancelling", "ending", "ended", "reported", "recovered", "fenced"]
-Step = Literal["begin", "cancel", "end", "acknowledge", "report", "recover", "fence"]
+Phase = Literal["opening", "live", "cancelling", "ending", "ended", "reported", "recovered", "fenced", "handed over"]
+Step = Literal["begin", "cancel", "end", "acknowledge", "report", "recover", "fence", "hand over"]
 
 # What may follow; everything else is refused.
 TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
@@ -24,6 +24,8 @@ TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
     ("ending", "acknowledge"): "ended",
     ("ended", "report"): "reported",
     ("ended", "recover"): "recovered",
+    ("live", "hand over"): "handed over",
+    ("cancelling", "hand over"): "handed over",
     ("opening", "fence"): "fenced",
     ("live", "fence"): "fenced",
     ("cancelling", "fence"): "fenced",
@@ -69,6 +71,10 @@ class RunState:
     def recover(self) -> None:
         """A sidecar has emitted how the run ended: this process emits nothing more."""
         self._take("recover")
+
+    def hand_over(self) -> None:
+        """Another process goes on with the run: this one writes and emits nothing more."""
+        self._take("hand over")
 
     # --- what happens to the run: it may come at any time, and is ignored where it is too late ---
 
@@ -128,7 +134,7 @@ class RunState:
     @property
     def suppressed(self) -> bool:
         """Whether another process emits how this run ended: then its facts are dropped here."""
-        if self.phase in ("fenced", "recovered"):
+        if self.phase in ("fenced", "recovered", "handed over"):
             return True
         return self._parent is not None and self._parent.suppressed
 

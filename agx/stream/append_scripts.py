@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from ..redis.bus import Script
-from .entry import RUNTIME, to_lua_fields
+from .entry import LUA_FIELDS, RUNTIME, to_lua_fields
 
-# Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin` or an `end`
-# behind our last entry means that our run is over; other entries behind it come from `add()`. ARGV: id of our last
-# entry (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then five arguments
-# an entry: id, type, origin, body, its own field `seq` ('-' for none).
-APPEND = Script(f"""
+# Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin`, `resume` or
+# `end` behind our last entry means that the stream is no longer ours; other entries behind it come from `add()`. ARGV:
+# id of our last entry (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then
+# for each entry its id and its parts.
+APPEND = Script(f"""{LUA_FIELDS}
 local key = KEYS[1]
 if ARGV[1] ~= '' then
   local entries = redis.call('XRANGE', key, ARGV[1], '+')
   if not entries[1] or entries[1][1] ~= ARGV[1] then return 'lost' end
   for i = 2, #entries do
     local kind = entries[i][2][2]
-    if kind == 'begin' or kind == 'end' then return 'refused' end
+    if kind == 'begin' or kind == 'resume' or kind == 'end' then return 'refused' end
   end
 end
 local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
@@ -26,24 +26,32 @@ if top then
   ms, n, our_ms, our_n = tonumber(ms), tonumber(n), tonumber(our_ms), tonumber(our_n)
   if our_ms < ms or (our_ms == ms and our_n <= n) then return 'refused' end
 end
-for i = 5, #ARGV, 5 do
-  if ARGV[i+4] == '-' then
-    redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], {to_lua_fields("ARGV[i+1]", "ARGV[i+2]", "ARGV[i+3]")})
-  else
-    redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i],
-      {to_lua_fields("ARGV[i+1]", "ARGV[i+2]", "ARGV[i+3]", "ARGV[i+4]")})
-  end
+for i = 5, #ARGV, 6 do
+  redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], unpack(fields_at(i + 1)))
 end
 redis.call('EXPIRE', key, ARGV[4])
-redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 4])
+redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 5])
 return 'ok'
 """)
 
-# Restarts a session's stream: one command that drops the run before, whose late entries are refused from then on.
-BEGIN = Script(f"""
-redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[1], {to_lua_fields("'begin'", "ARGV[2]", "ARGV[3]")})
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-redis.call('PUBLISH', ARGV[5], ARGV[1])
+# Restarts a session's stream: one command that drops the run before, whose late entries are refused from then on. ARGV:
+# channel, expiry in seconds, then the id and the parts of `begin`.
+BEGIN = Script(f"""{LUA_FIELDS}
+redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[3], unpack(fields_at(4)))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('PUBLISH', ARGV[1], ARGV[3])
+return 'ok'
+""")
+
+# Lets another process go on with the stream's run: appended only behind the entry that it has read last. ARGV: channel,
+# expiry in seconds, id of that entry, then the id and the parts of `resume`.
+RESUME = Script(f"""{LUA_FIELDS}
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if top and top[1] == ARGV[4] then return 'ok' end
+if not top or top[1] ~= ARGV[3] then return 'refused' end
+redis.call('XADD', KEYS[1], ARGV[4], unpack(fields_at(5)))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('PUBLISH', ARGV[1], ARGV[4])
 return 'ok'
 """)
 

@@ -3,6 +3,8 @@
 A run numbers its entries: the body has the number as `seq`. Where the body is a user's (`add()`, `add_info()`,
 `add_error()`) and could be taken for the runtime's own, it stays as it is, and the entry has a fourth field `seq`: with
 the number, or empty where the entry was added from another process and has none.
+
+An entry of a run that can be resumed may have a field `ck`, its checkpoint (`agx.checkpoints`). No listener gets it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import orjson
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 # `type` comes first: the append script and the clients of the older package find it there.
-TYPE, ORIGIN, BODY, SEQ = "type", "origin", "body", "seq"
+TYPE, ORIGIN, BODY, SEQ, CHECKPOINT = "type", "origin", "body", "seq", "ck"
 
 # Values of `origin`.
 RUNTIME = "opale"  # of begin, end and the runtime's own errors and infos
@@ -24,7 +26,7 @@ AGENT = "pydantic-ai"  # of what the model and the tools do
 DEFERRED = "deferred"  # of an `info` that names the calls which the agent leaves to others
 PROMPT = "prompt"  # of an `info` with the prompt of a run that a router started
 
-_TYPE, _ORIGIN, _BODY, _SEQ = TYPE.encode(), ORIGIN.encode(), BODY.encode(), SEQ.encode()
+_TYPE, _ORIGIN, _BODY, _SEQ, _CHECKPOINT = (name.encode() for name in (TYPE, ORIGIN, BODY, SEQ, CHECKPOINT))
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class StreamEntry:
     origin: str
     raw_body: bytes
     own_seq: bytes | None = None  # the entry's own field `seq`; None where it has none, which is the rule
+    checkpoint: bytes | None = None
     made_here: bool = False  # by a listener, of what it found; it is not on the stream
     _json: str | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -57,6 +60,7 @@ class StreamEntry:
             fields.get(_ORIGIN, b"").decode("utf-8", "replace"),
             fields.get(_BODY, b"{}"),
             fields.get(_SEQ),
+            fields.get(_CHECKPOINT),
         )
 
     @property
@@ -111,7 +115,34 @@ def to_fields(type: str, origin: str, body: bytes, own_seq: bytes | None = None)
     return fields if own_seq is None else (*fields, SEQ, own_seq)
 
 
-def to_lua_fields(type: str, origin: str, body: str, own_seq: str | None = None) -> str:
+def to_lua_fields(type: str, origin: str, body: str) -> str:
     """Return the fields of an entry as arguments of a script's XADD; each argument is a Lua expression."""
-    fields = f"'{TYPE}', {type}, '{ORIGIN}', {origin}, '{BODY}', {body}"
-    return fields if own_seq is None else f"{fields}, '{SEQ}', {own_seq}"
+    return f"'{TYPE}', {type}, '{ORIGIN}', {origin}, '{BODY}', {body}"
+
+
+# In Lua: the fields of the entry whose parts are ARGV[i] to ARGV[i+4]; '-' stands for an absent `seq` or `ck`.
+LUA_FIELDS = f"""
+local function fields_at(i)
+  local fields = {{{to_lua_fields("ARGV[i]", "ARGV[i+1]", "ARGV[i+2]")}}}
+  for n, name in ipairs({{'{SEQ}', '{CHECKPOINT}'}}) do
+    local value = ARGV[i + 2 + n]
+    if value ~= '-' then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+  end
+  return fields
+end
+"""
+
+
+def to_arguments(entry: StreamEntry) -> tuple[str | bytes, ...]:
+    """Return an entry's parts as the arguments that `LUA_FIELDS` reads."""
+    own_seq, checkpoint = entry.own_seq, entry.checkpoint
+    return (
+        entry.type,
+        entry.origin,
+        entry.raw_body,
+        b"-" if own_seq is None else own_seq,
+        b"-" if checkpoint is None else checkpoint,
+    )

@@ -18,6 +18,7 @@ class PendingEntry:
     part: Part | None = None
     pieces: list[str] = field(default_factory=list)
     size: int = 0  # characters in `pieces`
+    checkpoint: bytes | None = None
 
     def take_body(self) -> Body:
         """Return the body in its final form, the caller's to change."""
@@ -34,8 +35,8 @@ class Pending:
         # Characters: an escaped one takes six bytes, and a merged body must never be cut.
         self._max_merged = max_body // 8
 
-    def put(self, type: str, origin: str, body: Body) -> None:
-        self.entries.append(PendingEntry(type, origin, body))
+    def put(self, type: str, origin: str, body: Body, checkpoint: bytes | None) -> None:
+        self.entries.append(PendingEntry(type, origin, body, checkpoint=checkpoint))
 
     def put_delta(self, origin: str, part: Part, text: str) -> bool:
         """Add a delta; returns False where it was merged with the one before."""

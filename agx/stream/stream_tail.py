@@ -15,7 +15,7 @@ from ..redis import keys
 from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.redis_py import Reply
 from .append_scripts import APPEND
-from .entry import StreamEntry
+from .entry import StreamEntry, to_arguments
 from .write_side import WriteSide
 
 logger = logging.getLogger("agx")
@@ -58,7 +58,7 @@ class StreamTail:
         self._last = max(self._last, seen)
 
     def begin(self, entry: StreamEntry) -> None:
-        """Record that our `begin` is acknowledged."""
+        """Record that our `begin`, or `resume`, is acknowledged."""
         self.retained.begin = entry
         self.acknowledge([entry])
 
@@ -94,8 +94,7 @@ class StreamTail:
             self._ttl_after_end if entries[-1].type == "end" else keys.STREAM_TTL,
         ]
         for entry in entries:
-            own_seq = b"-" if entry.own_seq is None else entry.own_seq
-            args += (format_id(entry.id), entry.type, entry.origin, entry.raw_body, own_seq)
+            args += (format_id(entry.id), *to_arguments(entry))
         return self._bus.run(APPEND, self._session.stream, *args)
 
     # --- after a refusal or a reconnection
@@ -218,7 +217,7 @@ class Found:
         """Whether somebody else began or ended a run here; the entry `known` is ours, though no longer retained."""
         bodies = {entry.id: entry.raw_body for entry in ours if entry is not None}
         return any(
-            entry.type in ("begin", "end") and bodies.get(entry.id) != entry.raw_body
+            entry.type in ("begin", "resume", "end") and bodies.get(entry.id) != entry.raw_body
             for entry in self.entries.values()
             if entry.id != known
         )

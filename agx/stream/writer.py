@@ -16,12 +16,12 @@ from redis.exceptions import ResponseError
 
 from ..facts.schema import StreamTotals
 from ..redis import keys
-from ..redis.bus import CONNECTION_ERRORS
-from ..redis.entry_id import format_id, parse_id
+from ..redis.bus import CONNECTION_ERRORS, Script
+from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, Backoff, retry
-from .append_scripts import BEGIN
-from .entry import StreamEntry
+from .append_scripts import BEGIN, RESUME
+from .entry import StreamEntry, to_arguments
 from .events import Body, Part, UserBody, encode_body
 from .pending import Pending, PendingEntry
 from .stream_tail import StreamTail
@@ -89,7 +89,7 @@ class SessionWriter:
         counts = self._counts
         return StreamTotals(counts.events, counts.bytes, counts.retries, counts.failures)
 
-    async def begin(self, body: dict[str, Any], *, origin: str) -> None:
+    async def begin(self, body: dict[str, Any], *, origin: str, checkpoint: bytes | None = None) -> None:
         """Restart the stream with this run's `begin`, as soon as the run before has its `end`, at most 5 s.
 
         Raises:
@@ -107,9 +107,9 @@ class SessionWriter:
                 continue
             if top:
                 self.tail.note(parse_id(top[0][0].decode()))
-            entry = self._stamp(PendingEntry("begin", origin, body), seq=0)
+            entry = self._stamp(PendingEntry("begin", origin, body, checkpoint=checkpoint), seq=0)
             try:
-                await self._issue_begin(entry)
+                await self._append_first(BEGIN, entry)
                 break
             except ResponseError as error:
                 if "equal or smaller" not in str(error):
@@ -120,24 +120,34 @@ class SessionWriter:
                     raise
         self._take_begun(entry)
 
-    async def _issue_begin(self, entry: StreamEntry) -> None:
+    async def resume(self, body: dict[str, Any], *, origin: str, behind: StreamId, seq: int) -> bool:
+        """Go on with the run of another process; returns False where an entry stands behind the one read last.
+
+        Args:
+            behind: id of the entry read last.
+            seq: number of this entry.
+
+        Raises:
+            RedisError, OSError: not appended as far as is known.
+        """
+        self.tail.note(behind)
+        entry = self._stamp(PendingEntry("resume", origin, body), seq=seq)
+        if await retry(lambda: self._append_first(RESUME, entry, format_id(behind))) != b"ok":
+            return False
+        self._take_begun(entry)
+        return True
+
+    async def _append_first(self, script: Script, entry: StreamEntry, *behind: str) -> Reply:
         self._asked = time.monotonic()
-        reply = self._side.bus.run(
-            BEGIN,
-            self._keys.stream,
-            format_id(entry.id),
-            entry.origin,
-            entry.raw_body,
-            keys.STREAM_TTL,
-            self._keys.wake_channel,
-        )
+        args = (self._keys.wake_channel, keys.STREAM_TTL, *behind, format_id(entry.id), *to_arguments(entry))
+        reply = self._side.bus.run(script, self._keys.stream, *args)
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
-                await asyncio.shield(reply)
+                return await asyncio.shield(reply)
         except asyncio.CancelledError:
             # It may be appended, and a listener that gets a `begin` has to get an `end`.
             await asyncio.wait({reply}, timeout=COMMAND_TIMEOUT)
-            if reply.done() and reply.exception() is None:
+            if reply.done() and reply.exception() is None and reply.result() == b"ok":
                 self._take_begun(entry)
             raise
 
@@ -151,13 +161,15 @@ class SessionWriter:
         """Whether the `begin` is appended, as far as is known."""
         return self.tail.retained.begin is not None
 
-    def put(self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False) -> None:
+    def put(
+        self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False, checkpoint: bytes | None = None
+    ) -> None:
         """Add an event; synchronous: nothing on the token path waits."""
         self.last_put = time.monotonic()
         if self._stopped:
             return
         self._has_end = self._has_end or type == "end"
-        self._pending.put(type, origin, body)
+        self._pending.put(type, origin, body, checkpoint)
         self._side.commit.schedule(self, urgent=urgent)
 
     def put_delta(self, origin: str, part: Part, text: str) -> None:
@@ -226,10 +238,10 @@ class SessionWriter:
             plain = entry.take_body()
             plain["seq"] = self._seq
         body = encode_body(plain, self._side.settings.max_body)
-        sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body, own_seq)
+        sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body, own_seq, entry.checkpoint)
         self._seq += 1
         self._counts.events += 1
-        self._counts.bytes += len(body)
+        self._counts.bytes += len(body) + len(entry.checkpoint or b"")
         return sent
 
     def _transmit(self) -> None:

@@ -34,6 +34,7 @@ UNKNOWN_TOOL = "__unknown__"  # for a name that a model invented: names of spans
 RUN_OUTCOME = "agx.run.outcome"
 RUN_REASON = "agx.run.reason"
 RUN_ID = "agx.run.id"
+ATTEMPT = "agx.run.attempt"
 SCOPE_ID = "agx.scope.id"
 SESSION_ID = "agx.session.id"
 NODE_KIND = "agx.node.kind"

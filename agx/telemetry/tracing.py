@@ -128,6 +128,20 @@ def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: 
     return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None, conversation_id)
 
 
+def continue_run(run_id: str, agent: str, trace: Trace, *, attributes: Mapping[str, str]) -> RunSpan:
+    """Return the place of a run that another process began; where an SDK listens here, with a span under the run's."""
+    conversation_id = attributes.get(names.CONVERSATION_ID)
+    context = _context_of(trace, Context())
+    span = _start_span(f"agx.run {agent}", attributes, context=context) or INVALID_SPAN
+    ours = span.get_span_context()
+    if ours.span_id in (0, int(trace.span_id, 16)):
+        return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None, conversation_id)
+    place = Trace(
+        trace.trace_id, f"{ours.span_id:016x}", trace.span_id, ours.trace_flags.sampled, True, trace.trace_state
+    )
+    return RunSpan(run_id, place, otel.set_span_in_context(span), span, conversation_id)
+
+
 def close_span(
     span: Span,
     outcome: Outcome,
@@ -150,9 +164,13 @@ def close_span(
         _report(error)
 
 
-def _start_span(name: str, attributes: Attributes, links: list[Link] | None = None) -> Span | None:
+def _start_span(
+    name: str, attributes: Attributes, links: list[Link] | None = None, context: Context | None = None
+) -> Span | None:
     try:
-        return otel.get_tracer(_TRACER).start_span(name, kind=SpanKind.INTERNAL, attributes=attributes, links=links)
+        return otel.get_tracer(_TRACER).start_span(
+            name, context=context, kind=SpanKind.INTERNAL, attributes=attributes, links=links
+        )
     except Exception as error:  # as above
         _report(error)
         return None

@@ -1,0 +1,127 @@
+"""A submitted run, as it stands in the jobs queue and in its first checkpoint: JSON only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import UserContent
+
+FORMAT = 1  # goes up when an older worker could misread a newer job
+MAX_ARGS = 65_536  # bytes
+
+
+class UnreadableJobError(ValueError):
+    """A job that this version should be able to read, and cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that any process with the agent's recipe can start or resume.
+
+    Args:
+        run_id: the run's id; a job submitted twice under one id runs once.
+        scope_id: the tenant.
+        user_id: the user.
+        session_id: the conversation.
+        agent: name of the recipe that makes the agent.
+        prompt: what the user asked; None continues the conversation as it is stored.
+        args: the caller's arguments for the recipe; JSON values.
+        recover: seconds after the death of its process during which the run may be resumed.
+        max_attempts: attempts in a row without a new checkpoint after which the run is lost.
+        submitted_ms: server time of `submit()`, or of the run's `begin` where nobody submitted it.
+        attempt: which attempt this is, from 1.
+    """
+
+    run_id: str
+    scope_id: str
+    user_id: str
+    session_id: str
+    agent: str
+    prompt: str | Sequence[UserContent] | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    recover: float = 60.0
+    max_attempts: int = 3
+    submitted_ms: int = 0
+    attempt: int = 1
+
+    def encode(self) -> bytes:
+        """Return the job as JSON.
+
+        Raises:
+            TypeError: `args` holds something that is not JSON, or is larger than 64 KiB.
+        """
+        try:
+            args = orjson.dumps(self.args)
+        except orjson.JSONEncodeError as error:
+            raise TypeError(f"args must be JSON values ({error}): pass ids, and load objects in the recipe") from None
+        if len(args) > MAX_ARGS:
+            raise TypeError(f"args must be at most {MAX_ARGS} bytes of JSON, not {len(args)}: pass ids instead")
+        return orjson.dumps(
+            {
+                "v": FORMAT,
+                "run_id": self.run_id,
+                "ids": (self.scope_id, self.user_id, self.session_id),
+                "agent": self.agent,
+                "prompt": _dump_prompt(self.prompt),
+                "args": orjson.Fragment(args),
+                "recover": self.recover,
+                "max_attempts": self.max_attempts,
+                "submitted_ms": self.submitted_ms,
+            }
+        )
+
+
+def decode(data: bytes) -> Job:
+    """Parse a job.
+
+    Raises:
+        UnreadableJobError: it is no job of this version.
+    """
+    try:
+        fields = orjson.loads(data)
+        if int(fields["v"]) > FORMAT:
+            raise UnreadableJobError(f"format {fields['v']} is newer than {FORMAT}: update this worker")
+        scope_id, user_id, session_id = map(str, fields["ids"])
+        return Job(
+            run_id=str(fields["run_id"]),
+            scope_id=scope_id,
+            user_id=user_id,
+            session_id=session_id,
+            agent=str(fields["agent"]),
+            prompt=_load_prompt(fields["prompt"]),
+            args=dict(fields["args"]),
+            recover=float(fields["recover"]),
+            max_attempts=int(fields["max_attempts"]),
+            submitted_ms=int(fields["submitted_ms"]),
+        )
+    except UnreadableJobError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # The exception's text may quote the prompt.
+        raise UnreadableJobError(type(error).__name__) from None
+
+
+def _dump_prompt(prompt: str | Sequence[UserContent] | None) -> Any:
+    if prompt is None or isinstance(prompt, str):
+        return None if prompt is None else prompt.encode("utf-8", "replace").decode()
+    return _prompt_adapter().dump_python(list(prompt), mode="json")
+
+
+def _load_prompt(plain: Any) -> str | Sequence[UserContent] | None:
+    if plain is None or isinstance(plain, str):
+        return plain
+    content: Sequence[UserContent] = _prompt_adapter().validate_python(plain)
+    return content
+
+
+def _prompt_adapter() -> Any:
+    # Only a prompt with files needs pydantic-ai, whose import takes a second.
+    from pydantic import TypeAdapter  # noqa: PLC0415
+    from pydantic_ai.messages import UserContent  # noqa: PLC0415
+
+    return TypeAdapter(list[UserContent])

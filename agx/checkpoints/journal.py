@@ -1,0 +1,98 @@
+"""The journal of one attempt: writes its checkpoints, and gives back what earlier attempts have recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic_ai.messages import ModelMessage, ModelRequest, ToolCallPart, ToolReturnPart, UserContent
+from pydantic_ai.usage import RunUsage
+
+from .codec import Checkpoint, ToolReturn, encode
+from .progress import Progress, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where an agent's run stands now."""
+
+    messages: Sequence[ModelMessage]
+    usage: RunUsage
+    output_retries: int
+    pending: Sequence[ModelMessage]
+
+
+class Journal:
+    """The checkpoints of one attempt of a run.
+
+    Args:
+        progress: how far the attempts before got.
+        take: returns where the agent's run stands.
+    """
+
+    def __init__(self, progress: Progress, take: Callable[[], Snapshot]) -> None:
+        self.hand_over = False  # raise at the next model request, so that another process goes on
+        self._take = take
+        self._replayed = progress.returns
+        self._interrupted = {call.tool_call_id for call in progress.open_calls}
+        self._stored: str | None = None if progress.begun else fingerprint(progress.messages[: progress.stored])
+        self._recorded: list[ModelMessage | None] = list(progress.messages)
+        self._returned: dict[str, ToolReturnPart] = {}
+
+    # --- what earlier attempts have recorded ---
+
+    def recorded_return(self, call: ToolCallPart) -> ToolReturn | None:
+        """Return the result of a tool call that an earlier attempt made: it is not made again."""
+        return self._replayed.get(call.tool_call_id)
+
+    def was_interrupted(self, call: ToolCallPart) -> bool:
+        """Return whether an earlier attempt died while the call may have been under way."""
+        return call.tool_call_id in self._interrupted
+
+    # --- checkpoints ---
+
+    def request(self, request: ModelRequest) -> bytes:
+        """Return the checkpoint of a model request that is about to be sent; rides on `llm-begin`."""
+        now = self._take()
+        checkpoint = self._advance(now, [*now.messages, request])
+        self._recorded[-1] = None  # pydantic-ai completes the request when it sends it
+        return checkpoint
+
+    def response(self) -> bytes:
+        """Return the checkpoint of a model request that was answered; rides on `llm-end`."""
+        now = self._take()
+        return self._advance(now, now.messages)
+
+    def returned(self, part: ToolReturnPart, content: str | Sequence[UserContent] | None) -> bytes:
+        """Return the checkpoint of a tool call that returned; rides on `tool-return`."""
+        self._returned[part.tool_call_id] = part
+        following = content if content is None or isinstance(content, str) else list(content)
+        return encode(Checkpoint(returned=ToolReturn(part, following), pending=tuple(self._take().pending)))
+
+    def _advance(self, now: Snapshot, messages: Sequence[ModelMessage]) -> bytes:
+        # By identity: a message is never changed once it is in the history, a rewritten history has other objects.
+        start = 0
+        for known, message in zip(self._recorded, messages, strict=False):
+            if known is not message:
+                break
+            start += 1
+        self._recorded = list(messages)
+        stored, self._stored = self._stored, None
+        new = tuple(messages[start:])
+        by_reference = frozenset(
+            part.tool_call_id
+            for message in new
+            for part in message.parts
+            if isinstance(part, ToolReturnPart) and self._returned.get(part.tool_call_id) is part
+        )
+        return encode(
+            Checkpoint(
+                stored=stored,
+                start=start,
+                messages=new,
+                usage=now.usage,
+                output_retries=now.output_retries,
+                pending=tuple(now.pending),
+            ),
+            by_reference,
+        )

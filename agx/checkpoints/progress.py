@@ -1,0 +1,106 @@
+"""Folds a run's checkpoints into how far it got: its conversation, its tool results, its usage. Pure, no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.usage import RunUsage
+
+from .codec import ToolReturn, UnreadableCheckpointError, decode, dump_messages
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run got.
+
+    Args:
+        stored: how many messages of the conversation the session holds; the run's own follow.
+        messages: the whole conversation.
+        returns: results of the last response's tool calls, by call id.
+        usage: usage of all attempts.
+        output_retries: output retries used so far.
+        pending: messages that wait for the next model request.
+    """
+
+    stored: int
+    messages: list[ModelMessage]
+    returns: dict[str, ToolReturn] = field(default_factory=dict)
+    usage: RunUsage = field(default_factory=RunUsage)
+    output_retries: int = 0
+    pending: tuple[ModelMessage, ...] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has a message of its own; without one it starts with its prompt."""
+        return len(self.messages) > self.stored
+
+    @property
+    def ends_with_answer(self) -> bool:
+        """Whether the last response calls no tool: the agent must not ask the model again."""
+        last = self.messages[-1] if self.begun else None
+        return isinstance(last, ModelResponse) and not last.tool_calls
+
+    @property
+    def open_calls(self) -> list[ToolCallPart]:
+        """The last response's tool calls without a recorded result: they may have been under way."""
+        last = self.messages[-1] if self.begun else None
+        calls = last.tool_calls if isinstance(last, ModelResponse) else []
+        return [call for call in calls if call.tool_call_id not in self.returns]
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a model request was under way: it is sent again, and what it had streamed is void."""
+        return self.begun and isinstance(self.messages[-1], ModelRequest)
+
+
+def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage]) -> Progress:
+    """Return how far a run got.
+
+    Args:
+        checkpoints: of all attempts, in the order of the stream.
+        loaded: the conversation as the session holds it now: that before the run, perhaps with the run's prompt.
+
+    Raises:
+        NewerCheckpointError: one was written by a newer version.
+        UnreadableCheckpointError: one can't be read, or one before it is missing.
+    """
+    progress = Progress(len(loaded), list(loaded))
+    returned: dict[str, ToolReturn] = {}
+    for data in checkpoints:
+        checkpoint = decode(data, returned)
+        if checkpoint.stored is not None:
+            progress.stored = _count_stored(checkpoint.stored, loaded)
+            del progress.messages[progress.stored :]
+        if checkpoint.messages is not None:
+            if checkpoint.start > len(progress.messages):
+                raise UnreadableCheckpointError("a checkpoint before this one is missing")
+            progress.messages[checkpoint.start :] = checkpoint.messages
+            progress.returns = {}
+        if (result := checkpoint.returned) is not None:
+            returned[result.part.tool_call_id] = progress.returns[result.part.tool_call_id] = result
+            # pydantic-ai counts a call when it runs; a recorded one is not run again.
+            progress.usage.tool_calls += result.part.outcome == "success"
+        if checkpoint.usage is not None:
+            progress.usage = checkpoint.usage
+        if checkpoint.output_retries is not None:
+            progress.output_retries = checkpoint.output_retries
+        progress.pending = checkpoint.pending
+    return progress
+
+
+def _count_stored(expected: str, loaded: Sequence[ModelMessage]) -> int:
+    count, _, _ = expected.partition(":")
+    stored = loaded[: int(count)] if count.isdecimal() else loaded
+    if fingerprint(stored) != expected:
+        raise UnreadableCheckpointError("the session no longer holds the conversation that the run began with")
+    return len(stored)
+
+
+def fingerprint(messages: Sequence[ModelMessage]) -> str:
+    """Return what tells whether a session still holds the conversation that a run began with."""
+    last = orjson.dumps(dump_messages(tuple(messages[-1:])))
+    return f"{len(messages)}:{hashlib.blake2b(last, digest_size=8).hexdigest()}"

@@ -1,0 +1,111 @@
+"""One attempt at a job: makes the run by its recipe, and starts it or goes on with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+
+from redis.exceptions import RedisError
+
+from ..checkpoints.job import Job
+from ..engine.engine import Engine
+from ..errors import RecipeError, SessionBusyError
+from ..recovery.dead_run import DeadRun
+from ..redis.keys import SessionKeys
+from .queue import JobQueue, Waiting
+from .recipe import Call, Recipe
+from .resumable_run import ResumableRun, fail_run, run_job
+
+logger = logging.getLogger("agx")
+
+_RENEW_CLAIM = 3.0  # seconds
+
+
+async def start_job(
+    engine: Engine,
+    queue: JobQueue,
+    waiting: Waiting,
+    *,
+    recipes: Mapping[str, Recipe],
+    runs: dict[str, ResumableRun],
+    postpone: Callable[[str], None],
+) -> None:
+    """Run a claimed job to its end. The job leaves the queue as soon as its run has begun."""
+    job = waiting.read()
+    if job is None:
+        logger.error("agx: a job of scope %s can't be read by this version, another worker may", waiting.scope)
+        postpone(waiting.entry_id)
+        await queue.give_back(waiting)
+        return
+    if job.run_id in runs or await _has_begun(engine, job):
+        await queue.remove(waiting)  # submitted twice under one id
+        return
+    begun = asyncio.Event()
+    claim = asyncio.get_running_loop().create_task(_keep_claim(queue, waiting, begun))
+    run = ResumableRun(_keys(engine, job), job, on_begun=begun.set)
+    runs[job.run_id] = run
+    try:
+        await _attempt(engine, run, recipes[job.agent], None)
+    except SessionBusyError:
+        postpone(waiting.entry_id)
+    finally:
+        del runs[job.run_id]
+        if not begun.is_set():
+            claim.cancel()
+        await asyncio.wait({claim})
+        if not begun.is_set():
+            with contextlib.suppress(RedisError, OSError):
+                await queue.give_back(waiting)
+
+
+async def resume_run(engine: Engine, dead: DeadRun, recipe: Recipe, runs: dict[str, ResumableRun]) -> None:
+    """Go on with a run whose process died, to its end."""
+    run = ResumableRun(dead.session, dead.job)
+    runs[dead.run_id] = run
+    try:
+        await _attempt(engine, run, recipe, dead)
+    finally:
+        del runs[dead.run_id]
+
+
+async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: DeadRun | None) -> None:
+    try:
+        call = await recipe(run.job)
+        _check(call, run.job)
+    except Exception as error:
+        logger.error("agx: the recipe of agent %s failed for run %s", run.agent, run.job.run_id, exc_info=error)
+        await fail_run(engine, run, dead, RecipeError(run.agent, error))
+        return
+    await run_job(engine, run, dead, session=call.session, agent=call.agent, deps=call.deps, kwargs=dict(call.kwargs))
+
+
+def _check(call: Call, job: Job) -> None:
+    ids = (str(call.deps.get_scope_id()), str(call.deps.user_id), str(call.deps.session_id))
+    if ids != (job.scope_id, job.user_id, job.session_id):
+        raise ValueError(f"the recipe's deps are for {'/'.join(ids)}: make them from the job's ids")
+
+
+async def _has_begun(engine: Engine, job: Job) -> bool:
+    session = _keys(engine, job)
+    first = await engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1)
+    return bool(first) and f'"run_id":"{job.run_id}"'.encode() in first[0][1].get(b"body", b"").replace(b" ", b"")
+
+
+async def _keep_claim(queue: JobQueue, waiting: Waiting, begun: asyncio.Event) -> None:
+    """Renew the claim until the run has begun, then remove the job."""
+    while not begun.is_set():
+        with contextlib.suppress(RedisError, OSError):
+            await queue.claim(waiting)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(begun.wait(), _RENEW_CLAIM)
+    while True:
+        with contextlib.suppress(RedisError, OSError):
+            await queue.remove(waiting)
+            return
+        await asyncio.sleep(_RENEW_CLAIM)
+
+
+def _keys(engine: Engine, job: Job) -> SessionKeys:
+    return SessionKeys.of(engine.config.key_prefix, job.scope_id, job.user_id, job.session_id)

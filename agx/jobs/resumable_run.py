@@ -1,0 +1,93 @@
+"""A run that any worker can start or go on with: driven by its recipe's arguments, handed over, or ended as failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.run import AgentRunResult
+
+from ..checkpoints.job import Job
+from ..engine.engine import Engine
+from ..recovery.dead_run import DeadRun
+from ..redis.keys import SessionKeys
+from ..runs.deps import Deps
+from ..runs.drive import Drive, drive_to_end
+from ..runs.lifecycle import RunLifecycle
+from ..runs.opening import open_streamed
+from ..runs.outcome import Ending
+from ..sessions.base import Session
+from .takeover import open_taken_over
+
+
+@dataclass(slots=True)
+class ResumableRun:
+    """A run of this worker.
+
+    Args:
+        on_begun: called once the run's `begin` is acknowledged.
+    """
+
+    session: SessionKeys
+    job: Job
+    on_begun: Callable[[], object] = lambda: None
+    drive: Drive | None = None  # known once the run has begun
+
+    @property
+    def agent(self) -> str:
+        return self.job.agent
+
+
+async def run_job(
+    engine: Engine,
+    run: ResumableRun,
+    dead: DeadRun | None,
+    *,
+    session: Session,
+    agent: AbstractAgent[Any, Any],
+    deps: Deps,
+    kwargs: dict[str, Any],
+) -> AgentRunResult[Any] | None:
+    """Run a job, or go on with a dead run; returns None where another process went on with it first.
+
+    Raises:
+        Exception: as `agx.run()`.
+        RunHandedOverError: another process goes on with the run.
+    """
+    life = await _open(engine, run, dead, agent.name or run.agent, deps)
+    if life is None:
+        return None
+    run.on_begun()
+    run.drive = Drive(life, session, dead=dead, resumable=True)
+    return await drive_to_end(run.drive, agent, run.job.prompt, deps, kwargs)
+
+
+async def fail_run(engine: Engine, run: ResumableRun, dead: DeadRun | None, error: Exception) -> None:
+    """End a run as failed whose agent could not be made."""
+    life = await _open(engine, run, dead, run.agent, None)
+    if life is not None:
+        run.on_begun()
+        await life.close(Ending("failed", error=error))
+
+
+def hand_over(run: ResumableRun, *, now: bool = False) -> None:
+    """Have another process go on with a run: at its next model request, or at once."""
+    if run.drive is not None:
+        run.drive.hand_over(now=now)
+
+
+async def _open(
+    engine: Engine, run: ResumableRun, dead: DeadRun | None, agent: str, deps: Deps | None
+) -> RunLifecycle | None:
+    if dead is not None:
+        return await open_taken_over(engine, dead, agent, deps)
+    return await open_streamed(
+        engine,
+        agent,
+        run.session,
+        runtime=None if deps is None else deps.runtime,
+        follows=None if deps is None else deps.follows,
+        job=run.job,
+    )

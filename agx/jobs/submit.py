@@ -1,0 +1,92 @@
+"""`submit()`: hands a run over to the workers, from a process that has neither the agent nor its keys."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from redis.exceptions import RedisError
+
+from ..checkpoints.job import Job
+from ..engine.engine import Engine
+from ..engine.registry import current_engine
+from ..errors import QueueFullError, RedisUnavailableError, SessionBusyError
+from ..listeners.manual import is_live
+from ..redis.keys import Id, SessionKeys, check_id
+from ..redis.retry import retry
+from .queue import JobQueue
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import UserContent
+
+CLAIM_TTL = 10.0  # seconds; a worker that died before its run began loses its claim after that
+
+
+async def submit(
+    scope_id: Id,
+    user_id: Id,
+    session_id: Id,
+    *,
+    agent: str,
+    prompt: str | Sequence[UserContent] | None,
+    args: dict[str, Any] | None = None,
+    run_id: str | None = None,
+    recover: float = 60,
+    max_attempts: int = 3,
+    delay: float = 0,
+    on_busy: Literal["reject"] = "reject",
+) -> str:
+    """Have a worker run an agent on a session; returns the run's id. Follow the run with `listen()`.
+
+    Args:
+        agent: name of the recipe, as the workers know it.
+        prompt: what the user asks; None goes on with the stored conversation.
+        args: JSON values for the recipe, at most 64 KiB.
+        run_id: makes a repeated submit harmless: the same id runs once, as long as its stream is kept.
+        recover: seconds after the death of its process during which the run may be resumed.
+        max_attempts: attempts in a row without progress after which the run is lost.
+        delay: seconds before which the run does not begin.
+        on_busy: `reject` raises where the session has a live run.
+
+    Raises:
+        SessionBusyError: the session has a live run.
+        QueueFullError: the scope has as many waiting jobs as it may have.
+        RedisUnavailableError: Redis can't be reached within 2 s; the job may have been queued or not.
+        TypeError, ValueError: an argument that can't be used.
+    """
+    if on_busy != "reject":
+        raise ValueError(f"on_busy must be 'reject', not {on_busy!r:.40}")
+    if not recover >= 0 or not delay >= 0 or max_attempts < 1:
+        raise ValueError("recover and delay must not be negative, and max_attempts at least 1")
+    engine = current_engine()
+    session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
+    job = Job(
+        run_id=check_id(run_id, "run_id") if run_id is not None else uuid.uuid4().hex,
+        scope_id=session.scope,
+        user_id=session.user,
+        session_id=session.session,
+        agent=agent,
+        prompt=prompt,
+        args=dict(args or {}),
+        recover=recover,
+        max_attempts=max_attempts,
+    )
+    if await is_live(scope_id, user_id, session_id):
+        raise SessionBusyError(session.session)
+    try:
+        await retry(engine.ready)
+        queue = open_queue(engine, "-")
+        accepted = await queue.submit(job, delay=delay, max_waiting=engine.config.max_waiting_jobs)
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("submit the run", error) from error
+    if not accepted:
+        raise QueueFullError(session.scope, engine.config.max_waiting_jobs)
+    return job.run_id
+
+
+def open_queue(engine: Engine, worker: str) -> JobQueue:
+    """Return the jobs queue of the engine's prefix; the number of partitions is known."""
+    partitions = engine.queues.partitions
+    assert partitions is not None
+    return JobQueue(engine.control, engine.config.key_prefix, partitions, worker=worker, claim_ttl=CLAIM_TTL)

@@ -1,0 +1,102 @@
+"""Takes a run over whose process died: its lease, then `resume` behind the last entry (contract, section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..engine.engine import Engine
+from ..engine.leases import Lease
+from ..recovery.dead_run import DeadRun
+from ..redis.live_key import new_holder
+from ..redis.retry import retry
+from ..runs.deps import Deps
+from ..runs.lifecycle import RunLifecycle, give_up
+from ..runs.opening import start_streamed
+from ..runs.outcome import Ending
+from ..runs.recorder import Recorder
+from ..runs.state import RunState
+from ..stream.entry import RUNTIME
+from ..stream.events import Body, Runtime
+from ..stream.writer import SessionWriter
+from ..telemetry import conventions as names
+from ..telemetry.tracing import continue_run, start_run
+
+
+async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps | None) -> RunLifecycle | None:
+    """Go on with a dead run; returns None where another process holds it, or the stream has changed meanwhile.
+
+    Raises:
+        RedisError, OSError: Redis did not answer.
+    """
+    state = RunState()
+    holder = new_holder(dead.run_id, dead.job.attempt)
+    lease = Lease(dead.session, dead.run_id, state.cancel, state.fence, holder)
+    if not await retry(lambda: engine.leases.take_over(lease)):
+        return None
+    writer = SessionWriter(
+        engine.write_side,
+        dead.session,
+        retention=engine.config.retention,
+        on_end=state.acknowledge,
+        on_fenced=state.fence,
+    )
+    try:
+        recorder = _make_recorder(engine, dead, agent, state, deps)
+        body: Body = {
+            "run_id": dead.run_id,
+            "attempt": dead.job.attempt,
+            "traceparent": recorder.span.traceparent,
+            "void": dead.void,
+        }
+        resumed = await writer.resume(body, origin=RUNTIME, behind=dead.last_id, seq=dead.record.next_seq)
+    except BaseException:
+        await asyncio.shield(give_up(lease, engine.leases.hand_over))
+        raise
+    if not resumed:
+        await give_up(lease, engine.leases.abandon)
+        return None
+    life = RunLifecycle(engine, recorder, lease)
+    try:
+        start_streamed(life, writer, lease)
+        recorder.emit_resume(dead.job.attempt, dead.record.last_ns)
+    except BaseException as error:
+        await life.close(Ending("failed", error=error))
+        raise
+    return life
+
+
+def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, deps: Deps | None) -> Recorder:
+    record, session = dead.record, dead.session
+    begin = record.begin
+    trace = None if begin is None else begin.trace
+    attributes = {
+        names.RUN_ID: dead.run_id,
+        names.SCOPE_ID: session.scope,
+        names.AGENT_NAME: agent,
+        names.SESSION_ID: session.session,
+        names.CONVERSATION_ID: names.conversation_id(session.scope, session.user, session.session),
+        names.ATTEMPT: str(dead.job.attempt),
+    }
+    # A `begin` without a trace was written by another version: the run gets a new one.
+    span = (
+        start_run(dead.run_id, agent, attributes=attributes, ratio=engine.config.trace_ratio, follows=None)
+        if trace is None
+        else continue_run(dead.run_id, agent, trace, attributes=attributes)
+    )
+    runtime = Runtime(idx=max((request.idx for request in record.requests), default=-1))
+    if deps is not None:
+        deps.runtime = runtime
+    recorder = Recorder(
+        engine,
+        run_id=dead.run_id,
+        agent=agent if begin is None else begin.agent,
+        scope=session.scope,
+        session=session,
+        state=state,
+        span=span,
+        runtime=runtime,
+        parent=None,
+        follows=None if begin is None else begin.follows,
+    )
+    recorder.continue_from(record)
+    return recorder

@@ -1,0 +1,222 @@
+"""`Worker`: runs submitted jobs and takes over runs whose process died, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..engine.engine import Engine
+from ..engine.registry import current_engine
+from ..redis import keys
+from .attempt import resume_run, start_job
+from .dead_runs import find_dead_runs
+from .queue import JobQueue, Waiting
+from .recipe import Recipe
+from .resumable_run import ResumableRun, hand_over
+from .submit import CLAIM_TTL, open_queue
+
+logger = logging.getLogger("agx")
+
+_POLL = 1.0  # seconds between two looks at the queue; a submit wakes the workers at once
+_SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter
+_BUSY_PAUSE = 1.0  # seconds before a job is tried again whose session has a live run
+_READY_PAUSE = 0.5
+_SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
+
+
+class Worker:
+    """Runs jobs of the agents it has recipes for.
+
+    Args:
+        recipes: by agent name, how to make an agent's run from a job.
+        at_once: runs at the same time.
+        per_scope: runs of one scope at the same time; None sets no limit.
+        per_agent: runs of one agent at the same time; None sets no limit.
+        grace: seconds at SIGTERM in which live runs may reach their next checkpoint; then they are interrupted, and
+            another worker asks the model again.
+    """
+
+    def __init__(
+        self,
+        recipes: Mapping[str, Recipe],
+        at_once: int = 20,
+        *,
+        per_scope: int | None = None,
+        per_agent: int | None = None,
+        grace: float = 20.0,
+    ) -> None:
+        if not recipes:
+            raise ValueError('a worker needs recipes, for example Worker({"support": make_support})')
+        if at_once < 1:
+            raise ValueError("at_once must be at least 1")
+        self.recipes = dict(recipes)
+        self.at_once = at_once
+        self._per_scope = per_scope
+        self._per_agent = per_agent
+        self._grace = grace
+        self._name = uuid.uuid4().hex
+        self._runs: dict[str, ResumableRun] = {}  # by run id; also those that are about to begin
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._not_before: dict[str, float] = {}  # by entry id: the loop's time at which a job is tried again
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """How many runs this worker has now."""
+        return len(self._tasks)
+
+    def stop(self) -> None:
+        """Take no more work and hand the live runs over; `run()` then returns."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until SIGTERM, SIGINT or `stop()`; then hand the live runs over to other workers."""
+        engine = current_engine()
+        with _stopping_on_signals(self._stop):
+            tasks = [
+                engine.supervisor.start(lambda: self._announce(engine), name="agx-worker-announce"),
+                engine.supervisor.start(lambda: self._take_jobs(engine), name="agx-worker-jobs"),
+                engine.supervisor.start(lambda: self._take_over(engine), name="agx-worker-recovery"),
+            ]
+            try:
+                await self._stop.wait()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        for run in self._runs.values():
+            hand_over(run)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._grace)
+        for run in self._runs.values():
+            hand_over(run, now=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLAIM_TTL)
+
+    # --- jobs ---
+
+    async def _take_jobs(self, engine: Engine) -> None:
+        await engine.ready()
+        queue = open_queue(engine, self._name)
+        channel = keys.jobs_wake_channel(engine.config.key_prefix)
+        engine.subscription.subscribe(channel, lambda _: self._wake.set(), self._wake.set)
+        try:
+            while True:
+                self._wake.clear()
+                if self.running < self.at_once:
+                    await self._start_jobs(engine, queue)
+                try:
+                    await asyncio.wait_for(self._wake.wait(), _POLL)
+                except TimeoutError:
+                    continue
+        finally:
+            engine.subscription.unsubscribe(channel)
+
+    async def _start_jobs(self, engine: Engine, queue: JobQueue) -> None:
+        assert engine.queues.partitions is not None
+        waiting: list[Waiting] = []
+        for partition in range(engine.queues.partitions):
+            waiting += await queue.waiting(partition)
+        for job in self._pick(waiting, engine.clock.now_ms()):
+            if self.running >= self.at_once:
+                return
+            if await queue.claim(job):
+                self._start(job.entry_id, self._job(engine, queue, job))
+
+    def _pick(self, waiting: list[Waiting], now_ms: int) -> Iterator[Waiting]:
+        """Yield the jobs to start: the scope with the fewest runs here comes first, its oldest job first."""
+        now = asyncio.get_running_loop().time()
+        self._not_before = {entry_id: at for entry_id, at in self._not_before.items() if at > now}
+        by_scope: dict[str, list[Waiting]] = {}
+        for job in waiting:
+            if job.agent in self.recipes and job.due_ms <= now_ms and job.entry_id not in self._not_before:
+                by_scope.setdefault(job.scope, []).append(job)
+        for jobs in by_scope.values():
+            jobs.reverse()
+        scopes = Counter(run.session.scope for run in self._runs.values())
+        agents = Counter(run.agent for run in self._runs.values())
+        while by_scope:
+            scope = min(by_scope, key=lambda name: (scopes[name], by_scope[name][-1].entry_id))
+            job = by_scope[scope].pop()
+            if not by_scope[scope] or (self._per_scope is not None and scopes[scope] >= self._per_scope):
+                del by_scope[scope]
+            if self._per_scope is not None and scopes[scope] >= self._per_scope:
+                continue
+            if self._per_agent is not None and agents[job.agent] >= self._per_agent:
+                continue
+            scopes[scope] += 1
+            agents[job.agent] += 1
+            yield job
+
+    def _job(self, engine: Engine, queue: JobQueue, job: Waiting) -> Coroutine[Any, Any, None]:
+        return start_job(engine, queue, job, recipes=self.recipes, runs=self._runs, postpone=self._postpone)
+
+    def _postpone(self, entry_id: str) -> None:
+        """A job's session has a live run: try it again later."""
+        self._not_before[entry_id] = asyncio.get_running_loop().time() + _BUSY_PAUSE
+
+    # --- runs whose process died ---
+
+    async def _take_over(self, engine: Engine) -> None:
+        await engine.ready()
+        while True:
+            await asyncio.sleep(_SWEEP * random.uniform(0.75, 1.25))
+            if self.running >= self.at_once:
+                continue
+            async for dead in find_dead_runs(engine, self.recipes, known=self._runs):
+                if self.running >= self.at_once:
+                    break
+                self._start(dead.run_id, resume_run(engine, dead, self.recipes[dead.job.agent], self._runs))
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._run_one(work), name=f"agx-job-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._wake.set()
+
+    async def _run_one(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            # How a run ended stands in its stream and in the log already; a worker goes on with the next one.
+            logger.debug("agx: a job ended with an exception", exc_info=True)
+
+    async def _announce(self, engine: Engine) -> None:
+        """Say which agents are served, so that a job that nobody serves is noticed."""
+        await engine.ready()
+        key = keys.workers(engine.config.key_prefix)
+        while True:
+            now = engine.clock.now_ms()
+            pairs = [part for agent in self.recipes for part in (now, agent)]
+            await engine.control.execute("ZADD", key, *pairs)
+            await engine.control.execute("EXPIRE", key, keys.INDEX_TTL)
+            await asyncio.sleep(_SEEN_EVERY)
+
+
+@contextmanager
+def _stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` on SIGTERM or SIGINT; afterwards signals do what they did before."""
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""Reads a run whose process died from its stream: what a successor needs to go on (contract, section 4, `resume`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..checkpoints.job import Job, UnreadableJobError, decode
+from ..redis.bus import Bus
+from ..redis.entry_id import StreamId, format_id
+from ..redis.keys import SessionKeys
+from ..stream.entry import AGENT, RUNTIME, StreamEntry
+from .recorded_run import RecordedRun
+
+_PAGE = 1_000  # entries a read
+
+
+@dataclass(frozen=True, slots=True)
+class DeadRun:
+    """A run whose stream has no `end` and whose process holds no lease.
+
+    Args:
+        job: how the run is made again; its `attempt` is the one that comes next.
+        record: the run as its stream shows it.
+        last_id: id of the last entry that was read.
+        checkpoints: those after `begin`, of all attempts.
+        failed_attempts: attempts in a row, the last ones, that wrote no checkpoint.
+        void: what the dead attempt streamed of a request that was not answered, `{"idx", "from_seq"}`; None where
+            there is none.
+    """
+
+    session: SessionKeys
+    job: Job
+    record: RecordedRun
+    last_id: StreamId
+    checkpoints: tuple[bytes, ...]
+    failed_attempts: int
+    void: dict[str, int] | None
+
+    @property
+    def run_id(self) -> str:
+        return self.job.run_id
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the run may not be tried again: too many attempts in a row made no progress."""
+        return self.failed_attempts >= self.job.max_attempts
+
+
+async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun | None:
+    """Return a run that can be resumed, as its stream has it; None where it ended, or nobody can resume it.
+
+    Raises:
+        RedisError, OSError: the stream could not be read.
+    """
+    entries: list[StreamEntry] = []
+    cursor = "-"
+    while True:
+        page = await bus.execute("XRANGE", session.stream, cursor, "+", "COUNT", _PAGE)
+        entries += [StreamEntry.of(entry_id, fields) for entry_id, fields in page]
+        if len(page) < _PAGE:
+            break
+        cursor = f"({format_id(entries[-1].id)}"
+    if not entries or entries[0].type != "begin" or entries[0].checkpoint is None or entries[-1].type == "end":
+        return None
+    if entries[0].body.get("run_id") != run_id:
+        return None
+    try:
+        job = decode(entries[0].checkpoint)
+    except UnreadableJobError:
+        return None
+    attempts = _attempts(entries)
+    return DeadRun(
+        session=session,
+        job=replace(job, attempt=len(attempts) + 1),
+        record=RecordedRun.of(run_id, entries),
+        last_id=entries[-1].id,
+        checkpoints=tuple(entry.checkpoint for entry in entries[1:] if entry.checkpoint is not None),
+        failed_attempts=_without_progress(attempts),
+        void=_void(entries),
+    )
+
+
+def _attempts(entries: Sequence[StreamEntry]) -> list[int]:
+    """Return how many checkpoints each attempt wrote."""
+    counts: list[int] = []
+    for entry in entries:
+        if entry.type in ("begin", "resume") and entry.origin == RUNTIME:
+            counts.append(0)
+        elif entry.checkpoint is not None and counts:
+            counts[-1] += 1
+    return counts
+
+
+def _without_progress(attempts: Sequence[int]) -> int:
+    count = 0
+    for checkpoints in reversed(attempts):
+        if checkpoints:
+            break
+        count += 1
+    return count
+
+
+def _void(entries: Sequence[StreamEntry]) -> dict[str, int] | None:
+    """Return the request that was under way: from which entry on its events count for nothing."""
+    open_request: dict[str, int] | None = None
+    for entry in entries:
+        if entry.type != "event" or entry.origin != AGENT or entry.seq is None:
+            continue
+        body = entry.body
+        if body.get("event") == "llm-begin" and isinstance(body.get("idx"), int):
+            open_request = {"idx": body["idx"], "from_seq": entry.seq}
+        elif body.get("event") == "llm-end":
+            open_request = None
+    return open_request

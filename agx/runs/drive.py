@@ -1,0 +1,239 @@
+"""One attempt to drive an agent: loads the session, runs the agent, saves the session, and ends the run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from pydantic_ai import CallToolsNode, ModelRequestNode, UserPromptNode
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.exceptions import RunCancelled
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, UserPromptPart
+from pydantic_ai.run import AgentRun, AgentRunResult
+from pydantic_graph import End
+from redis.exceptions import RedisError
+
+from ..checkpoints.journal import Journal
+from ..checkpoints.progress import Progress, fold
+from ..engine.leases import Lease
+from ..errors import (
+    SESSION_NOT_SAVED,
+    AgxCanceledError,
+    AgxError,
+    LeaseLostError,
+    RunHandedOverError,
+    SessionSaveError,
+)
+from ..model_calls.private_api import take_snapshot
+from ..recovery.dead_run import DeadRun
+from ..redis.keys import SessionKeys
+from ..sessions.base import Session, keep_prompt
+from ..telemetry.tracing import attached
+from .capability import AgxCapability
+from .deps import Deps
+from .driving_task import DrivingTask, run_to_end
+from .lifecycle import RunLifecycle
+from .outcome import CancelSource, Ending, classify
+from .state import RunState
+
+logger = logging.getLogger("agx")
+
+
+async def drive_to_end(
+    drive: Drive, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]
+) -> AgentRunResult[Any]:
+    """Drive an agent whose run is open, and end the run; raises as `agx.run()` does."""
+    with attached(drive.life.recorder.span.context):
+        try:
+            await drive.run_agent(agent, prompt, deps, kwargs)
+        except BaseException as error:
+            drive.note_error(error)
+        await run_to_end(drive.conclude())
+    return drive.outcome()
+
+
+@dataclass(slots=True)
+class Drive:
+    """One attempt to drive an agent: its messages, and how it ended.
+
+    Args:
+        dead: the run that this attempt goes on with; None for a run's first attempt.
+        resumable: whether another process can go on with the run.
+    """
+
+    life: RunLifecycle
+    session: Session
+    dead: DeadRun | None = None
+    resumable: bool = False
+    task: DrivingTask = field(default_factory=DrivingTask)
+    loaded: bool = False
+    result: AgentRunResult[Any] | None = None
+    request: ModelRequest | None = None  # with the prompt
+    ending: Ending = field(default_factory=lambda: Ending("completed"))
+    raised: BaseException | None = None
+    save_error: BaseException | None = None
+    _handing_over: bool = False
+    _handed_over: bool = False
+
+    async def run_agent(self, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]) -> None:
+        """Load the conversation, store the prompt, and run the agent to its end, from where the last attempt got."""
+        await self.session.load()
+        if (history := kwargs.get("message_history")) is not None:
+            self.session.msgs = list(history)
+        progress = self._restore(prompt)
+        if self.dead is None and prompt is not None:
+            self.request = ModelRequest(parts=[UserPromptPart(prompt)])
+            await self.session.begin(self.request)
+        self.loaded = True
+        if self._state.must_stop:
+            raise RunCancelled("the run was cancelled before its agent began")
+        capability = AgxCapability(_recorder=self.life.recorder)
+        kwargs = {**kwargs, "capabilities": [*(kwargs.get("capabilities") or ()), capability]}
+        kwargs["message_history"] = list(progress.messages)
+        if "conversation" not in kwargs:  # which names one itself, and allows no second
+            kwargs.setdefault("conversation_id", self.life.recorder.span.conversation_id)
+        if self.dead is not None:
+            kwargs["usage"] = progress.usage
+        if progress.begun:
+            prompt = None
+            kwargs.pop("deferred_tool_results", None)
+        agent_run: AgentRun[Any, Any] | None = None
+        try:
+            async with agent.iter(prompt, deps=deps, **kwargs) as agent_run:
+                if self.resumable:
+                    self._keep_journal(agent_run, progress)
+                # As `agent.run()` does, and not `async for`: one coroutine less for each token to go through.
+                node = agent_run.next_node
+                if progress.ends_with_answer:
+                    # pydantic-ai would ask the model again, where the agent has instructions.
+                    await agent_run.next(cast("UserPromptNode[Any, Any]", node))
+                    node = CallToolsNode(cast("ModelResponse", progress.messages[-1]))
+                while not isinstance(node, End) and agent_run.result is None:
+                    node = await agent_run.next(node)
+                    if isinstance(node, ModelRequestNode) and self.request is not None and self.request.run_id is None:
+                        self.request = replace(node.request, run_id=agent_run.run_id)
+            self.result = agent_run.result
+        finally:
+            if agent_run is not None:
+                # A cancelled or failed run keeps what it completed, the partial answer included.
+                self.session.msgs = agent_run.all_messages()
+
+    # --- runs that another process can go on with ---
+
+    def _restore(self, prompt: Any) -> Progress:
+        """Return how far the run got in earlier attempts.
+
+        Raises:
+            UnreadableCheckpointError: nobody can go on with the run.
+        """
+        if self.dead is None:
+            return Progress(len(self.session.msgs), self.session.msgs)
+        progress = fold(self.dead.checkpoints, self.session.msgs)
+        if progress.begun:
+            own = progress.messages[progress.stored]
+            self.request = own if isinstance(own, ModelRequest) and prompt is not None else None
+        elif prompt is not None and is_prompt(progress.messages[-1:], prompt):
+            # Stored before the agent began.
+            self.request = cast("ModelRequest", progress.messages.pop())
+            progress.stored -= 1
+        return progress
+
+    def _keep_journal(self, agent_run: AgentRun[Any, Any], progress: Progress) -> None:
+        state = agent_run.ctx.state
+        state.output_retries_used = progress.output_retries
+        for message in progress.pending:
+            agent_run.enqueue(message)
+        journal = Journal(progress, lambda: take_snapshot(agent_run))
+        journal.hand_over = self._handing_over
+        self.life.recorder.journal = journal
+
+    def hand_over(self, *, now: bool) -> None:
+        """Have another process go on with the run: at the next model request, or at once."""
+        self._handing_over = True
+        recorder = self.life.recorder
+        if recorder.journal is not None:
+            recorder.journal.hand_over = True
+        if now and recorder.stop is not None:
+            recorder.stop()
+
+    # --- the end ---
+
+    def note_error(self, error: BaseException) -> None:
+        """Take what the agent, or `session.load()`, raised."""
+        self.raised = error
+        if self._handing_over and self._state.cancel_reason is None and not self._state.fenced:
+            self._handed_over = isinstance(error, (RunHandedOverError, RunCancelled))
+        self.ending = classify(error, self._state, CancelSource(task=self.task.is_cancelled))
+
+    async def conclude(self) -> None:
+        """Save, then end; nothing interrupts it. Whatever saving raises, the run is ended."""
+        if self._handed_over:
+            await self.life.hand_over()
+            return
+        try:
+            if self.request is not None and self.loaded:
+                self.session.msgs = keep_prompt(self.session.msgs, self.request)
+            if self.loaded and await self._may_save():
+                await self.session.save()
+        except (Exception, asyncio.CancelledError) as error:
+            # Nobody cancels this task, so a CancelledError comes from what `save()` awaits.
+            self.save_error = error
+            if self.ending.outcome == "completed":
+                self.ending = Ending("failed", error=error, seen_as=SESSION_NOT_SAVED)
+            else:
+                logger.error("agx: session %s was not saved", self._keys.session, exc_info=error)
+        finally:
+            await self.life.close(self.ending)
+
+    @property
+    def _keys(self) -> SessionKeys:
+        keys = self.life.recorder.session
+        assert keys is not None
+        return keys
+
+    @property
+    def _state(self) -> RunState:
+        return self.life.recorder.state
+
+    async def _may_save(self) -> bool:
+        """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
+        if not self._state.fenced:
+            return True
+        # Under the run's own id: `close()` gives it up.
+        lease = Lease(self._keys, self.life.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
+        try:
+            await self.life.engine.leases.acquire(lease)
+        except (AgxError, RedisError, OSError):
+            return False
+        return True
+
+    def outcome(self) -> AgentRunResult[Any]:
+        """Return the result or raise what the caller has to know."""
+        raised = self.raised
+        messages = self.session.msgs
+        if isinstance(raised, asyncio.CancelledError):
+            raise raised
+        if self._handed_over:
+            raise RunHandedOverError
+        if self._state.fenced:
+            raise LeaseLostError(messages) from raised
+        if self.ending.outcome == "cancelled":
+            raise AgxCanceledError(messages, reason=self.ending.reason or "cancel") from raised
+        if raised is not None:
+            raise raised
+        if self.save_error is not None:
+            raise SessionSaveError(self.save_error, messages, self.result) from self.save_error
+        assert self.result is not None
+        return self.result
+
+
+def is_prompt(messages: Sequence[ModelMessage], prompt: Any) -> bool:
+    """Return whether a message is a prompt as `Session.begin()` stores it."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, ModelRequest) or last.run_id is not None or len(last.parts) != 1:
+        return False
+    part = last.parts[0]
+    return isinstance(part, UserPromptPart) and part.content == prompt

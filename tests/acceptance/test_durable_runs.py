@@ -1,0 +1,142 @@
+"""A worker is killed or stopped in the middle of a run: another one goes on, and the run ends once, with its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from support.durable_worker import STEPS, TOOLS, WORDS, Ledger
+from support.waiting import wait_until
+
+import agx
+
+TESTS = Path(__file__).parent.parent
+
+# When the worker is killed: as soon as the ledger has this line, or the stream this event.
+POINTS = ["model 0", "quick 0", "slow 0", "model 1", "slow 2", "model 3"]
+
+
+class Workers:
+    """Two worker processes on one server."""
+
+    def __init__(self, url: str, ledger: Ledger, path: Path) -> None:
+        self.ledger = ledger
+        self._url = url
+        self._path = path
+        self.processes: list[asyncio.subprocess.Process] = []
+
+    async def start(self, count: int) -> None:
+        for _ in range(count):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "support.durable_worker", self._url, str(self._path),
+                stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
+            )  # fmt: skip
+            self.processes.append(process)
+        for process in self.processes:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+
+    async def signal_who_has(self, line: str, how: signal.Signals) -> int:
+        """Signal the process that wrote a line of the ledger; returns its pid."""
+        pid = await wait_until(lambda: next((pid for pid, what in self.ledger.read() if what == line), None))
+        os.kill(pid, how)
+        return pid
+
+    async def end(self) -> None:
+        for process in self.processes:
+            if process.returncode is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            await process.wait()
+            process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
+
+
+@pytest.fixture
+async def workers(redis_url: str, tmp_path: Path) -> AsyncIterator[Workers]:
+    path = tmp_path / "ledger"
+    workers = Workers(redis_url, Ledger(path), path)
+    async with Redis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client, lease_ttl=0.9, retention=60))
+        try:
+            yield workers
+        finally:
+            await workers.end()
+            await agx.aclose()
+
+
+async def _submit() -> list[dict[str, Any]]:
+    await agx.submit("acme", "ada", "s", agent="support", prompt="Where is my order?")
+    events = agx.listen("acme", "ada", "s", serialize=False, wait=60, timeout=60)
+    return [event async for event in events]
+
+
+def _check(events: list[dict[str, Any]], ledger: Ledger, attempts: int) -> None:
+    bodies = [event["body"] for event in events]
+    assert [body["seq"] for body in bodies] == list(range(len(bodies)))
+    assert [event["type"] for event in events if event["type"] in ("begin", "end")] == ["begin", "end"]
+    assert bodies[-1]["outcome"] == "completed"
+    resumes = [event["body"] for event in events if event["type"] == "resume"]
+    assert [body["attempt"] for body in resumes] == list(range(2, attempts + 1))
+    returns = Counter(body["tool_call_id"] for body in bodies if body.get("part_kind") == "tool-return")
+    assert returns == {f"{tool}{step}": 1 for tool in TOOLS for step in range(STEPS)}
+    assert len({body["idx"] for body in bodies if body.get("event") == "llm-begin"}) == STEPS + 1 + sum(
+        body["void"] is not None for body in resumes
+    )
+    last = max(body["idx"] for body in bodies if "idx" in body)
+    text = [
+        body.get("content", "") + body.get("content_delta", "")
+        for body in bodies
+        if body.get("idx") == last and body.get("part_kind") == "text"
+    ]
+    assert "".join(text) == "".join(WORDS)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_killed_worker_s_run_goes_on_in_another(workers: Workers, point: str) -> None:
+    await workers.start(2)
+    following = asyncio.create_task(_submit())
+    await workers.signal_who_has(point, signal.SIGKILL)
+    events = await following
+    _check(events, workers.ledger, attempts=2)
+    made = Counter(what for _, what in workers.ledger.read() if not what.startswith("model"))
+    under_way = {point} | {point.replace("quick", "slow")}  # `slow` starts right after `quick`
+    assert {what for what, count in made.items() if count > 1} <= under_way
+    await _is_saved()
+
+
+async def test_a_deploy_hands_runs_over_at_their_next_model_request(workers: Workers) -> None:
+    await workers.start(2)
+    following = asyncio.create_task(_submit())
+    stopped = await workers.signal_who_has("slow 1", signal.SIGTERM)
+    events = await following
+    _check(events, workers.ledger, attempts=2)
+    assert max(Counter(what for _, what in workers.ledger.read()).values()) == 1
+    assert [event["body"]["void"] for event in events if event["type"] == "resume"] == [None]
+    (process,) = [process for process in workers.processes if process.pid == stopped]
+    assert await process.wait() == 0
+
+
+async def test_a_worker_that_was_only_stopped_writes_nothing_more(workers: Workers) -> None:
+    await workers.start(2)
+    following = asyncio.create_task(_submit())
+    pid = await workers.signal_who_has("model 1", signal.SIGSTOP)
+    await wait_until(lambda: len({pid for pid, _ in workers.ledger.read()}) == 2)
+    os.kill(pid, signal.SIGCONT)
+    _check(await following, workers.ledger, attempts=2)
+    await _is_saved()
+
+
+async def _is_saved() -> None:
+    session = agx.RedisSession("acme", "ada", "s")
+    await session.load()
+    assert session.get_user_prompt() == "Where is my order?"
+    assert len(session.msgs) == 2 * (STEPS + 1)
+    assert session.msgs[-1].text == "".join(WORDS)  # type: ignore[union-attr]

@@ -1,0 +1,95 @@
+"""A worker process of its own, to be killed: three model requests with two parallel tools each, then a text.
+
+`python -m support.durable_worker URL LEDGER`. Every model request and every tool call is a line of the ledger, a file
+outside the process: `pid what number`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+from redis.asyncio import Redis
+
+import agx
+
+from .agents import ScopeDeps
+
+LEASE_TTL = 0.9
+STEPS = 3
+TOOLS = ("quick", "slow")
+WORDS = [f"word{n} " for n in range(20)]
+_PAUSE = 0.02  # seconds; long enough for a kill to come in between
+
+
+class Ledger:
+    """What happened, as lines of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, what: str, number: int) -> None:
+        with self._path.open("a") as file:
+            file.write(f"{os.getpid()} {what} {number}\n")
+
+    def read(self) -> list[tuple[int, str]]:
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        return [(int(pid), f"{what} {number}") for pid, what, number in (line.split() for line in lines)]
+
+
+def make_agent(ledger: Ledger) -> Agent[ScopeDeps, str]:
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
+        step = sum(isinstance(message, ModelResponse) for message in messages)
+        ledger.add("model", step)
+        if step < STEPS:
+            calls = [
+                DeltaToolCall(name, f'{{"step": {step}}}', tool_call_id=f"{name}{step}") for name in ("quick", "slow")
+            ]
+            yield dict(enumerate(calls))
+            return
+        for word in WORDS:
+            await asyncio.sleep(_PAUSE)
+            yield word
+
+    agent = Agent(
+        FunctionModel(stream_function=answer), name="support", deps_type=ScopeDeps, instructions="Answer politely."
+    )
+
+    @agent.tool_plain
+    async def quick(step: int) -> str:
+        ledger.add("quick", step)
+        return f"quick {step}"
+
+    @agent.tool_plain(metadata={"on_resume": "retry"})
+    async def slow(step: int) -> str:
+        ledger.add("slow", step)
+        await asyncio.sleep(10 * _PAUSE)
+        return f"slow {step}"
+
+    return agent
+
+
+async def work(url: str, ledger: Ledger) -> None:
+    """Work until SIGTERM."""
+    agent = make_agent(ledger)
+
+    async def make_support(job: agx.Job) -> agx.Call:
+        deps = ScopeDeps(scope=job.scope_id, user_id=job.user_id, session_id=job.session_id)
+        return agx.Call(agx.RedisSession(job.scope_id, job.user_id, job.session_id), agent, deps)
+
+    async with Redis.from_url(url) as client:
+        agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
+        worker = agx.Worker({"support": make_support})
+        print("ready", flush=True)
+        await worker.run()
+        await agx.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(work(sys.argv[1], Ledger(Path(sys.argv[2]))))
