@@ -11,8 +11,8 @@ from typing import Literal
 
 from ..facts.schema import Reason
 
-Phase = Literal["opening", "live", "cancelling", "ending", "ended", "reported", "recovered", "fenced", "handed over"]
-Step = Literal["begin", "cancel", "end", "acknowledge", "report", "recover", "fence", "hand over"]
+Phase = Literal["opening", "live", "cancelling", "ending", "ended", "reported", "recovered", "fenced", "handed_over"]
+Step = Literal["begin", "cancel", "end", "acknowledge", "report", "recover", "fence", "hand_over"]
 
 # What may follow; everything else is refused.
 TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
@@ -24,8 +24,8 @@ TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
     ("ending", "acknowledge"): "ended",
     ("ended", "report"): "reported",
     ("ended", "recover"): "recovered",
-    ("live", "hand over"): "handed over",
-    ("cancelling", "hand over"): "handed over",
+    ("live", "hand_over"): "handed_over",
+    ("cancelling", "hand_over"): "handed_over",
     ("opening", "fence"): "fenced",
     ("live", "fence"): "fenced",
     ("cancelling", "fence"): "fenced",
@@ -74,7 +74,7 @@ class RunState:
 
     def hand_over(self) -> None:
         """Another process goes on with the run: this one writes and emits nothing more."""
-        self._take("hand over")
+        self._take("hand_over")
 
     # --- what happens to the run: it may come at any time, and is ignored where it is too late ---
 
@@ -134,7 +134,7 @@ class RunState:
     @property
     def suppressed(self) -> bool:
         """Whether another process emits how this run ended: then its facts are dropped here."""
-        if self.phase in ("fenced", "recovered", "handed over"):
+        if self.phase in ("fenced", "recovered", "handed_over"):
             return True
         return self._parent is not None and self._parent.suppressed
 

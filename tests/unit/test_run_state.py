@@ -22,6 +22,7 @@ STEPS: dict[Step, Callable[[RunState], None]] = {
     "report": RunState.report,
     "recover": RunState.recover,
     "fence": RunState.fence,
+    "hand_over": RunState.hand_over,
 }
 # What comes from outside may come too late, which is no defect.
 IGNORED_WHEN_LATE = {"cancel", "acknowledge", "fence"}
@@ -35,6 +36,7 @@ WAYS: dict[Phase, tuple[Step, ...]] = {
     "reported": ("begin", "end", "acknowledge", "report"),
     "recovered": ("begin", "end", "acknowledge", "recover"),
     "fenced": ("begin", "fence"),
+    "handed_over": ("begin", "hand_over"),
 }
 
 
