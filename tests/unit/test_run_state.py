@@ -94,7 +94,7 @@ def test_what_each_phase_means(phase: Phase) -> None:
     state = state_in(phase)
     assert state.is_open == (phase in ("opening", "live", "cancelling", "fenced"))
     assert state.fenced == (phase == "fenced")
-    assert state.suppressed == (phase in ("fenced", "recovered"))
+    assert state.suppressed == (phase in ("fenced", "recovered", "handed_over"))
     assert state.confirmed  # without a lease nobody else can finish it
     state.is_confirmed = lambda: False
     assert state.confirmed == (phase == "reported")
