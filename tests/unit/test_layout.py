@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_the_design_names_every_package() -> None:
     for top in {file if file.parent in PACKAGES else file.parent for file in FILES}:
         short = f"{top.name}/" if top.is_dir() else top.stem
         assert short.startswith("__") or f"`{short}`" in design or f"`{_name(top)}`" in design, top
+
+
+def test_the_design_names_files_that_exist() -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    named = set(re.findall(r"`((?:agx|opale|sidecar|tests)/[\w/]+(?:\.py)?)`", design))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=_name)
