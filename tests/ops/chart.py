@@ -12,7 +12,8 @@ from helm_python import Chart
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "agx-sidecar"
-CRDS = "monitoring.coreos.com/v1"
+# Of objects whose schema Kubernetes does not have.
+CRDS = {"monitoring.coreos.com/v1", "grafana.integreatly.org/v1beta1", "gateway.networking.k8s.io/v1"}
 
 # Every switch of the chart, with nothing else set.
 SWITCHES = (
@@ -27,6 +28,100 @@ SWITCHES = (
     "console.enabled",
     "deployment.enabled",
 )
+
+# Values with every secret, and values with everything else set.
+SECRETS = {
+    "redis": {
+        "existingSecret": "redis",
+        "secretKeys": {"url": "url", "password": "pw", "ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
+    },
+    "otlp": {
+        "endpoint": "https://collector:4317",
+        "protocol": "grpc",
+        "existingSecret": "otlp",
+        "secretKeys": {"headers": "headers", "ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"},
+    },
+    "console": {"enabled": True, "mode": "full", "content": True, "existingSecret": "console"},
+}
+KNOBS = {
+    "nameOverride": "watcher",
+    "commonLabels": {"team": "agents"},
+    "commonAnnotations": {"owner": "us"},
+    "global": {"anything": 1},
+    "image": {"repository": "r.example.org/agx", "digest": "sha256:" + "a" * 64, "pullPolicy": "Always"},
+    "namespaceOverride": "agents",
+    "extraManifests": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "env"}, "data": {"A": "{{ not templated }}"}}
+    ],
+    "imagePullSecrets": [{"name": "pull"}],
+    "sinks": ["metrics", "traces"],
+    "deployment": {
+        "annotations": {"a": "b"},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
+    },
+    "revisionHistoryLimit": 3,
+    "initContainers": [{"name": "wait", "image": "busybox", "command": ["true"]}],
+    "extraContainers": [{"name": "proxy", "image": "proxy"}],
+    "dnsPolicy": "None",
+    "dnsConfig": {"nameservers": ["10.0.0.10"]},
+    "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["redis"]}],
+    "podLabels": {"x": "y"},
+    "podAnnotations": {"p": "q"},
+    "extraEnv": [{"name": "A", "value": "1"}],
+    "extraEnvFrom": [{"configMapRef": {"name": "env"}}],
+    "extraVolumes": [{"name": "tmp", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [{"key": "k", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+    ],
+    "priorityClassName": "high",
+    "service": {"type": "NodePort", "port": 80, "annotations": {"s": "t"}},
+    "serviceAccount": {"name": "mine", "annotations": {"iam": "role"}},
+    "networkPolicy": {
+        "enabled": True,
+        "ingressFrom": [{"podSelector": {}}],
+        "consoleIngressFrom": [{"namespaceSelector": {}}],
+        "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": 6379}]}],
+    },
+    "serviceMonitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "interval": "30s",
+        "scrapeTimeout": "10s",
+        "relabelings": [{"action": "labeldrop", "regex": "endpoint"}],
+        "metricRelabelings": [{"action": "drop", "sourceLabels": ["__name__"], "regex": "agx_node_.+"}],
+    },
+    "prometheusRule": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "thresholds": {"error_ratio": 0.25, "lost_runs": 0, "token_burn_min_tokens": 5_000_000},
+        "rules": {
+            "AgxRunsLost": {"severity": "warning", "for": "5m", "labels": {"team": "agents"}},
+            "AgxUnpricedCost": {"disabled": True},
+        },
+        "grafanaUrl": "https://grafana.example.org/",
+    },
+    "dashboards": {
+        "enabled": True,
+        "namespace": "grafana",
+        "folder": "Agents",
+        "label": "my_label",
+        "labelValue": "yes",
+        "grafanaOperator": {"enabled": True, "instanceSelector": {"matchLabels": {"g": "h"}}},
+    },
+    "autoscaling": {
+        "enabled": True,
+        "metrics": [
+            {
+                "type": "External",
+                "external": {"metric": {"name": "agx_queue_lag_seconds"}, "target": {"type": "Value", "value": "30"}},
+            }
+        ],
+    },
+}
 
 
 def switched(value: bool, *names: str) -> dict[str, Any]:
@@ -67,3 +162,14 @@ def parent_chart(directory: Path, files: Mapping[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return parent
+
+
+def environment_of(values: dict[str, Any], name: str = "agx-agx-sidecar") -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the environment of a Deployment's process, with references to secrets as `secret/key`, and its pod."""
+    pod = one(render(values), "Deployment", name)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {}
+    for entry in container["env"]:
+        reference = entry.get("valueFrom", {}).get("secretKeyRef")
+        environment[entry["name"]] = f"{reference['name']}/{reference['key']}" if reference else entry["value"]
+    return environment, pod

@@ -32,7 +32,7 @@ readinessProbe:
 resources:
   {{- toYaml .Values.resources | nindent 2 }}
 securityContext:
-  {{- toYaml .Values.securityContext | nindent 2 }}
+  {{- include "agx-sidecar.withoutNulls" .Values.securityContext | nindent 2 }}
 {{- with include "agx-sidecar.volumeMounts" . | fromYamlArray }}
 volumeMounts:
   {{- toYaml . | nindent 2 }}

@@ -13,6 +13,10 @@
 {{- end }}
 {{- end }}
 
+{{- define "agx-sidecar.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride }}
+{{- end }}
+
 {{- define "agx-sidecar.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "agx-sidecar.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -27,10 +31,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- merge (dict) $own $about .Values.commonLabels | toYaml }}
 {{- end }}
 
-{{- /* The metadata of an object: (dict "root" $ "suffix" "-console" "labels" {...} "annotations" {...}). */ -}}
+{{- /* The metadata of an object: (dict "root" $ "suffix" "-console" "labels" {...} "annotations" {...} "namespace" "").
+       All but the first two may be left out. */ -}}
 {{- define "agx-sidecar.metadata" -}}
 name: {{ include "agx-sidecar.fullname" .root }}{{ .suffix }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ default (include "agx-sidecar.namespace" .root) .namespace }}
 labels:
   {{- $labels := include "agx-sidecar.labels" .root | fromYaml }}
   {{- merge (dict) (default (dict) .labels) $labels | toYaml | nindent 2 }}
