@@ -70,6 +70,7 @@ REFUSED = {
     "wrong scheme": ({"redis": {"url": "http://redis:6379"}}, "url"),
     "wrong digest": ({"image": {"digest": "sha256:1"}}, "digest"),
     "wrong sink": ({"sinks": ["logs"]}, "sinks"),
+    "objective in percent": ({"prometheusRule": {"thresholds": {"slo_run_success": 99}}}, "slo_run_success"),
     "unknown alert": ({"prometheusRule": {"rules": {"AgxRunLost": {}}}}, "AgxRunLost"),
     "unknown key of an alert": ({"prometheusRule": {"rules": {"AgxRunsLost": {"enabled": False}}}}, "enabled"),
     "wrong duration": ({"prometheusRule": {"rules": {"AgxRunsLost": {"for": "5"}}}}, "for"),

@@ -45,7 +45,7 @@ def test_rules_arrive_unchanged_but_for_the_thresholds_that_were_given() -> None
     assert thresholds["lost_runs"] == "vector(0)"
     assert float(thresholds["token_burn_min_tokens"].removeprefix("vector(").removesuffix(")")) == 5_000_000
     assert thresholds["lag_seconds"] == "vector(60)"
-    for rule in changed["groups"][2]["rules"]:
+    for rule in changed["groups"][-1]["rules"]:
         assert rule["annotations"]["dashboard_url"].startswith("https://grafana.example.org/d/agx-")
 
 

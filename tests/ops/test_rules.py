@@ -10,6 +10,8 @@ import pytest
 import yaml
 from ops.boards import BOARDS, ROOT, RULES, rules
 
+from agx_sidecar.metrics.instruments import BY_NAME
+
 ALERTS = [rule for rule in rules() if "alert" in rule]
 TESTS = sorted((RULES.parent / "tests").glob("*.yaml"))
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
@@ -60,6 +62,18 @@ def test_every_threshold_is_used_and_documented_with_its_value() -> None:
     assert set(compared) == set(thresholds)
     table = dict(re.findall(r"^\| `(\w+)` \| ([0-9.]+) \|", RUNBOOKS, re.MULTILINE))
     assert {name: f"vector({value})" for name, value in table.items()} == thresholds
+
+
+def test_a_bucket_that_a_rule_names_is_one_of_its_histogram() -> None:
+    named = [
+        (metric, limit)
+        for rule in rules()
+        for metric, limit in re.findall(r'(\w+)_bucket\{[^}]*le="([0-9.]+)"', rule["expr"])
+    ]
+    assert named
+    for metric, limit in named:
+        instrument = BY_NAME[metric]
+        assert float(limit) in [bucket / instrument.scale for bucket in instrument.buckets]
 
 
 def test_a_count_in_an_annotation_is_rounded() -> None:
