@@ -14,7 +14,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from support.agents import Gate, ScopeDeps, scripted
+from support.agents import Gate, ScopeDeps, complete, scripted
 from support.recorded import check_seq, of_kind, read_facts, read_stream
 from support.waiting import wait_until
 
@@ -143,7 +143,7 @@ async def test_unreachable_redis_is_said_clearly_and_nothing_hangs(nowhere: int)
 
 
 async def test_a_run_without_a_stream_needs_no_redis(nowhere: int) -> None:
-    agent: Agent[None, str] = Agent(scripted(["an", "swer"]), capabilities=[agx.AgxCapability()])
+    agent: Agent[None, str] = Agent(complete(scripted(["an", "swer"])), capabilities=[agx.AgxCapability()])
     async with asyncio.timeout(GENEROUS):
         assert (await agent.run("hi")).output == "answer"
 

@@ -9,9 +9,11 @@ import pytest
 import redis
 
 from agx.redis.bus import Script
+from agx.redis.entry_id import parse_id
 from agx.redis.keys import SessionKeys, leases
 from agx.redis.live_key import ACQUIRE, CLAIM, RELEASE, RENEW
 from agx.stream.append_scripts import APPEND, BEGIN, FINALIZE
+from agx.stream.entry import RUNTIME, StreamEntry, to_arguments
 from agx_sidecar.recovery.reaper import REMOVE
 
 from .lost_run_model import Budget, Model, Op, Rules, Server, State, explore
@@ -56,6 +58,12 @@ _TYPES = {"b": "begin", "x": "event", "e": "end", "2": "begin"}
 _HOLDERS = {"R": "run", "2": "other", "C": "reaper:x"}
 
 
+def _entry(letter: str) -> tuple[str | bytes, ...]:
+    """Return an entry's id and parts as the scripts take them."""
+    entry = StreamEntry(parse_id(_IDS[letter]), _TYPES[letter], RUNTIME, b"{}")
+    return _IDS[letter], *to_arguments(entry)
+
+
 class RealServer:
     """Executes the model's commands on a real server, with the scripts of the product."""
 
@@ -66,7 +74,7 @@ class RealServer:
         client.delete(self.session.live, self.session.stream, self.leases, "agx::queue:0")
         self._script(ACQUIRE, self.session.live, "run", 60_000)
         client.zadd(self.leases, {"run": 1})
-        self._script(BEGIN, self.session.stream, _IDS["b"], "opale", "{}", 60, "wake")
+        self._script(BEGIN, self.session.stream, "wake", 60, *_entry("b"))
 
     def _script(self, script: Script, key: str, *args: Any) -> Any:
         return self.client.eval(script.source, 1, key, *args)
@@ -91,10 +99,9 @@ class RealServer:
                 return self.client.delete(live) and None
             case "append":
                 behind, entry = args
-                fields = (_IDS[entry], _TYPES[entry], "opale", "{}", "-")
-                return self._script(APPEND, stream, _IDS[behind], "wake", 1_000, 60, *fields).decode()
+                return self._script(APPEND, stream, _IDS[behind], "wake", 1_000, 60, *_entry(entry)).decode()
             case "begin_other":
-                return self._script(BEGIN, stream, _IDS["2"], "opale", "{}", 60, "wake").decode()
+                return self._script(BEGIN, stream, "wake", 60, *_entry("2")).decode()
             case "end_lost":
                 return bool(self._script(FINALIZE, stream, _IDS[args[0]], "{}", "{}", 60, "wake"))
             case "read_stream":
