@@ -26,8 +26,8 @@ exemplars on durations of sampled runs. This page is generated from `sidecar/agx
   open label, {SERIES_BUDGET:,} series of a metric and {HISTOGRAM_BUDGET} label sets of a histogram. New values beyond
   that count under `{i.OTHER}` and in `agx_label_overflow_total`. Values are cut at {LABEL_LENGTH} characters. A tool
   that the agent does not have is `{i.UNKNOWN_TOOL}`. No user, session or run is ever a label.
-- **Kept through upgrades.** The leader writes what was counted to Redis, and its successor goes on from there, also
-  after an upgrade. Where a label is added to a metric, its old series have the empty value. Where buckets change, that
+- **Kept through upgrades.** The leader writes what was counted to Redis, and its successor continues from there, also
+  after an upgrade. If a label is added to a metric, its old series have the empty value. If buckets change, that
   metric restarts. No other metric is affected.
 - **Tokens** come from each model response once. The five types of `agx_tokens_total` are disjoint and add up to the
   tokens used. The convention's histogram counts cached tokens into `input` and reasoning tokens into `output`.
@@ -41,7 +41,7 @@ _FLEET = """\
 
 Only the leader exports these. For Prometheus two leaders are two instances: aggregate with
 `max without (instance, pod)` before you sum. The relabelling in [`deploy/prometheus.yml`](../deploy/prometheus.yml)
-clears the target's labels of these series, which makes a takeover invisible; the chart's monitors have it too.
+removes the target's labels from these series, so that a takeover does not change them. The chart's monitors do so too.
 
 """
 

@@ -313,14 +313,14 @@ SILENCE = gauge(
 LISTENER_GAPS = counter(
     "agx_listener_gaps_total",
     (SERVICE,),
-    "Listeners whose cursor had been trimmed.",
+    "Listeners whose next entry had been trimmed.",
     source=PROCESS,
     value=attrgetter("gaps"),
 )
 LISTENER_REREADS = counter(
     "agx_listener_rereads_total",
     (SERVICE,),
-    "Listeners too slow for their queue, re-read.",
+    "Listeners that were too slow and read the stream again.",
     source=PROCESS,
     value=attrgetter("rereads"),
 )
@@ -335,12 +335,12 @@ QUEUE_TRIMMED = counter("agx_queue_trimmed_total", _QUEUE, "Facts trimmed before
 FACTS = own("agx_facts_total", (FACT_KIND,), "Facts this replica counted (repeat: known already; unknown: newer).")
 MALFORMED = own("agx_facts_malformed_total", (), "Queue entries that are no facts.")
 REPAIRED = own("agx_facts_repaired_total", (), "Facts of which a field had to be converted or defaulted.")
-SPANS_EXPORTED = own("agx_spans_exported_total", (), "Spans the collector took.")
+SPANS_EXPORTED = own("agx_spans_exported_total", (), "Spans that the collector accepted.")
 SPANS_FAILED = own(
     "agx_spans_failed_total", (), "Spans the collector refuses, and facts trimmed while they waited for it."
 )
-EXPORT_SUCCESS = own("agx_export_last_success_timestamp_seconds", (), "When the collector last took spans.", scale=NANO)
-LABEL_OVERFLOW = own("agx_label_overflow_total", (LABEL,), "Observations whose label value found no room.")
+EXPORT_SUCCESS = own("agx_export_last_success_timestamp_seconds", (), "Time of the last export.", scale=NANO)
+LABEL_OVERFLOW = own("agx_label_overflow_total", (LABEL,), "Observations of a label value above the limit.")
 IS_LEADER = own("agx_sidecar_leader", (), "1 on the replica that exports the fleet's metrics.")
 REDIS_UP = own("agx_redis_up", (), "1 if the last command reached Redis.")
 BUILD_INFO = own("agx_build_info", (VERSION,), "Always 1; the version of the sidecar.")
