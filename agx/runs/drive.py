@@ -46,6 +46,8 @@ async def drive_to_end(
     drive: Drive, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]
 ) -> AgentRunResult[Any]:
     """Drive an agent whose run is open, and end the run; raises as `agx.run()` does."""
+    if drive.resumable:
+        drive.life.on_shutdown = lambda: drive.hand_over(now=True)
     with attached(drive.life.recorder.span.context):
         try:
             await drive.run_agent(agent, prompt, deps, kwargs)

@@ -43,11 +43,15 @@ class RunLifecycle:
         self.engine = engine
         self.recorder = recorder
         self._lease = lease
+        self.on_shutdown: Callable[[], None] | None = None  # hands the run over; None where nobody could resume it
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         engine.runs.add(self)
 
     def cancel(self, reason: Reason, mark_ms: int | None) -> None:
-        """Stop the run; the first reason holds."""
+        """Stop the run; the first reason holds. At the service's shutdown a run that can be resumed is handed over."""
+        if reason == "shutdown" and self.on_shutdown is not None:
+            self.on_shutdown()
+            return
         self.recorder.state.cancel(reason, mark_ms)
 
     async def close(self, ending: Ending) -> None:

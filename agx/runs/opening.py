@@ -101,6 +101,7 @@ class _Opening:
         self._state = _new_state()
         # The state exists before the lease: a cancellation that comes while `begin` is on its way is not lost.
         self._job = job
+        self._checkpoint = None if job is None else job.encode()  # raises before Redis is touched
         run_id = uuid.uuid4().hex if job is None else job.run_id
         self._lease = Lease(session, run_id, self._state.cancel, self._state.fence)
 
@@ -135,8 +136,8 @@ class _Opening:
                 on_fenced=self._state.fence,
             )
             # If this fails, a sidecar may have to emit the run's span: so nobody ends it here.
-            checkpoint = None if self._job is None else self._job.encode()
-            await writer.begin(_begin_body(recorder, session.session, self._job), origin=RUNTIME, checkpoint=checkpoint)
+            body = _begin_body(recorder, session.session, self._job)
+            await writer.begin(body, origin=RUNTIME, checkpoint=self._checkpoint)
         except BaseException as error:
             if writer is not None and writer.begun:
                 # It was on its way already, and who sees the `begin` has to see the `end`.

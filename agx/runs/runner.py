@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import uuid
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +11,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import UserContent
 from pydantic_ai.run import AgentRunResult
 
+from ..checkpoints.job import Job
 from ..engine.registry import current_engine
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session
@@ -18,8 +19,6 @@ from ..stream.events import Runtime
 from .deps import Deps
 from .drive import Drive, drive_to_end
 from .opening import open_streamed
-
-logger = logging.getLogger("agx")
 
 DepsT = TypeVar("DepsT", bound=Deps)
 OutputT = TypeVar("OutputT")
@@ -33,6 +32,9 @@ async def run(
     agent: AbstractAgent[DepsT, OutputT],
     user_prompt: str | Sequence[UserContent] | None,
     deps: DepsT,
+    *,
+    resume: str | None = None,
+    args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> AgentRunResult[OutputT]:
     """Run an agent: every event goes to the session's stream, facts to operators, and the session is saved.
@@ -45,6 +47,10 @@ async def run(
         agent: any of pydantic-ai's agents.
         user_prompt: any prompt that pydantic-ai takes.
         deps: the agent's dependencies; they say whose run it is.
+        resume: name of the recipe with which a worker resumes the run if this process dies. `user_prompt` and `args`
+            are stored for it as JSON; `kwargs` are not, so the recipe has to give the same ones. None: nothing is
+            stored, and the run is lost with its process.
+        args: the recipe's arguments, JSON values, at most 64 KiB.
         kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`. A `message_history` takes the place of the
             loaded conversation, and is saved in its place.
 
@@ -54,17 +60,38 @@ async def run(
         RedisUnavailableError: Redis could not be reached within 2 s at the start; nothing was run.
         SessionSaveError: `session.save()` failed; `.result` and `.messages` hold what it should have kept.
         LeaseLostError: another run took the session over while this process was stalled.
+        RunHandedOverError: the service shut down, and another process resumes the run.
+        TypeError, ValueError: `resume` or `args` can't be used.
         asyncio.CancelledError: the task was cancelled from outside.
         Exception: whatever the agent, its tools or `session.load()` raised.
     """
+    if args is not None and resume is None:
+        raise ValueError('args are for the recipe that resumes the run: name it with resume="..."')
     engine = current_engine()
     keys = SessionKeys.of(engine.config.key_prefix, deps.get_scope_id(), deps.user_id, deps.session_id)
     task = asyncio.current_task()
     assert task is not None
     _tasks.add(task)
     try:
+        job = None if resume is None else _make_job(keys, resume, user_prompt, args)
         deps.runtime = Runtime()
-        life = await open_streamed(engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows)
-        return await drive_to_end(Drive(life, session), agent, user_prompt, deps, kwargs)
+        life = await open_streamed(
+            engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
+        )
+        return await drive_to_end(Drive(life, session, resumable=job is not None), agent, user_prompt, deps, kwargs)
     finally:
         _tasks.discard(task)
+
+
+def _make_job(
+    keys: SessionKeys, recipe: str, prompt: str | Sequence[UserContent] | None, args: dict[str, Any] | None
+) -> Job:
+    return Job(
+        run_id=uuid.uuid4().hex,
+        scope_id=keys.scope,
+        user_id=keys.user,
+        session_id=keys.session,
+        agent=recipe,
+        prompt=prompt,
+        args=dict(args or {}),
+    )
