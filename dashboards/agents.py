@@ -56,7 +56,7 @@ def build() -> str:
         "agx-agents",
         "agx / Agents",
         "Runs of all agents: how many, how well, how fast, at what cost.",
-        (layout.INSTALLATION, layout.SCOPE, layout.AGENT, layout.MODEL),
+        (layout.SCOPE, layout.AGENT, layout.MODEL),
         (
             Row("The fleet now", 4, _now()),
             Row("Runs", 8, _runs()),

@@ -52,7 +52,7 @@ def build() -> str:
         "agx-models",
         "agx / Models and tools",
         "What the agents call: every model request and every tool call is one observation, however it ended.",
-        (layout.INSTALLATION, layout.AGENT, layout.MODEL),
+        (layout.AGENT, layout.MODEL),
         (
             Row("Now", 4, _now()),
             Row("Models", 8, (*_model_traffic(), *_model_latency(), *_model_spread())),

@@ -14,15 +14,16 @@ RANGE = "$__range"
 # The board's variables as matchers; the names are the labels of contract section 6.
 SCOPE = 'scope=~"$scope"'
 AGENT = 'agent=~"$agent"'
+SERVICE = 'service=~"$service"'
 MODEL = 'model=~"$model"'
 GENAI_AGENT = 'gen_ai_agent_name=~"$agent"'
 GENAI_MODEL = 'gen_ai_request_model=~"$model"'
-JOB = 'job=~"$job"'
+INSTALLATION = 'cluster=~"$cluster", namespace=~"$namespace", job=~"$job"'
 
 
 def select(metric: str, *matchers: str) -> str:
     """Return a selector of a metric within the chosen installation."""
-    return f"{metric}{{{', '.join((JOB, *matchers))}}}"
+    return f"{metric}{{{', '.join((INSTALLATION, *matchers))}}}"
 
 
 def total(metric: str, *matchers: str, by: str = "") -> str:

@@ -18,7 +18,19 @@ from dashboards.panels import (
     heat,
     lines,
 )
-from dashboards.promql import SCOPE, highest, increase, own, quantile, rate, rate_buckets, select, threshold, total
+from dashboards.promql import (
+    SCOPE,
+    SERVICE,
+    highest,
+    increase,
+    own,
+    quantile,
+    rate,
+    rate_buckets,
+    select,
+    threshold,
+    total,
+)
 
 APPEND = "agx_stream_append_latency_seconds"
 LAG = "agx_queue_lag_seconds"
@@ -30,7 +42,7 @@ def build() -> str:
         "agx-runtime",
         "agx / Runtime and sidecar",
         "The machinery: appends, listeners, queues, the sidecar's replicas and their exports.",
-        (layout.INSTALLATION, layout.SCOPE),
+        (layout.SCOPE, layout.SERVICE),
         (
             Row("Now", 4, _now()),
             Row("Session streams", 8, _streams()),
@@ -80,7 +92,7 @@ def _now() -> tuple[Placed, ...]:
     )
     listeners = big_number(
         Text("Listeners", "Browsers, CLIs and services that follow a run.", "AgxAppendErrors"),
-        total("agx_listeners"),
+        total("agx_listeners", SERVICE),
         "short",
     )
     exported = big_number(
@@ -144,27 +156,27 @@ def _services() -> tuple[Placed, ...]:
     listeners = lines(
         Text("Listeners by service", "Grows without end: clients that never leave.", "AgxAppendErrors"),
         "short",
-        Query(total("agx_listeners", by="service"), name),
+        Query(total("agx_listeners", SERVICE, by="service"), name),
     )
     gaps = lines(
         Text(
             "Gaps and re-reads", "Gaps: cursors older than the stream. Re-reads: listeners too slow.", "AgxAppendErrors"
         ),
         PER_SECOND,
-        Query(rate("agx_listener_gaps_total", by="service"), f"{name} gaps"),
-        Query(rate("agx_listener_rereads_total", by="service"), f"{name} re-reads"),
+        Query(rate("agx_listener_gaps_total", SERVICE, by="service"), f"{name} gaps"),
+        Query(rate("agx_listener_rereads_total", SERVICE, by="service"), f"{name} re-reads"),
     )
     waiting = lines(
         Text(
             "Events waiting for Redis", "In the services' memory. Grows: Redis is too slow or gone.", "AgxAppendErrors"
         ),
         "short",
-        Query(total("agx_append_buffer_events", by="service"), name),
+        Query(total("agx_append_buffer_events", SERVICE, by="service"), name),
     )
     silence = lines(
         Text("Longest silence of a live run", "Above the dashed line the alert fires: something hangs.", "AgxRunStuck"),
         "s",
-        Query(highest("agx_run_silence_seconds", by="service"), name),
+        Query(highest("agx_run_silence_seconds", SERVICE, by="service"), name),
         limit=threshold("silence_seconds"),
     )
     return tuple((6, panel) for panel in (listeners, gaps, waiting, silence))
@@ -224,8 +236,8 @@ def _sidecar() -> tuple[Placed, ...]:
         Query(own("agx_label_overflow_total", by="label", per_second=True), "{{label}} overflow"),
     )
     info = select("agx_build_info")
-    leads = f"{select('agx_sidecar_leader')} * on (job, pod, instance) group_left (version) {info}"
-    by = "job, pod, instance, version"
+    leads = f"{select('agx_sidecar_leader')} * on (cluster, namespace, job, pod, instance) group_left (version) {info}"
+    by = "cluster, namespace, job, pod, instance, version"
     versions = grid(
         Text("Replicas and versions", "Two versions: a rollout that did not finish.", "AgxSidecarReplicaDown"),
         "short",
@@ -233,6 +245,13 @@ def _sidecar() -> tuple[Placed, ...]:
             (Query(f"sum by ({by}) ({leads})"), Column("Leads", "short")),
             (Query(f"sum by ({by}) ({info})"), Column("Up", "short")),
         ),
-        {"job": "Installation", "pod": "Pod", "instance": "Instance", "version": "Version"},
+        {
+            "cluster": "Cluster",
+            "namespace": "Namespace",
+            "job": "Job",
+            "pod": "Pod",
+            "instance": "Instance",
+            "version": "Version",
+        },
     )
     return ((8, leader), (8, facts), (8, spans), (8, odd), (16, versions))

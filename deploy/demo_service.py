@@ -1,6 +1,7 @@
-"""A service for compose.yaml whose users never sleep: the demo's agents, on the Redis of AGX_REDIS_URL.
+"""A service for compose.yaml with endless traffic: the demo's agents, on the Redis of AGX_REDIS_URL.
 
 Its model is scripted: no key and no network. Runs complete, are cancelled, fail, or lose their process, until SIGTERM.
+It goes on while no sidecar runs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from agx.demo.scenarios import (
     COMPLETED,
     FAILED,
     LOST,
+    Scenario,
 )
 from agx.demo.traffic import RunView, Traffic
+from agx.errors import AgxError
 
 MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]
 PAUSE = (0.2, 1.5)  # seconds between two arrivals
@@ -28,7 +31,7 @@ GRACE = 5  # seconds that a shutdown gives to live runs
 
 
 async def main() -> None:
-    """Play scenes until SIGTERM, then let the live runs end; a user whose process was killed is not waited for."""
+    """Run scenarios until SIGTERM, then let the live runs end; runs whose process was killed are not waited for."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -45,7 +48,7 @@ async def main() -> None:
         playing: set[asyncio.Task[None]] = set()
         while not stop.is_set():
             playing = {task for task in playing if not task.done()}
-            playing.add(group.create_task(traffic.play(random.choice(random.choice(MIX)))))
+            playing.add(group.create_task(_play(traffic, random.choice(random.choice(MIX)))))
             try:
                 await asyncio.wait_for(stop.wait(), random.uniform(*PAUSE))
             except TimeoutError:
@@ -53,6 +56,14 @@ async def main() -> None:
         await agx.aclose(GRACE)
         for task in playing:
             task.cancel()
+
+
+async def _play(traffic: Traffic, scenario: Scenario) -> None:
+    """Run a scenario. One that fails does not end the service: without a sidecar nobody finalizes a lost run."""
+    try:
+        await traffic.play(scenario)
+    except (AgxError, TimeoutError) as error:
+        print(f"{scenario.agent}: {type(error).__name__}: {error}", flush=True)
 
 
 def _ignore(view: RunView) -> None:

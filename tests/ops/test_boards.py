@@ -65,9 +65,24 @@ def test_every_board_asks_for_its_data_sources_and_offers_the_choices_it_uses() 
         offered = {variable["name"] for variable in board["templating"]["list"]}
         text = str(board["panels"])
         used = set(re.findall(r"\$\{?([a-z]+)\b", text)) - {"__"}
-        assert {"datasource", "traces", "job"} <= offered, name
+        assert {"datasource", "traces", "cluster", "namespace", "job"} <= offered, name
         assert used - {"__rate_interval", "__range", "__field", "__from", "__to"} <= offered, name
         assert offered - {"traces"} <= used, f"{name} offers what no query reads"
+
+
+def test_every_query_obeys_every_variable_or_the_title_says_that_it_cannot() -> None:
+    for name, board in BOARDS.items():
+        shown = {v["name"] for v in board["templating"]["list"] if v["type"] == "query"}
+        for panel in panels(board):
+            title, _, suffix = panel["title"].partition(" (all ")
+            said = {part.removesuffix("s") for part in suffix.rstrip(")").split(", ") if part}
+            for target in panel["targets"]:
+                if target["legendFormat"] == "threshold":
+                    continue  # one line for all
+                for metric, matchers in re.findall(r"\b(agx_\w+|gen_ai_\w+|ALERTS)\{([^}]*)\}", target["expr"]):
+                    obeyed = set(re.findall(r'(?<!\w)\w+=~"\$(\w+)"', matchers))
+                    assert shown - obeyed <= said, f"{name}: {title}: {metric}"
+            assert not said & {"cluster", "namespace", "job"}, f"{name}: {title}"
 
 
 def test_the_choices_follow_from_metrics_that_there_are() -> None:
@@ -80,7 +95,7 @@ def test_the_choices_follow_from_metrics_that_there_are() -> None:
     for query in queries:
         metric, label = re.fullmatch(r"label_values\(([a-z_]+)(?:\{.*\})?, (\w+)\)", query).groups()  # type: ignore[union-attr]
         instrument = BY_NAME[metric.removesuffix("_count")]
-        assert label in (*instrument.labels, "job")
+        assert label in (*instrument.labels, "cluster", "namespace", "job")
 
 
 def test_every_metric_that_a_board_or_rule_names_is_in_the_catalogue() -> None:
@@ -110,7 +125,7 @@ def test_labels_in_queries_are_labels_of_their_metric() -> None:
         for metric, matchers in re.findall(r"\b((?:agx|gen_ai)_[a-z0-9_]+)\{([^}]*)\}", target.expr):
             (name,) = metrics_in(metric)
             used = set(re.findall(r"(\w+)\s*(?:=~|!=|=)", re.sub(r'"[^"]*"', '""', matchers)))
-            assert used <= {*BY_NAME[name].labels, "job", "le"}, target.name
+            assert used <= {*BY_NAME[name].labels, "cluster", "namespace", "job", "le"}, target.name
 
 
 def test_exemplars_are_asked_for_where_there_are_durations() -> None:

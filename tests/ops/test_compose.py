@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from ops.boards import BOARDS, ROOT
-from support.waiting import wait_until_sync
-
-from agx.embedded.child import Child
-from dashboards.preview.stack import Stack
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 DOCKER_COMPOSE = Path(sys.executable).with_name("docker-compose")  # a package's, whatever the PATH says
@@ -71,14 +66,17 @@ def test_grafana_finds_its_data_sources_and_the_boards() -> None:
     assert f"./dashboards/json:{provider['options']['path']}:ro" in COMPOSE["services"]["grafana"]["volumes"]
 
 
-@pytest.mark.prometheus
-def test_the_demo_service_shows_up_in_prometheus(stack: Stack, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    command = [sys.executable, str(ROOT / "deploy" / "demo_service.py")]
-    service = Child(command, log=log, home=tmp_path, environment=os.environ | {"AGX_REDIS_URL": stack.redis_url})
-    shown = 'agx_runs_total{outcome="completed", agent=~"travel|analyst"} > 0'
-    try:
-        wait_until_sync(lambda: service.ended or stack.query(shown), what=shown)
-    finally:
-        code = service.end()
-    assert code == 0, log.read_text()
+def test_every_part_is_limited_restarted_and_checked() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["restart"] == "unless-stopped", name
+        limits = service["deploy"]["resources"]["limits"]
+        assert set(limits) == {"cpus", "memory"}, name
+        # What is built from our Dockerfile has the check of the image, which another entry point does not have.
+        if "build" not in service:
+            assert service["healthcheck"]["test"][0] == "CMD", name
+
+
+def test_parts_wait_for_what_is_healthy() -> None:
+    for name, service in COMPOSE["services"].items():
+        for other, condition in service.get("depends_on", {}).items():
+            assert condition == {"condition": "service_healthy"}, f"{name}: {other}"
