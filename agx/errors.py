@@ -211,6 +211,12 @@ RUN_LOST = ErrorCode(
     "The process was killed, or lost its connection to Redis for longer than its lease lasts.",
     "Ask again. What was already answered is kept.",
 )
+ATTEMPTS_EXHAUSTED = ErrorCode(
+    "attempts_exhausted",
+    "The run was lost: each process that tried it has stopped.",
+    "Several processes in a row died with this run before it made progress, so no other one tries it.",
+    "Ask for something else, or tell the service's operators: the run itself may stop its process.",
+)
 RUN_REPLACED = ErrorCode(
     "run_replaced",
     "Another run of this session has replaced the run.",
@@ -269,6 +275,7 @@ CATALOGUE = (
     RUN_TIMED_OUT,
     SESSION_NOT_SAVED,
     RUN_LOST,
+    ATTEMPTS_EXHAUSTED,
     RUN_REPLACED,
     EVENTS_EXPIRED,
     REQUEST_UNREADABLE,

@@ -214,6 +214,7 @@ class RunEnded(RunFact):
     events: tuple[StreamEvent, ...] = ()  # the first 64 and the last 64
     events_between: Int64 = 0  # left out between them
     follows: str | None = None
+    attempts_exhausted: bool = False  # lost because too many attempts in a row made no progress
     partial: bool = False  # finished by the reaper: the dead process held more
 
 

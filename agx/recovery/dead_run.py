@@ -9,7 +9,7 @@ from ..checkpoints.job import Job, UnreadableJobError, decode
 from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, format_id
 from ..redis.keys import SessionKeys
-from ..stream.entry import AGENT, RUNTIME, StreamEntry
+from ..stream.entry import AGENT, StreamEntry
 from .recorded_run import RecordedRun
 
 _PAGE = 1_000  # entries a read
@@ -24,7 +24,6 @@ class DeadRun:
         record: the run as its stream shows it.
         last_id: id of the last entry that was read.
         checkpoints: those after `begin`, of all attempts.
-        failed_attempts: attempts in a row, the last ones, that wrote no checkpoint.
         void: what the dead attempt streamed of a request that was not answered, `{"idx", "from_seq"}`; None where
             there is none.
     """
@@ -34,7 +33,6 @@ class DeadRun:
     record: RecordedRun
     last_id: StreamId
     checkpoints: tuple[bytes, ...]
-    failed_attempts: int
     void: dict[str, int] | None
 
     @property
@@ -44,7 +42,7 @@ class DeadRun:
     @property
     def exhausted(self) -> bool:
         """Whether the run may not be tried again: too many attempts in a row made no progress."""
-        return self.failed_attempts >= self.job.max_attempts
+        return self.record.is_exhausted
 
 
 async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun | None:
@@ -69,36 +67,15 @@ async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun 
         job = decode(entries[0].checkpoint)
     except UnreadableJobError:
         return None
-    attempts = _attempts(entries)
+    record = RecordedRun.of(run_id, entries)
     return DeadRun(
         session=session,
-        job=replace(job, attempt=len(attempts) + 1),
-        record=RecordedRun.of(run_id, entries),
+        job=replace(job, attempt=record.attempt + 1),
+        record=record,
         last_id=entries[-1].id,
         checkpoints=tuple(entry.checkpoint for entry in entries[1:] if entry.checkpoint is not None),
-        failed_attempts=_without_progress(attempts),
         void=_void(entries),
     )
-
-
-def _attempts(entries: Sequence[StreamEntry]) -> list[int]:
-    """Return how many checkpoints each attempt wrote."""
-    counts: list[int] = []
-    for entry in entries:
-        if entry.type in ("begin", "resume") and entry.origin == RUNTIME:
-            counts.append(0)
-        elif entry.checkpoint is not None and counts:
-            counts[-1] += 1
-    return counts
-
-
-def _without_progress(attempts: Sequence[int]) -> int:
-    count = 0
-    for checkpoints in reversed(attempts):
-        if checkpoints:
-            break
-        count += 1
-    return count
 
 
 def _void(entries: Sequence[StreamEntry]) -> dict[str, int] | None:

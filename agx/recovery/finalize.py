@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from ..errors import RUN_LOST
+from ..errors import ATTEMPTS_EXHAUSTED, RUN_CANCELED, RUN_LOST
 from ..facts.schema import (
     ModelCall,
     NodeEnded,
     Outcome,
+    Reason,
     RunEnded,
     RunFact,
     RunStarted,
@@ -54,28 +55,51 @@ class _Header(TypedDict):
     trace: Trace
 
 
-def finalize_run(session: SessionKeys, run_id: str, run: RecordedRun, queued: Sequence[RunFact]) -> Finalization:
+def finalize_run(
+    session: SessionKeys, run_id: str, run: RecordedRun, queued: Sequence[RunFact], *, cancel_ms: int | None = None
+) -> Finalization:
     """Work out what is missing of a run whose process is gone.
 
     Args:
         run: what its stream shows.
         queued: the facts of the run and of its sub-agents that are in the queue.
+        cancel_ms: server time of a `cancel()` that came after the process died; None where nobody cancelled the run.
     """
     error = end = None
+    ending = _Ending.of(run, cancel_ms)
     if not run.is_empty and run.end is None:
-        error = {
-            "msg": RUN_LOST.sentence,
-            "error_type": LOST,
-            "code": RUN_LOST.code,
-            "seq": run.next_seq,
-        }
-        end = {"run_id": run_id, "outcome": LOST, "reason": None, "seq": run.next_seq + 1}
-    outcome = LOST if run.end is None else run.end.outcome
-    return Finalization(error, end, tuple(_missing_facts(session, run_id, run, queued)), outcome)
+        error = {**ending.error_body, "seq": run.next_seq}
+        end = {"run_id": run_id, "outcome": ending.outcome, "reason": ending.reason, "seq": run.next_seq + 1}
+    return Finalization(error, end, tuple(_missing_facts(session, run_id, run, queued, ending)), ending.outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a run ends, or ended."""
+
+    outcome: Outcome
+    reason: Reason | None
+    error_type: str | None
+    error_body: Body
+    cancel_ms: int | None = None
+    end_ms: int | None = None
+
+    @classmethod
+    def of(cls, run: RecordedRun, cancel_ms: int | None) -> _Ending:
+        if run.end is not None:
+            outcome = run.end.outcome
+            error_type = (run.last_error_type or "_OTHER") if outcome in ("failed", LOST) else None
+            return cls(outcome, run.end.reason, error_type, {}, cancel_ms, run.end.at_ms)
+        if cancel_ms is not None:
+            return cls(
+                "cancelled", "cancel", None, {"msg": RUN_CANCELED.sentence, "code": RUN_CANCELED.code}, cancel_ms
+            )
+        code = ATTEMPTS_EXHAUSTED if run.is_exhausted else RUN_LOST
+        return cls(LOST, None, LOST, {"msg": code.sentence, "error_type": LOST, "code": code.code})
 
 
 def _missing_facts(
-    session: SessionKeys, run_id: str, run: RecordedRun, queued: Sequence[RunFact]
+    session: SessionKeys, run_id: str, run: RecordedRun, queued: Sequence[RunFact], ending: _Ending
 ) -> Iterable[MissingFact]:
     own = [fact for fact in queued if fact.run_id == run_id]
     started = next((fact for fact in own if isinstance(fact, RunStarted)), None)
@@ -94,7 +118,7 @@ def _missing_facts(
             steps.append(fact)
             yield fact
     yield from _sub_agents(run_id, queued, last_ns)
-    yield _run_ended(header, run, steps, start_ns=start_ns, last_ns=last_ns, follows=follows)
+    yield _run_ended(header, run, steps, ending, start_ns=start_ns, last_ns=last_ns, follows=follows)
 
 
 def _header(session: SessionKeys, run_id: str, run: RecordedRun, started: RunStarted | None) -> _Header | None:
@@ -205,29 +229,28 @@ def _run_ended(
     header: _Header,
     run: RecordedRun,
     steps: Sequence[NodeEnded | ToolEnded],
+    ending: _Ending,
     *,
     start_ns: int,
     last_ns: int,
     follows: str | None,
 ) -> RunEnded:
-    outcome: Outcome = LOST if run.end is None else run.end.outcome
-    error_type: str | None = LOST
-    if run.end is not None:
-        error_type = (run.last_error_type or "_OTHER") if outcome in ("failed", LOST) else None
     return RunEnded(
         id=f"{header['run_id']}:end",
         **header,
-        outcome=outcome,
-        reason=None if run.end is None else run.end.reason,
+        outcome=ending.outcome,
+        reason=ending.reason,
         start_ns=start_ns,
         end_ns=last_ns,
-        error_type=error_type,
-        end_ms=None if run.end is None else run.end.at_ms,
+        error_type=ending.error_type,
+        cancel_ms=ending.cancel_ms,
+        end_ms=ending.end_ms,
         model_calls=sum(1 for step in steps if isinstance(step, NodeEnded) and step.model is not None),
         tool_calls=sum(1 for step in steps if isinstance(step, ToolEnded)),
         stream=run.totals,
         events=run.sample.events,
         events_between=run.sample.between,
+        attempts_exhausted=ending.outcome == LOST and run.is_exhausted,
         follows=follows,
         partial=True,
     )

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, cast, get_args
 
 from ..facts.event_sample import EventSample
@@ -20,6 +21,8 @@ Body = dict[str, Any]
 
 _RETENTION = 300.0  # seconds, where `begin` does not say
 _LONGEST_RETENTION = 30 * 86_400.0
+_LONGEST_RECOVERY = 86_400.0  # a live stream expires after that
+_MAX_ATTEMPTS = 3  # where `begin` does not say
 _MOST_TEXT = 200  # characters of a name, as labels are cut
 _LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
 _MOST_IDX = 2**53
@@ -39,6 +42,8 @@ class Begin:
     follows: str | None
     retention: float  # seconds
     is_manual: bool  # opened by `start()`: a stream without an agent
+    recover: float | None  # seconds for which the run can be resumed; None: nobody can resume it
+    max_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,23 @@ class RecordedRun:
     requests: tuple[RecordedRequest, ...]
     totals: StreamTotals
     sample: EventSample
+    checkpoints: tuple[int, ...]  # how many each attempt wrote
+
+    @property
+    def attempt(self) -> int:
+        """The number of the last attempt, from 1; 0 where the stream has no `begin`."""
+        return len(self.checkpoints)
+
+    @property
+    def failed_attempts(self) -> int:
+        """How many attempts in a row, the last ones, wrote no checkpoint."""
+        return sum(1 for _ in takewhile(lambda count: count == 0, reversed(self.checkpoints)))
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the run may not be tried again: too many attempts in a row made no progress."""
+        begin = self.begin
+        return begin is not None and begin.recover is not None and self.failed_attempts >= begin.max_attempts
 
     @property
     def retention(self) -> float:
@@ -112,6 +134,7 @@ class RecordedRun:
             requests=tuple(_requests(entries)),
             totals=StreamTotals(events=len(entries), bytes=sum(len(entry.raw_body) for entry in entries)),
             sample=sample,
+            checkpoints=_checkpoints(entries),
         )
 
 
@@ -132,6 +155,8 @@ def _begin(entry: StreamEntry) -> Begin:
         follows=follows if _TRACEPARENT.fullmatch(follows) else None,
         retention=_retention(body.get("retention")),
         is_manual=body.get("manual") is True,
+        recover=_recover(body.get("recover")),
+        max_attempts=max(_int(body.get("max_attempts")) or _MAX_ATTEMPTS, 1),
     )
 
 
@@ -142,6 +167,16 @@ def _end(entry: StreamEntry) -> End:
         reason=cast("Reason", reason) if reason in get_args(Reason) else None,
         at_ms=_ns(entry) // 1_000_000,
     )
+
+
+def _checkpoints(entries: Sequence[StreamEntry]) -> tuple[int, ...]:
+    counts: list[int] = []
+    for entry in entries:
+        if entry.type in ("begin", "resume") and entry.origin == RUNTIME:
+            counts.append(0)
+        elif entry.checkpoint is not None and counts:
+            counts[-1] += 1
+    return tuple(counts)
 
 
 def _own_body(entry: StreamEntry) -> Body:
@@ -205,9 +240,19 @@ def _int(value: object) -> int | None:
 
 
 def _retention(value: object) -> float:
+    seconds = _seconds(value)
+    return _RETENTION if seconds is None else min(max(seconds, 1.0), _LONGEST_RETENTION)
+
+
+def _recover(value: object) -> float | None:
+    seconds = _seconds(value)
+    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_RECOVERY)
+
+
+def _seconds(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return _RETENTION
-    return min(max(float(value), 1.0), _LONGEST_RETENTION)
+        return None
+    return float(value)
 
 
 def _ns(entry: StreamEntry) -> int:

@@ -1,4 +1,4 @@
-"""Runs whose finalization failed, and when each is tried again."""
+"""Runs that are not finalized yet, and when each is looked at again: it failed, or the run can be resumed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ class Postponed:
         _, before = self._waits.pop(member, (0.0, 0.0))
         wait = min(max(_FIRST, before * 2), _LAST)
         self._waits[member] = (time.monotonic() + wait, wait)
-        if len(self._waits) > _MOST:
-            del self._waits[next(iter(self._waits))]
+        self._drop_oldest()
         return wait
+
+    def hold(self, member: bytes, seconds: float) -> None:
+        """Leave a member alone for some seconds: another process may resume its run."""
+        self._waits[member] = (time.monotonic() + seconds, 0.0)
+        self._drop_oldest()
 
     def discard(self, member: bytes) -> None:
         """Forget a member, if it is there: its run is finalized."""
@@ -31,3 +35,7 @@ class Postponed:
         """Return whether a member may be tried now."""
         due, _ = self._waits.get(member, (0.0, 0.0))
         return due <= time.monotonic()
+
+    def _drop_oldest(self) -> None:
+        if len(self._waits) > _MOST:
+            del self._waits[next(iter(self._waits))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 
 import orjson
 from redis.exceptions import ResponseError
@@ -18,7 +19,7 @@ from agx.facts.schema import FIELD, RunFact, encode
 from agx.recovery.finalize import Finalization, finalize_run
 from agx.recovery.recorded_run import RecordedRun
 from agx.redis import keys
-from agx.redis.live_key import CLAIM, CLAIM_MS, RELEASE, RENEW, LeaseValue, new_claim, parse_live
+from agx.redis.live_key import CLAIM, CLAIM_MS, RELEASE, RENEW, LeaseValue, gap_holder, new_claim, parse_live
 from agx.stream.append_scripts import FINALIZE
 from agx.stream.entry import StreamEntry
 
@@ -52,6 +53,7 @@ class Reaper:
         self._prefix = prefix
         self._claim = new_claim()
         self._postponed = Postponed()
+        self._resumable = Postponed()  # by member and deadline: each attempt has a wait of its own
         self._offsets: dict[int, int] = {}  # by partition: members that the last look left
         self._server: object = None
         self._steady_since = time.monotonic()
@@ -84,6 +86,7 @@ class Reaper:
     async def _sweep(self, n: int) -> None:
         seconds, micros = await self._link.call("TIME")
         now_ms = int(seconds) * 1_000 + int(micros) // 1_000
+        self._link.set_clock(now_ms)
         offset, left = self._offsets.get(n, 0), 0
         due = await self._link.call(
             "ZRANGEBYSCORE", keys.leases(self._prefix, n), "-inf", now_ms, "WITHSCORES", "LIMIT", offset, _AT_ONCE
@@ -105,7 +108,7 @@ class Reaper:
         if not self._postponed.is_due(member):
             return False
         try:
-            if not await self._finalize(n, session, run_id):
+            if not await self._finalize(n, session, run_id, _Death(member, deadline)):
                 return False
         except TROUBLE as error:
             if not isinstance(error, ResponseError):
@@ -127,23 +130,52 @@ class Reaper:
             run_id, type(error).__name__, wait, exc_info=error, extra={"run_id": run_id},
         )  # fmt: skip
 
-    async def _finalize(self, n: int, session: keys.SessionKeys, run_id: str) -> bool:
+    async def _finalize(self, n: int, session: keys.SessionKeys, run_id: str, death: _Death) -> bool:
         """Finalize a run past its deadline; returns whether its member may be removed."""
         held = await self._link.call("GET", session.live)
-        if held is not None:
-            return await self._finalize_replaced(n, session, run_id, parse_live(held))
+        value = None if held is None else parse_live(held)
+        if value is not None and not (value.is_gap_mark and value.run_id == run_id):
+            return await self._finalize_replaced(n, session, run_id, value)
+        # Before the claim, which would keep a successor out.
+        if not self._resumable.is_due(death.key):
+            return False
+        run = await self._read_run(session, run_id)
+        if (seconds := death.wait(run, self._link.now_ms())) > 0:
+            self._resumable.hold(death.key, seconds)
+            return False
+        self._resumable.discard(death.key)
+        if value is not None:
+            return await self._finalize_cancelled(n, session, run_id, run, value)
         if not await self._link.call("EVAL", CLAIM.source, 1, session.live, self._claim, CLAIM_MS):
             return False
         try:
             run = await self._read_run(session, run_id)
+            if death.wait(run, self._link.now_ms()) > 0:
+                return False  # a successor has had it meanwhile
             missing = await self._find_missing(n, session, run_id, run)
-            if missing.end is not None and not await self._end_stream(session, run, missing):
+            if missing.end is not None and not await self._end_claimed(session, run, missing):
                 return False  # it has written meanwhile: it lives
             await self._queue_facts(n, run_id, missing)
             await self._link.call("ZREM", session.index, session.session)
             return True
         finally:
             await self._link.call("EVAL", RELEASE.source, 1, session.live, self._claim)
+
+    async def _finalize_cancelled(
+        self, n: int, session: keys.SessionKeys, run_id: str, run: RecordedRun, mark: LeaseValue
+    ) -> bool:
+        """Finalize a run that was cancelled while no process had it.
+
+        The mark stays until the run has its `end`, so that a cancel is never forgotten. It keeps out all but a
+        successor, and of a successor and this one only the first to append behind the stream's last entry does.
+        """
+        missing = await self._find_missing(n, session, run_id, run, cancel_ms=mark.mark_ms)
+        if missing.end is not None and not await self._end_stream(session, run, missing):
+            return False
+        await self._queue_facts(n, run_id, missing)
+        await self._link.call("ZREM", session.index, session.session)
+        await self._link.call("EVAL", RELEASE.source, 1, session.live, gap_holder(run_id))
+        return True
 
     async def _finalize_replaced(self, n: int, session: keys.SessionKeys, run_id: str, value: LeaseValue) -> bool:
         """Queue the facts of a run whose session another run holds; returns whether that is done."""
@@ -155,11 +187,15 @@ class Reaper:
         await self._queue_facts(n, run_id, await self._find_missing(n, session, run_id, run))
         return True
 
-    async def _end_stream(self, session: keys.SessionKeys, run: RecordedRun, missing: Finalization) -> bool:
+    async def _end_claimed(self, session: keys.SessionKeys, run: RecordedRun, missing: Finalization) -> bool:
         """Append `error` and `end`; returns False where the claim is lost or the stream has changed."""
         held = await self._link.call("EVAL", RENEW.source, 1, session.live, self._claim, CLAIM_MS)
         if held != self._claim.encode():
             return False  # reading took too long
+        return await self._end_stream(session, run, missing)
+
+    async def _end_stream(self, session: keys.SessionKeys, run: RecordedRun, missing: Finalization) -> bool:
+        """Append `error` and `end`; returns False where the stream has changed."""
         return bool(
             await self._link.call(
                 "EVAL",
@@ -193,7 +229,9 @@ class Reaper:
                 return RecordedRun.of(run_id, entries)
             cursor = f"({found[-1][0].decode()}"
 
-    async def _find_missing(self, n: int, session: keys.SessionKeys, run_id: str, run: RecordedRun) -> Finalization:
+    async def _find_missing(
+        self, n: int, session: keys.SessionKeys, run_id: str, run: RecordedRun, *, cancel_ms: int | None = None
+    ) -> Finalization:
         """Compare the stream with the facts of the run and its sub-agents that are queued; they follow its `begin`."""
         start = None if run.is_empty else str(max(0, run.first_ns // 1_000_000 - _BEFORE_BEGIN_MS))
         queued: list[RunFact] = []
@@ -204,4 +242,24 @@ class Reaper:
             searched += len(page)
             if searched >= _QUEUE_LOOK:
                 break
-        return finalize_run(session, run_id, run, queued)
+        return finalize_run(session, run_id, run, queued, cancel_ms=cancel_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """A deadline that has passed."""
+
+    member: bytes
+    deadline: bytes  # ms of the server's clock; 0 where the process handed the run over
+
+    @property
+    def key(self) -> bytes:
+        return self.member + b" " + self.deadline
+
+    def wait(self, run: RecordedRun, now_ms: int) -> float:
+        """Return for how many seconds from now another process may resume the run."""
+        begin = run.begin
+        if begin is None or begin.recover is None or run.end is not None or run.is_exhausted:
+            return 0.0
+        since_ms = max(run.last_ns / 1e6, float(self.deadline))
+        return begin.recover - (now_ms - since_ms) / 1_000
