@@ -35,7 +35,14 @@ _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """One run's lease. `on_cancel(reason, mark_ms)` and `on_lost()` are called at most once each, synchronously."""
+    """One run's lease. Its callbacks are synchronous.
+
+    Args:
+        on_cancel: called with the reason and the mark's server time in ms, at each renewal that finds the mark.
+        on_lost: called when another run holds the session.
+        on_retaken: called when the lease was taken again after it had expired, or after a recovery had claimed the
+            session: meanwhile the run may have been ended.
+    """
 
     session: keys.SessionKeys
     run_id: str
@@ -45,23 +52,10 @@ class Lease:
     confirmed: float = field(default_factory=time.monotonic)  # when the last answered renewal was sent
     taken: float = field(default_factory=time.monotonic)  # when it was last acquired, not only renewed
     breaks: int = 0  # the bus's count of broken connections at that time
-    _cancelled: bool = False
-    _lost: bool = False
+    on_retaken: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id
-
-    def report_cancel(self, reason: Reason, mark_ms: int | None) -> None:
-        """Report a cancel to the run, unless one was reported or the lease is lost."""
-        if not (self._cancelled or self._lost):
-            self._cancelled = True
-            self.on_cancel(reason, mark_ms)
-
-    def report_lost(self) -> None:
-        """Report to the run that another one holds the session."""
-        if not self._lost:
-            self._lost = True
-            self.on_lost()
 
 
 class Leases:
@@ -110,6 +104,18 @@ class Leases:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
         self._hold(lease, int(reply), asked_ns)
+
+    async def ensure(self, lease: Lease) -> None:
+        """Make sure that a lease is still held; one that may have expired is taken again.
+
+        Raises:
+            SessionBusyError: another run holds the session.
+            RedisError, OSError: not known.
+        """
+        if lease.run_id not in self._held:
+            raise SessionBusyError(lease.session.session)
+        if not self.holds(lease):
+            await self.acquire(lease)
 
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where somebody holds it.
@@ -268,12 +274,12 @@ class Leases:
         if value.holder == lease.holder:
             lease.confirmed, lease.breaks = sent, self._bus.breaks
             if value.kind == "cancelled":
-                lease.report_cancel("cancel", value.mark_ms)
+                lease.on_cancel("cancel", value.mark_ms)
             return True
         if not value.is_anothers:
             return None
         self.forget(lease)
-        lease.report_lost()
+        lease.on_lost()
         return False
 
     async def _judge_missing(self, lease: Lease) -> bool | None:
@@ -281,7 +287,7 @@ class Leases:
         if lease.breaks == self._bus.breaks and self.holds(lease):
             if await self._is_only_lease_missing(lease):
                 # Only a client of the older package deletes a lease: that is how it cancels.
-                lease.report_cancel("lease_deleted", None)
+                lease.on_cancel("lease_deleted", None)
                 return False
             self._is_data_lost = True
         # It expired while it could not be renewed, or all data is gone: the run goes on unless another one has begun.
@@ -291,6 +297,7 @@ class Leases:
             return await self._judge(lease, reply, sent)
         lease.confirmed, lease.taken, lease.breaks = sent, time.monotonic(), self._bus.breaks
         logger.warning("agx: the lease of session %s had expired and was taken again", lease.session.session)
+        lease.on_retaken()
         return True
 
     async def _is_only_lease_missing(self, lease: Lease) -> bool:

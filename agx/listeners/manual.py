@@ -20,7 +20,7 @@ from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import parse_live
 from ..redis.retry import COMMAND_TIMEOUT, retry
 from ..stream.entry import RUNTIME, to_fields
-from ..stream.events import Body, UserBody, check_body, encode_body
+from ..stream.events import Body, UserBody, check_body, check_label, encode_body
 from ..stream.writer import SessionWriter
 
 T = TypeVar("T")
@@ -76,10 +76,13 @@ async def start(scope_id: Id, user_id: Id, session_id: Id) -> None:
         await _reach("start the session", lambda: engine.leases.acquire(lease))
         try:
             body = {"session_id": session.session, "run_id": run_id, "manual": True}
-            await writer.begin(body, origin=RUNTIME)
-        except (RedisError, OSError) as error:
+            await writer.begin(body, origin=RUNTIME, ensure_lease=lambda: retry(lambda: engine.leases.ensure(lease)))
+        except BaseException as error:
             engine.leases.forget(lease)
-            raise RedisUnavailableError("start the session", error) from error
+            if isinstance(error, (RedisError, OSError)):
+                raise RedisUnavailableError("start the session", error) from error
+            raise
+    lease.on_retaken = writer.check_owner
     engine.sessions[session.stream] = ManualSession(lease, writer)
 
 
@@ -123,8 +126,12 @@ async def add(
 
     Raises:
         BodyError: the body is not a JSON object.
+        TypeError: an id, `type` or `origin` is of another type.
+        ValueError: an id has a character that none may have; `type` or `origin` has a lone surrogate.
         RedisUnavailableError: Redis can't be reached. A session that is open here takes it and appends it later.
     """
+    check_label("type", type)
+    check_label("origin", origin)
     await append(scope_id, user_id, session_id, type=type, origin=origin, body=check_body({} if body is None else body))
 
 

@@ -287,7 +287,7 @@ class AgxCapability(AbstractCapability[Any]):
             if recorder.journal.was_interrupted(call) and (tool_def.metadata or {}).get("on_resume") != "retry":
                 raise ToolFailed(_INTERRUPTED)
             await recorder.wait_recorded()  # a call that may have acted is known to the next attempt
-        tool = recorder.begin_tool(call)
+        tool, task = recorder.begin_tool(call), DrivingTask()
         try:
             with attached(recorder.tool_context(tool)), capture_run_messages() as messages:
                 try:
@@ -303,8 +303,12 @@ class AgxCapability(AbstractCapability[Any]):
         except SkipToolExecution:
             recorder.end_tool(tool, "ok")
             raise
-        except asyncio.CancelledError:
-            recorder.end_tool(tool, "cancelled")
+        except asyncio.CancelledError as error:
+            if recorder.state.must_stop or task.is_cancelled or cancel_was_requested(ctx) or run_timed_out(ctx):
+                recorder.end_tool(tool, "cancelled")
+            else:
+                # Nobody asked for it: the tool awaited something that was cancelled elsewhere.
+                recorder.end_tool(tool, "error", error)
             raise
         except BaseException as error:
             recorder.end_tool(tool, "error", error)

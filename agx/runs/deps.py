@@ -58,6 +58,8 @@ class Deps(ABC):
 
         Raises:
             BodyError: the body is not a JSON object.
+            TypeError: `origin` is not a str.
+            ValueError: `origin` has a lone surrogate.
             RedisUnavailableError: the session is not open in this process, and Redis can't be reached.
         """
         await self._append("error", origin, body)

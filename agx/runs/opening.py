@@ -137,12 +137,19 @@ class _Opening:
             )
             # If this fails, a sidecar may have to emit the run's span: so nobody ends it here.
             body = _begin_body(recorder, session.session, self._job)
-            await writer.begin(body, origin=RUNTIME, checkpoint=self._checkpoint)
+            await writer.begin(
+                body,
+                origin=RUNTIME,
+                ensure_lease=lambda: retry(lambda: engine.leases.ensure(lease)),
+                checkpoint=self._checkpoint,
+            )
         except BaseException as error:
             if writer is not None and writer.begun:
                 # It was on its way already, and who sees the `begin` has to see the `end`.
                 await self._end_unwanted(RunLifecycle(engine, recorder, lease), writer, error)
-            elif not isinstance(error, SessionBusyError):
+            elif isinstance(error, SessionBusyError):
+                engine.leases.forget(lease)
+            else:
                 await self._give_up_lease(error)
             raise
         run = RunLifecycle(engine, recorder, lease)
@@ -174,6 +181,7 @@ def start_streamed(run: RunLifecycle, writer: SessionWriter, lease: Lease) -> No
     """Let a run begin whose `begin`, or `resume`, is acknowledged."""
     engine, recorder = run.engine, run.recorder
     recorder.writer = writer
+    lease.on_retaken = writer.check_owner
     # A sidecar that has finished the run gave the lease back and stands in the stream.
     recorder.state.is_confirmed = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
     recorder.state.begin()

@@ -34,12 +34,15 @@ redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 5])
 return 'ok'
 """)
 
-# Restarts a session's stream: one command that drops the run before, whose late entries are refused from then on. ARGV:
-# channel, expiry in seconds, then the id and the parts of `begin`.
+# Restarts a session's stream, unless its last entry has changed since it was read: one command that drops the run
+# before, whose late entries are refused from then on. ARGV: channel, expiry in seconds, id of the last entry as read
+# (empty where there was none), then the id and the parts of `begin`.
 BEGIN = Script(f"""{LUA_FIELDS}
-redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[3], unpack(fields_at(4)))
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if (top and top[1] or '') ~= ARGV[3] then return 'refused' end
+redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[4], unpack(fields_at(5)))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('PUBLISH', ARGV[1], ARGV[3])
+redis.call('PUBLISH', ARGV[1], ARGV[4])
 return 'ok'
 """)
 
@@ -47,7 +50,7 @@ return 'ok'
 # expiry in seconds, id of that entry, then the id and the parts of `resume`.
 RESUME = Script(f"""{LUA_FIELDS}
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if top and top[1] == ARGV[4] then return 'ok' end
+if top and top[1] == ARGV[4] and top[2][6] == ARGV[7] then return 'ok' end -- only the reply was lost
 if not top or top[1] ~= ARGV[3] then return 'refused' end
 redis.call('XADD', KEYS[1], ARGV[4], unpack(fields_at(5)))
 redis.call('EXPIRE', KEYS[1], ARGV[2])

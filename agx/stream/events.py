@@ -218,6 +218,16 @@ def check_body(body: object) -> UserBody:
     return UserBody(body)
 
 
+def check_label(name: str, value: object) -> None:
+    """Refuse an event's `type` or `origin` that Redis can't store; raises TypeError or ValueError."""
+    if not isinstance(value, str):
+        raise TypeError(f"an event's {name} must be a str, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"an event's {name} must be text that UTF-8 can encode, not {value!r}") from None
+
+
 def encode_body(body: Body, limit: int) -> bytes:
     """Return a body as JSON of at most `limit` bytes; of a longer one the longest values are cut (`"truncated": true`).
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-
-from redis.exceptions import ResponseError
 
 from ..facts.schema import StreamTotals
 from ..redis import keys
 from ..redis.bus import CONNECTION_ERRORS, Script
-from ..redis.entry_id import StreamId, format_id, parse_id
+from ..redis.entry_id import StreamId, format_id
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, Backoff, retry
 from .append_scripts import BEGIN, RESUME
@@ -89,31 +87,43 @@ class SessionWriter:
         counts = self._counts
         return StreamTotals(counts.events, counts.bytes, counts.retries, counts.failures)
 
-    async def begin(self, body: dict[str, Any], *, origin: str, checkpoint: bytes | None = None) -> None:
+    async def begin(
+        self,
+        body: dict[str, Any],
+        *,
+        origin: str,
+        ensure_lease: Callable[[], Awaitable[None]],
+        checkpoint: bytes | None = None,
+    ) -> None:
         """Restart the stream with this run's `begin`, as soon as the run before has its `end`, at most 5 s.
+
+        Args:
+            ensure_lease: raises where the lease is another's. Called after the stream was read, and the server appends
+                only if the stream has not changed since: a process that stalls replaces no stream of a later run.
 
         Raises:
             RedisError, OSError: not appended as far as is known.
         """
         waited_since = time.monotonic()
         trouble_since: float | None = None
-        entry: StreamEntry | None = None
+        sent: dict[StreamId, StreamEntry] = {}
         while True:
-            top = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
-            if entry is not None and top and parse_id(top[0][0].decode()) == entry.id:
+            reply = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
+            top = StreamEntry.of(*reply[0]) if reply else None
+            # Of the same id may also be an entry that another process added in the same millisecond.
+            if top is not None and (entry := sent.get(top.id)) is not None and entry.raw_body == top.raw_body:
                 break  # only the reply was lost
-            if top and top[0][1].get(b"type") != b"end" and time.monotonic() - waited_since < _PREVIOUS_END:
+            await ensure_lease()
+            if top is not None and top.type != "end" and time.monotonic() - waited_since < _PREVIOUS_END:
                 await asyncio.sleep(_PREVIOUS_POLL)
                 continue
-            if top:
-                self.tail.note(parse_id(top[0][0].decode()))
+            if top is not None:
+                self.tail.note(top.id)
             entry = self._stamp(PendingEntry("begin", origin, body, checkpoint=checkpoint), seq=0)
+            sent[entry.id] = entry
             try:
-                await self._append_first(BEGIN, entry)
-                break
-            except ResponseError as error:
-                if "equal or smaller" not in str(error):
-                    raise
+                if await self._append_first(BEGIN, entry, behind="" if top is None else format_id(top.id)) == b"ok":
+                    break
             except CONNECTION_ERRORS:
                 trouble_since = trouble_since or self._asked
                 if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
@@ -132,14 +142,14 @@ class SessionWriter:
         """
         self.tail.note(behind)
         entry = self._stamp(PendingEntry("resume", origin, body), seq=seq)
-        if await retry(lambda: self._append_first(RESUME, entry, format_id(behind))) != b"ok":
+        if await retry(lambda: self._append_first(RESUME, entry, behind=format_id(behind))) != b"ok":
             return False
         self._take_begun(entry)
         return True
 
-    async def _append_first(self, script: Script, entry: StreamEntry, *behind: str) -> Reply:
+    async def _append_first(self, script: Script, entry: StreamEntry, *, behind: str) -> Reply:
         self._asked = time.monotonic()
-        args = (self._keys.wake_channel, keys.STREAM_TTL, *behind, format_id(entry.id), *to_arguments(entry))
+        args = (self._keys.wake_channel, keys.STREAM_TTL, behind, format_id(entry.id), *to_arguments(entry))
         reply = self._side.bus.run(script, self._keys.stream, *args)
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
@@ -209,8 +219,13 @@ class SessionWriter:
 
     def check(self) -> None:
         """Compare the stream with the retained entries, in the background."""
+        if self.tail.retained:
+            self.check_owner()
+
+    def check_owner(self) -> None:
+        """Compare the stream also where nothing is retained any longer: it may be another run's, or ended."""
         # A batch in flight leads to a comparison by itself, if needed.
-        if not (self._stopped or self._batch or self._comparing is not None) and self.tail.retained:
+        if not (self._stopped or self._batch or self._comparing is not None):
             self._start_comparison()
 
     def send(self) -> int:

@@ -1,0 +1,117 @@
+"""Whose stream it is (contract, section 4): a process that stalled neither replaces another's stream nor writes on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.leaks import leak_checked
+from support.recorded import read_recorded
+from support.waiting import wait_until
+
+import agx
+from agx.embedded.server import EmbeddedServer
+from agx.engine.leases import Lease, Leases
+from agx.facts import schema as facts
+from agx.redis import keys
+
+SESSION = keys.SessionKeys.of("agx", 1, 1, "s")
+LEASE = 0.6  # seconds
+
+
+async def _read(redis: Redis) -> list[tuple[bytes, bytes]]:
+    """Return type and body of each entry."""
+    entries: Any = await redis.xrange(SESSION.stream)
+    return [(fields[b"type"], fields[b"body"]) for _, fields in entries]
+
+
+async def _append(redis: Redis, type: str, run_id: str) -> None:
+    body = f'{{"run_id": "{run_id}"}}'
+    await redis.xadd(SESSION.stream, {"type": type, "origin": "opale", "body": body})
+    await redis.expire(SESSION.stream, 60)
+
+
+async def test_a_stall_before_begin_replaces_no_stream(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process stalls between its check of the lease and its `begin`; meanwhile another run begins."""
+    ensure = Leases.ensure
+    stalls = iter([True])
+
+    async def ensure_then_stall(self: Leases, lease: Lease) -> None:
+        await ensure(self, lease)
+        if next(stalls, False):
+            await configured.set(SESSION.live, "another", px=60_000)
+            await _append(configured, "begin", "another")
+            lease.confirmed = float("-inf")  # as after a stall longer than the lease
+
+    monkeypatch.setattr(Leases, "ensure", ensure_then_stall)
+    with pytest.raises(agx.SessionBusyError):
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
+    assert [body for _, body in await _read(configured)] == [b'{"run_id": "another"}']
+    assert await configured.get(SESSION.live) == b"another"
+
+
+async def test_a_stall_before_begin_while_nobody_came(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease expired, and another run came and went: the run takes the lease again and begins."""
+    ensure = Leases.ensure
+    stalls = iter([True])
+
+    async def ensure_then_stall(self: Leases, lease: Lease) -> None:
+        await ensure(self, lease)
+        if next(stalls, False):
+            await configured.delete(SESSION.live)
+            await _append(configured, "end", "before")
+            lease.confirmed = float("-inf")
+
+    monkeypatch.setattr(Leases, "ensure", ensure_then_stall)
+    result = await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
+    assert result.output == "one two three"
+    types = [entry[0] for entry in await _read(configured)]
+    assert (types[0], types[-1]) == (b"begin", b"end")
+
+
+async def test_a_silent_run_whose_stream_was_ended_meanwhile_stops(server: EmbeddedServer) -> None:
+    """A recovery ended the stream while the process stalled: the run stops when it takes its lease again."""
+    with leak_checked(server.url) as url:
+        async with Redis.from_url(url) as redis:
+            agx.configure(agx.Config(redis=redis, lease_ttl=LEASE))
+            model = ScriptedAgent(hold_after=1)
+            running = asyncio.create_task(agx.run(FakeSession(), model.agent(), "Hi", deps=ScopeDeps()))
+            await asyncio.wait_for(model.reached.wait(), 10)
+
+            async def claim_expires_soon() -> bool:
+                remaining: Any = await redis.pttl(SESSION.live)
+                return bool(remaining < LEASE * 1_000)
+
+            # Long enough that the lease expires, and that no entry is retained any longer.
+            await redis.set(SESSION.live, "reaper:1", px=int(LEASE * 3_000))
+            await wait_until(claim_expires_soon)
+            assert not running.done()
+            await _append(redis, "end", orjson.loads((await _read(redis))[0][1])["run_id"])
+            with pytest.raises(agx.LeaseLostError):
+                await asyncio.wait_for(running, 10)
+            await agx.aclose()
+
+
+@pytest.mark.parametrize(("field", "value"), [("type", "a\ud800b"), ("origin", "a\ud800b"), ("origin", 7)])
+async def test_a_type_or_origin_that_redis_cannot_store(configured: Redis, field: str, value: object) -> None:
+    """It is refused at once; on its way to Redis it would hold up all entries behind it."""
+    await agx.start(1, 1, "s")
+    labels = {"type": "info", "origin": "test"} | {field: value}
+    with pytest.raises((TypeError, ValueError), match=f"an event's {field} must be"):
+        await agx.add(1, 1, "s", body={}, **labels)  # type: ignore[arg-type]
+    await agx.stop(1, 1, "s")
+    types = [entry[0] for entry in await _read(configured)]
+    assert types == [b"begin", b"end"]
+
+
+async def test_a_tool_that_raises_a_stray_cancellation_has_failed(configured: Redis) -> None:
+    """Nobody cancelled the run: the tool awaited something that was cancelled elsewhere."""
+    stage = ScriptedAgent(call_tool=True, tool_error=asyncio.CancelledError())
+    with pytest.raises(asyncio.CancelledError):
+        await agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps())
+    recorded = await read_recorded(configured)
+    assert [fact.outcome for fact in recorded.facts if isinstance(fact, facts.ToolEnded)] == ["error"]
