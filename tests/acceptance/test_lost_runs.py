@@ -23,6 +23,7 @@ from support.waiting import wait_until
 
 import agx
 from agx.facts import schema as facts
+from agx.redis.bus import Script
 from agx.redis.live_key import CLAIM, RELEASE, new_claim
 from agx.stream.writer import SessionWriter
 
@@ -245,10 +246,10 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
     sdk: bool, redis: Redis, sidecar: Replica, otlp: OtlpReceiver
 ) -> None:
     """The process was held still, or Redis was away, between the `begin` and its answer."""
-    issue = SessionWriter._issue_begin
+    append = SessionWriter._append_first
 
-    async def issue_in_vain(writer: SessionWriter, entry: Any) -> None:
-        await issue(writer, entry)
+    async def append_in_vain(writer: SessionWriter, script: Script, entry: Any, *args: Any) -> None:
+        await append(writer, script, entry, *args)
         raise TimeoutError
 
     # The sidecar begins its work when a service has published the meta.
@@ -258,7 +259,7 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
     with installed_sdk() if sdk else nullcontext(SpanLedger()) as spans:
         listening = asyncio.create_task(_follow_to_the_end())
         with (
-            patch.object(SessionWriter, "_issue_begin", issue_in_vain),
+            patch.object(SessionWriter, "_append_first", append_in_vain),
             patch("agx.stream.writer.COMMAND_TIMEOUT", 0),
             pytest.raises(agx.RedisUnavailableError),
         ):
