@@ -63,6 +63,20 @@ class RecipeError(AgxError):
         super().__init__(f"the recipe of agent {agent!r} raised {type(cause).__name__}: see the worker's log")
 
 
+class AgentNotServedError(AgxError):
+    """The error of a submitted run whose agent no worker served for as long as the run may wait."""
+
+    def __init__(self, agent: str) -> None:
+        super().__init__(f"no worker has a recipe for agent {agent!r}: start one, or correct the name in submit()")
+
+
+class AttemptsExhaustedError(AgxError):
+    """The error of a submitted run whose recipe stopped its worker each time."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"{attempts} workers stopped before the run began: look for what its recipe does")
+
+
 class RunHandedOverError(AgxError):
     """Raised where another process goes on with the run; this one has written nothing since."""
 
@@ -217,6 +231,12 @@ ATTEMPTS_EXHAUSTED = ErrorCode(
     "Several processes in a row died with this run before it made progress, so no other one tries it.",
     "Ask for something else, or tell the service's operators: the run itself may stop its process.",
 )
+AGENT_NOT_SERVED = ErrorCode(
+    "agent_not_served",
+    "No worker could run this agent.",
+    "The agent's name is wrong, or no worker with a recipe for it has run for as long as the run may wait.",
+    "For operators: start a worker with that recipe; `agx doctor` shows the names.",
+)
 RUN_REPLACED = ErrorCode(
     "run_replaced",
     "Another run of this session has replaced the run.",
@@ -276,6 +296,7 @@ CATALOGUE = (
     SESSION_NOT_SAVED,
     RUN_LOST,
     ATTEMPTS_EXHAUSTED,
+    AGENT_NOT_SERVED,
     RUN_REPLACED,
     EVENTS_EXPIRED,
     REQUEST_UNREADABLE,

@@ -86,6 +86,14 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
     return orjson.dumps(fields)
 
 
+def is_newer(data: bytes) -> bool:
+    """Return whether a checkpoint was written by a newer version; False where that can't be read."""
+    try:
+        return int(orjson.loads(data)["v"]) > FORMAT
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint:
     """Parse a checkpoint.
 

@@ -19,7 +19,7 @@ from ..facts.schema import Reason
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.clock import ServerClock
-from ..redis.live_key import ACQUIRE, RELEASE, RENEW, TAKE_OVER, parse_live
+from ..redis.live_key import ACQUIRE, HAND_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
 from ..redis.supervisor import Supervisor
 from .meta_publisher import MetaPublisher
 
@@ -30,6 +30,7 @@ _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait no longer than that
+_GAP_MS = 60_000  # for which a cancel waits for the process that takes the run over
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 
@@ -157,9 +158,13 @@ class Leases:
         await self._give_up(lease)
 
     async def hand_over(self, lease: Lease) -> None:
-        """Give the lease up and let its deadline pass at once, so that another process goes on with the run."""
-        await self._give_up(lease)
+        """Give the lease up and let its deadline pass at once, so that another process goes on with the run.
+
+        A cancel that this run no longer noticed is kept for that process.
+        """
+        self.forget(lease)
         session = lease.session
+        await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), _GAP_MS)
         await self._bus.execute("ZADD", self._deadlines(session), 0, session.lease_member(lease.run_id))
 
     async def _give_up(self, lease: Lease) -> None:

@@ -11,9 +11,10 @@ from redis.exceptions import RedisError
 
 from ..checkpoints.job import Job
 from ..engine.engine import Engine
-from ..errors import RecipeError, SessionBusyError
+from ..errors import AgentNotServedError, AttemptsExhaustedError, RecipeError, RunHandedOverError, SessionBusyError
 from ..recovery.dead_run import DeadRun
 from ..redis.keys import SessionKeys
+from ..stream.entry import StreamEntry
 from .queue import JobQueue, Waiting
 from .recipe import Call, Recipe
 from .resumable_run import ResumableRun, fail_run, run_job
@@ -29,10 +30,17 @@ async def start_job(
     waiting: Waiting,
     *,
     recipes: Mapping[str, Recipe],
+    claims: int,
     runs: dict[str, ResumableRun],
     postpone: Callable[[str], None],
 ) -> None:
-    """Run a claimed job to its end. The job leaves the queue as soon as its run has begun."""
+    """Run a claimed job to its end. The job leaves the queue as soon as its run has begun.
+
+    Args:
+        recipes: without the job's agent the run ends as failed.
+        claims: how many workers have claimed the job; all but this one stopped before the run began.
+        postpone: called with the job's id where it is to be tried again later.
+    """
     job = waiting.read()
     if job is None:
         logger.error("agx: a job of scope %s can't be read by this version, another worker may", waiting.scope)
@@ -47,7 +55,12 @@ async def start_job(
     run = ResumableRun(_keys(engine, job), job, on_begun=begun.set)
     runs[job.run_id] = run
     try:
-        await _attempt(engine, run, recipes[job.agent], None)
+        if claims > job.max_attempts:
+            await fail_run(engine, run, None, AttemptsExhaustedError(claims - 1))
+        elif (recipe := recipes.get(job.agent)) is None:
+            await fail_run(engine, run, None, AgentNotServedError(job.agent))
+        else:
+            await _attempt(engine, run, recipe, None)
     except SessionBusyError:
         postpone(waiting.entry_id)
     finally:
@@ -72,12 +85,19 @@ async def resume_run(engine: Engine, dead: DeadRun, recipe: Recipe, runs: dict[s
 
 async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: DeadRun | None) -> None:
     try:
-        call = await recipe(run.job)
+        run.recipe = asyncio.ensure_future(recipe(run.job))
+        call = await run.recipe
         _check(call, run.job)
+    except asyncio.CancelledError:
+        if run.handing_over:
+            raise RunHandedOverError from None
+        raise
     except Exception as error:
         logger.error("agx: the recipe of agent %s failed for run %s", run.agent, run.job.run_id, exc_info=error)
         await fail_run(engine, run, dead, RecipeError(run.agent, error))
         return
+    finally:
+        run.recipe = None
     await run_job(engine, run, dead, session=call.session, agent=call.agent, deps=call.deps, kwargs=dict(call.kwargs))
 
 
@@ -90,7 +110,7 @@ def _check(call: Call, job: Job) -> None:
 async def _has_begun(engine: Engine, job: Job) -> bool:
     session = _keys(engine, job)
     first = await engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1)
-    return bool(first) and f'"run_id":"{job.run_id}"'.encode() in first[0][1].get(b"body", b"").replace(b" ", b"")
+    return bool(first) and StreamEntry.of(*first[0]).body.get("run_id") == job.run_id
 
 
 async def _keep_claim(queue: JobQueue, waiting: Waiting, begun: asyncio.Event) -> None:

@@ -35,13 +35,23 @@ redis.call('PUBLISH', ARGV[4], '1')
 return 1
 """)
 
-# ARGV: group, worker, entry id, ms for which a claim of another worker holds. Replies 1 where the entry is ours now.
+# ARGV: group, worker, entry id, ms for which a claim of another worker holds. Replies how many workers have claimed the
+# entry by now and not given it back; 0 where it is not ours.
 _CLAIM = Script("""
 if #redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3]) == 0 then return 0 end
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
-if held and held[2] ~= ARGV[2] and held[3] < tonumber(ARGV[4]) then return 0 end
-redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'FORCE', 'JUSTID')
-return 1
+local claims = 1
+if held then
+  if held[2] == ARGV[2] then
+    claims = held[4]
+  elseif held[3] < tonumber(ARGV[4]) then
+    return 0
+  else
+    claims = held[4] + 1
+  end
+end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'RETRYCOUNT', claims, 'FORCE', 'JUSTID')
+return claims
 """)
 
 # ARGV: group, worker, entry id. Removes an entry only while the claim is ours.
@@ -52,10 +62,12 @@ redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 return redis.call('XDEL', KEYS[1], ARGV[3])
 """)
 
-# ARGV: group, worker, entry id.
+# Lets the claim expire at once; it does not count. ARGV: group, worker, entry id, ms for which a claim holds.
 _GIVE_BACK = Script("""
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
-if held and held[2] == ARGV[2] then redis.call('XACK', KEYS[1], ARGV[1], ARGV[3]) end
+if held and held[2] == ARGV[2] then
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[4], 'RETRYCOUNT', held[4] - 1, 'JUSTID')
+end
 return 1
 """)
 
@@ -122,11 +134,15 @@ class JobQueue:
             )
         return found
 
-    async def claim(self, waiting: Waiting) -> bool:
-        """Claim a job, or renew the claim; returns False where another worker holds it or it is gone."""
+    async def claim(self, waiting: Waiting) -> int:
+        """Claim a job, or renew the claim; returns 0 where another worker holds it or it is gone.
+
+        Otherwise it returns how many workers have claimed the job, this one included: all others stopped with it.
+        """
         args = (_GROUP, self._worker, waiting.entry_id, self._claim_ms)
         key = keys.jobs(self._prefix, waiting.partition)
-        return bool(await self._with_group(key, _CLAIM, args))
+        claims = await self._with_group(key, _CLAIM, args)
+        return claims if isinstance(claims, int) else 0
 
     async def remove(self, waiting: Waiting) -> None:
         """Remove a job whose run has begun, or that can't be run."""
@@ -134,8 +150,8 @@ class JobQueue:
         await self._with_group(keys.jobs(self._prefix, waiting.partition), _REMOVE, args)
 
     async def give_back(self, waiting: Waiting) -> None:
-        """Let other workers claim a job at once."""
-        args = (_GROUP, self._worker, waiting.entry_id)
+        """Let other workers claim a job at once; this claim does not count."""
+        args = (_GROUP, self._worker, waiting.entry_id, self._claim_ms)
         await self._with_group(keys.jobs(self._prefix, waiting.partition), _GIVE_BACK, args)
 
     async def _with_group(self, key: str, script: Script, args: tuple[str | int, ...]) -> object:

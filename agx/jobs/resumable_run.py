@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ..runs.lifecycle import RunLifecycle
 from ..runs.opening import open_streamed
 from ..runs.outcome import Ending
 from ..sessions.base import Session
+from .recipe import Call
 from .takeover import open_taken_over
 
 
@@ -34,6 +36,8 @@ class ResumableRun:
     job: Job
     on_begun: Callable[[], object] = lambda: None
     drive: Drive | None = None  # known once the run has begun
+    recipe: asyncio.Future[Call] | None = None  # while it makes the agent
+    handing_over: bool = False
 
     @property
     def agent(self) -> str:
@@ -61,11 +65,13 @@ async def run_job(
         return None
     run.on_begun()
     run.drive = Drive(life, session, dead=dead, resumable=True)
+    if run.handing_over:
+        run.drive.hand_over(now=False)
     return await drive_to_end(run.drive, agent, run.job.prompt, deps, kwargs)
 
 
 async def fail_run(engine: Engine, run: ResumableRun, dead: DeadRun | None, error: Exception) -> None:
-    """End a run as failed whose agent could not be made."""
+    """End a run as failed whose agent could not be made; nobody resumes it."""
     life = await _open(engine, run, dead, run.agent, None)
     if life is not None:
         run.on_begun()
@@ -73,7 +79,13 @@ async def fail_run(engine: Engine, run: ResumableRun, dead: DeadRun | None, erro
 
 
 def hand_over(run: ResumableRun, *, now: bool = False) -> None:
-    """Have another process go on with a run: at its next model request, or at once."""
+    """Have another process go on with a run: at its next model request, or at once.
+
+    A run that has not begun yet does not begin.
+    """
+    run.handing_over = True
+    if run.recipe is not None:
+        run.recipe.cancel()
     if run.drive is not None:
         run.drive.hand_over(now=now)
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import signal
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
@@ -27,7 +28,8 @@ logger = logging.getLogger("agx")
 _POLL = 1.0  # seconds between two looks at the queue; a submit wakes the workers at once
 _SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter
 _BUSY_PAUSE = 1.0  # seconds before a job is tried again whose session has a live run
-_READY_PAUSE = 0.5
+_MAKE_ROOM = 10.0  # seconds within which a worker makes room for a run that has to run alone
+_SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
 _SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
 
 
@@ -65,6 +67,9 @@ class Worker:
         self._runs: dict[str, ResumableRun] = {}  # by run id; also those that are about to begin
         self._tasks: set[asyncio.Task[None]] = set()
         self._not_before: dict[str, float] = {}  # by entry id: the loop's time at which a job is tried again
+        self._served = Counter[str]()  # by scope that has waiting jobs: how many of its jobs were started here
+        self._alone_from: dict[str, float] = {}  # by run id: the loop's time from which this worker makes room for it
+        self._is_alone = False  # a run that may stop its worker is under way: nothing else starts
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -78,7 +83,10 @@ class Worker:
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until SIGTERM, SIGINT or `stop()`; then hand the live runs over to other workers."""
+        """Work until SIGTERM, SIGINT or `stop()`; then hand the live runs over to other workers.
+
+        In a process that handles SIGTERM itself, as uvicorn does, no signal is handled: call `stop()` at its shutdown.
+        """
         engine = current_engine()
         with _stopping_on_signals(self._stop):
             tasks = [
@@ -95,11 +103,11 @@ class Worker:
                 await self._hand_over()
 
     async def _hand_over(self) -> None:
-        for run in self._runs.values():
+        for run in list(self._runs.values()):
             hand_over(run)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._grace)
-        for run in self._runs.values():
+        for run in list(self._runs.values()):
             hand_over(run, now=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLAIM_TTL)
@@ -114,7 +122,7 @@ class Worker:
         try:
             while True:
                 self._wake.clear()
-                if self.running < self.at_once:
+                if self._has_room:
                     await self._start_jobs(engine, queue)
                 try:
                     await asyncio.wait_for(self._wake.wait(), _POLL)
@@ -128,14 +136,51 @@ class Worker:
         waiting: list[Waiting] = []
         for partition in range(engine.queues.partitions):
             waiting += await queue.waiting(partition)
-        for job in self._pick(waiting, engine.clock.now_ms()):
-            if self.running >= self.at_once:
+        now_ms = engine.clock.now_ms()
+        for job in self._pick(waiting, now_ms):
+            if not self._has_room:
                 return
-            if await queue.claim(job):
-                self._start(job.entry_id, self._job(engine, queue, job))
+            claims = await queue.claim(job)
+            if claims >= _SUSPECT and self.running:
+                # It may have stopped the workers before this one: it runs where no other run can be stopped with it.
+                self._postpone(job.entry_id)
+                await queue.give_back(job)
+            elif claims:
+                self._served[job.scope] += 1
+                self._start(job.entry_id, self._job(engine, queue, job, claims), alone=claims >= _SUSPECT)
+        await self._end_not_served(engine, queue, waiting, now_ms)
+
+    async def _end_not_served(self, engine: Engine, queue: JobQueue, waiting: list[Waiting], now_ms: int) -> None:
+        """End the jobs, as failed, whose agent no worker has served for as long as they may wait."""
+        others = [job for job in waiting if job.agent not in self.recipes and job.due_ms <= now_ms]
+        key, now = keys.workers(engine.config.key_prefix), asyncio.get_running_loop().time()
+        for job in others:
+            if not self._has_room:
+                return
+            if job.entry_id in self._not_before or (found := job.read()) is None:
+                continue
+            seen = await engine.control.execute("ZSCORE", key, job.agent)
+            left_ms = max(job.due_ms, int(float(seen or 0))) + found.recover * 1_000 - now_ms
+            if left_ms > 0:
+                self._not_before[job.entry_id] = now + left_ms / 1_000
+            elif claims := await queue.claim(job):
+                self._start(job.entry_id, self._job(engine, queue, job, claims))
+
+    @property
+    def _has_room(self) -> bool:
+        return self.running < self.at_once and not self._is_alone and not self._makes_room
+
+    @property
+    def _makes_room(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return any(at <= now for at in self._alone_from.values())
 
     def _pick(self, waiting: list[Waiting], now_ms: int) -> Iterator[Waiting]:
-        """Yield the jobs to start: the scope with the fewest runs here comes first, its oldest job first."""
+        """Yield the jobs to start, in turn by scope.
+
+        The scope with the fewest runs here comes first, then the one that was served least since its jobs wait; of a
+        scope its oldest job.
+        """
         now = asyncio.get_running_loop().time()
         self._not_before = {entry_id: at for entry_id, at in self._not_before.items() if at > now}
         by_scope: dict[str, list[Waiting]] = {}
@@ -144,10 +189,14 @@ class Worker:
                 by_scope.setdefault(job.scope, []).append(job)
         for jobs in by_scope.values():
             jobs.reverse()
+        least = min((self._served[scope] for scope in by_scope if scope in self._served), default=0)
+        # A scope that is new here has no credit for the time before.
+        self._served = Counter({scope: max(self._served[scope], least) for scope in by_scope})
+        served = Counter(self._served)
         scopes = Counter(run.session.scope for run in self._runs.values())
         agents = Counter(run.agent for run in self._runs.values())
         while by_scope:
-            scope = min(by_scope, key=lambda name: (scopes[name], by_scope[name][-1].entry_id))
+            scope = min(by_scope, key=lambda name: (scopes[name], served[name], by_scope[name][-1].entry_id))
             job = by_scope[scope].pop()
             if not by_scope[scope] or (self._per_scope is not None and scopes[scope] >= self._per_scope):
                 del by_scope[scope]
@@ -156,14 +205,17 @@ class Worker:
             if self._per_agent is not None and agents[job.agent] >= self._per_agent:
                 continue
             scopes[scope] += 1
+            served[scope] += 1
             agents[job.agent] += 1
             yield job
 
-    def _job(self, engine: Engine, queue: JobQueue, job: Waiting) -> Coroutine[Any, Any, None]:
-        return start_job(engine, queue, job, recipes=self.recipes, runs=self._runs, postpone=self._postpone)
+    def _job(self, engine: Engine, queue: JobQueue, job: Waiting, claims: int) -> Coroutine[Any, Any, None]:
+        return start_job(
+            engine, queue, job, recipes=self.recipes, claims=claims, runs=self._runs, postpone=self._postpone
+        )
 
     def _postpone(self, entry_id: str) -> None:
-        """A job's session has a live run: try it again later."""
+        """Try a job again later: its session has a live run, or it has to run alone."""
         self._not_before[entry_id] = asyncio.get_running_loop().time() + _BUSY_PAUSE
 
     # --- runs whose process died ---
@@ -172,20 +224,40 @@ class Worker:
         await engine.ready()
         while True:
             await asyncio.sleep(_SWEEP * random.uniform(0.75, 1.25))
-            if self.running >= self.at_once:
+            if self.running >= self.at_once or self._is_alone:
                 continue
+            waits: set[str] = set()
             async for dead in find_dead_runs(engine, self.recipes, known=self._runs):
-                if self.running >= self.at_once:
+                alone = dead.record.failed_attempts >= max(1, dead.job.max_attempts - 1)
+                if alone and self.running:
+                    waits.add(dead.run_id)
+                elif alone or self._has_room:
+                    work = resume_run(engine, dead, self.recipes[dead.job.agent], self._runs)
+                    self._start(dead.run_id, work, alone=alone)
+                if self._is_alone or self.running >= self.at_once:
                     break
-                self._start(dead.run_id, resume_run(engine, dead, self.recipes[dead.job.agent], self._runs))
+            self._make_room(waits)
 
-    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _make_room(self, waits: set[str]) -> None:
+        """Start nothing more, after a while, where runs wait for a worker without other runs.
+
+        Not all workers make room at once: the first one that is empty takes the run, and the others go on.
+        """
+        now = asyncio.get_running_loop().time()
+        self._alone_from = {
+            run_id: self._alone_from.get(run_id, now + random.uniform(0, _MAKE_ROOM)) for run_id in waits
+        }
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None], *, alone: bool = False) -> None:
+        self._is_alone = alone
         task = asyncio.get_running_loop().create_task(self._run_one(work), name=f"agx-job-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if not self._tasks:
+            self._is_alone = False
         self._wake.set()
 
     async def _run_one(self, work: Coroutine[Any, Any, None]) -> None:
@@ -196,7 +268,7 @@ class Worker:
             logger.debug("agx: a job ended with an exception", exc_info=True)
 
     async def _announce(self, engine: Engine) -> None:
-        """Say which agents are served, so that a job that nobody serves is noticed."""
+        """Announce which agents are served, so that a job that nobody serves is noticed."""
         await engine.ready()
         key = keys.workers(engine.config.key_prefix)
         while True:
@@ -209,7 +281,11 @@ class Worker:
 
 @contextmanager
 def _stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` on SIGTERM or SIGINT; afterwards signals do what they did before."""
+    """Set `stop` on SIGTERM or SIGINT, unless the process handles SIGTERM itself; afterwards all is as before."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..checkpoints.codec import is_newer
 from ..checkpoints.job import Job, UnreadableJobError, decode
 from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, format_id
@@ -46,7 +47,7 @@ class DeadRun:
 
 
 async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun | None:
-    """Return a run that can be resumed, as its stream has it; None where it ended, or nobody can resume it.
+    """Return a run that this version can resume, as its stream has it; None where it ended, or nobody can resume it.
 
     Raises:
         RedisError, OSError: the stream could not be read.
@@ -67,6 +68,8 @@ async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun 
         job = decode(entries[0].checkpoint)
     except UnreadableJobError:
         return None
+    if any(entry.checkpoint is not None and is_newer(entry.checkpoint) for entry in entries[1:]):
+        return None  # left to a newer version
     record = RecordedRun.of(run_id, entries)
     return DeadRun(
         session=session,

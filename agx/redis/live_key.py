@@ -10,8 +10,8 @@ The value says who holds the session's lease:
 | `1` | `foreign` | a client of the older package holds the session |
 | anything else | `unreadable` | nobody knows; it is left alone |
 
-A holder is `{run_id}`, or `{run_id}~{attempt}.{nonce}` from a run's second attempt on. Attempt 0 is no process's: it
-marks a cancel that came after a run's process died and before another process went on with the run.
+A holder is `{run_id}`, or `{run_id}~{attempt}.{nonce}` where several processes may try the run. Attempt 0 is no
+process's: it marks a cancel that came after a run's process died and before another process went on with the run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def parse_live(raw: bytes) -> LeaseValue:
 
 
 def new_holder(run_id: str, attempt: int) -> str:
-    """Return the holder of an attempt from the second on, different each time: of two that try it, one holds it."""
+    """Return the holder of an attempt, different each time: of two processes that try it, one holds the lease."""
     return f"{run_id}~{attempt}.{uuid.uuid4().hex[:12]}"
 
 
@@ -150,6 +150,16 @@ RELEASE = Script(f"""{LUA}
 local value = redis.call('GET', KEYS[1])
 if value and (value == ARGV[1] or holder_of(value) == ARGV[1]) then return redis.call('DEL', KEYS[1]) end
 return 0
+""")
+
+# Removes the caller's own lease, so that another process takes the run over; a cancel is kept for that one. ARGV:
+# holder, gap holder, ms for which the cancel is kept.
+HAND_OVER = Script(f"""{LUA}
+local value = redis.call('GET', KEYS[1])
+if not value or holder_of(value) ~= ARGV[1] then return 0 end
+if value == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], 'cancel:' .. ARGV[2] .. ':' .. string.match(value, ':(%d+)$'), 'PX', ARGV[3])
+return 1
 """)
 
 # Takes the lease of a run whose process died; a cancel that came meanwhile is kept. ARGV: holder, TTL in ms, run id.

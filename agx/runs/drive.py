@@ -16,10 +16,12 @@ from pydantic_ai.run import AgentRun, AgentRunResult
 from pydantic_graph import End
 from redis.exceptions import RedisError
 
+from ..checkpoints.codec import UnreadableCheckpointError
 from ..checkpoints.journal import Journal
 from ..checkpoints.progress import Progress, fold
 from ..engine.leases import Lease
 from ..errors import (
+    RUN_LOST,
     SESSION_NOT_SAVED,
     AgxCanceledError,
     AgxError,
@@ -168,6 +170,10 @@ class Drive:
         self.raised = error
         if self._handing_over and self._state.cancel_reason is None and not self._state.fenced:
             self._handed_over = isinstance(error, (RunHandedOverError, RunCancelled))
+        if isinstance(error, UnreadableCheckpointError):
+            logger.error("agx: run %s can't be resumed and is lost: %s", self.life.recorder.run_id, error)
+            self.ending = Ending("lost", error=error, seen_as=RUN_LOST)
+            return
         self.ending = classify(error, self._state, CancelSource(task=self.task.is_cancelled))
 
     async def conclude(self) -> None:
@@ -204,6 +210,8 @@ class Drive:
         """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
         if not self._state.fenced:
             return True
+        if self.resumable:
+            return False  # the process that resumed it has saved, or will
         # Under the run's own id: `close()` gives it up.
         lease = Lease(self._keys, self.life.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
         try:

@@ -16,7 +16,7 @@ from ..engine.starting import starting
 from ..errors import RedisUnavailableError, SessionBusyError
 from ..facts.json_values import replace_surrogates
 from ..redis.keys import SessionKeys
-from ..redis.live_key import parse_live
+from ..redis.live_key import new_holder, parse_live
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, retry
 from ..stream.entry import RUNTIME
@@ -103,7 +103,9 @@ class _Opening:
         self._job = job
         self._checkpoint = None if job is None else job.encode()  # raises before Redis is touched
         run_id = uuid.uuid4().hex if job is None else job.run_id
-        self._lease = Lease(session, run_id, self._state.cancel, self._state.fence)
+        # Of two workers that have the same job, one holds the lease.
+        holder = "" if job is None else new_holder(run_id, job.attempt)
+        self._lease = Lease(session, run_id, self._state.cancel, self._state.fence, holder)
 
     async def run(self) -> RunLifecycle:
         try:

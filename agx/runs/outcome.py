@@ -18,6 +18,8 @@ from pydantic_ai.exceptions import (
 )
 
 from ..errors import (
+    AGENT_NOT_SERVED,
+    ATTEMPTS_EXHAUSTED,
     CONTENT_REFUSED,
     CONVERSATION_CHANGED,
     LIMIT_REACHED,
@@ -29,6 +31,8 @@ from ..errors import (
     RUN_TIMED_OUT,
     SESSION_BUSY,
     SESSION_NOT_SAVED,
+    AgentNotServedError,
+    AttemptsExhaustedError,
     ConversationChangedError,
     ErrorCode,
     RedisUnavailableError,
@@ -55,6 +59,8 @@ _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Err
     (UnexpectedModelBehavior, MODEL_ANSWER_UNUSABLE),
     (SessionBusyError, SESSION_BUSY),
     (ConversationChangedError, CONVERSATION_CHANGED),
+    (AgentNotServedError, AGENT_NOT_SERVED),
+    (AttemptsExhaustedError, ATTEMPTS_EXHAUSTED),
     (RedisUnavailableError, REDIS_UNAVAILABLE),
     (SessionSaveError, SESSION_NOT_SAVED),
 )

@@ -1,0 +1,227 @@
+"""Workers and their queue in one process: bad jobs, limits, turns of scopes, and what a stopped worker leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
+from redis.asyncio import Redis
+from support.agents import FakeSession, ScopeDeps
+from support.waiting import wait_until
+
+import agx
+from agx.checkpoints import job as job_format
+from agx.engine.registry import current_engine
+from agx.jobs.queue import JobQueue
+from agx.redis.keys import SessionKeys
+from agx.redis.live_key import ACQUIRE, HAND_OVER, MARK_CANCELLED, TAKE_OVER, gap_holder, new_holder, parse_live
+
+Recipe = Callable[[agx.Job], Awaitable[agx.Call]]
+
+
+def make_recipe(before: Callable[[agx.Job], Awaitable[object]] | None = None, **other: Any) -> Recipe:
+    """Return a recipe that waits for `before`; `other` takes the place of ids of the job."""
+    agent = Agent(TestModel(custom_output_text="Hi"), name="support", deps_type=ScopeDeps)
+
+    async def recipe(job: agx.Job) -> agx.Call:
+        if before is not None:
+            await before(job)
+        ids = {"scope": job.scope_id, "user_id": job.user_id, "session_id": job.session_id} | other
+        return agx.Call(FakeSession(), agent, ScopeDeps(**ids))
+
+    return recipe
+
+
+@asynccontextmanager
+async def working(*workers: agx.Worker) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(worker.run()) for worker in workers]
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.stop()
+        await asyncio.gather(*tasks)
+
+
+async def submit(session: str = "s", *, scope: str = "acme", **options: Any) -> str:
+    return await agx.submit(scope, "ada", session, **{"agent": "support", "prompt": "Hello"} | options)
+
+
+async def follow(session: str = "s") -> list[dict[str, Any]]:
+    return [event async for event in agx.listen("acme", "ada", session, serialize=False, wait=30)]
+
+
+async def raise_secret(job: agx.Job) -> None:
+    raise LookupError("secret")
+
+
+@pytest.mark.parametrize(
+    "recipe", [make_recipe(raise_secret), make_recipe(user_id="bob")], ids=["it raises", "other ids"]
+)
+async def test_a_bad_recipe_ends_the_run_as_failed(
+    configured: Redis, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working(agx.Worker({"support": recipe})):
+        await submit()
+        events = await follow()
+    assert [event["type"] for event in events] == ["begin", "error", "end"]
+    assert events[1]["body"]["code"] == "run_failed"
+    assert "secret" not in str(events)
+    assert events[2]["body"]["outcome"] == "failed"
+    assert any("recipe of agent support" in record.message and record.exc_info for record in caplog.records)
+
+
+async def test_a_job_that_nobody_serves_waits_and_then_fails(configured: Redis) -> None:
+    async with working(agx.Worker({"other": make_recipe()})):
+        await submit(agent="nobody", recover=0.3)
+        events = await follow()
+        assert events[-2]["body"]["code"] == "agent_not_served"
+        assert events[-1]["body"]["outcome"] == "failed"
+        await submit("t", agent="nobody", recover=3_600)
+        await submit("u", agent="other")
+        await follow("u")
+        assert not await configured.exists("agx:acme:ada:t")
+
+
+async def test_a_run_id_that_is_submitted_twice_runs_once(configured: Redis) -> None:
+    made: list[str] = []
+    opened = asyncio.Event()
+
+    async def note(job: agx.Job) -> None:
+        made.append(job.run_id)
+        await opened.wait()
+
+    workers = [agx.Worker({"support": make_recipe(note)}) for _ in range(2)]
+    async with working(*workers):
+        for _ in range(2):
+            await submit(run_id="one")
+        await wait_until(lambda: len(made) == 2)  # both workers are about to open the run
+        opened.set()
+        events = await follow()
+        assert [event["type"] for event in events].count("begin") == 1
+        assert events[-1]["body"]["outcome"] == "completed"
+        await wait_until(lambda: _is_empty(configured))
+    first, *_ = await configured.xrange("agx:acme:ada:s", count=1)
+    assert first[0].decode() == events[0]["id"]  # it did not begin again
+
+
+async def _is_empty(client: Redis) -> bool:
+    return not any([await client.xlen(key) for key in await client.keys("agx::jobs:*")])
+
+
+async def test_a_job_of_a_newer_version_is_left_to_newer_workers(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr(job_format, "FORMAT", job_format.FORMAT + 1)
+        await submit("newer")
+    async with working(agx.Worker({"support": make_recipe()})):
+        await submit("s")
+        await follow()
+    assert not await configured.exists("agx:acme:ada:newer")
+    assert not await _is_empty(configured)
+
+
+async def test_a_scope_has_only_so_many_waiting_jobs(redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client, max_waiting_jobs=2, queue_partitions=1))
+        for n in range(2):
+            await submit(f"s{n}")
+        with pytest.raises(agx.QueueFullError, match="acme"):
+            await submit("s2")
+        await submit(scope="beta")
+        await agx.aclose()
+
+
+async def test_scopes_take_turns(configured: Redis) -> None:
+    order: list[str] = []
+
+    async def note(job: agx.Job) -> None:
+        order.append(job.scope_id)
+
+    for n in range(20):
+        await submit(f"s{n}", scope="large")
+    for n in range(2):
+        await submit(f"s{n}", scope="small")
+    async with working(agx.Worker({"support": make_recipe(note)}, at_once=1)):
+        await wait_until(lambda: len(order) == 22)
+    assert max(n for n, scope in enumerate(order) if scope == "small") < 4
+
+
+@pytest.mark.parametrize(("limit", "most"), [({"per_scope": 1}, 1), ({"per_agent": 2}, 2), ({}, 4)])
+async def test_limits(configured: Redis, limit: dict[str, int], most: int) -> None:
+    live = peak = done = 0
+
+    async def count(job: agx.Job) -> None:
+        nonlocal live, peak, done
+        live += 1
+        peak = max(peak, live)
+        await asyncio.sleep(0.02)
+        live -= 1
+        done += 1
+
+    for n in range(8):
+        await submit(f"s{n}")
+    async with working(agx.Worker({"support": make_recipe(count)}, at_once=4, **limit)):
+        await wait_until(lambda: done == 8)
+    assert peak == most
+
+
+async def test_a_delayed_job_comes_when_it_is_due(configured: Redis) -> None:
+    order: list[str] = []
+
+    async def note(job: agx.Job) -> None:
+        order.append(job.session_id)
+
+    await submit("late", delay=0.5)
+    await submit("now")
+    async with working(agx.Worker({"support": make_recipe(note)}, at_once=1)):
+        await wait_until(lambda: order == ["now", "late"])
+
+
+async def test_a_worker_that_stops_while_a_recipe_waits_leaves_the_job_to_another(configured: Redis) -> None:
+    waits = asyncio.Event()
+
+    async def wait(job: agx.Job) -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    async with working(agx.Worker({"support": make_recipe(wait)})):
+        await submit()
+        await waits.wait()
+    async with working(agx.Worker({"support": make_recipe()})):
+        events = await follow()
+    assert events[-1]["body"]["outcome"] == "completed"
+
+
+async def test_claims_of_workers_that_died_are_counted(configured: Redis) -> None:
+    await submit()
+    engine = current_engine()
+    partitions = engine.queues.partitions
+    assert partitions is not None
+    first, second = (JobQueue(engine.control, "agx", partitions, worker=name, claim_ttl=0.2) for name in "ab")
+    (job,) = [job for n in range(partitions) for job in await first.waiting(n)]
+    assert await first.claim(job) == 1
+    assert await first.claim(job) == 1  # renewed
+    assert await second.claim(job) == 0
+    assert await wait_until(lambda: second.claim(job)) == 2  # the first one died
+    await second.give_back(job)
+    assert await first.claim(job) == 2  # what was given back does not count
+
+
+async def test_a_cancel_during_a_hand_over_reaches_the_next_process(configured: Redis) -> None:
+    session = SessionKeys.of("agx", "acme", "ada", "s")
+    bus, holder = current_engine().control, new_holder("r", 1)
+    await bus.run(ACQUIRE, session.live, holder, 10_000)
+    await bus.run(MARK_CANCELLED, session.live, session.cancel_channel)
+    await bus.run(HAND_OVER, session.live, holder, gap_holder("r"), 10_000)
+    assert parse_live(await configured.get(session.live)).is_gap_mark
+    successor = new_holder("r", 2)
+    assert (await bus.run(TAKE_OVER, session.live, successor, 10_000, "r"))[0] == 1
+    taken = parse_live(await configured.get(session.live))
+    assert (taken.kind, taken.holder) == ("cancelled", successor)
