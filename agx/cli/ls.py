@@ -62,7 +62,7 @@ def _described(run: LiveRun, last: StreamEntry | None, now_ms: int) -> dict[str,
         "run_id": run.run_id,
         "agent": run.agent,
         "manual": run.manual,
-        "state": _state(run, now_ms),
+        "state": _state(run, last, now_ms),
         "began_ms": run.began_ms,
         "last_event_ms": last.id[0] if last is not None else None,
     }
@@ -75,12 +75,14 @@ def _row(run: LiveRun, last: StreamEntry | None, now_ms: int) -> tuple[str, ...]
         run.agent or "-",
         format_duration(now_ms - run.began_ms) if run.began_ms else "-",
         format_duration(now_ms - last.id[0]) if last is not None else "-",
-        _state(run, now_ms),
+        _state(run, last, now_ms),
         run.run_id,
     )
 
 
-def _state(run: LiveRun, now_ms: int) -> str:
+def _state(run: LiveRun, last: StreamEntry | None, now_ms: int) -> str:
+    if run.is_recovering(last, now_ms):
+        return "recovering"
     if run.is_dead(now_ms):
         return "dead"
     return {"held": "live", "cancelling": "cancelling", "gone": "ending"}[run.lease]

@@ -87,6 +87,9 @@ class Screen:
             took = f" in {format_duration(at_ms - self._began_ms)}" if self._began_ms is not None else ""
             reason = f" ({body['reason']})" if body.get("reason") else ""
             self._line(f"● {outcome}{took}{reason}", f"bold {STYLES.get(outcome, '')}")
+        elif kind == "resume":
+            void = "; the unfinished answer above does not count" if body.get("void") else ""
+            self._line(f"● resumed by another process (attempt {body.get('attempt', '?')}){void}", "bold cyan")
         else:
             text = " ".join(str(body[name]) for name in ("error_type", "msg") if body.get(name))
             self._line(f"{kind}: {text or _json(body)}", "red" if kind == "error" else "cyan")

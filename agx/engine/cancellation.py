@@ -10,7 +10,8 @@ from redis.exceptions import RedisError
 from ..errors import RedisUnavailableError
 from ..redis.bus import Bus
 from ..redis.keys import Id, SessionKeys
-from ..redis.live_key import MARK_CANCELLED
+from ..redis.live_key import MARK_CANCELLED, MARK_GAP, gap_holder
+from ..redis.recovery_window import read_recovery_window
 from ..redis.retry import retry
 from .registry import current_engine
 
@@ -18,24 +19,37 @@ _CLAIM_WAIT = 1.0  # seconds a cancel waits for a recovery that looks whether th
 _CLAIM_POLL = 0.05
 
 
-async def mark_cancelled(bus: Bus, session: SessionKeys, run_id: str | None = None) -> bool:
+async def mark_cancelled(
+    bus: Bus, session: SessionKeys, run_id: str | None = None, *, now_ms: int, lease_ttl: float
+) -> bool:
     """Mark a session's lease and publish the mark; returns whether there was a live run to cancel.
 
-    While a recovery claims the session it is not decided whether its run lives, so this waits for the decision.
+    While a recovery claims the session it is not decided whether its run lives, so this waits for the decision. A run
+    whose process died and that can be resumed gets a mark, too: the process that takes it over ends it.
 
     Args:
         run_id: only this run; None takes whichever is live.
+        now_ms: server time, or an estimate of it.
+        lease_ttl: seconds for which a process that died still held the lease.
 
     Raises:
         RedisError, OSError: not marked as far as is known.
     """
     only = () if run_id is None else (run_id,)
     deadline = time.monotonic() + _CLAIM_WAIT
-    while (reply := await bus.run(MARK_CANCELLED, session.live, session.cancel_channel, *only)) == b"claimed":
+    while (reply := await bus.run(MARK_CANCELLED, session.live, session.cancel_channel, *only)) != b"marked":
+        if reply == b"none":
+            window = await read_recovery_window(bus, session, now_ms=now_ms, lease_ttl=lease_ttl)
+            if window is None or run_id not in (None, window.run_id):
+                return False
+            ttl_ms = max(1, int(window.recover * 1_000))
+            if await bus.run(MARK_GAP, session.live, gap_holder(window.run_id), ttl_ms):
+                return True
+            # Another process has just taken the run over, or somebody else has marked it.
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(_CLAIM_POLL)
-    return bool(reply == b"marked")
+    return True
 
 
 async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
@@ -51,6 +65,10 @@ async def cancel(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     try:
-        return await retry(lambda: mark_cancelled(engine.control, session))
+        return await retry(
+            lambda: mark_cancelled(
+                engine.control, session, now_ms=engine.clock.now_ms(), lease_ttl=engine.config.lease_ttl
+            )
+        )
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("cancel the run", error) from error

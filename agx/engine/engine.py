@@ -15,7 +15,9 @@ from ..facts.queues import Queues
 from ..facts.schema import Reason
 from ..redis.clock import ServerClock
 from ..redis.cluster_bus import open_bus
+from ..redis.keys import SessionKeys
 from ..redis.meta import Meta
+from ..redis.recovery_window import read_recovery_window
 from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 from ..stream.hub import Hub
@@ -127,6 +129,15 @@ class Engine:
                 if not backoff.is_waiting:
                     logger.warning("agx: Redis can't be reached (%s), facts wait in memory", type(error).__name__)
                 await asyncio.sleep(backoff.next())
+
+    async def is_recoverable(self, session: SessionKeys) -> bool:
+        """Return whether a session that no process holds has a run that another process can resume.
+
+        Raises:
+            RedisError, OSError: Redis did not answer.
+        """
+        now_ms, lease_ttl = self.clock.now_ms(), self.config.lease_ttl
+        return await read_recovery_window(self.control, session, now_ms=now_ms, lease_ttl=lease_ttl) is not None
 
     def _check_data(self) -> None:
         """Check all retained data: a connection was opened, or data is missing, so the server may have lost more."""

@@ -20,6 +20,7 @@ from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.clock import ServerClock
 from ..redis.live_key import ACQUIRE, HAND_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
+from ..redis.recovery_window import read_recovery_window
 from ..redis.supervisor import Supervisor
 from .meta_publisher import MetaPublisher
 
@@ -89,10 +90,11 @@ class Leases:
         """Take the lease, waiting a second where its holder has ended already.
 
         Raises:
-            SessionBusyError: the session has a live run.
+            SessionBusyError: the session has a live run, or one whose process died and that can be resumed.
             RedisError, OSError: not taken as far as is known.
         """
         session, deadline = lease.session, time.monotonic() + _BUSY_WAIT
+        await self._check_recoverable(lease)
         while True:
             asked_ns = time.monotonic_ns()
             taken, reply = await self._bus.run(ACQUIRE, session.live, lease.holder, self._ttl_ms)
@@ -104,6 +106,11 @@ class Leases:
             if not (ended or parse_live(reply).kind == "claimed") or time.monotonic() > deadline:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
+        try:
+            await self._check_recoverable(lease)  # the lease of the run before may have expired since the first look
+        except SessionBusyError:
+            await self._bus.run(RELEASE, session.live, lease.holder)
+            raise
         self._hold(lease, int(reply), asked_ns)
 
     async def ensure(self, lease: Lease) -> None:
@@ -117,6 +124,15 @@ class Leases:
             raise SessionBusyError(lease.session.session)
         if not self.holds(lease):
             await self.acquire(lease)
+
+    async def _check_recoverable(self, lease: Lease) -> None:
+        """Raise SessionBusyError where another process can still resume the run before."""
+        session = lease.session
+        window = await read_recovery_window(
+            self._bus, session, now_ms=self._clock.now_ms(), lease_ttl=self._ttl_ms / 1_000
+        )
+        if window is not None and window.run_id != lease.run_id:
+            raise SessionBusyError(session.session)
 
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where somebody holds it.
@@ -281,6 +297,10 @@ class Leases:
             if value.kind == "cancelled":
                 lease.on_cancel("cancel", value.mark_ms)
             return True
+        if value.is_gap_mark and value.run_id == lease.run_id:
+            # Cancelled while this process was stalled, and no other process has taken the run over.
+            await self._bus.run(TAKE_OVER, lease.session.live, lease.holder, self._ttl_ms, lease.run_id)
+            return None  # the next renewal finds the mark
         if not value.is_anothers:
             return None
         self.forget(lease)

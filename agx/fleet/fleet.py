@@ -13,7 +13,8 @@ from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, parse_id
 from ..redis.live_key import parse_live
-from ..redis.meta import parse_partitions
+from ..redis.meta import parse_meta, parse_partitions
+from ..redis.recovery_window import parse_recover
 from ..stream.entry import StreamEntry
 
 MAX_LEASES = 20_000  # of one partition, those whose deadline is nearest
@@ -32,10 +33,18 @@ class LiveRun:
     agent: str | None = None  # None: the stream is another run's by now, or its start was trimmed
     began_ms: int | None = None
     manual: bool = False  # opened by `start()`: a stream without an agent
+    recover: float | None = None  # seconds for which another process can resume it; None: none can
 
     def is_dead(self, now_ms: int) -> bool:
         """Whether its process is gone: the live key has expired, and its deadline, a hint only, has passed."""
         return self.lease == "gone" and self.deadline_ms < now_ms
+
+    def is_recovering(self, last: StreamEntry | None, now_ms: int) -> bool:
+        """Whether its process is gone and another one can still resume it; `last` is the newest entry."""
+        if self.recover is None or last is None or last.type == "end" or not self.is_dead(now_ms):
+            return False
+        # A run that was handed over has no deadline.
+        return now_ms < max(self.deadline_ms, last.id[0]) + self.recover * 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,14 @@ async def read_partitions(bus: Bus, prefix: str) -> int | None:
     """Return the number of partitions in force, or None where no service has ever run on this prefix."""
     raw = await bus.execute("HGET", keys.meta(prefix), "partitions")
     return parse_partitions(raw)
+
+
+async def read_lease_ttl(bus: Bus, prefix: str) -> float:
+    """Return the longest `lease_ttl` of the services, in seconds."""
+    key, names = keys.meta(prefix), ("partitions", "lease_ttl")
+    values = await asyncio.gather(*(bus.execute("HGET", key, name) for name in names))
+    meta = parse_meta({name: value or b"" for name, value in zip(names, values, strict=True)})
+    return 0.0 if meta is None else meta.lease_ttl
 
 
 async def read_clock(bus: Bus) -> int:
@@ -102,7 +119,8 @@ def _live_run(
         return LiveRun(session, run_id, deadline_ms, lease)
     body = begin.body
     agent = str(body["agent"]) if "agent" in body else None
-    return LiveRun(session, run_id, deadline_ms, lease, agent, begin.id[0], bool(body.get("manual")))
+    manual, recover = bool(body.get("manual")), parse_recover(body)
+    return LiveRun(session, run_id, deadline_ms, lease, agent, begin.id[0], manual, recover)
 
 
 async def read_last(bus: Bus, runs: Sequence[LiveRun]) -> list[StreamEntry | None]:

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
@@ -165,12 +166,16 @@ async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, 
 async def is_live(scope_id: Id, user_id: Id, session_id: Id) -> bool:
     """Return whether a session is live and nobody has cancelled it.
 
+    A run whose process died is live as long as another process can resume it.
+
     Raises:
         RedisUnavailableError: nobody can tell.
     """
     engine, session = _open(scope_id, user_id, session_id)
     held = await _reach("look at the session", lambda: engine.control.execute("GET", session.live))
-    return held is not None and parse_live(held).kind != "cancelled"
+    if held is None:
+        return await _reach("look at the session", lambda: engine.is_recoverable(session))
+    return parse_live(held).kind != "cancelled"
 
 
 async def q(scope_id: Id, user_id: Id) -> AsyncGenerator[tuple[Id, Id, str], None]:
@@ -189,7 +194,7 @@ async def q(scope_id: Id, user_id: Id) -> AsyncGenerator[tuple[Id, Id, str], Non
         lambda: asyncio.gather(*(engine.control.execute("EXISTS", session.live) for session in sessions)),
     )
     for session, live in zip(sessions, alive, strict=True):
-        if live:
+        if live or await _reach("list the sessions", partial(engine.is_recoverable, session)):
             yield scope_id, user_id, session.session
         else:
             # A run that died left its entry: the index is a hint and heals here.

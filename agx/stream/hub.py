@@ -14,6 +14,7 @@ from collections.abc import Callable
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, format_id
+from ..redis.recovery_window import parse_recover
 from ..redis.redis_py import Reply
 from ..redis.supervisor import Supervisor
 from .entry import StreamEntry
@@ -71,7 +72,7 @@ class Feed:
 
     def __init__(self, bus: Bus, session: keys.SessionKeys, patience: float, on_overflow: Callable[[], None]) -> None:
         self.stream = session.stream
-        self.dead = False  # its run has died, and nobody has closed it
+        self.dead = False  # its run has died, and nobody has ended or resumed it in time
         self.cursor: StreamId | None = None  # of the last entry that was handed out
         self.subscribers: set[Subscriber] = set()
         self.quiet = False  # no wake-up since the last poll
@@ -79,6 +80,7 @@ class Feed:
         self._live = session.live
         self._patience = patience
         self._dead_since: float | None = None
+        self._recover = 0.0  # seconds for which another process can resume the run
         self._on_overflow = on_overflow
         self._reading = False
         self._again = False
@@ -99,13 +101,20 @@ class Feed:
             self._revive()
         elif self._dead_since is None:
             self._dead_since = now
-        elif not self.dead and now - self._dead_since > self._patience:
+            self._bus.execute("XRANGE", self.stream, "-", "+", "COUNT", 1).add_done_callback(self._read_begin)
+        elif not self.dead and now - self._dead_since > self._patience + self._recover:
             self.dead = True
             for subscriber in self.subscribers:
                 subscriber.notify()
 
+    def _read_begin(self, first: asyncio.Future[Reply]) -> None:
+        if first.exception() is not None:
+            self._revive()  # asked again with the next look
+        elif entries := first.result():
+            self._recover = parse_recover(StreamEntry.of(*entries[0]).body) or 0.0
+
     def _revive(self) -> None:
-        self.dead, self._dead_since = False, None
+        self.dead, self._dead_since, self._recover = False, None, 0.0
 
     def wake(self) -> None:
         """Read new entries soon."""

@@ -42,7 +42,7 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
     try:
         entries = [StreamEntry.of(*entry) for entry in await head]
         ended = any(StreamEntry.of(*entry).type == "end" for entry in await last)
-        live = bool(await lease) and not ended
+        live = not ended and (bool(await lease) or await engine.is_recoverable(session))
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("look at the session", error) from error
     if not entries or entries[0].type != "begin":

@@ -35,7 +35,7 @@ async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[M
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     try:
-        live = await engine.control.execute("EXISTS", session.live)
+        live = await engine.control.execute("EXISTS", session.live) or await engine.is_recoverable(session)
         found = await engine.control.execute("XRANGE", session.stream, "-", "+")
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("look at the session", error) from error

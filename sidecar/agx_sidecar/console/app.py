@@ -21,8 +21,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agx.engine.cancellation import mark_cancelled
+from agx.fleet.fleet import read_clock, read_lease_ttl
 from agx.redis.bus import Bus
 from agx.redis.cluster_bus import open_bus
+from agx.redis.keys import SessionKeys
 
 from ..http import HttpServer, make_app
 from ..link import open_client
@@ -175,6 +177,12 @@ class Console:
 
     # --- forms ---
 
+    async def _mark_cancelled(self, session: SessionKeys, run_id: str) -> bool:
+        now_ms, lease_ttl = await asyncio.gather(
+            read_clock(self._bus), read_lease_ttl(self._bus, self._settings.prefix)
+        )
+        return await mark_cancelled(self._bus, session, run_id, now_ms=now_ms, lease_ttl=lease_ttl)
+
     async def _cancel(self, request: Request) -> Response:
         if not self._console.can_cancel:
             return self._message(403, "This console may only read", "Set AGX_CONSOLE=full to let it cancel runs.")
@@ -185,7 +193,7 @@ class Console:
             session = None
         if session is None:
             return self._message(400, "This is no run", "Its ids are not valid.")
-        found = await _in_time(mark_cancelled(self._bus, session, place.run_id))
+        found = await _in_time(self._mark_cancelled(session, place.run_id))
         logger.warning(
             "console: %s cancelled run %s of %s/%s/%s: %s",
             client_of(request),

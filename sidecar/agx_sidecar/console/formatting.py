@@ -16,6 +16,7 @@ _MARKS = {
     "failed": "✘",
     "lost": "☠\ufe0e",  # as text, not as a picture
     "dead": "☠\ufe0e",
+    "recovering": "↻",
     "ok": "✔",
     "retry": "↻",
     "error": "✘",
@@ -23,7 +24,12 @@ _MARKS = {
     "deferred": "…",
     "open": "●",
 }
-_TEXTS = {"dead": "dead, waits for a sidecar", "open": "under way", "cancelling": "being cancelled"}
+_TEXTS = {
+    "dead": "dead, waits for a sidecar",
+    "recovering": "recovering, waits for a worker",
+    "open": "under way",
+    "cancelling": "being cancelled",
+}
 
 
 def badge(outcome: str) -> Html:

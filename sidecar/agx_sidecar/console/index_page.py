@@ -79,12 +79,13 @@ def _live_row(overview: Overview, run: LiveRun, last: StreamEntry | None) -> Htm
     url = run_url(session.scope, run.run_id, session.user, session.session, run.began_ms or 0)
     name = run.agent or ("opened by hand" if run.manual else "unknown")
     began = ago(now - run.began_ms) if run.began_ms else "-"
+    state = "recovering" if run.is_recovering(last, now) else "dead" if run.is_dead(now) else ""
     return h(
         "tr",
         h("th", h("a", name, href=url, id=f"a-{run.run_id}"), scope="row"),
         h("td", session_name(session.scope, session.user, session.session)),
         h("td", began, class_="number"),
-        h("td", badge("dead") if run.is_dead(now) else _doing(run, last)),
+        h("td", badge(state) if state else _doing(run, last)),
         h("td", f"{ago(now - last.id[0])} ago" if last else "-", class_="number extra"),
         id=f"r-{run.run_id}",
     )

@@ -1,0 +1,67 @@
+"""Whether a run whose process died still counts as live: for `recover` seconds another process can resume it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import orjson
+
+from .bus import Bus
+from .entry_id import parse_id
+from .keys import SessionKeys
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryWindow:
+    """The time in which a run without a process can be resumed.
+
+    Args:
+        run_id: the run.
+        recover: seconds, as its `begin` says.
+        ends_ms: server time.
+    """
+
+    run_id: str
+    recover: float
+    ends_ms: int
+
+
+async def read_recovery_window(
+    bus: Bus, session: SessionKeys, *, now_ms: int, lease_ttl: float
+) -> RecoveryWindow | None:
+    """Return the window of a session's latest run; None where the run has ended, or nobody can resume it any more.
+
+    The live key is not looked at: as long as a process holds it, the run is live anyway.
+
+    Args:
+        now_ms: server time, or an estimate of it.
+        lease_ttl: seconds for which a process that died still held the lease.
+
+    Raises:
+        RedisError, OSError: Redis did not answer.
+    """
+    first, last = await asyncio.gather(
+        bus.execute("XRANGE", session.stream, "-", "+", "COUNT", 1),
+        bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1),
+    )
+    if not first or not last or first[0][1].get(b"type") != b"begin" or last[0][1].get(b"type") == b"end":
+        return None
+    try:
+        body = orjson.loads(first[0][1].get(b"body", b"{}"))
+    except orjson.JSONDecodeError:
+        return None
+    recover = parse_recover(body)
+    if recover is None:
+        return None
+    ends_ms = parse_id(last[0][0].decode())[0] + int((recover + lease_ttl) * 1_000)
+    return RecoveryWindow(str(body.get("run_id", "")), recover, ends_ms) if now_ms < ends_ms else None
+
+
+def parse_recover(begin: object) -> float | None:
+    """Return the seconds for which a run can be resumed, from the body of its `begin`; None where it cannot be."""
+    value = begin.get("recover") if isinstance(begin, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        return None
+    return float(value)

@@ -1,0 +1,128 @@
+"""Between a process's death and the takeover a run that can be resumed counts as live; entries are written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+import pytest
+from pydantic_ai import Agent
+from redis.asyncio import Redis
+from support.agents import ScopeDeps, scripted
+from support.waiting import wait_until
+
+import agx
+from agx.engine.registry import current_engine
+from agx.redis.live_key import TAKE_OVER, gap_holder, new_holder, parse_live
+from agx.testing import MemorySession
+
+STREAM, LIVE = "agx:1:1:s", "agx:1:1:s:live"
+LEASE = 0.9
+
+
+@pytest.fixture
+async def client(redis_url: str) -> Any:
+    async with Redis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client, lease_ttl=LEASE))
+        yield client
+        await agx.aclose()
+
+
+async def leave_run(client: Redis, *, age: float = 0, **begin: Any) -> None:
+    """Write the stream of a run whose process died `age` seconds ago."""
+    ms = int((time.time() - age) * 1_000)
+    body = {"run_id": "r", "agent": "support", "seq": 0, **begin}
+    entry: dict[Any, Any] = {"type": "begin", "origin": "opale", "body": orjson.dumps(body)}
+    await client.xadd(STREAM, entry, id=f"{ms}-0")
+    await client.expire(STREAM, 60)
+    await client.zadd("agx:1:1", {"s": ms})
+    await client.expire("agx:1:1", 60)
+
+
+async def live_sessions() -> list[str]:
+    return [str(session) async for _, _, session in agx.q(1, 1)]
+
+
+def run() -> Any:
+    return agx.run(MemorySession(id="s"), Agent(scripted(["hi"])), "hi", deps=ScopeDeps(session_id="s"))
+
+
+async def test_it_is_live(client: Redis) -> None:
+    await leave_run(client, recover=60, max_attempts=3)
+    assert await agx.is_live(1, 1, "s")
+    assert await live_sessions() == ["s"]
+
+
+async def test_no_second_run_begins_and_the_stream_stays(client: Redis) -> None:
+    await leave_run(client, recover=60, max_attempts=3)
+    before = await client.xrange(STREAM)
+    for second in (run, lambda: agx.start(1, 1, "s"), lambda: agx.submit(1, 1, "s", agent="a", prompt="hi")):
+        with pytest.raises(agx.SessionBusyError):
+            await second()
+    assert await client.xrange(STREAM) == before
+    assert await client.get(LIVE) is None
+
+
+@pytest.mark.parametrize(
+    ("age", "begin"),
+    [(0, {}), (12, {"recover": 10}), (0, {"recover": "60"}), (0, {"recover": True}), (0, {"recover": -5})],
+)
+async def test_a_run_that_nobody_can_resume_is_not_live(client: Redis, age: float, begin: dict[str, Any]) -> None:
+    await leave_run(client, age=age, **begin)
+    assert not await agx.is_live(1, 1, "s")
+    assert not await agx.cancel(1, 1, "s")
+    assert await live_sessions() == []
+
+
+async def test_an_ended_run_is_not_live(client: Redis) -> None:
+    await leave_run(client, recover=60)
+    await client.xadd(STREAM, {"type": "end", "origin": "opale", "body": "{}"})
+    assert not await agx.is_live(1, 1, "s")
+    await run()
+
+
+async def test_cancel_leaves_a_mark_that_the_next_process_takes_over(client: Redis) -> None:
+    await leave_run(client, recover=60)
+    assert await agx.cancel(1, 1, "s")
+    value = parse_live(await client.get(LIVE))
+    assert (value.is_gap_mark, value.holder) == (True, gap_holder("r"))
+    assert 50_000 < await client.pttl(LIVE) <= 60_000
+    assert not await agx.is_live(1, 1, "s")  # as of any cancelled run
+    assert await live_sessions() == ["s"]
+    assert await agx.cancel(1, 1, "s")  # once more
+    with pytest.raises(agx.SessionBusyError):
+        await run()
+    holder = new_holder("r", 2)
+    assert await current_engine().control.run(TAKE_OVER, LIVE, holder, 900, "r")
+    taken = parse_live(await client.get(LIVE))
+    assert (taken.kind, taken.holder, taken.mark_ms) == ("cancelled", holder, value.mark_ms)
+
+
+async def test_listeners_wait_until_the_run_is_resumed(client: Redis) -> None:
+    await leave_run(client, recover=60)
+    engine = current_engine()
+    following = asyncio.create_task(_listen())
+    await wait_until(lambda: engine.hub.listeners)
+    (feed,) = engine.hub._feeds.values()
+    await wait_until(lambda: feed._dead_since is not None and feed._recover == 60)
+    assert feed._dead_since is not None
+    feed._dead_since -= 50  # longer than the hub waits for a run that nobody can resume
+    feed.look()
+    await engine.control.execute("PING")
+    assert not feed.dead
+    await client.xadd(STREAM, {"type": "resume", "origin": "opale", "body": '{"run_id": "r", "attempt": 2}'})
+    await client.xadd(STREAM, {"type": "end", "origin": "opale", "body": "{}"})
+    assert [event["type"] for event in await following] == ["begin", "resume", "end"]
+
+
+async def test_listeners_give_up_once_nobody_can_resume_it(client: Redis) -> None:
+    await leave_run(client, recover=1)
+    events = await _listen()
+    assert [event["type"] for event in events] == ["begin", "error"]
+    assert events[-1]["body"]["error_type"] == "lost"
+
+
+async def _listen() -> list[dict[str, Any]]:
+    return [event async for event in agx.listen(1, 1, "s", serialize=False, timeout=60)]
