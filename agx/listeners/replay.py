@@ -39,12 +39,14 @@ from pydantic_ai.messages import (
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.tools import DeferredToolRequests
 
+from ..engine.registry import current_engine
 from ..errors import EVENTS_EXPIRED, RUN_FAILED, RUN_LOST, RUN_REPLACED, RunFailedError
-from ..redis.keys import Id
+from ..redis.keys import Id, SessionKeys
 from ..stream.custom_events import load_chunk, load_event
-from ..stream.entry import DEFERRED, PROMPT, StreamEntry
+from ..stream.entry import DEFERRED, PROMPT, RUNTIME, StreamEntry
 from ..stream.events import Body
 from .listener import follow
+from .void import ResumeEvent, leave_out
 
 Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]
 
@@ -87,6 +89,8 @@ async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) 
     they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file above 128 KiB
     and a provider's details are not on the stream, custom events come as `StreamedEvent`, and an
     `AgentRunResultEvent` comes only where the run has left calls to others: its output is the `DeferredToolRequests`.
+    An answer that a dead process began is left out, as the process that resumed the run asked again. Where a part of it
+    was given before, the part ends, and a `ResumeEvent` names it.
 
     Args:
         wait: seconds to wait for a first event.
@@ -97,7 +101,10 @@ async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) 
         TypeError: an id is neither an int nor a str.
         ValueError: an id has a character that none may have.
     """
-    async with aclosing(follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)) as entries:
+    engine = current_engine()
+    session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
+    stored = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)
+    async with aclosing(leave_out(stored, engine.hub.bus, session)) as entries:
         async for event in replay_entries(entries):
             yield event
 
@@ -178,6 +185,8 @@ class _Run:
             yield InfoEvent(body=body)
         elif kind == "event":
             yield from self._read_event(body)
+        elif kind == "resume" and origin == RUNTIME:
+            yield from self._resume(body)
 
     def _end(self, body: Body) -> Iterator[Event]:
         self.ended = True
@@ -223,6 +232,19 @@ class _Run:
                 else:
                     # It was emitted when the output tool's call began; on the stream the call comes later, and whole.
                     self._finals[call_id] = final
+
+    def _resume(self, body: Body) -> Iterator[AgentStreamEvent]:
+        """End what a dead process had begun; its calls were not made."""
+        yield from self._close_part(None)
+        void_calls = list(self._calls)
+        for call_id in void_calls:
+            self._made.pop(call_id, None)
+            self._finals.pop(call_id, None)
+        self._calls.clear()
+        self._previous = None
+        if body.get("void") is not None:
+            void = {"attempt": body.get("attempt"), "void": body["void"], "tool_call_ids": void_calls}
+            yield ResumeEvent(body=void)
 
     def _end_response(self) -> Iterator[AgentStreamEvent]:
         yield from self._close_part(None)

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError, RunFailedError
 from ..listeners.replay import Event, replay_entries
+from ..listeners.void import find_voids, is_void
 from ..redis.keys import Id, SessionKeys
 from ..stream.entry import StreamEntry
 
@@ -40,6 +41,8 @@ async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[M
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("look at the session", error) from error
     entries = [StreamEntry.of(*entry) for entry in found]
+    voids = find_voids(entries)
+    entries = [entry for entry in entries if not is_void(entry, voids)]
     if live or not entries or entries[0].type != "begin":
         return []
     ends = [entry.body.get("outcome") for entry in entries if entry.type == "end"]

@@ -23,6 +23,7 @@ from agx.fleet.fleet import (
 from agx.redis import keys
 from agx.redis.bus import Bus
 from agx.redis.entry_id import parse_id
+from agx.redis.recovery_window import parse_recover
 from agx.stream.entry import StreamEntry
 
 ENTRIES = 5_000  # of the stream, the newest
@@ -83,7 +84,15 @@ class RunHistory:
             return self.ended.outcome
         if self.entries and self.entries[-1].type == "end":
             return str(self.entries[-1].body.get("outcome") or "completed")
+        if self.lease == "gone" and self._is_recovering:
+            return "recovering"
         return {"held": "live", "cancelling": "cancelling", "gone": "dead"}[self.lease]
+
+    @property
+    def _is_recovering(self) -> bool:
+        """Whether another process can still resume the run."""
+        recover = None if self.begin is None else parse_recover(self.begin.body)
+        return recover is not None and bool(self.entries) and self.now_ms < self.entries[-1].id[0] + recover * 1_000
 
     @property
     def is_known(self) -> bool:

@@ -145,6 +145,8 @@ def _open_bars(history: RunHistory, skew_ns: int) -> Iterator[Bar]:
     calls: dict[str, Bar] = {}
     for entry in history.entries:
         body = entry.body
+        if entry.type == "resume":
+            requests.clear()  # what the dead process had under way is asked again
         idx, call_id = body.get("idx"), str(body.get("tool_call_id"))
         if entry.type != "event" or not isinstance(idx, int):
             continue
