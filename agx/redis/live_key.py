@@ -195,7 +195,7 @@ local value = redis.call('GET', KEYS[1])
 if not value then return 'none' end
 if string.sub(value, 1, {len(_CLAIM_PREFIX)}) == '{_CLAIM_PREFIX}' then return 'claimed' end
 local holder = holder_of(value)
-if ARGV[2] and not (holder and run_of(holder) == ARGV[2]) then return 'none' end
+if ARGV[2] and value ~= ARGV[2] and not (holder and run_of(holder) == ARGV[2]) then return 'none' end
 if value == '{_FOREIGN}' then
   redis.call('DEL', KEYS[1])
 elseif not holder then

@@ -99,7 +99,7 @@ async def test_a_store_that_refuses_is_logged_once_and_without_the_conversation(
         session = store.open(1, 1, "s")
         async with engine.begin() as connection:
             await connection.exec_driver_sql(
-                "create trigger refuse before insert on agx_sessions begin select no_such_disk(); end"
+                "create trigger refuse before update on agx_sessions begin select no_such_disk(); end"
             )
         with pytest.raises(agx.SessionSaveError):
             await agx.run(session, ScriptedAgent().agent(), "my secret", ScopeDeps())

@@ -66,7 +66,7 @@ ODD: dict[str, tuple[Callable[[], Any], Any]] = {
     "uuid": (lambda: uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     "int above 64 bits": (lambda: 2**64, str(2**64)),
     "int beyond floats": (lambda: 10**400, str(10**400)),
-    "int of too many digits": (lambda: 10**5_000, {"unserialisable": "int", "error": "ValueError"}),
+    "int of too many digits": (lambda: 10**5_000, hex(10**5_000)),
     "infinity beside bytes": (lambda: [float("inf"), b""], [None, ""]),
     "lone surrogate": (lambda: "a\ud800b", "a?b"),
     "set": (lambda: {1}, [1]),
