@@ -70,7 +70,7 @@ def test_a_run_becomes_one_trace(
         "agx.stream": (stream_span_id("run-1"), RUN_SPAN),
     }
     assert {str(span.resource["service.name"]) for span in spans.values()} == {"shop"}
-    assert [event.name for event in spans["agx.stream"].events] == ["begin", "end"]
+    assert [event.name for event in spans["agx.stream"].events] == ["begin", "part", "end"]
     wait_until_sync(lambda: pending(queue) == 0)
     seen = wait_until_sync(lambda: s if (s := replica.scrape()).get("agx_spans_exported_total") == 4 else None)
     assert seen.get("agx_spans_failed_total") == 0
