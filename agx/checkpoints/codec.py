@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -39,6 +39,19 @@ class ToolReturn:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """Messages that one `enqueue()` left for the next model request, or for the run's end.
+
+    Args:
+        tool_call_id: the tool call beside whose result they go; None where they follow all results.
+    """
+
+    messages: tuple[ModelMessage, ...]
+    priority: Literal["asap", "when_idle"] = "asap"
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What changed in a run since its checkpoint before.
 
@@ -50,7 +63,7 @@ class Checkpoint:
         returned: the tool call that returned.
         usage: the run's usage so far.
         output_retries: how many output retries the run has used.
-        pending: messages that wait for the next model request.
+        pending: messages that were enqueued and are not delivered yet.
     """
 
     stored: str | None = None
@@ -59,7 +72,10 @@ class Checkpoint:
     returned: ToolReturn | None = None
     usage: RunUsage | None = None
     output_retries: int | None = None
-    pending: tuple[ModelMessage, ...] = ()
+    pending: tuple[Pending, ...] = ()
+
+
+_PENDING: TypeAdapter[list[Pending]] = TypeAdapter(list[Pending])
 
 
 def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -> bytes:
@@ -79,10 +95,13 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
             fields["content"] = _dump(_CONTENT, checkpoint.returned.content)
     if checkpoint.usage is not None:
         fields["usage"] = _dump(_USAGE, checkpoint.usage)
-    if checkpoint.output_retries:
+    if checkpoint.output_retries is not None:
         fields["output_retries"] = checkpoint.output_retries
     if checkpoint.pending:
-        fields["pending"] = dump_messages(checkpoint.pending)
+        fields["pending"] = [
+            {"messages": dump_messages(one.messages), "priority": one.priority, "tool_call_id": one.tool_call_id}
+            for one in checkpoint.pending
+        ]
     return orjson.dumps(fields)
 
 
@@ -122,8 +141,8 @@ def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint
                 _RETURN.validate_python(returned), None if content is None else _CONTENT.validate_python(content)
             ),
             usage=None if (usage := fields.get("usage")) is None else _USAGE.validate_python(usage),
-            output_retries=int(fields.get("output_retries", 0)),
-            pending=tuple(ModelMessagesTypeAdapter.validate_python(fields.get("pending", []))),
+            output_retries=None if (retries := fields.get("output_retries")) is None else int(retries),
+            pending=tuple(_PENDING.validate_python(fields.get("pending", []))),
         )
     except NewerCheckpointError:
         raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolCallPart, ToolReturnPart, UserContent
 from pydantic_ai.usage import RunUsage
 
-from .codec import Checkpoint, ToolReturn, encode
+from .codec import Checkpoint, Pending, ToolReturn, encode
 from .progress import Progress, fingerprint
 
 
@@ -19,7 +19,7 @@ class Snapshot:
     messages: Sequence[ModelMessage]
     usage: RunUsage
     output_retries: int
-    pending: Sequence[ModelMessage]
+    pending: Sequence[Pending]
 
 
 class Journal:
@@ -67,7 +67,9 @@ class Journal:
         """Return the checkpoint of a tool call that returned; rides on `tool-return`."""
         self._returned[part.tool_call_id] = part
         following = content if content is None or isinstance(content, str) else list(content)
-        return encode(Checkpoint(returned=ToolReturn(part, following), pending=tuple(self._take().pending)))
+        now = self._take()
+        # With the usage: the tool may have run an agent of its own.
+        return encode(Checkpoint(returned=ToolReturn(part, following), usage=now.usage, pending=tuple(now.pending)))
 
     def _advance(self, now: Snapshot, messages: Sequence[ModelMessage]) -> bytes:
         # By identity: a message is never changed once it is in the history, a rewritten history has other objects.

@@ -10,7 +10,7 @@ import orjson
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart
 from pydantic_ai.usage import RunUsage
 
-from .codec import ToolReturn, UnreadableCheckpointError, decode, dump_messages
+from .codec import Pending, ToolReturn, UnreadableCheckpointError, decode, dump_messages
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Progress:
         returns: results of the last response's tool calls, by call id.
         usage: usage of all attempts.
         output_retries: output retries used so far.
-        pending: messages that wait for the next model request.
+        pending: messages that were enqueued and are not delivered yet.
     """
 
     stored: int
@@ -31,7 +31,7 @@ class Progress:
     returns: dict[str, ToolReturn] = field(default_factory=dict)
     usage: RunUsage = field(default_factory=RunUsage)
     output_retries: int = 0
-    pending: tuple[ModelMessage, ...] = ()
+    pending: tuple[Pending, ...] = ()
 
     @property
     def begun(self) -> bool:
@@ -82,8 +82,6 @@ def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage]) -> Progre
             progress.returns = {}
         if (result := checkpoint.returned) is not None:
             returned[result.part.tool_call_id] = progress.returns[result.part.tool_call_id] = result
-            # pydantic-ai counts a call when it runs; a recorded one is not run again.
-            progress.usage.tool_calls += result.part.outcome == "success"
         if checkpoint.usage is not None:
             progress.usage = checkpoint.usage
         if checkpoint.output_retries is not None:

@@ -5,7 +5,7 @@ Each function returns its neutral answer when a name is gone; `tests/unit/test_p
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from pydantic_ai import RunContext
@@ -13,6 +13,7 @@ from pydantic_ai.capabilities import Hooks
 from pydantic_ai.messages import ModelRequestAttempt
 from pydantic_ai.run import AgentRun
 
+from ..checkpoints.codec import Pending
 from ..checkpoints.journal import Snapshot
 
 
@@ -44,5 +45,18 @@ def take_snapshot(agent_run: AgentRun[Any, Any]) -> Snapshot:
         messages=agent_run.all_messages(),
         usage=state.usage,
         output_retries=state.output_retries_used,
-        pending=[message for pending in state.pending_messages for message in pending.messages],
+        pending=[
+            Pending(tuple(one.messages), one.priority, (getattr(one, "_tool_call", None) or (None,))[0])
+            for one in state.pending_messages
+        ],
     )
+
+
+def restore_pending(agent_run: AgentRun[Any, Any], pending: Iterable[Pending]) -> None:
+    """Enqueue what an earlier attempt enqueued and did not deliver, each beside the tool result where it belongs."""
+    queue = agent_run.ctx.state.pending_messages
+    for one in pending:
+        agent_run.enqueue(*one.messages, priority=one.priority)
+        if one.tool_call_id is not None:
+            # `enqueue()` knows the tool call only while the tool runs; this one ran before the run's first step here.
+            queue[-1]._tool_call = (one.tool_call_id, agent_run.ctx.state.run_step)

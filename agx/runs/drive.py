@@ -29,7 +29,7 @@ from ..errors import (
     RunHandedOverError,
     SessionSaveError,
 )
-from ..model_calls.private_api import take_snapshot
+from ..model_calls.private_api import restore_pending, take_snapshot
 from ..recovery.dead_run import DeadRun
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, keep_prompt
@@ -148,8 +148,8 @@ class Drive:
     def _keep_journal(self, agent_run: AgentRun[Any, Any], progress: Progress) -> None:
         state = agent_run.ctx.state
         state.output_retries_used = progress.output_retries
-        for message in progress.pending:
-            agent_run.enqueue(message)
+        open_calls = {call.tool_call_id for call in progress.open_calls}  # enqueue again, if they run again
+        restore_pending(agent_run, (one for one in progress.pending if one.tool_call_id not in open_calls))
         journal = Journal(progress, lambda: take_snapshot(agent_run))
         journal.hand_over = self._handing_over
         self.life.recorder.journal = journal
