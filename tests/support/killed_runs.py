@@ -185,7 +185,7 @@ async def attempt(scenario: Scenario, ledger: Ledger, stream: Stream, *, first: 
     life.recorder.session = keys
     life.recorder.writer = cast("Any", _Writer(stream, ledger.points))
     job = Job("r", "1", "1", "s", "killed", scenario.prompt)
-    dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), 0, None)
+    dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), None)
     session = StoredSession(stored=list(scenario.stored), stream=stream)
     drive = Drive(life, session, dead=dead, resumable=True)
     await drive.run_agent(scenario.make_agent(ledger), scenario.prompt, ScopeDeps(), scenario.make_kwargs())
