@@ -60,12 +60,12 @@ def count_tokens(messages: Iterable[ModelMessage]) -> Counter[TokenType]:
 def has_all_usage(messages: Iterable[ModelMessage], outcome: Outcome, requests: int | None) -> bool:
     """Return whether the usage of every request was reported.
 
-    An answer without parts needs none. A request that was cancelled before its answer began has no answer, and agx
-    estimates its usage; `requests` is how many were sent, None if that is not known.
+    An answer without parts needs none. A request that was cancelled before its answer began has no answer, or one
+    without parts, and agx estimates its usage; `requests` is how many were sent, None if that is not known.
     """
     answers = [message for message in messages if isinstance(message, ModelResponse)]
-    if outcome == "cancelled" and requests != len(answers):
-        return False
+    if outcome == "cancelled":
+        return requests == len(answers) and all(answer.usage.has_values() for answer in answers)
     return all(answer.usage.has_values() for answer in answers if answer.parts)
 
 
