@@ -24,7 +24,7 @@ LEASE = 0.9  # seconds
 
 def _stages() -> list[tuple[str, ScriptedAgent]]:
     """The mix: what each run does, and how it has to end."""
-    inner = ScriptedAgent(words=(SECRET,)).agent(capabilities=[agx.AgxCapability()])
+    inner = ScriptedAgent(words=(SECRET,), streams=False).agent(capabilities=[agx.AgxCapability()])
     return [
         *(("completed", ScriptedAgent(words=(SECRET, " said"))) for _ in range(8)),
         *(("completed", ScriptedAgent(call_tool=True)) for _ in range(4)),

@@ -272,7 +272,7 @@ async def _while_refused(
 async def test_a_task_cancelled_while_its_begin_is_on_its_way_has_an_end(proxy: Proxy, redis: Redis) -> None:
     talk = start_talk()
     stream = keys.SessionKeys.of("agx", "1", "1", "s").stream
-    proxy.delay = 0.2
+    proxy.delay = 0.05  # of a lease of 0.9 s that opening, with its several round trips, has to stay within
     await wait_until(lambda: redis.exists(stream))  # the server has it, and its answer is on the way
     talk.running.cancel()
     with pytest.raises(asyncio.CancelledError):

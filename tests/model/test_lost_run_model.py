@@ -74,7 +74,7 @@ class RealServer:
         client.delete(self.session.live, self.session.stream, self.leases, "agx::queue:0")
         self._script(ACQUIRE, self.session.live, "run", 60_000)
         client.zadd(self.leases, {"run": 1})
-        self._script(BEGIN, self.session.stream, "wake", 60, *_entry("b"))
+        self._script(BEGIN, self.session.stream, "wake", 60, "", *_entry("b"))
 
     def _script(self, script: Script, key: str, *args: Any) -> Any:
         return self.client.eval(script.source, 1, key, *args)
@@ -101,7 +101,7 @@ class RealServer:
                 behind, entry = args
                 return self._script(APPEND, stream, _IDS[behind], "wake", 1_000, 60, *_entry(entry)).decode()
             case "begin_other":
-                return self._script(BEGIN, stream, "wake", 60, *_entry("2")).decode()
+                return self._script(BEGIN, stream, "wake", 60, self._last_id, *_entry("2")).decode()
             case "end_lost":
                 return bool(self._script(FINALIZE, stream, _IDS[args[0]], "{}", "{}", 60, "wake"))
             case "read_stream":
@@ -125,6 +125,11 @@ class RealServer:
 
     def _named(self, value: bytes | None) -> str | None:
         return next((name for name, holder in _HOLDERS.items() if value == holder.encode()), None)
+
+    @property
+    def _last_id(self) -> bytes:
+        """The id of the stream's last entry; empty without one."""
+        return next((entry_id for entry_id, _ in self.client.xrevrange(self.session.stream, count=1)), b"")
 
     @property
     def stream(self) -> str:
