@@ -326,14 +326,18 @@ class Leases:
         return True
 
     async def _is_only_lease_missing(self, lease: Lease) -> bool:
-        """Return whether the run's deadline and stream are still there, which no other client deletes."""
+        """Return whether the run's deadline and index entry are still there, which no other client deletes.
+
+        The deadline alone may have been written between the loss and this look, by the renewal before. The stream
+        proves nothing: it is appended again within milliseconds.
+        """
         session = lease.session
         # CH has ZADD count a changed deadline, XX a deadline that is there.
         renewed = self._bus.execute(
             "ZADD", self._deadlines(session), "XX", "CH", self._deadline(), session.lease_member(lease.run_id)
         )
-        stream = self._bus.execute("EXISTS", session.stream)
-        return bool(await renewed) and bool(await stream)
+        listed = self._bus.execute("ZSCORE", session.index, session.session)
+        return bool(await renewed) and await listed is not None
 
     def close(self) -> None:
         """Stop renewing; leases that are still held expire by themselves."""

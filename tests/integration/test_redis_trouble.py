@@ -151,9 +151,19 @@ async def test_everything_killed_and_restarted(talk: Talk, proxy: Proxy, own_ser
     await talk.go_on()
 
 
-async def test_all_data_deleted_under_intact_connections(talk: Talk, redis: Redis) -> None:
-    """B5: only a client of the older package deletes a lease to cancel, and it deletes nothing else."""
-    await redis.flushall()
+@pytest.mark.parametrize("with_deadline", [False, True])
+async def test_all_data_deleted_under_intact_connections(talk: Talk, redis: Redis, with_deadline: bool) -> None:
+    """B5: only a client of the older package deletes a lease to cancel, and it deletes nothing else.
+
+    With a deadline: a renewal was answered before the loss, and its deadline is written behind it.
+    """
+    leases = keys.leases("agx", keys.partition("1", agx.Config.queue_partitions))
+    deadlines = await wait_until(lambda: redis.zrange(leases, 0, -1, withscores=True))
+    async with redis.pipeline(transaction=True) as at_once:
+        at_once.flushall()
+        if with_deadline:
+            at_once.zadd(leases, dict(deadlines))
+        await at_once.execute()
     await wait_until(lambda: agx.is_live(1, 1, "s"))
     await talk.go_on()
     await wait_until(lambda: redis.exists("agx::meta"))  # for the sidecar
