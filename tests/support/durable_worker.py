@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from pydantic_ai import Agent
@@ -18,6 +18,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from redis.asyncio import Redis
 
 import agx
+from agx.jobs.recipe import Recipe
 
 from .agents import ScopeDeps
 
@@ -43,18 +44,22 @@ class Ledger:
         return [(int(pid), f"{what} {number}") for pid, what, number in (line.split() for line in lines)]
 
 
-def make_agent(ledger: Ledger) -> Agent[ScopeDeps, str]:
+def make_agent(
+    ledger: Ledger, *, steps: int = STEPS, words: Sequence[str] = WORDS, pause: float = _PAUSE
+) -> Agent[ScopeDeps, str]:
+    """Return an agent that calls both tools in each of its steps, then answers; it pauses between two words."""
+
     async def answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
         step = sum(isinstance(message, ModelResponse) for message in messages)
         ledger.add("model", step)
-        if step < STEPS:
+        if step < steps:
             calls = [
                 DeltaToolCall(name, f'{{"step": {step}}}', tool_call_id=f"{name}{step}") for name in ("quick", "slow")
             ]
             yield dict(enumerate(calls))
             return
-        for word in WORDS:
-            await asyncio.sleep(_PAUSE)
+        for word in words:
+            await asyncio.sleep(pause)
             yield word
 
     agent = Agent(
@@ -69,23 +74,27 @@ def make_agent(ledger: Ledger) -> Agent[ScopeDeps, str]:
     @agent.tool_plain(metadata={"on_resume": "retry"})
     async def slow(step: int) -> str:
         ledger.add("slow", step)
-        await asyncio.sleep(10 * _PAUSE)
+        await asyncio.sleep(10 * pause)
         return f"slow {step}"
 
     return agent
 
 
-async def work(url: str, ledger: Ledger) -> None:
-    """Work until SIGTERM."""
-    agent = make_agent(ledger)
+def make_recipe(agent: Agent[ScopeDeps, str]) -> Recipe:
+    """Return a recipe that runs an agent on the session that Redis holds."""
 
-    async def make_support(job: agx.Job) -> agx.Call:
+    async def make_call(job: agx.Job) -> agx.Call:
         deps = ScopeDeps(scope=job.scope_id, user_id=job.user_id, session_id=job.session_id)
         return agx.Call(agx.RedisSession(job.scope_id, job.user_id, job.session_id), agent, deps)
 
+    return make_call
+
+
+async def work(url: str, ledger: Ledger) -> None:
+    """Work until SIGTERM."""
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
-        worker = agx.Worker({"support": make_support})
+        worker = agx.Worker({"support": make_recipe(make_agent(ledger))})
         print("ready", flush=True)
         await worker.run()
         await agx.aclose()
