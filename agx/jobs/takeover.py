@@ -13,7 +13,7 @@ from ..runs.deps import Deps
 from ..runs.lifecycle import RunLifecycle, give_up
 from ..runs.opening import start_streamed
 from ..runs.outcome import Ending
-from ..runs.recorder import Recorder
+from ..runs.recording.recorder import Recorder
 from ..runs.state import RunState
 from ..stream.entry import RUNTIME
 from ..stream.events import Body, Runtime

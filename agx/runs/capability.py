@@ -48,7 +48,7 @@ from .driving_task import DrivingTask
 from .lifecycle import RunLifecycle, current_recorder, enclosing_recorder
 from .opening import open_observed, open_streamed
 from .outcome import CancelSource, Ending, classify
-from .recorder import Recorder
+from .recording.recorder import Recorder
 
 # The model reads it.
 _INTERRUPTED = (
@@ -174,7 +174,7 @@ class AgxCapability(AbstractCapability[Any]):
         recorder = run.recorder
         self._runs[ctx.run_id] = run
         if recorder.parent is not None:
-            recorder.parent.observed_runs.add(ctx.run_id)
+            recorder.parent.tools.observed_runs.add(ctx.run_id)
         recorder.stop = ctx.cancel
         if recorder.state.must_stop:
             ctx.cancel()
@@ -210,7 +210,7 @@ class AgxCapability(AbstractCapability[Any]):
             if recorder.journal is not None and request is not None:
                 if recorder.journal.hand_over:
                     raise RunHandedOverError
-                await recorder.wait_recorded()  # a tool's result is recorded before the model sees it
+                await recorder.events.wait_recorded()  # a tool's result is recorded before the model sees it
             recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None, request)
             recorder.messages = ctx.messages
             # The tools of a streamed node end before their run does, a cancelled one too. Nothing else differs.
@@ -239,7 +239,7 @@ class AgxCapability(AbstractCapability[Any]):
 
     def _may_stream(self, ctx: RunContext[Any], recorder: Recorder) -> bool:
         """Return whether the next model request is to be streamed although the caller may not stream it."""
-        if recorder.writer is None:
+        if recorder.events.writer is None:
             return False  # nobody listens
         if (obstacle := find_obstacle(ctx.model, ctx.root_capability)) is None:
             return True
@@ -255,7 +255,7 @@ class AgxCapability(AbstractCapability[Any]):
             return stream
         if (tools := ctx.tool_manager) is not None:
             # Before the first request of a run that resumes, the tools are not known yet: then all count as known.
-            recorder.knows_tool = lambda name: tools.tools is None or tools.get_tool_def(name) is not None
+            recorder.tools.is_known = lambda name: tools.tools is None or tools.get_tool_def(name) is not None
         return _Observed(stream, recorder.on_event)
 
     async def wrap_model_request(
@@ -286,34 +286,34 @@ class AgxCapability(AbstractCapability[Any]):
                 return replay_return(recorded)
             if recorder.journal.was_interrupted(call) and (tool_def.metadata or {}).get("on_resume") != "retry":
                 raise ToolFailed(_INTERRUPTED)
-            await recorder.wait_recorded()  # a call that may have acted is known to the next attempt
-        tool, task = recorder.begin_tool(call), DrivingTask()
+            await recorder.events.wait_recorded()  # a call that may have acted is known to the next attempt
+        tool, task = recorder.tools.begin(call), DrivingTask()
         try:
             with attached(recorder.tool_context(tool)), capture_run_messages() as messages:
                 try:
                     result = await handler(args)
                 finally:
-                    recorder.add_plain_run(tool, messages)
+                    recorder.tools.add_plain_run(tool, messages)
         except (CallDeferred, ApprovalRequired):
-            recorder.defer_tool(tool)
+            recorder.tools.defer(tool)
             raise
         except (ModelRetry, ToolRetryError):
-            recorder.end_tool(tool, "retry")
+            recorder.tools.end(tool, "retry")
             raise
         except SkipToolExecution:
-            recorder.end_tool(tool, "ok")
+            recorder.tools.end(tool, "ok")
             raise
         except asyncio.CancelledError as error:
             if recorder.state.must_stop or task.is_cancelled or cancel_was_requested(ctx) or run_timed_out(ctx):
-                recorder.end_tool(tool, "cancelled")
+                recorder.tools.end(tool, "cancelled")
             else:
                 # Nobody asked for it: the tool awaited something that was cancelled elsewhere.
-                recorder.end_tool(tool, "error", error)
+                recorder.tools.end(tool, "error", error)
             raise
         except BaseException as error:
-            recorder.end_tool(tool, "error", error)
+            recorder.tools.end(tool, "error", error)
             raise
-        recorder.end_tool(tool, "ok")
+        recorder.tools.end(tool, "ok")
         return result
 
 

@@ -16,7 +16,7 @@ from ..errors import SessionBusyError
 from ..facts.schema import Reason
 from .driving_task import run_to_end
 from .outcome import Ending
-from .recorder import Recorder
+from .recording.recorder import Recorder
 
 if TYPE_CHECKING:
     from ..engine.leases import Lease
@@ -74,9 +74,9 @@ class RunLifecycle:
     async def hand_over(self) -> None:
         """Let another process go on with the run: nothing of it is lost, and nothing is ended."""
         recorder, lease = self.recorder, self._lease
-        assert recorder.writer is not None
+        assert recorder.events.writer is not None
         assert lease is not None
-        await recorder.writer.drain()
+        await recorder.events.writer.drain()
         await self.engine.queues.drain()
         if not recorder.state.fenced:
             recorder.state.hand_over()
@@ -87,8 +87,8 @@ class RunLifecycle:
         """Emit the end, then give the lease back: whatever one step raises, the next ones follow."""
         recorder = self.recorder
         try:
-            if recorder.writer is not None:
-                await recorder.writer.drain()
+            if recorder.events.writer is not None:
+                await recorder.events.writer.drain()
             if recorder.state.phase == "ended":
                 if await self._is_recovered(lease):
                     recorder.state.recover()
@@ -106,9 +106,9 @@ class RunLifecycle:
         """Leave the engine: nothing of this run is to be cancelled, ordered or waited for any more."""
         engine, recorder, lease = self.engine, self.recorder, self._lease
         engine.runs.discard(self)
-        if recorder.writer is not None:
-            recorder.writer.close()
-        if lease is not None and engine.sessions.get(lease.session.stream) is recorder:
+        if recorder.events.writer is not None:
+            recorder.events.writer.close()
+        if lease is not None and engine.sessions.get(lease.session.stream) is recorder.events:
             del engine.sessions[lease.session.stream]
             engine.subscription.unsubscribe(lease.session.cancel_channel)
         if not self.closed.done():

@@ -27,7 +27,7 @@ from ..telemetry.tracing import start_run, valid_traceparent
 from .driving_task import run_to_end
 from .lifecycle import RunLifecycle, enclosing_recorder, give_up
 from .outcome import Ending
-from .recorder import Recorder
+from .recording.recorder import Recorder
 from .state import RunState
 
 
@@ -182,12 +182,12 @@ class _Opening:
 def start_streamed(run: RunLifecycle, writer: SessionWriter, lease: Lease) -> None:
     """Let a run begin whose `begin`, or `resume`, is acknowledged."""
     engine, recorder = run.engine, run.recorder
-    recorder.writer = writer
+    recorder.events.writer = writer
     lease.on_retaken = writer.check_owner
     # A sidecar that has finished the run gave the lease back and stands in the stream.
     recorder.state.is_confirmed = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
     recorder.state.begin()
-    engine.sessions[writer.stream] = recorder
+    engine.sessions[writer.stream] = recorder.events
     engine.heartbeat.start()
     _follow_cancel(engine, lease, recorder.state)
 

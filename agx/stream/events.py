@@ -101,6 +101,11 @@ class Runtime:
     answered: bool = False  # the current model request gave the final answer
     parts: dict[int, Part] = field(default_factory=dict)  # by index, those of the current request that have deltas
 
+    @property
+    def index(self) -> int:
+        """Index of the current model request; 0 before the first one."""
+        return max(self.idx, 0)
+
     def begin_node(self, model: Model[Any] | None = None) -> WireEvent:
         """A model request begins."""
         self.idx += 1
@@ -133,7 +138,7 @@ class Runtime:
         if isinstance(event, ToolResultEvent):
             return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
         if (body := dump_event(event)) is not None:
-            return WireEvent({"idx": max(self.idx, 0), "event": "custom"} | body, urgent=True)
+            return WireEvent({"idx": self.index, "event": "custom"} | body, urgent=True)
         return None
 
     def part_of(self, event: PartDeltaEvent) -> Part:
@@ -158,7 +163,7 @@ class Runtime:
 
     def _part_start(self, index: int | None) -> Body:
         # A call approved since the run before has its result before the first request.
-        body: Body = {"idx": max(self.idx, 0), "event": "part_start"}
+        body: Body = {"idx": self.index, "event": "part_start"}
         return body if index is None else body | {"event_idx": index}
 
     def _whole(self, index: int, part: ModelResponsePart) -> WireEvent:

@@ -92,7 +92,7 @@ class _Asked(AbstractCapability[Any]):
             # pydantic-ai's own id, which is in the messages: by it one can tell whether they have been saved.
             "stamp": ctx.run_id,
         }
-        recorder.put("info", PROMPT, body, urgent=True)
+        recorder.events.put("info", PROMPT, body, urgent=True)
         self.begun.set_result(recorder.run_id)
 
     async def after_run(self, ctx: RunContext[Any], *, result: AgentRunResult[Any]) -> AgentRunResult[Any]:

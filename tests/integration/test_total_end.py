@@ -31,7 +31,7 @@ from agx.facts import schema as facts
 from agx.facts.queues import Queues
 from agx.redis.bus import NodeBus
 from agx.runs import opening
-from agx.runs.recorder import Recorder
+from agx.runs.recording.recorder import Recorder
 from agx.stream.subscription import Subscription
 from agx.stream.writer import SessionWriter
 from agx.telemetry.tracing import RunSpan

@@ -89,7 +89,7 @@ class Stream:
 
 @dataclass
 class _Writer:
-    """A stream's writer, as far as a recorder uses it."""
+    """A stream's writer, as far as the recording of a run uses it."""
 
     stream: Stream
     points: Points
@@ -183,7 +183,7 @@ async def attempt(scenario: Scenario, ledger: Ledger, stream: Stream, *, first: 
     engine.runs.discard(life)
     keys = SessionKeys.of(engine.config.key_prefix, 1, 1, "s")
     life.recorder.session = keys
-    life.recorder.writer = cast("Any", _Writer(stream, ledger.points))
+    life.recorder.events.writer = cast("Any", _Writer(stream, ledger.points))
     job = Job("r", "1", "1", "s", "killed", scenario.prompt)
     dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), None)
     session = StoredSession(stored=list(scenario.stored), stream=stream)

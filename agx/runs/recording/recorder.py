@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import (
-    BaseToolReturnPart,
     DeferredToolRequestsEvent,
     FunctionToolResultEvent,
     ModelMessage,
@@ -23,29 +20,28 @@ from pydantic_ai.messages import (
     ToolCallPart,
 )
 
-from ..checkpoints.journal import Journal
-from ..facts import schema as facts
-from ..facts.event_sample import EventSample
-from ..model_calls.model_request import ModelRequest
-from ..model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
-from ..recovery.recorded_run import RecordedRun
-from ..redis.retry import COMMAND_TIMEOUT
-from ..stream.entry import AGENT, DEFERRED, RUNTIME
-from ..stream.events import Body, Runtime, WireEvent, delta_text, tool_outcome
-from ..telemetry import conventions as names
-from ..telemetry.tracing import RunSpan
-from .outcome import Ending, log_failure, make_error_body
-from .state import RunState
-from .steps import Node, RunFields, Tool
+from ...checkpoints.journal import Journal
+from ...facts import schema as facts
+from ...model_calls.model_request import ModelRequest
+from ...recovery.recorded_run import RecordedRun
+from ...stream.entry import DEFERRED, RUNTIME
+from ...stream.events import Body, Runtime, delta_text
+from ...telemetry import conventions as names
+from ...telemetry.tracing import RunSpan
+from ..outcome import Ending, log_failure, make_error_body
+from ..state import RunState
+from .run_events import RunEvents
+from .run_facts import CommonFields, RunFacts
+from .steps import Node, Tool
+from .tool_calls import ToolCalls
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from pydantic_ai.messages import ModelRequest as ModelRequestMessage
     from pydantic_ai.models import Model, ModelRequestContext
 
-    from ..engine.engine import Engine
-    from ..redis.keys import SessionKeys
-    from ..stream.writer import SessionWriter
+    from ...engine.engine import Engine
+    from ...redis.keys import SessionKeys
 
 
 class Recorder:
@@ -73,7 +69,6 @@ class Recorder:
         self.agent = agent
         self.span = span
         self.session = session
-        self.writer: SessionWriter | None = None
         self.state = state
         self.stage: facts.NodeKind | None = None
         self.start_ns = self.end_ns = time.time_ns()
@@ -84,44 +79,47 @@ class Recorder:
         self.follows = follows
         self._runtime = runtime
         self._node: Node | None = None
-        self._names: set[str] = set()  # of nodes and tools, emitted or under way
         self._model_calls = 0
-        self._tool_calls = 0
-        self._tool_error: tuple[BaseException, str] | None = None  # the last one, and the tool that raised it
-        self._sample = EventSample()
-        self.observed_runs: set[str | None] = set()  # of sub-agents with our capability, by pydantic-ai's ids
-        self._plain_runs = 0
-        self._written = facts.StreamTotals()  # by earlier attempts
-        self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
         self.journal: Journal | None = None  # where another process can go on with the run
-        self.knows_tool: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
         state.on_stop = self._on_stop
+        common: CommonFields = {
+            "scope": scope,
+            "user": None if session is None else session.user,
+            "session": None if session is None else session.session,
+            "run_id": run_id,
+            "parent_run_id": None if parent is None else parent.run_id,
+            "agent": agent,
+            "service": engine.service,
+        }
+        self.events = RunEvents(state, runtime)
+        self._facts = RunFacts(engine.queues, state, common)
+        self.tools = ToolCalls(agent, self._facts, span, runtime, ensure_node=self._ensure_node)
 
     # --- the run ---
 
     def emit_start(self) -> None:
         """Emit that the run began; its `begin`, if it has a stream, is acknowledged."""
-        if self.writer is not None:
-            self._sample.add(time.time_ns(), "begin", {})
-        header = self._describe("start", self.span.trace)
-        self._emit(facts.RunStarted(**header, start_ns=self.start_ns, follows=self.follows))
+        if self.events.writer is not None:
+            self.events.sample.add(time.time_ns(), "begin", {})
+        header = self._facts.describe("start", self.span.trace)
+        self._facts.emit(facts.RunStarted(**header, start_ns=self.start_ns, follows=self.follows))
         if self.state.cancel_reason is not None:
             self._note_cancel()
 
     def continue_from(self, record: RecordedRun) -> None:
         """Go on with a run that another process began, as its stream shows it."""
         self.start_ns = record.first_ns
-        self._sample = record.sample
+        self.events.sample = record.sample
         self._model_calls = len(record.requests)
-        self._tool_calls = sum(len(request.returns) for request in record.requests)
-        self._written = record.totals
+        self.tools.count = sum(len(request.returns) for request in record.requests)
+        self.events.earlier = record.totals
 
     def emit_resume(self, attempt: int, last_ns: int) -> None:
         """Emit that this process goes on with the run; its `resume` is acknowledged."""
         now = time.time_ns()
-        self._sample.add(now, "resume", {})
-        header = self._describe(f"resume.{attempt}", self.span.trace)
-        self._emit(facts.RunResumed(**header, attempt=attempt, last_ns=last_ns, at_ns=now))
+        self.events.sample.add(now, "resume", {})
+        header = self._facts.describe(f"resume.{attempt}", self.span.trace)
+        self._facts.emit(facts.RunResumed(**header, attempt=attempt, last_ns=last_ns, at_ns=now))
         if self.state.cancel_reason is not None:
             self._note_cancel()
 
@@ -136,7 +134,7 @@ class Recorder:
         if self.state.cancel_ms is not None:
             self.engine.clock.at_least(self.state.cancel_ms)
         self.note_stage()
-        self._sample.add(time.time_ns(), "cancel", {"reason": self.state.cancel_reason})
+        self.events.sample.add(time.time_ns(), "cancel", {"reason": self.state.cancel_reason})
 
     def note_stage(self) -> None:
         """Remember the node at the time of a cancel."""
@@ -154,31 +152,27 @@ class Recorder:
         end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
         for step in (
             self._note_partial,
-            self._end_deferred,
+            self.tools.end_deferred,
             partial(self.end_node, ending.outcome, ending.error),
             partial(self._put_result, ending),
-            partial(self.put, "end", RUNTIME, end, urgent=True),
+            partial(self.events.put, "end", RUNTIME, end, urgent=True),
             partial(self._log_failure, ending),
         ):
             self.engine.supervisor.call(step, name="agx-recorder")
         self.state.end()
 
-    def _end_deferred(self) -> None:
-        for tool in tuple(self._deferred.values()):
-            self.end_tool(tool, "deferred")
-
     def _put_result(self, ending: Ending) -> None:
         if ending.outcome == "completed" and not self._runtime.answered and self._runtime.idx >= 0:
-            self._put(self._runtime.answer())
+            self.events.put_wire(self._runtime.answer())
         if (body := make_error_body(ending, self.engine.config.describe_error)) is not None:
-            self.put("error", RUNTIME, body)
+            self.events.put("error", RUNTIME, body)
 
     def _log_failure(self, ending: Ending) -> None:
         # A sub-agent's failure is part of the traceback of the run that called it.
         if ending.outcome == "failed" and ending.error is not None and self.parent is None:
             keys = self.session
             session = None if keys is None else f"{keys.scope}/{keys.user}/{keys.session}"
-            log_failure(ending.error, self._tool_error, run_id=self.run_id, session=session, agent=self.agent)
+            log_failure(ending.error, self.tools.last_error, run_id=self.run_id, session=session, agent=self.agent)
 
     def report(self, ending: Ending) -> asyncio.Future[None]:
         """End the run's span and emit its last fact; the future is done when the server has the fact.
@@ -194,7 +188,7 @@ class Recorder:
             end_ns=self.end_ns,
         )
         fact = facts.RunEnded(
-            **self._describe("end", self.span.trace),
+            **self._facts.describe("end", self.span.trace),
             outcome=ending.outcome,
             reason=ending.reason,
             stage=self.stage if ending.outcome == "cancelled" else None,
@@ -204,31 +198,20 @@ class Recorder:
             error_message=ending.message,
             cancel_ms=self.state.cancel_ms,
             end_ms=self.state.end_ms,
-            model_calls=self._model_calls,
-            tool_calls=self._tool_calls,
-            plain_runs=self._plain_runs,
-            stream=None if self.writer is None else self._written + self.writer.totals,
-            events=self._sample.events if self.writer is not None else (),
-            events_between=self._sample.between,
+            model_calls=self._model_calls + self.tools.plain_requests,
+            tool_calls=self.tools.count,
+            plain_runs=self.tools.plain_runs,
+            stream=self.events.totals,
+            events=() if self.events.writer is None else self.events.sample.events,
+            events_between=self.events.sample.between,
             follows=self.follows,
         )
         # A sub-agent's fact waits for its parent's lease; the `end` of a run with a stream is its own confirmation.
-        is_taken = self.engine.queues.put_acknowledged(fact, self.state if self.writer is None else None)
+        is_taken = self.engine.queues.put_acknowledged(fact, self.state if self.events.writer is None else None)
         self.state.report()
         return is_taken
 
     # --- events ---
-
-    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
-        """Append an event of this run, in its order."""
-        if self.writer is None or self.state.fenced:
-            return
-        self._sample.add(time.time_ns(), type, body)
-        self.writer.put(type, origin, body, urgent=urgent, checkpoint=checkpoint)
-
-    def _put(self, event: WireEvent, checkpoint: bytes | None = None) -> None:
-        urgent = event.urgent or checkpoint is not None
-        self.put("event", AGENT, event.body, urgent=urgent, checkpoint=checkpoint)
 
     def on_event(self, event: object) -> None:
         """Take an event of pydantic-ai's, live."""
@@ -237,8 +220,8 @@ class Recorder:
             text = delta_text(event)
             if (request := self._request) is not None:
                 request.chunk(len(text or ""))
-            if text and self.writer is not None:
-                self.writer.put_delta(AGENT, self._runtime.part_of(event), text)
+            if text:
+                self.events.put_delta(event, text)
             return
         if isinstance(event, PartStartEvent):
             content = event.part.content if isinstance(event.part, (TextPart, ThinkingPart)) else ""
@@ -248,37 +231,25 @@ class Recorder:
             if self.journal is not None:
                 self._take_result(event, self.journal)
                 return
-            self._end_unrun(event.part)
+            self.tools.end_unrun(event.part)
         elif isinstance(event, DeferredToolRequestsEvent):
             left = {"approvals": event.requests.approvals, "calls": event.requests.calls}
             for call in (*left["calls"], *left["approvals"]):
-                self._defer_unrun(call)
-            self.put("info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left})
+                self.tools.defer_unrun(call)
+            self.events.put(
+                "info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left}
+            )
         if (wire := self._runtime.convert(event)) is not None:
-            self._put(wire)
-
-    async def wait_recorded(self) -> None:
-        """Wait until the checkpoints so far are acknowledged; through an outage no longer than Redis has to answer."""
-        if self.writer is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(COMMAND_TIMEOUT):
-                    await self.writer.drain()
+            self.events.put_wire(wire)
 
     def _take_result(self, event: FunctionToolResultEvent, journal: Journal) -> None:
         """A tool call of a run that can be resumed has returned: recorded, unless an earlier attempt did that."""
         if journal.recorded_return(ToolCallPart(event.part.tool_name, tool_call_id=event.part.tool_call_id)) is None:
-            self._end_unrun(event.part)
+            self.tools.end_unrun(event.part)
             if (wire := self._runtime.convert(event)) is not None:
-                self._put(wire, journal.returned(event.part, event.content))
+                self.events.put_wire(wire, journal.returned(event.part, event.content))
 
     # --- nodes ---
-
-    def _name(self, name: str) -> str:
-        """Make a node's or tool's name unique: a model may give two calls one id."""
-        while name in self._names:
-            name += "+"
-        self._names.add(name)
-        return name
 
     @property
     def _request(self) -> ModelRequest | None:
@@ -295,11 +266,11 @@ class Recorder:
             self.end_node("completed", None)
         if kind == "model_request":
             checkpoint = None if self.journal is None or request is None else self.journal.request(request)
-            self._put(self._runtime.begin_node(model), checkpoint)
-        name = self._name(facts.node_name(kind, max(self._runtime.idx, 0)))
+            self.events.put_wire(self._runtime.begin_node(model), checkpoint)
+        name = self._facts.add_name(facts.node_name(kind, self._runtime.index))
         place = self.span.child(name) if kind == "model_request" else self.span.trace
-        attributes = {names.NODE_KIND: kind, names.NODE_INDEX: max(self._runtime.idx, 0)}
-        self._node = Node(kind, name, max(self._runtime.idx, 0), place, self.span.start_node(kind, attributes))
+        attributes = {names.NODE_KIND: kind, names.NODE_INDEX: self._runtime.index}
+        self._node = Node(kind, name, self._runtime.index, place, self.span.start_node(kind, attributes))
 
     def end_node(self, outcome: facts.Outcome, error: BaseException | None) -> None:
         """The open node, if any, ends."""
@@ -308,12 +279,12 @@ class Recorder:
             return
         if node.kind == "model_request":
             journal = self.journal if outcome == "completed" else None
-            self._put(self._runtime.end_node(), None if journal is None else journal.response())
-        fact = node.to_fact(self._describe(node.name, node.place), outcome, error)
+            self.events.put_wire(self._runtime.end_node(), None if journal is None else journal.response())
+        fact = node.to_fact(self._facts.describe(node.name, node.place), outcome, error)
         self._model_calls += (fact.model is not None) + len(fact.failed_attempts)
         if not self.state.fenced:
             node.close(outcome, error)
-            self._emit(fact)
+            self._facts.emit(fact)
 
     def fail_node(self, error: Exception) -> None:
         """The open node ends with an error, or was stopped by a cancel."""
@@ -343,7 +314,7 @@ class Recorder:
         request.complete(response)
         if not request.stream:
             for event in self._runtime.convert_response(response):
-                self._put(event)
+                self.events.put_wire(event)
 
     def _note_partial(self) -> None:
         """Take the partial answer of a request that was cut off: it may know its usage."""
@@ -351,98 +322,12 @@ class Recorder:
         if request is not None and request.response is None and isinstance(last, ModelResponse):
             request.response = last if last.state != "complete" else None
 
-    # --- tools ---
-
-    def begin_tool(self, call: ToolCallPart) -> Tool:
-        """A tool runs; one that was deferred goes on as the same call."""
-        if self._node is None:
-            # The caller streams the node: its tools come before the node's own hook.
-            self.begin_node("call_tools")
-        call_id = str(call.tool_call_id)  # some providers send a number
-        if (deferred := self._deferred.pop(call_id, None)) is not None:
-            deferred.start_ns = time.time_ns()
-            return deferred
-        idx = max(self._runtime.idx, 0)
-        name = self._name(facts.tool_name(idx, call_id))
-        return Tool(call.tool_name, call_id, name, idx, self.span.child(name), self.knows_tool(call.tool_name))
-
     def tool_context(self, tool: Tool) -> Context | None:
         """Return the context in which a tool runs; with an SDK its node's, in which upstream opens `execute_tool`."""
         if self.span.span is not None:
             return self.node_context()
         return self.span.child_context(tool.place)
 
-    def end_tool(self, tool: Tool, outcome: facts.ToolOutcome, error: BaseException | None = None) -> None:
-        """A tool call is over, however it ended."""
-        self._deferred.pop(tool.call_id, None)
-        self._tool_calls += 1
-        if error is not None:
-            self._tool_error = (error, tool.tool)
-        self._emit(tool.to_fact(self._describe(tool.name, tool.place), outcome, error))
-
-    def defer_tool(self, tool: Tool) -> None:
-        """A tool call waits for a decision or a result; it counts when it is resolved, or as deferred with its run."""
-        self._deferred[tool.call_id] = tool
-
-    def add_plain_run(self, tool: Tool, messages: Sequence[ModelMessage]) -> None:
-        """Count the model requests of an agent that a tool ran plainly; they hang under the tool."""
-        run_id = find_run_id(messages)
-        if run_id is None or run_id in self.observed_runs:
-            return
-        self._plain_runs += 1
-        report_plain_run(self.agent, tool.tool)
-        for call in describe_requests(messages, run_id, time.time_ns()):
-            name = self._name(f"{tool.name}.plain")
-            self._model_calls += 1
-            self._emit(
-                facts.NodeEnded(
-                    **self._describe(name, replace(self.span.child(name), parent_span_id=tool.place.span_id)),
-                    node="model_request",
-                    idx=tool.idx,
-                    outcome="completed",
-                    start_ns=call.start_ns,
-                    end_ns=call.end_ns,
-                    model=call,
-                )
-            )
-
-    def _end_unrun(self, part: BaseToolReturnPart) -> None:
-        """A call has a result: of a tool that ran, that was refused, or that was resolved by somebody else."""
-        outcome = tool_outcome(part)
-        if (deferred := self._deferred.get(str(part.tool_call_id))) is not None:
-            self.end_tool(deferred, outcome)
-        elif outcome != "ok":
-            self._end_without_running(ToolCallPart(part.tool_name, tool_call_id=part.tool_call_id), outcome)
-        # Else it ran and has ended, or it did not run: the final result was there before it (`end_strategy="early"`),
-        # or it was deferred in an earlier run, where it was counted.
-
-    def _end_without_running(self, call: ToolCallPart, outcome: facts.ToolOutcome) -> None:
-        if not self._has_begun(call):
-            self.end_tool(self.begin_tool(call), outcome)
-
-    def _defer_unrun(self, call: ToolCallPart) -> None:
-        """A call waits that was not run: it needs an approval, or its tool is the caller's own."""
-        if not self._has_begun(call):
-            self.defer_tool(self.begin_tool(call))
-
-    def _has_begun(self, call: ToolCallPart) -> bool:
-        return facts.tool_name(max(self._runtime.idx, 0), str(call.tool_call_id)) in self._names
-
-    def _emit(self, fact: facts.Fact) -> None:
-        """Hand a fact over, unless another process emits how this run ended."""
-        if not self.state.suppressed:
-            self.engine.queues.put(fact, self.state)
-
-    def _describe(self, name: str, place: facts.Trace) -> RunFields:
-        session = self.session
-        return {
-            "id": f"{self.run_id}:{name}",
-            "scope": self.scope,
-            "user": None if session is None else session.user,
-            "session": None if session is None else session.session,
-            "run_id": self.run_id,
-            "parent_run_id": None if self.parent is None else self.parent.run_id,
-            "agent": self.agent,
-            "service": self.engine.service,
-            "trace": place,
-        }
+    def _ensure_node(self) -> None:
+        if self._node is None:
+            self.begin_node("call_tools")

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 from opentelemetry.trace import Span
 
-from ..facts.schema import (
+from ...facts.schema import (
     NodeEnded,
     NodeKind,
     Outcome,
-    Service,
     ToolEnded,
     ToolOutcome,
     Trace,
 )
-from ..model_calls.model_request import ModelRequest
-from ..telemetry import conventions as names
-from ..telemetry.tracing import close_span
-from .outcome import describe_message, describe_type
-
-
-class RunFields(TypedDict):
-    """The fields that every fact of a run has."""
-
-    id: str
-    scope: str
-    user: str | None
-    session: str | None
-    run_id: str
-    parent_run_id: str | None
-    agent: str
-    service: Service
-    trace: Trace
+from ...model_calls.model_request import ModelRequest
+from ...telemetry import conventions as names
+from ...telemetry.tracing import close_span
+from ..outcome import describe_message, describe_type
+from .run_facts import RunFields
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""Recording: what happens in one run becomes events, facts and spans."""

@@ -1,0 +1,117 @@
+"""The tool calls of one run: which are under way or deferred, and the fact of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ToolCallPart
+
+from ...facts.schema import NodeEnded, ToolOutcome, tool_name
+from ...model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
+from ...stream.events import Runtime, tool_outcome
+from ...telemetry.tracing import RunSpan
+from .run_facts import RunFacts
+from .steps import Tool
+
+
+class ToolCalls:
+    """Counts the tool calls of a run and emits a fact when one has ended.
+
+    Args:
+        ensure_node: begins the node that runs tools where no node is open.
+    """
+
+    def __init__(
+        self,
+        agent: str,
+        facts: RunFacts,
+        span: RunSpan,
+        runtime: Runtime,
+        *,
+        ensure_node: Callable[[], None],
+    ) -> None:
+        self.count = 0
+        self.last_error: tuple[BaseException, str] | None = None  # and the tool that raised it
+        self.is_known: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
+        self.observed_runs: set[str | None] = set()  # of sub-agents with our capability, by pydantic-ai's ids
+        self.plain_runs = 0  # of sub-agents without our capability
+        self.plain_requests = 0  # their model requests
+        self._agent = agent
+        self._facts = facts
+        self._span = span
+        self._runtime = runtime
+        self._ensure_node = ensure_node
+        self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
+
+    def begin(self, call: ToolCallPart) -> Tool:
+        """A tool runs; one that was deferred goes on as the same call."""
+        self._ensure_node()  # where the caller streams the node, its tools come before the node's own hook
+        call_id = str(call.tool_call_id)  # some providers send a number
+        if (deferred := self._deferred.pop(call_id, None)) is not None:
+            deferred.start_ns = time.time_ns()
+            return deferred
+        index = self._runtime.index
+        name = self._facts.add_name(tool_name(index, call_id))
+        return Tool(call.tool_name, call_id, name, index, self._span.child(name), self.is_known(call.tool_name))
+
+    def end(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
+        """A tool call is over, however it ended."""
+        self._deferred.pop(tool.call_id, None)
+        self.count += 1
+        if error is not None:
+            self.last_error = (error, tool.tool)
+        self._facts.emit(tool.to_fact(self._facts.describe(tool.name, tool.place), outcome, error))
+
+    def defer(self, tool: Tool) -> None:
+        """A tool call waits for a decision or a result; it counts when it is resolved, or as deferred with its run."""
+        self._deferred[tool.call_id] = tool
+
+    def defer_unrun(self, call: ToolCallPart) -> None:
+        """A call waits that was not run: it needs an approval, or its tool is the caller's own."""
+        if not self._has_begun(call):
+            self.defer(self.begin(call))
+
+    def end_unrun(self, part: BaseToolReturnPart) -> None:
+        """A call has a result: of a tool that ran, that was refused, or that was resolved by somebody else."""
+        outcome = tool_outcome(part)
+        if (deferred := self._deferred.get(str(part.tool_call_id))) is not None:
+            self.end(deferred, outcome)
+        elif outcome != "ok":
+            call = ToolCallPart(part.tool_name, tool_call_id=part.tool_call_id)
+            if not self._has_begun(call):
+                self.end(self.begin(call), outcome)
+        # Else it ran and has ended, or it did not run: the final result was there before it (`end_strategy="early"`),
+        # or it was deferred in an earlier run, where it was counted.
+
+    def end_deferred(self) -> None:
+        """The run ends: the calls that still wait count as deferred."""
+        for tool in tuple(self._deferred.values()):
+            self.end(tool, "deferred")
+
+    def add_plain_run(self, tool: Tool, messages: Sequence[ModelMessage]) -> None:
+        """Count the model requests of an agent that a tool ran plainly; they hang under the tool."""
+        run_id = find_run_id(messages)
+        if run_id is None or run_id in self.observed_runs:
+            return
+        self.plain_runs += 1
+        report_plain_run(self._agent, tool.tool)
+        for call in describe_requests(messages, run_id, time.time_ns()):
+            name = self._facts.add_name(f"{tool.name}.plain")
+            place = replace(self._span.child(name), parent_span_id=tool.place.span_id)
+            self.plain_requests += 1
+            self._facts.emit(
+                NodeEnded(
+                    **self._facts.describe(name, place),
+                    node="model_request",
+                    idx=tool.idx,
+                    outcome="completed",
+                    start_ns=call.start_ns,
+                    end_ns=call.end_ns,
+                    model=call,
+                )
+            )
+
+    def _has_begun(self, call: ToolCallPart) -> bool:
+        return tool_name(self._runtime.index, str(call.tool_call_id)) in self._facts
