@@ -12,6 +12,8 @@ from ..redis.address import Client
 
 Command = tuple[str | int, ...]
 
+_NOBODY = "agx-doctor"  # a member, group, consumer and session that nobody has
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
@@ -26,11 +28,15 @@ class Rights:
 
 async def find_rights(client: Client, prefix: str) -> Rights:
     """Try what each role needs; raises RedisError or OSError where the server does not answer."""
-    session = keys.SessionKeys(prefix, "agx-doctor", "agx-doctor", uuid.uuid4().hex)
+    session = keys.SessionKeys(prefix, _NOBODY, _NOBODY, uuid.uuid4().hex)
     missing: dict[str, list[str]] = {}
     for role, commands in _needs(prefix, session).items():
         missing[role] = [_named(command) for command in commands if not await _may(client, command)]
-    channels = {"service": (session.wake_channel, session.cancel_channel), "listener": (session.wake_channel,)}
+    channels = {
+        "service": (session.wake_channel, session.cancel_channel),
+        "worker": (session.wake_channel, session.cancel_channel, keys.jobs_wake_channel(prefix)),
+        "listener": (session.wake_channel,),
+    }
     for role, names in channels.items():
         missing[role] += [f"SUBSCRIBE {name.rpartition(':')[2]}" for name in names if not await _receives(client, name)]
     return Rights(missing)
@@ -38,60 +44,87 @@ async def find_rights(client: Client, prefix: str) -> Rights:
 
 def _needs(prefix: str, session: keys.SessionKeys) -> dict[str, list[Command]]:
     """Return what each role sends, with arguments that match nothing: a refusal comes before they are looked at."""
+    reading: list[Command] = [("XRANGE", session.stream, "-", "+"), ("XREVRANGE", session.stream, "+", "-")]
+    service = [*reading, *_service_commands(prefix, session)]
+    return {
+        "service": service,
+        "worker": [*service, *_worker_commands(prefix)],
+        "listener": [*reading, ("EXISTS", session.live), ("GET", session.live), ("ZRANGE", session.index, 0, -1)],
+        "sidecar": [*reading, *_sidecar_commands(prefix, session)],
+    }
+
+
+def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
+    queue, leases, jobs, meta = keys.queue(prefix, 0), keys.leases(prefix, 0), keys.jobs(prefix, 0), keys.meta(prefix)
+    return [
+        ("EXISTS", session.live),
+        ("GET", session.live),
+        ("GETEX", session.live, "PX", 1),
+        ("SET", session.live, "x", "XX"),
+        ("DEL", session.live),
+        ("EVAL", "return 1", 1, session.live),
+        ("EVAL", "return 1", 1, session.stream),
+        ("XADD", session.stream, "NOMKSTREAM", "0-0", "x", "x"),
+        ("EXPIRE", session.stream, 1),
+        ("ZADD", session.index, "XX", 0, "x"),
+        ("ZRANGE", session.index, 0, -1),
+        ("ZREM", session.index, "x"),
+        ("EVAL", "return 1", 1, queue),
+        ("XADD", queue, "NOMKSTREAM", "0-0", "x", "x"),
+        ("ZADD", leases, "XX", 0, _NOBODY),
+        ("ZREM", leases, _NOBODY),
+        ("EVAL", "return 1", 1, meta),
+        ("HGET", meta, "partitions"),
+        ("EVAL", "return 1", 1, jobs),
+        ("XADD", jobs, "NOMKSTREAM", "0-0", "x", "x"),
+        ("XLEN", jobs),
+        ("XRANGE", jobs, "-", "-"),
+        ("TIME",),
+        ("PUBLISH", session.wake_channel, "0-0"),
+        ("PUBLISH", session.cancel_channel, ""),
+        ("PUBLISH", keys.jobs_wake_channel(prefix), ""),
+    ]
+
+
+def _worker_commands(prefix: str) -> list[Command]:
+    jobs, workers, leases = keys.jobs(prefix, 0), keys.workers(prefix), keys.leases(prefix, 0)
+    return [
+        ("XPENDING", jobs, _NOBODY),
+        ("XCLAIM", jobs, _NOBODY, _NOBODY, 0, "0-1"),
+        ("XACK", jobs, _NOBODY, "0-1"),
+        ("XDEL", jobs, "0-1"),
+        ("XGROUP CREATE", jobs, _NOBODY, "none"),  # an invalid id: no group is made
+        ("ZADD", workers, "XX", 0, _NOBODY),
+        ("ZSCORE", workers, _NOBODY),
+        ("ZRANGEBYSCORE", leases, 1, 0),
+    ]
+
+
+def _sidecar_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
     queue, leases, meta = keys.queue(prefix, 0), keys.leases(prefix, 0), keys.meta(prefix)
     leader, metrics = keys.leader(prefix), keys.metrics(prefix)
-    group = "agx-doctor"
-    read: list[Command] = [("XRANGE", session.stream, "-", "+"), ("XREVRANGE", session.stream, "+", "-")]
-    return {
-        "service": [
-            *read,
-            ("EXISTS", session.live),
-            ("GET", session.live),
-            ("GETEX", session.live, "PX", 1),
-            ("SET", session.live, "x", "XX"),
-            ("DEL", session.live),
-            ("EVAL", "return 1", 1, session.live),
-            ("EVAL", "return 1", 1, session.stream),
-            ("XADD", session.stream, "NOMKSTREAM", "0-0", "x", "x"),
-            ("EXPIRE", session.stream, 1),
-            ("ZADD", session.index, "XX", 0, "x"),
-            ("ZRANGE", session.index, 0, -1),
-            ("ZREM", session.index, "x"),
-            ("EVAL", "return 1", 1, queue),
-            ("XADD", queue, "NOMKSTREAM", "0-0", "x", "x"),
-            ("ZADD", leases, "XX", 0, group),
-            ("ZREM", leases, group),
-            ("EVAL", "return 1", 1, meta),
-            ("HGET", meta, "partitions"),
-            ("TIME",),
-            ("PUBLISH", session.wake_channel, "0-0"),
-            ("PUBLISH", session.cancel_channel, ""),
-        ],
-        "listener": [*read, ("EXISTS", session.live), ("GET", session.live), ("ZRANGE", session.index, 0, -1)],
-        "sidecar": [
-            *read,
-            ("GET", session.live),
-            ("EVAL", "return 1", 1, session.live),
-            ("EVAL", "return 1", 1, session.stream),
-            ("HGETALL", meta),
-            ("ZRANGEBYSCORE", leases, 1, 0),
-            ("ZREM", leases, group),
-            ("XREAD", "COUNT", 1, "STREAMS", queue, "$"),
-            ("XREADGROUP", "GROUP", group, group, "COUNT", 1, "STREAMS", queue, ">"),
-            ("XACK", queue, group, "0-1"),
-            ("XAUTOCLAIM", queue, group, group, 1, "0"),
-            ("XPENDING", queue, group),
-            ("XINFO STREAM", queue),
-            ("XINFO GROUPS", queue),
-            ("XADD", queue, "NOMKSTREAM", "0-0", "x", "x"),
-            ("EVAL", "return 1", 1, leader),
-            ("GETRANGE", metrics, 0, 0),
-            ("EVAL", "return 1", 1, metrics),
-            ("INFO", "server"),
-            ("TIME",),
-            ("PUBLISH", session.wake_channel, "0-0"),
-        ],
-    }
+    return [
+        ("GET", session.live),
+        ("EVAL", "return 1", 1, session.live),
+        ("EVAL", "return 1", 1, session.stream),
+        ("HGETALL", meta),
+        ("ZRANGEBYSCORE", leases, 1, 0),
+        ("ZREM", leases, _NOBODY),
+        ("XREAD", "COUNT", 1, "STREAMS", queue, "$"),
+        ("XREADGROUP", "GROUP", _NOBODY, _NOBODY, "COUNT", 1, "STREAMS", queue, ">"),
+        ("XACK", queue, _NOBODY, "0-1"),
+        ("XAUTOCLAIM", queue, _NOBODY, _NOBODY, 1, "0"),
+        ("XPENDING", queue, _NOBODY),
+        ("XINFO STREAM", queue),
+        ("XINFO GROUPS", queue),
+        ("XADD", queue, "NOMKSTREAM", "0-0", "x", "x"),
+        ("EVAL", "return 1", 1, leader),
+        ("GETRANGE", metrics, 0, 0),
+        ("EVAL", "return 1", 1, metrics),
+        ("INFO", "server"),
+        ("TIME",),
+        ("PUBLISH", session.wake_channel, "0-0"),
+    ]
 
 
 async def _may(client: Client, command: Command) -> bool:

@@ -235,7 +235,7 @@ async def test_a_healthy_fleet(configured: Redis, redis_url: str) -> None:
     before = {key: await configured.dump(key) for key in await configured.keys()}
     (code, findings), (_, shown, _) = await asyncio.gather(ask(redis_url, "doctor"), call(redis_url, "doctor"))
     assert (code, {finding["state"] for finding in findings}) == (0, {"ok"})
-    assert by_check(findings)["rights"]["said"] == "this user will do for a service, a listener, a sidecar"
+    assert by_check(findings)["rights"]["said"] == "this user will do for a service, a worker, a listener, a sidecar"
     assert shown.count("✔") == len(findings) == 8
     assert {key: await configured.dump(key) for key in await configured.keys()} == before  # it changes nothing
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -22,6 +23,7 @@ from support.visitor import Visitor, console_port
 from support.waiting import wait_until
 
 import agx
+from agx.cli.rights import find_rights
 from agx.testing import collect
 
 pytestmark = pytest.mark.redis7
@@ -34,7 +36,7 @@ def published_rules() -> dict[str, str]:
     """Return the rules of the page's ACL files, by user, without their passwords."""
     blocks = re.findall(r"```acl\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = re.findall(r"^user (\S+) on >\S+ (.*)$", "".join(blocks).replace("\\\n", " "), re.MULTILINE)
-    assert len(lines) == 4, "a user is missing on the page"
+    assert len(lines) == 5, "a user is missing on the page"
     return {name: " ".join(rule.split()) for name, rule in lines}
 
 
@@ -84,31 +86,73 @@ async def test_service(rig: TlsRig) -> None:
     """Everything a service does, a broken connection included."""
     async for _ in as_user(rig, "agx-service"):
         await reset_stats(rig)
-        await agx.start(1, 1, "quiet")
-        quiet = asyncio.create_task(_hear("quiet"))  # long enough for the hub to probe its connection
-        session = agx.RedisSession(scope_id=1, user_id=1, session_id="s")
-        run = asyncio.create_task(agx.run(session, ScriptedAgent(call_tool=True).agent(), "Hi", deps=ScopeDeps()))
-        await collect(1, 1, "s")
-        await run
-        await session.load()
-
-        stage = ScriptedAgent(silent=True)
-        run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
-        await stage.reached.wait()
-        assert await agx.is_live(1, 1, "s2")
-        assert (1, 1, "s2") in [found async for found in agx.q(1, 1)]
-        with rig.admin() as admin:
-            admin.client_kill_filter(_type="normal", skipme=True)
-        assert await agx.cancel(1, 1, "s2")
-        with pytest.raises(agx.AgxCanceledError):
-            await run
-        # What a seed client has opened is closed command by command.
-        await agx.add(1, 1, "s3", type="info", origin="me")
-        await agx.stop(1, 1, "s3")
-        await wait_until(lambda: commands_allowed("agx-service") - commands_used(rig) == set())
-        await agx.stop(1, 1, "quiet")
-        assert (await quiet)[-1] == "end"
+        await _act_as_service(rig, "agx-service")
     check_commands(rig, "agx-service")
+
+
+async def test_worker(rig: TlsRig) -> None:
+    """Everything a worker does: a job of its agent, one that nobody serves, a hand-over, and what a service does."""
+    stopped, finishing = ScriptedAgent(silent=True), ScriptedAgent(call_tool=True)
+    async for _ in as_user(rig, "agx-worker"):
+        await reset_stats(rig)
+        await agx.submit(1, 1, "job", agent="support", prompt="Hi")
+        await agx.submit(1, 1, "unserved", agent="unknown", prompt="Hi", recover=0)
+        async with _working(stopped):
+            await stopped.reached.wait()
+        async with _working(finishing):
+            assert "resume" in await _hear("job")
+            assert await _hear("unserved") == ["begin", "error", "end"]
+        with rig.admin() as admin:
+            assert not admin.zcard("agx::leases:0")
+            assert not any(admin.xlen(key) for key in admin.scan_iter("agx::jobs:*"))
+        await _act_as_service(rig, "agx-worker")
+    check_commands(rig, "agx-worker")
+
+
+@asynccontextmanager
+async def _working(stage: ScriptedAgent) -> AsyncIterator[None]:
+    """Have a worker run an agent's jobs; afterwards it hands them over without waiting."""
+
+    async def make_support(job: agx.Job) -> agx.Call:
+        deps = ScopeDeps(scope=job.scope_id, user_id=job.user_id, session_id=job.session_id)
+        return agx.Call(agx.RedisSession(job.scope_id, job.user_id, job.session_id), stage.agent(), deps)
+
+    worker = agx.Worker({"support": make_support}, grace=0)
+    task = asyncio.create_task(worker.run())
+    try:
+        yield
+    finally:
+        worker.stop()
+        await task
+
+
+async def _act_as_service(rig: TlsRig, user: str) -> None:
+    """Run, follow, submit and cancel until all that a service may send was sent."""
+    await agx.start(1, 1, "quiet")
+    quiet = asyncio.create_task(_hear("quiet"))  # long enough for the hub to probe its connection
+    session = agx.RedisSession(scope_id=1, user_id=1, session_id="s")
+    run = asyncio.create_task(agx.run(session, ScriptedAgent(call_tool=True).agent(), "Hi", deps=ScopeDeps()))
+    await collect(1, 1, "s")
+    await run
+    await session.load()
+    await agx.submit(1, 1, "later", agent="support", prompt="Hi", delay=60)
+
+    stage = ScriptedAgent(silent=True)
+    run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
+    await stage.reached.wait()
+    assert await agx.is_live(1, 1, "s2")
+    assert (1, 1, "s2") in [found async for found in agx.q(1, 1)]
+    with rig.admin() as admin:
+        admin.client_kill_filter(_type="normal", skipme=True)
+    assert await agx.cancel(1, 1, "s2")
+    with pytest.raises(agx.AgxCanceledError):
+        await run
+    # What a seed client has opened is closed command by command.
+    await agx.add(1, 1, "s3", type="info", origin="me")
+    await agx.stop(1, 1, "s3")
+    await wait_until(lambda: commands_allowed(user) - commands_used(rig) == set())
+    await agx.stop(1, 1, "quiet")
+    assert (await quiet)[-1] == "end"
 
 
 async def test_listener(rig: TlsRig) -> None:
@@ -256,12 +300,18 @@ async def _wait_for(sidecar: Replica, **outcomes: int) -> None:
 
 REFUSED = {
     "agx-service": [
+        "XCLAIM agx::jobs:0 g c 0 1-1", "XACK agx::jobs:0 g 1-1", "XDEL agx::jobs:0 1-1", "ZADD agx::workers 1 x",
         "SET other:1:1:s x", "GET agx::leader", "SET agx::leader x", "GET agx::metrics", "XADD agx::other * a b",
         "PUBLISH other x", "SUBSCRIBE other", "SUBSCRIBE agx:1:1:s", "FLUSHALL", "KEYS *", "SCAN 0",
         "CONFIG GET *", "ACL LIST", "SCRIPT FLUSH", "CLIENT LIST",
         "XTRIM agx:1:1:s MAXLEN 0", "RENAME agx:1:1:s agx:1:1:t",
     ],
+    "agx-worker": [
+        "SET other:1:1:s x", "GET agx::leader", "GET agx::metrics", "XADD agx::other * a b", "ZADD agx::other 1 x",
+        "PUBLISH other x", "SUBSCRIBE other", "FLUSHALL", "KEYS *", "CONFIG GET *", "XGROUP DESTROY agx::jobs:0 x",
+    ],
     "agx-listener": [
+        "XRANGE agx::jobs:0 - +", "ZSCORE agx::workers x",
         "XRANGE other:1:1:s - +", "XRANGE agx::queue:0 - +", "ZRANGE agx::leases:0 0 -1", "HGETALL agx::meta",
         "XADD agx:1:1:s * a b", "SET agx:1:1:s:live x", "DEL agx:1:1:s:live", "GETEX agx:1:1:s:live", "ZREM agx:1:1 s",
         "GET agx:1:1:s:msgs", "HMGET agx:1:1:s:msgs messages", "EVAL x 1 agx:1:1:s", "PUBLISH agx:1:1:s:wake x",
@@ -289,8 +339,25 @@ def test_what_is_refused(rig: TlsRig, user: str, command: str) -> None:
     assert b"no permissions" in verdict or b"NOPERM" in verdict, verdict
 
 
+@pytest.mark.parametrize(
+    ("user", "roles"),
+    [
+        ("agx-service", ["service", "listener"]),
+        ("agx-worker", ["service", "worker", "listener"]),
+        ("agx-listener", ["listener"]),
+        ("agx-sidecar", ["sidecar"]),
+    ],
+)
+async def test_doctor_names_what_each_user_suffices_for(rig: TlsRig, user: str, roles: list[str]) -> None:
+    async with tls_topology(rig, user).open() as client:
+        assert (await find_rights(client, "agx")).suffices_for == roles
+    with rig.admin() as admin:  # redis-py does not wait until a subscribed connection is closed
+        await wait_until(lambda: all(other["user"] != user for other in admin.client_list()))
+
+
 ADDED_IN_A_CLUSTER = {
     "agx-service": "+cluster|slots",
+    "agx-worker": "+cluster|slots",
     "agx-listener": "+cluster|slots",
     "agx-sidecar": "+cluster|slots +command +command|getkeys",
     "agx-console": "+cluster|slots +command +command|getkeys",
@@ -313,8 +380,15 @@ async def test_in_a_cluster(cluster: ClusterRig, tmp_path: Path) -> None:
         agx.configure(agx.Config(redis=client))
 
     await as_cluster_user("agx-service")
-    for name in ("a", "b", "c", "d"):
+    for name in ("a", "b"):
         await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps(session_id=name))
+    for name in ("c", "d"):
+        await agx.submit(1, 1, name, agent="support", prompt="Hi")
+    await agx.aclose()
+    await as_cluster_user("agx-worker")
+    async with _working(ScriptedAgent()):
+        for name in ("c", "d"):
+            await _hear(name)
     await agx.aclose()
     await as_cluster_user("agx-listener")
     for name in ("a", "b", "c", "d"):
