@@ -16,9 +16,10 @@ from . import (
     ls,
     stats,
     tail,
+    worker,
 )
 
-_COMMANDS = (demo, ls, tail, cancel, stats, doctor)
+_COMMANDS = (demo, ls, tail, cancel, stats, doctor, worker)
 _CODES = """exit codes:
   0    done
   1    not done: Redis can't be reached, a setting is wrong, a session is not

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
 
-from ..fleet.fleet import find_live, read_clock, read_partitions
+from ..fleet.fleet import find_dead, find_live, read_clock, read_partitions
 from ..redis import keys
 from ..redis.entry_id import parse_id
 from ..redis.meta import parse_meta
@@ -26,6 +26,7 @@ _FULL = 0.9  # of maxmemory
 _LATE_MS = 30_000  # a fact that waits longer is news
 _UNREAD_MS = 120_000  # a group whose consumers have all been away so long is read by nobody
 _GRACE_MS = 5_000  # in which a reaper closes a dead run
+_UNSERVED_MS = 30_000  # since a worker last announced an agent; then none serves it
 _BEYOND = 64  # partitions looked at above those in force
 
 
@@ -152,9 +153,10 @@ async def _check_leases(connection: Connection) -> list[Finding]:
         return []
     now_ms = await read_clock(connection.bus)
     runs = await find_live(connection.bus, connection.prefix, partitions)
-    dead = [run for run in runs if run.is_dead(now_ms - _GRACE_MS)]
+    dead, recovering = await find_dead(connection.bus, runs, now_ms - _GRACE_MS)
     if not dead:
-        return [Finding("leases", "ok", f"{len(runs)} live")]
+        live = f"{len(runs) - len(recovering)} live"
+        return [Finding("leases", "ok", f"{live}, {len(recovering)} recovering" if recovering else live)]
     session = dead[0].session
     said = (
         f"{len(dead)} of {len(runs)} have no process any more and nobody has closed them, "
@@ -168,6 +170,26 @@ async def _check_leader(connection: Connection) -> list[Finding]:
         return [Finding("leader", "ok", "a sidecar counts the metrics")]
     to_do = "start agx-sidecar with the metrics sink (AGX_SINKS); facts are kept for a while and counted then"
     return [Finding("leader", "warning", "no sidecar counts the metrics", to_do)]
+
+
+async def _check_jobs(connection: Connection) -> list[Finding]:
+    partitions = await read_partitions(connection.bus, connection.prefix)
+    if partitions is None:
+        return []
+    from ..jobs.queue import JobQueue  # noqa: PLC0415 - pydantic-ai's import takes a second
+
+    queue = JobQueue(connection.bus, connection.prefix, partitions, worker="-", claim_ttl=0)
+    now_ms = await read_clock(connection.bus)
+    jobs = [job for n in range(partitions) for job in await queue.waiting(n) if job.due_ms <= now_ms]
+    not_served = []
+    for agent in sorted({job.agent for job in jobs}):
+        seen = await connection.bus.execute("ZSCORE", keys.workers(connection.prefix), agent)
+        if seen is None or now_ms - float(seen) > _UNSERVED_MS:
+            not_served.append(agent)
+    if not_served:
+        said = f"jobs wait for {', '.join(not_served)}, and no worker serves that name"
+        return [Finding("jobs", "fault", said, "start a worker with a recipe of that name, or correct it in submit()")]
+    return [Finding("jobs", "ok", f"{len(jobs)} waiting")]
 
 
 async def _check_queues(connection: Connection) -> list[Finding]:
@@ -221,4 +243,5 @@ _CHECKS: dict[str, Check] = {
     "leases": _check_leases,
     "leader": _check_leader,
     "queues": _check_queues,
+    "jobs": _check_jobs,
 }

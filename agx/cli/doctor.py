@@ -25,7 +25,7 @@ def add_to(commands: Commands) -> None:
         "doctor",
         help="check the server and the fleet, and name what to do",
         description="Checks Redis's version, memory policy and clock, what the user of the URL may do, partitions, "
-        "leases without a process, the queues and their readers. It changes nothing. "
+        "leases without a process, the queues and their readers, and jobs that no worker serves. It changes nothing. "
         "Exit code 3: there is a fault.",
         examples=("agx doctor", "agx doctor --redis rediss://sidecar@redis.internal:6379 --prefix shop"),
     )

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from ..facts.schema import NodeEnded, Outcome, ProcessBeat, RunEnded
 from ..fleet.fleet import (
     NewestFacts,
+    find_dead,
     find_live,
     read_clock,
     read_newest,
@@ -58,13 +59,15 @@ async def _stats(args: argparse.Namespace) -> int:
 async def _measure(connection: Connection, depth: int) -> dict[str, Any]:
     partitions, now_ms = await connection.partitions(), await read_clock(connection.bus)
     live = await find_live(connection.bus, connection.prefix, partitions)
+    dead, recovering = await find_dead(connection.bus, live, now_ms)
     newest = await read_newest(connection.bus, connection.prefix, partitions, depth, "run.end", "node", "process")
     lengths = [connection.bus.execute("XLEN", keys.queue(connection.prefix, n)) for n in range(partitions)]
     return {
         "prefix": connection.prefix,
         "now_ms": now_ms,
         "live": len(live),
-        "dead": sum(run.is_dead(now_ms) for run in live),
+        "dead": len(dead),
+        "recovering": len(recovering),
         "live_by_scope": dict(Counter(run.session.scope for run in live).most_common()),
         "facts_read": newest.read,
         "since_ms": newest.since_ms or None,
@@ -121,8 +124,8 @@ def _show(figures: dict[str, Any]) -> None:
         if figures["since_ms"]
         else ", all there are"
     )
-    dead = f", {figures['dead']} of them dead" if figures["dead"] else ""
-    print(f"{figures['live']} live{dead}; {figures['facts_read']:,} facts{back}")
+    without = "".join(f", {figures[state]} of them {state}" for state in ("recovering", "dead") if figures[state])
+    print(f"{figures['live']} live{without}; {figures['facts_read']:,} facts{back}")
     numbers = ("RUNS", *(name.upper() for name in _OUTCOMES), "P50", "P95", "MODEL", "TOOLS", "IN", "OUT")
     rows = [
         (

@@ -129,6 +129,16 @@ async def read_last(bus: Bus, runs: Sequence[LiveRun]) -> list[StreamEntry | Non
     return [StreamEntry.of(*entries[0]) if entries else None for entries in await asyncio.gather(*reads)]
 
 
+async def find_dead(bus: Bus, runs: Sequence[LiveRun], now_ms: int) -> tuple[list[LiveRun], list[LiveRun]]:
+    """Return the runs without a process: those that nobody resumes any more, and those that can still be resumed."""
+    without = [run for run in runs if run.is_dead(now_ms)]
+    dead: list[LiveRun] = []
+    recovering: list[LiveRun] = []
+    for run, last in zip(without, await read_last(bus, without), strict=True):
+        (recovering if run.is_recovering(last, now_ms) else dead).append(run)
+    return dead, recovering
+
+
 async def read_newest(bus: Bus, prefix: str, partitions: int, depth: int, *kinds: str) -> NewestFacts:
     """Read the newest `depth` facts of each partition and return those of these kinds; what is no fact is left out."""
     reads = [

@@ -31,6 +31,7 @@ _BUSY_PAUSE = 1.0  # seconds before a job is tried again whose session has a liv
 _MAKE_ROOM = 10.0  # seconds within which a worker makes room for a run that has to run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
 _SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
+_READY_WITHIN = 15.0  # seconds since the last announcement
 
 
 class Worker:
@@ -70,6 +71,7 @@ class Worker:
         self._served = Counter[str]()  # by scope that has waiting jobs: how many of its jobs were started here
         self._alone_from: dict[str, float] = {}  # by run id: the loop's time from which this worker makes room for it
         self._is_alone = False  # a run that may stop its worker is under way: nothing else starts
+        self._announced_at: float | None = None  # the loop's time
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -77,6 +79,13 @@ class Worker:
     def running(self) -> int:
         """How many runs this worker has now."""
         return len(self._tasks)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this worker takes jobs: it is not stopping, and Redis has answered within the last 15 seconds."""
+        if self._announced_at is None or self._stop.is_set():
+            return False
+        return asyncio.get_running_loop().time() - self._announced_at < _READY_WITHIN
 
     def stop(self) -> None:
         """Take no more work and hand the live runs over; `run()` then returns."""
@@ -276,6 +285,7 @@ class Worker:
             pairs = [part for agent in self.recipes for part in (now, agent)]
             await engine.control.execute("ZADD", key, *pairs)
             await engine.control.execute("EXPIRE", key, keys.INDEX_TTL)
+            self._announced_at = asyncio.get_running_loop().time()
             await asyncio.sleep(_SEEN_EVERY)
 
 

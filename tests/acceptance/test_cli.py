@@ -236,8 +236,32 @@ async def test_a_healthy_fleet(configured: Redis, redis_url: str) -> None:
     (code, findings), (_, shown, _) = await asyncio.gather(ask(redis_url, "doctor"), call(redis_url, "doctor"))
     assert (code, {finding["state"] for finding in findings}) == (0, {"ok"})
     assert by_check(findings)["rights"]["said"] == "this user will do for a service, a worker, a listener, a sidecar"
-    assert shown.count("✔") == len(findings) == 8
+    assert shown.count("✔") == len(findings) == 9
     assert {key: await configured.dump(key) for key in await configured.keys()} == before  # it changes nothing
+
+
+async def test_a_run_without_a_process_is_recovering_while_another_can_resume_it(
+    configured: Redis, redis_url: str
+) -> None:
+    await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())  # writes the number of partitions
+    past_ms = int(time.time() * 1_000) - 60_000
+    for name, recover in (("resumable", 3_600), ("lost", 10)):
+        session = keys.SessionKeys("agx", "1", "1", name)
+        begin = {"run_id": f"run-{name}", "agent": "support", "recover": recover}
+        await configured.xadd(session.stream, {"type": "begin", "body": json.dumps(begin)}, id=f"{past_ms}-0")
+        await configured.expire(session.stream, 60)
+        await configured.zadd(keys.leases("agx", 0), {session.lease_member(f"run-{name}"): past_ms})
+    await configured.expire(keys.leases("agx", 0), 60)
+    (_, listed), (_, figures), (_, shown, _), (_, findings) = await asyncio.gather(
+        ask(redis_url, "ls"), ask(redis_url, "stats"), call(redis_url, "stats"), ask(redis_url, "doctor")
+    )
+    assert {run["session"]: run["state"] for run in listed} == {"resumable": "recovering", "lost": "dead"}
+    assert (figures["live"], figures["recovering"], figures["dead"]) == (2, 1, 1)
+    assert "2 live, 1 of them recovering, 1 of them dead;" in shown
+    assert by_check(findings)["leases"]["said"].startswith("1 of 2 have no process any more")
+    await configured.zrem(keys.leases("agx", 0), "1:1:lost:run-lost")
+    _, findings = await ask(redis_url, "doctor")
+    assert by_check(findings)["leases"]["said"] == "0 live, 1 recovering"
 
 
 async def test_what_is_wrong_is_found_with_what_to_do(configured: Redis, redis_url: str) -> None:
@@ -249,6 +273,8 @@ async def test_what_is_wrong_is_found_with_what_to_do(configured: Redis, redis_u
     await configured.xgroup_create(queue, "forgotten", "0")
     await configured.xadd(keys.queue("agx", 11), {"fact": "{}"})
     await configured.expire(keys.queue("agx", 11), 60)
+    await agx.submit("acme", "ada", "s", agent="suport", prompt="Hi")
+    await agx.submit("acme", "ada", "t", agent="nightly", prompt="Hi", delay=3_600)
     await configured.config_set("maxmemory-policy", "allkeys-lru")
     try:
         code, findings = await ask(redis_url, "doctor")
@@ -262,12 +288,14 @@ async def test_what_is_wrong_is_found_with_what_to_do(configured: Redis, redis_u
         "leases": "fault",
         "leader": "warning",
         "queues": "fault",
+        "jobs": "fault",
     }
     assert all(finding["to_do"] for finding in findings if finding["state"] != "ok")
     assert "allkeys-lru" in found["memory"]["said"]
     assert "1/1/gone" in found["leases"]["said"]
     assert f"XGROUP DESTROY {queue} forgotten" in found["queues"]["to_do"]
     assert "agx::queue:11" in found["partitions"]["said"]
+    assert found["jobs"]["said"] == "jobs wait for suport, and no worker serves that name"
 
 
 async def test_rights_are_tried_without_changing_anything(configured: Redis, redis_url: str) -> None:
