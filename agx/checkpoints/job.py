@@ -32,7 +32,7 @@ class Job:
         prompt: what the user asked; None continues the conversation as it is stored.
         args: the caller's arguments for the recipe; JSON values.
         recover: seconds after the death of its process during which the run may be resumed.
-        max_attempts: attempts in a row without a new checkpoint after which the run is lost.
+        max_attempts: attempts in a row without progress after which the run is lost.
         submitted_ms: server time of `submit()`, or of the run's `begin` where nobody submitted it.
         attempt: which attempt this is, from 1.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ModelRequest, ModelResponse, ToolCallPart
 from pydantic_ai.usage import RunUsage
 
 from .codec import Pending, ToolReturn, UnreadableCheckpointError, decode, dump_messages
@@ -21,17 +21,19 @@ class Progress:
         stored: how many messages of the conversation the session holds; the run's own follow.
         messages: the whole conversation.
         returns: results of the last response's tool calls, by call id.
-        usage: usage of all attempts.
+        usage: usage of all attempts; None where none was recorded.
         output_retries: output retries used so far.
         pending: messages that were enqueued and are not delivered yet.
+        resumed: whether an earlier attempt ran the agent, or may have.
     """
 
     stored: int
     messages: list[ModelMessage]
     returns: dict[str, ToolReturn] = field(default_factory=dict)
-    usage: RunUsage = field(default_factory=RunUsage)
+    usage: RunUsage | None = None
     output_retries: int = 0
     pending: tuple[Pending, ...] = ()
+    resumed: bool = False
 
     @property
     def begun(self) -> bool:
@@ -46,10 +48,20 @@ class Progress:
 
     @property
     def open_calls(self) -> list[ToolCallPart]:
-        """The last response's tool calls without a recorded result: they may have been under way."""
-        last = self.messages[-1] if self.begun else None
-        calls = last.tool_calls if isinstance(last, ModelResponse) else []
-        return [call for call in calls if call.tool_call_id not in self.returns]
+        """The last response's tool calls without a recorded result: they may have been under way.
+
+        A run that has no message of its own may have gone on with calls of the stored conversation, once approved.
+        """
+        if not self.resumed:
+            return []
+        done = set(self.returns)
+        for message in reversed(self.messages):
+            if isinstance(message, ModelResponse):
+                return [call for call in message.tool_calls if call.tool_call_id not in done]
+            if self.begun:
+                break
+            done |= {part.tool_call_id for part in message.parts if isinstance(part, BaseToolReturnPart)}
+        return []
 
     @property
     def is_asking(self) -> bool:
@@ -68,7 +80,7 @@ def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage]) -> Progre
         NewerCheckpointError: one was written by a newer version.
         UnreadableCheckpointError: one can't be read, or one before it is missing.
     """
-    progress = Progress(len(loaded), list(loaded))
+    progress = Progress(len(loaded), list(loaded), resumed=True)
     returned: dict[str, ToolReturn] = {}
     for data in checkpoints:
         checkpoint = decode(data, returned)

@@ -11,7 +11,7 @@ from ..errors import RedisUnavailableError
 from ..redis.bus import Bus
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import MARK_CANCELLED, MARK_GAP, gap_holder
-from ..redis.recovery_window import read_recovery_window
+from ..redis.recovery_window import gap_ttl_ms, read_recovery_window
 from ..redis.retry import retry
 from .registry import current_engine
 
@@ -42,7 +42,7 @@ async def mark_cancelled(
             window = await read_recovery_window(bus, session, now_ms=now_ms, lease_ttl=lease_ttl)
             if window is None or run_id not in (None, window.run_id):
                 return False
-            ttl_ms = max(1, int(window.recover * 1_000))
+            ttl_ms = gap_ttl_ms(window.recover, lease_ttl=lease_ttl)
             if await bus.run(MARK_GAP, session.live, gap_holder(window.run_id), ttl_ms):
                 return True
             # Another process has just taken the run over, or somebody else has marked it.

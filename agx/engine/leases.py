@@ -19,8 +19,8 @@ from ..facts.schema import Reason
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.clock import ServerClock
-from ..redis.live_key import ACQUIRE, HAND_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
-from ..redis.recovery_window import read_recovery_window
+from ..redis.live_key import ACQUIRE, HAND_OVER, HANDED_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
+from ..redis.recovery_window import gap_ttl_ms, read_recovery_window
 from ..redis.supervisor import Supervisor
 from .meta_publisher import MetaPublisher
 
@@ -31,7 +31,6 @@ _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait no longer than that
-_GAP_MS = 60_000  # for which a cancel waits for the process that takes the run over
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 
@@ -44,6 +43,7 @@ class Lease:
         on_lost: called when another run holds the session.
         on_retaken: called when the lease was taken again after it had expired, or after a recovery had claimed the
             session: meanwhile the run may have been ended.
+        recover: seconds for which another process can resume the run.
     """
 
     session: keys.SessionKeys
@@ -55,6 +55,7 @@ class Lease:
     taken: float = field(default_factory=time.monotonic)  # when it was last acquired, not only renewed
     breaks: int = 0  # the bus's count of broken connections at that time
     on_retaken: Callable[[], None] = lambda: None
+    recover: float = 0.0
 
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id
@@ -81,7 +82,7 @@ class Leases:
         self._meta = meta
         self._ttl_ms = int(ttl * 1_000)
         self._on_data_lost = on_data_lost
-        self._held: dict[str, Lease] = {}
+        self._held: dict[str, Lease] = {}  # by holder: two attempts of a run may meet in one process
         self._renewal: asyncio.Task[None] | None = None
         self._refreshed = time.monotonic()
         self._is_data_lost = False
@@ -120,7 +121,7 @@ class Leases:
             SessionBusyError: another run holds the session.
             RedisError, OSError: not known.
         """
-        if lease.run_id not in self._held:
+        if lease.holder not in self._held:
             raise SessionBusyError(lease.session.session)
         if not self.holds(lease):
             await self.acquire(lease)
@@ -149,7 +150,7 @@ class Leases:
     def _hold(self, lease: Lease, server_ms: int, asked_ns: int) -> None:
         self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
-        self._held[lease.run_id] = lease
+        self._held[lease.holder] = lease
         self._announce([lease])
         self._enter_index(lease)
         if self._renewal is None:
@@ -180,8 +181,9 @@ class Leases:
         """
         self.forget(lease)
         session = lease.session
-        await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), _GAP_MS)
-        await self._bus.execute("ZADD", self._deadlines(session), 0, session.lease_member(lease.run_id))
+        kept_ms = gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
+        await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms)
+        await self._bus.execute("ZADD", self._deadlines(session), HANDED_OVER, session.lease_member(lease.run_id))
 
     async def _give_up(self, lease: Lease) -> None:
         self.forget(lease)
@@ -198,7 +200,7 @@ class Leases:
 
     def forget(self, lease: Lease) -> None:
         """Stop renewing a lease without touching Redis: it is another's, or the process is to be taken for dead."""
-        self._held.pop(lease.run_id, None)
+        self._held.pop(lease.holder, None)
         if not self._held and self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
@@ -264,7 +266,7 @@ class Leases:
         for lease, renewal in zip(leases, renewals, strict=True):
             try:
                 raw = await renewal  # all but the first are there by then: no callback, no wait
-                if lease.run_id not in self._held:
+                if lease.holder not in self._held:
                     answered += 1  # given up meanwhile
                     continue
                 is_ours = await self._judge(lease, raw, sent)
@@ -274,7 +276,7 @@ class Leases:
             if is_ours:
                 ours.append(lease)
             undecided += is_ours is None
-        ours = [lease for lease in ours if lease.run_id in self._held]  # not given up meanwhile
+        ours = [lease for lease in ours if lease.holder in self._held]  # not given up meanwhile
         self._announce(ours)
         confirmed += ours
         return answered, undecided

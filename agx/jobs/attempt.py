@@ -41,7 +41,7 @@ async def start_job(
         claims: how many workers have claimed the job; all but this one stopped before the run began.
         postpone: called with the job's id where it is to be tried again later.
     """
-    job = waiting.read()
+    job = await queue.read(waiting)
     if job is None:
         logger.error("agx: a job of scope %s can't be read by this version, another worker may", waiting.scope)
         postpone(waiting.entry_id)

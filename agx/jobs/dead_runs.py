@@ -1,43 +1,131 @@
-"""Finds runs whose process died and that a worker can resume: by their deadlines, then by the live key itself."""
+"""Finds runs whose process died and that this process can resume: by their deadlines, then by the live key itself."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container
+import asyncio
+from collections.abc import AsyncIterator, Callable, Container
+from dataclasses import dataclass
 
 from ..engine.engine import Engine
 from ..recovery.dead_run import DeadRun, read_dead_run
 from ..redis import keys
-from ..redis.live_key import parse_live
+from ..redis.live_key import HANDED_OVER, parse_live
 
 _AT_ONCE = 100  # runs past their deadline that one look takes from a partition
+_LOOK_AGAIN = 30.0  # seconds before a run is read again that was left alone, unless its deadline has changed
 
 
-async def find_dead_runs(engine: Engine, agents: Container[str], *, known: Container[str]) -> AsyncIterator[DeadRun]:
-    """Yield dead runs of some agents that may be tried again.
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """A deadline that has passed: a run that is held again has a later one."""
+
+    member: bytes
+    deadline_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A run that was read and left alone.
+
+    Args:
+        until: the loop's time at which it is read again.
+        alone: id of the run where it waits for a worker without other runs; None where it is not for this process.
+    """
+
+    until: float
+    alone: str | None = None
+
+
+class DeadRuns:
+    """Looks for dead runs of some agents that may be tried again.
+
+    A look costs one command a partition, and one for each run that somebody else may hold. A stream is read only where
+    its run could be started here, and again only once its deadline has changed.
 
     Args:
         agents: names of the recipes at hand.
         known: ids of runs that this process has already.
-
-    Raises:
-        RedisError, OSError: Redis did not answer.
+        takes: whether a run could be started now; its argument is whether the run has to run alone.
     """
-    now_ms = engine.clock.now_ms()
-    prefix = engine.config.key_prefix
-    for n in range(engine.queues.partitions or 1):
-        members = await engine.control.execute(
-            "ZRANGEBYSCORE", keys.leases(prefix, n), "-inf", now_ms, "LIMIT", 0, _AT_ONCE
-        )
-        for member in members:
-            try:
-                session, run_id = keys.parse_lease_member(prefix, member.decode())
-            except ValueError:
-                continue  # not ours; the sidecar removes it
-            if run_id in known or _is_held(await engine.control.execute("GET", session.live), run_id):
-                continue  # the deadline is only a hint
-            dead = await read_dead_run(engine.control, session, run_id)
-            if dead is not None and dead.job.agent in agents and not dead.exhausted:
+
+    def __init__(
+        self, engine: Engine, agents: Container[str], *, known: Container[str], takes: Callable[[bool], bool]
+    ) -> None:
+        self.waiting: set[str] = set()  # ids of runs that wait for a worker without other runs, as of the last look
+        self._engine = engine
+        self._agents = agents
+        self._known = known
+        self._takes = takes
+        self._passed: dict[_Death, _Passed] = {}
+        self._offsets: dict[int, int] = {}  # by partition: where the next look begins
+
+    async def find(self) -> AsyncIterator[DeadRun]:
+        """Look once, and yield the dead runs that this process can start now.
+
+        Raises:
+            RedisError, OSError: Redis did not answer.
+        """
+        deaths = await self._read_deaths()
+        now = asyncio.get_running_loop().time()
+        self._passed = {
+            death: passed for death in deaths if (passed := self._passed.get(death)) is not None and passed.until > now
+        }
+        self.waiting = {passed.alone for passed in self._passed.values() if passed.alone is not None}
+        for death in deaths:
+            passed = self._passed.get(death)
+            if passed is not None and (passed.alone is None or not self._takes(True)):
+                continue
+            if not (self._takes(False) or self._takes(True)):
+                continue
+            if (dead := await self._look(death, now + _LOOK_AGAIN)) is not None:
+                self.waiting.discard(dead.run_id)
                 yield dead
+
+    async def _read_deaths(self) -> list[_Death]:
+        engine, now_ms = self._engine, self._engine.clock.now_ms()
+        partitions = range(engine.queues.partitions or 1)
+        pages = await asyncio.gather(
+            *(
+                engine.control.execute(
+                    "ZRANGEBYSCORE", keys.leases(engine.config.key_prefix, n), "-inf", now_ms,
+                    "WITHSCORES", "LIMIT", self._offsets.get(n, 0), _AT_ONCE,
+                )
+                for n in partitions
+            )
+        )  # fmt: skip
+        deaths = []
+        for n, page in zip(partitions, pages, strict=True):
+            found = [_Death(member, float(score)) for member, score in zip(page[::2], page[1::2], strict=True)]
+            # Runs that only others can resume must not hide the rest.
+            self._offsets[n] = self._offsets.get(n, 0) + _AT_ONCE if len(found) == _AT_ONCE else 0
+            deaths += found
+        return deaths
+
+    async def _look(self, death: _Death, look_again: float) -> DeadRun | None:
+        """Return a run that can be started now; None where it is held, or left alone."""
+        engine = self._engine
+        try:
+            session, run_id = keys.parse_lease_member(engine.config.key_prefix, death.member.decode())
+        except ValueError:
+            self._pass(death, look_again)  # not ours; the sidecar removes it
+            return None
+        if run_id in self._known or session.stream in engine.sessions:
+            return None
+        if _is_held(await engine.control.execute("GET", session.live), run_id):
+            return None  # the deadline is only a hint
+        handed_over = death.deadline_ms == HANDED_OVER
+        dead = await read_dead_run(engine.control, session, run_id, self._agents, handed_over=handed_over)
+        if dead is None or dead.exhausted:
+            self._pass(death, look_again)
+            return None
+        if dead.must_run_alone and not self._takes(True):
+            self.waiting.add(run_id)
+            self._pass(death, look_again, run_id)
+            return None
+        return dead if self._takes(dead.must_run_alone) else None
+
+    def _pass(self, death: _Death, until: float, alone: str | None = None) -> None:
+        self._passed[death] = _Passed(until, alone)
 
 
 def _is_held(held: bytes | None, run_id: str) -> bool:

@@ -16,6 +16,7 @@ from ..redis.bus import Bus, Script
 
 _GROUP = "agx-workers"
 WINDOW = 2_000  # waiting jobs of a partition among which a worker picks
+_PAGE = 100  # jobs that the server holds in memory at a time while it lists them
 
 # ARGV: scope, most waiting jobs of a scope, TTL, wake-up channel, due time (ms after now), agent, job.
 _SUBMIT = Script("""
@@ -33,6 +34,29 @@ redis.call('XADD', KEYS[1], '*', 'scope', ARGV[1], 'due', string.format('%.0f', 
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('PUBLISH', ARGV[4], '1')
 return 1
+""")
+
+# Lists the oldest entries without their jobs, or nothing where the stream is as it was. ARGV: most entries, entries a
+# read, version as of the last listing. Replies the version; then id, scope, due time and agent of each entry.
+_LIST = Script("""
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local version = redis.call('XLEN', KEYS[1]) .. ' ' .. (top and top[1] or '')
+if version == ARGV[3] then return {version} end
+local found, from, left = {version}, '-', tonumber(ARGV[1])
+while left > 0 do
+  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(left, tonumber(ARGV[2])))
+  if #page == 0 then break end
+  for _, entry in ipairs(page) do
+    local fields = {}
+    for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
+    for _, value in ipairs({entry[1], fields['scope'] or '', fields['due'] or '', fields['agent'] or ''}) do
+      found[#found + 1] = value
+    end
+  end
+  from = '(' .. page[#page][1]
+  left = left - #page
+end
+return found
 """)
 
 # ARGV: group, worker, entry id, ms for which a claim of another worker holds. Replies how many workers have claimed the
@@ -81,14 +105,6 @@ class Waiting:
     scope: str
     agent: str
     due_ms: int
-    data: bytes
-
-    def read(self) -> Job | None:
-        """Return the job; None where this version can't read it."""
-        try:
-            return decode(self.data)
-        except UnreadableJobError:
-            return None
 
 
 class JobQueue:
@@ -105,6 +121,7 @@ class JobQueue:
         self._partitions = partitions
         self._worker = worker
         self._claim_ms = int(claim_ttl * 1_000)
+        self._listed: dict[int, tuple[bytes, list[Waiting]]] = {}  # by partition: version of the stream, and its jobs
 
     async def submit(self, job: Job, *, delay: float, max_waiting: int) -> bool:
         """Append a job, due in `delay` seconds; returns False where its scope has `max_waiting` jobs already.
@@ -117,22 +134,35 @@ class JobQueue:
         return bool(await self._bus.run(_SUBMIT, key, *args, job.agent, job.encode()))
 
     async def waiting(self, partition: int) -> list[Waiting]:
-        """Return the oldest jobs of a partition, also those that are not due or claimed by others."""
-        key = keys.jobs(self._prefix, partition)
-        found = []
-        for entry_id, fields in await self._bus.execute("XRANGE", key, "-", "+", "COUNT", WINDOW):
-            due = fields.get(b"due", b"")
-            found.append(
-                Waiting(
-                    partition=partition,
-                    entry_id=entry_id.decode(),
-                    scope=fields.get(b"scope", b"").decode("utf-8", "replace"),
-                    agent=fields.get(b"agent", b"").decode("utf-8", "replace"),
-                    due_ms=int(due) if due.isascii() and due.isdigit() else 0,
-                    data=fields.get(b"job", b""),
-                )
+        """Return the oldest jobs of a partition, also those that are not due or claimed by others.
+
+        Nothing is transferred where no job came or went since the last call, and never a job itself.
+        """
+        before, known = self._listed.get(partition, (b"", []))
+        version, *values = await self._bus.run(_LIST, keys.jobs(self._prefix, partition), WINDOW, _PAGE, before)
+        if version == before:
+            return known
+        found = [
+            Waiting(
+                partition=partition,
+                entry_id=entry_id.decode(),
+                scope=scope.decode("utf-8", "replace"),
+                agent=agent.decode("utf-8", "replace"),
+                due_ms=int(due) if due.isascii() and due.isdigit() else 0,
             )
+            for entry_id, scope, due, agent in zip(*[iter(values)] * 4, strict=True)
+        ]
+        self._listed[partition] = version, found
         return found
+
+    async def read(self, waiting: Waiting) -> Job | None:
+        """Return a job; None where this version can't read it, or it has left the queue."""
+        key, entry_id = keys.jobs(self._prefix, waiting.partition), waiting.entry_id
+        found = await self._bus.execute("XRANGE", key, entry_id, entry_id)
+        try:
+            return decode(found[0][1].get(b"job", b"")) if found else None
+        except UnreadableJobError:
+            return None
 
     async def claim(self, waiting: Waiting) -> int:
         """Claim a job, or renew the claim; returns 0 where another worker holds it or it is gone.

@@ -30,7 +30,7 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     """
     state = RunState()
     holder = new_holder(dead.run_id, dead.job.attempt)
-    lease = Lease(dead.session, dead.run_id, state.cancel, state.fence, holder)
+    lease = Lease(dead.session, dead.run_id, state.cancel, state.fence, holder, recover=dead.job.recover)
     if not await retry(lambda: engine.leases.take_over(lease)):
         return None
     writer = SessionWriter(
@@ -47,6 +47,7 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
             "attempt": dead.job.attempt,
             "traceparent": recorder.span.traceparent,
             "void": dead.void,
+            **({"handed_over": True} if dead.handed_over else {}),
         }
         resumed = await writer.resume(body, origin=RUNTIME, behind=dead.last_id, seq=dead.record.next_seq)
     except BaseException:

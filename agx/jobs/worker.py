@@ -17,7 +17,7 @@ from ..engine.engine import Engine
 from ..engine.registry import current_engine
 from ..redis import keys
 from .attempt import resume_run, start_job
-from .dead_runs import find_dead_runs
+from .dead_runs import DeadRuns
 from .queue import JobQueue, Waiting
 from .recipe import Recipe
 from .resumable_run import ResumableRun, hand_over
@@ -142,9 +142,8 @@ class Worker:
 
     async def _start_jobs(self, engine: Engine, queue: JobQueue) -> None:
         assert engine.queues.partitions is not None
-        waiting: list[Waiting] = []
-        for partition in range(engine.queues.partitions):
-            waiting += await queue.waiting(partition)
+        listed = await asyncio.gather(*(queue.waiting(n) for n in range(engine.queues.partitions)))
+        waiting = [job for jobs in listed for job in jobs]
         now_ms = engine.clock.now_ms()
         for job in self._pick(waiting, now_ms):
             if not self._has_room:
@@ -166,7 +165,7 @@ class Worker:
         for job in others:
             if not self._has_room:
                 return
-            if job.entry_id in self._not_before or (found := job.read()) is None:
+            if job.entry_id in self._not_before or (found := await queue.read(job)) is None:
                 continue
             seen = await engine.control.execute("ZSCORE", key, job.agent)
             left_ms = max(job.due_ms, int(float(seen or 0))) + found.recover * 1_000 - now_ms
@@ -231,21 +230,18 @@ class Worker:
 
     async def _take_over(self, engine: Engine) -> None:
         await engine.ready()
+        dead_runs = DeadRuns(engine, self.recipes, known=self._runs, takes=self._takes)
         while True:
             await asyncio.sleep(_SWEEP * random.uniform(0.75, 1.25))
             if self.running >= self.at_once or self._is_alone:
                 continue
-            waits: set[str] = set()
-            async for dead in find_dead_runs(engine, self.recipes, known=self._runs):
-                alone = dead.record.failed_attempts >= max(1, dead.job.max_attempts - 1)
-                if alone and self.running:
-                    waits.add(dead.run_id)
-                elif alone or self._has_room:
-                    work = resume_run(engine, dead, self.recipes[dead.job.agent], self._runs)
-                    self._start(dead.run_id, work, alone=alone)
-                if self._is_alone or self.running >= self.at_once:
-                    break
-            self._make_room(waits)
+            async for dead in dead_runs.find():
+                work = resume_run(engine, dead, self.recipes[dead.job.agent], self._runs)
+                self._start(dead.run_id, work, alone=dead.must_run_alone)
+            self._make_room(dead_runs.waiting)
+
+    def _takes(self, alone: bool) -> bool:
+        return not self.running if alone else self._has_room
 
     def _make_room(self, waits: set[str]) -> None:
         """Start nothing more, after a while, where runs wait for a worker without other runs.

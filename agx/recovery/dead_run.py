@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoints.codec import is_newer
@@ -27,6 +27,7 @@ class DeadRun:
         checkpoints: those after `begin`, of all attempts.
         void: what the dead attempt streamed of a request that was not answered, `{"idx", "from_seq"}`; None where
             there is none.
+        handed_over: whether the run's last process handed it over.
     """
 
     session: SessionKeys
@@ -35,6 +36,7 @@ class DeadRun:
     last_id: StreamId
     checkpoints: tuple[bytes, ...]
     void: dict[str, int] | None
+    handed_over: bool = False
 
     @property
     def run_id(self) -> str:
@@ -45,32 +47,42 @@ class DeadRun:
         """Whether the run may not be tried again: too many attempts in a row made no progress."""
         return self.record.is_exhausted
 
+    @property
+    def must_run_alone(self) -> bool:
+        """Whether the run may stop its process: its next attempt without progress is the last one it has."""
+        return self.record.failed_attempts >= max(1, self.job.max_attempts - 1)
 
-async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun | None:
+
+async def read_dead_run(
+    bus: Bus, session: SessionKeys, run_id: str, agents: Container[str], *, handed_over: bool = False
+) -> DeadRun | None:
     """Return a run that this version can resume, as its stream has it; None where it ended, or nobody can resume it.
+
+    Args:
+        agents: of other agents' runs only the first entry is read.
+        handed_over: whether the run's last process handed it over.
 
     Raises:
         RedisError, OSError: the stream could not be read.
     """
-    entries: list[StreamEntry] = []
-    cursor = "-"
-    while True:
-        page = await bus.execute("XRANGE", session.stream, cursor, "+", "COUNT", _PAGE)
-        entries += [StreamEntry.of(entry_id, fields) for entry_id, fields in page]
-        if len(page) < _PAGE:
-            break
-        cursor = f"({format_id(entries[-1].id)}"
-    if not entries or entries[0].type != "begin" or entries[0].checkpoint is None or entries[-1].type == "end":
-        return None
-    if entries[0].body.get("run_id") != run_id:
+    first = await _read_page(bus, session, "-", 1)
+    if not first or first[0].type != "begin" or first[0].checkpoint is None or first[0].body.get("run_id") != run_id:
         return None
     try:
-        job = decode(entries[0].checkpoint)
+        job = decode(first[0].checkpoint)
     except UnreadableJobError:
+        return None
+    if job.agent not in agents:
+        return None
+    entries = page = first
+    while page is first or len(page) == _PAGE:
+        page = await _read_page(bus, session, f"({format_id(entries[-1].id)}", _PAGE)
+        entries = [*entries, *page]
+    if entries[-1].type == "end":
         return None
     if any(entry.checkpoint is not None and is_newer(entry.checkpoint) for entry in entries[1:]):
         return None  # left to a newer version
-    record = RecordedRun.of(run_id, entries)
+    record = RecordedRun.of(run_id, entries, handed_over=handed_over)
     return DeadRun(
         session=session,
         job=replace(job, attempt=record.attempt + 1),
@@ -78,7 +90,13 @@ async def read_dead_run(bus: Bus, session: SessionKeys, run_id: str) -> DeadRun 
         last_id=entries[-1].id,
         checkpoints=tuple(entry.checkpoint for entry in entries[1:] if entry.checkpoint is not None),
         void=_void(entries),
+        handed_over=handed_over,
     )
+
+
+async def _read_page(bus: Bus, session: SessionKeys, start: str, count: int) -> list[StreamEntry]:
+    page = await bus.execute("XRANGE", session.stream, start, "+", "COUNT", count)
+    return [StreamEntry.of(entry_id, fields) for entry_id, fields in page]
 
 
 def _void(entries: Sequence[StreamEntry]) -> dict[str, int] | None:

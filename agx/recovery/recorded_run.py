@@ -9,13 +9,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any, cast, get_args
 
 from ..facts.event_sample import EventSample
 from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
 from ..redis.entry_id import format_id
 from ..stream.entry import AGENT, RUNTIME, StreamEntry
+from .attempts import Attempt, count_failed, read_attempts
 
 Body = dict[str, Any]
 
@@ -84,17 +84,17 @@ class RecordedRun:
     requests: tuple[RecordedRequest, ...]
     totals: StreamTotals
     sample: EventSample
-    checkpoints: tuple[int, ...]  # how many each attempt wrote
+    attempts: tuple[Attempt, ...]
 
     @property
     def attempt(self) -> int:
         """The number of the last attempt, from 1; 0 where the stream has no `begin`."""
-        return len(self.checkpoints)
+        return len(self.attempts)
 
     @property
     def failed_attempts(self) -> int:
-        """How many attempts in a row, the last ones, wrote no checkpoint."""
-        return sum(1 for _ in takewhile(lambda count: count == 0, reversed(self.checkpoints)))
+        """How many attempts in a row, the last ones, made no progress."""
+        return count_failed(self.attempts)
 
     @property
     def is_exhausted(self) -> bool:
@@ -108,8 +108,12 @@ class RecordedRun:
         return _RETENTION if self.begin is None else self.begin.retention
 
     @classmethod
-    def of(cls, run_id: str, entries: Sequence[StreamEntry]) -> RecordedRun:
-        """Parse the entries of a stream, in their order; those of another run are left out, all of them."""
+    def of(cls, run_id: str, entries: Sequence[StreamEntry], *, handed_over: bool = False) -> RecordedRun:
+        """Parse the entries of a stream, in their order; those of another run are left out, all of them.
+
+        Args:
+            handed_over: whether the run's last process handed it over.
+        """
         begin = _begin(entries[0]) if entries and entries[0].type == "begin" else None
         if begin is not None and begin.run_id != run_id:
             begin, entries = None, ()
@@ -134,7 +138,7 @@ class RecordedRun:
             requests=tuple(_requests(entries)),
             totals=StreamTotals(events=len(entries), bytes=sum(len(entry.raw_body) for entry in entries)),
             sample=sample,
-            checkpoints=_checkpoints(entries),
+            attempts=read_attempts(entries, handed_over=handed_over),
         )
 
 
@@ -167,16 +171,6 @@ def _end(entry: StreamEntry) -> End:
         reason=cast("Reason", reason) if reason in get_args(Reason) else None,
         at_ms=_ns(entry) // 1_000_000,
     )
-
-
-def _checkpoints(entries: Sequence[StreamEntry]) -> tuple[int, ...]:
-    counts: list[int] = []
-    for entry in entries:
-        if entry.type in ("begin", "resume") and entry.origin == RUNTIME:
-            counts.append(0)
-        elif entry.checkpoint is not None and counts:
-            counts[-1] += 1
-    return tuple(counts)
 
 
 def _own_body(entry: StreamEntry) -> Body:

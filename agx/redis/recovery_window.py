@@ -59,6 +59,15 @@ async def read_recovery_window(
     return RecoveryWindow(str(body.get("run_id", "")), recover, ends_ms) if now_ms < ends_ms else None
 
 
+def gap_ttl_ms(recover: float, *, lease_ttl: float) -> int:
+    """Return for how many ms a cancel is kept that comes while no process has the run.
+
+    A run can be resumed until `recover` seconds after its lease has expired, which is `lease_ttl` seconds from now at
+    the latest.
+    """
+    return max(1, int((recover + lease_ttl) * 1_000))
+
+
 def parse_recover(begin: object) -> float | None:
     """Return the seconds for which a run can be resumed, from the body of its `begin`; None where it cannot be."""
     value = begin.get("recover") if isinstance(begin, dict) else None

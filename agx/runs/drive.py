@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from pydantic_ai import CallToolsNode, ModelRequestNode, UserPromptNode
@@ -13,13 +13,13 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, UserPromptPart
 from pydantic_ai.run import AgentRun, AgentRunResult
+from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 from redis.exceptions import RedisError
 
 from ..checkpoints.codec import UnreadableCheckpointError
 from ..checkpoints.journal import Journal
 from ..checkpoints.progress import Progress, fold
-from ..engine.leases import Lease
 from ..errors import (
     RUN_LOST,
     SESSION_NOT_SAVED,
@@ -88,7 +88,7 @@ class Drive:
         if (history := kwargs.get("message_history")) is not None:
             self.session.msgs = list(history)
         progress = self._restore(prompt)
-        if self.dead is None and prompt is not None:
+        if self.request is None and not progress.begun and prompt is not None:
             self.request = ModelRequest(parts=[UserPromptPart(prompt)])
             await self.session.begin(self.request)
         self.loaded = True
@@ -99,8 +99,8 @@ class Drive:
         kwargs["message_history"] = list(progress.messages)
         if "conversation" not in kwargs:  # which names one itself, and allows no second
             kwargs.setdefault("conversation_id", self.life.recorder.span.conversation_id)
-        if self.dead is not None:
-            kwargs["usage"] = progress.usage
+        if progress.usage is not None:
+            kwargs["usage"] = _restore_usage(kwargs.get("usage"), progress.usage)
         if progress.begun:
             prompt = None
             kwargs.pop("deferred_tool_results", None)
@@ -212,10 +212,8 @@ class Drive:
             return True
         if self.resumable:
             return False  # the process that resumed it has saved, or will
-        # Under the run's own id: `close()` gives it up.
-        lease = Lease(self._keys, self.life.recorder.run_id, lambda reason, mark_ms: None, lambda: None)
         try:
-            await self.life.engine.leases.acquire(lease)
+            await self.life.take_lease_again()
         except (AgxError, RedisError, OSError):
             return False
         return True
@@ -238,6 +236,18 @@ class Drive:
             raise SessionSaveError(self.save_error, messages, self.result) from self.save_error
         assert self.result is not None
         return self.result
+
+
+def _restore_usage(given: RunUsage | None, recorded: RunUsage) -> RunUsage:
+    """Return a caller's usage with what the attempts before have recorded, in place: the caller reads it afterwards.
+
+    What it had when the run began is in the recorded usage.
+    """
+    if given is None:
+        return recorded
+    for each in fields(recorded):
+        setattr(given, each.name, getattr(recorded, each.name))
+    return given
 
 
 def is_prompt(messages: Sequence[ModelMessage], prompt: Any) -> bool:

@@ -54,6 +54,16 @@ class RunLifecycle:
             return
         self.recorder.state.cancel(reason, mark_ms)
 
+    async def take_lease_again(self) -> None:
+        """Take the lease of a run that was fenced, if nobody holds the session; `close()` gives it back.
+
+        Raises:
+            SessionBusyError: another run holds the session.
+            RedisError, OSError: not taken as far as is known.
+        """
+        assert self._lease is not None
+        await self.engine.leases.acquire(self._lease)
+
     async def close(self, ending: Ending) -> None:
         """Hand the last events over, and wait until all is emitted and the lease is given back, at most `lease_ttl`.
 

@@ -105,7 +105,8 @@ class _Opening:
         run_id = uuid.uuid4().hex if job is None else job.run_id
         # Of two workers that have the same job, one holds the lease.
         holder = "" if job is None else new_holder(run_id, job.attempt)
-        self._lease = Lease(session, run_id, self._state.cancel, self._state.fence, holder)
+        recover = 0.0 if job is None else job.recover
+        self._lease = Lease(session, run_id, self._state.cancel, self._state.fence, holder, recover=recover)
 
     async def run(self) -> RunLifecycle:
         try:

@@ -19,8 +19,17 @@ from pydantic_ai import (
 )
 from pydantic_ai.capabilities import ProcessHistory
 from pydantic_ai.exceptions import ToolFailed
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelResponse,
+    TextPart,
+    ToolCallPart,
+    UserPromptPart,
+)
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
+from pydantic_ai.usage import RunUsage, UsageLimits
 from redis.asyncio import Redis
 from support.agents import ScopeDeps
 from support.killed_runs import Ended, KilledError, Ledger, Points, Scenario, Stream, attempt
@@ -266,6 +275,73 @@ async def test_a_run_that_is_killed_after_each_checkpoint_ends_as_if_it_was_not(
         break
     assert attempts
     assert not _differences(expected, ended, len(ledger.calls) - len(undisturbed.calls))
+
+
+async def test_a_caller_s_usage_has_the_totals_of_all_attempts(configured: Redis) -> None:
+    """Its `usage=` counts from where the caller had it, also if the run was killed before it recorded any."""
+
+    async def end(kill_at: int | None) -> RunUsage:
+        given = RunUsage()
+        scenario = Scenario(
+            scripted([("plain", '{"x":1}')], "end"),
+            make_kwargs=lambda: {"usage": given, "usage_limits": UsageLimits(request_limit=12)},
+        )
+        ledger, stream = Ledger(Points(kill_at=kill_at)), Stream(eager=True)
+        first = kill_at is None
+        if not first:
+            given = RunUsage(requests=10, input_tokens=1_000)
+            with pytest.raises(KilledError):
+                await attempt(scenario, ledger, stream, first=True)
+            ledger.points = Points()
+        given = RunUsage(requests=10, input_tokens=1_000)
+        ended = await attempt(scenario, ledger, stream, first=first)
+        assert ended.usage is given
+        return given
+
+    undisturbed = Ledger()
+    await attempt(Scenario(scripted([("plain", '{"x":1}')], "end")), undisturbed, Stream(eager=True), first=True)
+    expected = await end(None)
+    assert (expected.requests, expected.tool_calls) == (12, 1)
+    points = [0, undisturbed.points.names.index("after part_start 0-0"), len(undisturbed.points.names) - 1]
+    for point in points:
+        assert await end(point) == expected, undisturbed.points.names[point]
+
+
+async def test_the_prompt_is_stored_by_the_first_attempt_that_gets_so_far(configured: Redis) -> None:
+    stream = Stream(eager=True)
+    await attempt(SCENARIOS["text"], Ledger(), stream, first=False)
+    (prompt,) = ModelMessagesTypeAdapter.validate_json(stream.stored_prompt or b"[]")
+    assert [part.content for part in prompt.parts if isinstance(part, UserPromptPart)] == ["hello"]
+
+
+@pytest.mark.parametrize("point", ["in tool p1", "before part_start p1", "after part_start p1"])
+async def test_an_approved_call_is_not_made_again(configured: Redis, point: str) -> None:
+    """A turn that goes on with an approval has no message of its own yet: the stored conversation has the call."""
+
+    def make(ledger: Ledger) -> Agent[ScopeDeps, Any]:
+        agent = make_agent(ledger, script(ledger, "paid"))
+
+        @agent.tool(requires_approval=True)
+        async def once(ctx: RunContext[ScopeDeps], x: int) -> int:
+            ledger.add(f"tool {ctx.tool_call_id}")
+            return x
+
+        return agent
+
+    stored = (DEFERRED[0], ModelResponse(parts=[ToolCallPart("once", {"x": 1}, "p1")], model_name="earlier"))
+    kwargs = {"deferred_tool_results": DeferredToolResults(approvals={"p1": True})}
+    scenario = Scenario(make, prompt=None, stored=stored, make_kwargs=lambda: dict(kwargs))
+    names = Ledger()
+    await attempt(scenario, names, Stream(eager=True), first=True)
+    ledger, stream = Ledger(Points(kill_at=names.points.names.index(point))), Stream(eager=True)
+    with pytest.raises(KilledError):
+        await attempt(scenario, ledger, stream, first=True)
+    ledger.points = Points()
+    ended = await attempt(scenario, ledger, stream, first=False)
+    assert ledger.calls.count("tool p1") == 1
+    parts = [part for message in ended.messages for part in message["parts"]]
+    (returned,) = [part for part in parts if part["part_kind"] == "tool-return"]
+    assert returned["outcome"] == ("success" if point.startswith("after") else "failed")
 
 
 def _left(calls: Sequence[str], stream: Stream) -> list[str]:

@@ -88,7 +88,7 @@ async def test_cancel_leaves_a_mark_that_the_next_process_takes_over(client: Red
     assert await agx.cancel(1, 1, "s")
     value = parse_live(await client.get(LIVE))
     assert (value.is_gap_mark, value.holder) == (True, gap_holder("r"))
-    assert 50_000 < await client.pttl(LIVE) <= 60_000
+    assert 60_000 < await client.pttl(LIVE) <= 60_000 + LEASE * 1_000  # as long as a successor may come
     assert not await agx.is_live(1, 1, "s")  # as of any cancelled run
     assert await live_sessions() == ["s"]
     assert await agx.cancel(1, 1, "s")  # once more

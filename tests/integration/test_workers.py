@@ -96,7 +96,7 @@ async def test_a_run_id_that_is_submitted_twice_runs_once(configured: Redis) -> 
         made.append(job.run_id)
         await opened.wait()
 
-    workers = [agx.Worker({"support": make_recipe(note)}) for _ in range(2)]
+    workers = [agx.Worker({"support": make_recipe(note)}, at_once=1) for _ in range(2)]
     async with working(*workers):
         for _ in range(2):
             await submit(run_id="one")

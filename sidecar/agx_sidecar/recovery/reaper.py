@@ -19,7 +19,17 @@ from agx.facts.schema import FIELD, RunFact, encode
 from agx.recovery.finalize import Finalization, finalize_run
 from agx.recovery.recorded_run import RecordedRun
 from agx.redis import keys
-from agx.redis.live_key import CLAIM, CLAIM_MS, RELEASE, RENEW, LeaseValue, gap_holder, new_claim, parse_live
+from agx.redis.live_key import (
+    CLAIM,
+    CLAIM_MS,
+    HANDED_OVER,
+    RELEASE,
+    RENEW,
+    LeaseValue,
+    gap_holder,
+    new_claim,
+    parse_live,
+)
 from agx.stream.append_scripts import FINALIZE
 from agx.stream.entry import StreamEntry
 
@@ -139,7 +149,7 @@ class Reaper:
         # Before the claim, which would keep a successor out.
         if not self._resumable.is_due(death.key):
             return False
-        run = await self._read_run(session, run_id)
+        run = await self._read_run(session, run_id, handed_over=death.handed_over)
         if (seconds := death.wait(run, self._link.now_ms())) > 0:
             self._resumable.hold(death.key, seconds)
             return False
@@ -149,7 +159,7 @@ class Reaper:
         if not await self._link.call("EVAL", CLAIM.source, 1, session.live, self._claim, CLAIM_MS):
             return False
         try:
-            run = await self._read_run(session, run_id)
+            run = await self._read_run(session, run_id, handed_over=death.handed_over)
             if death.wait(run, self._link.now_ms()) > 0:
                 return False  # a successor has had it meanwhile
             missing = await self._find_missing(n, session, run_id, run)
@@ -219,14 +229,14 @@ class Reaper:
         await self._link.call("EXPIRE", queue, keys.QUEUE_TTL)
         logger.warning("run %s was finalized as %s", run_id, missing.outcome, extra={"run_id": run_id})
 
-    async def _read_run(self, session: keys.SessionKeys, run_id: str) -> RecordedRun:
+    async def _read_run(self, session: keys.SessionKeys, run_id: str, *, handed_over: bool = False) -> RecordedRun:
         entries: list[StreamEntry] = []
         cursor = "-"
         while True:
             found = await self._link.call("XRANGE", session.stream, cursor, "+", "COUNT", _PAGE)
             entries += (StreamEntry.of(entry_id, fields) for entry_id, fields in found)
             if len(found) < _PAGE:
-                return RecordedRun.of(run_id, entries)
+                return RecordedRun.of(run_id, entries, handed_over=handed_over)
             cursor = f"({found[-1][0].decode()}"
 
     async def _find_missing(
@@ -250,11 +260,15 @@ class _Death:
     """A deadline that has passed."""
 
     member: bytes
-    deadline: bytes  # ms of the server's clock; 0 where the process handed the run over
+    deadline: bytes  # ms of the server's clock
 
     @property
     def key(self) -> bytes:
         return self.member + b" " + self.deadline
+
+    @property
+    def handed_over(self) -> bool:
+        return float(self.deadline) == HANDED_OVER
 
     def wait(self, run: RecordedRun, now_ms: int) -> float:
         """Return for how many seconds from now another process may resume the run."""

@@ -1,0 +1,220 @@
+"""How a worker finds dead runs and waiting jobs, and what that costs; dead runs are written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+import agx
+from agx.checkpoints.codec import FORMAT
+from agx.checkpoints.job import Job
+from agx.engine.engine import Engine
+from agx.engine.leases import Lease
+from agx.engine.registry import current_engine
+from agx.jobs.dead_runs import DeadRuns
+from agx.jobs.queue import JobQueue
+from agx.jobs.takeover import open_taken_over
+from agx.recovery.dead_run import DeadRun
+from agx.redis import keys
+from agx.redis.bus import Bus
+from agx.redis.live_key import new_holder, parse_live
+from agx.runs.outcome import Ending
+
+BIG = "x" * 100_000
+
+
+@contextmanager
+def counted(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Count the commands and scripts of a bus, and the bytes of their replies as `bytes`."""
+    count: Counter[str] = Counter()
+
+    def counting(issue: Any, name: Any) -> Any:
+        def call(*args: Any) -> asyncio.Future[Any]:
+            count[name(args)] += 1
+            reply: asyncio.Future[Any] = issue(*args)
+            reply.add_done_callback(lambda done: count.update({"bytes": len(repr(done.result()))}))
+            return reply
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bus, "execute", counting(bus.execute, lambda args: args[0]))
+        patch.setattr(bus, "run", counting(bus.run, lambda args: "script"))
+        yield count
+
+
+async def die(client: Redis, name: str, *entries: dict[str, Any], agent: str = "support", deadline: int = 1) -> None:
+    """Write what the process of a run leaves."""
+    session = keys.SessionKeys.of("agx", "acme", "ada", name)
+    job = Job(name, "acme", "ada", name, agent, BIG, max_attempts=3)
+    begin = {"run_id": name, "agent": agent, "seq": 0, "recover": 60, "max_attempts": 3}
+    first: dict[Any, Any] = {"type": "begin", "origin": "opale", "body": orjson.dumps(begin), "ck": job.encode()}
+    await client.xadd(session.stream, first)
+    for seq, entry in enumerate(entries, 1):
+        body = {"seq": seq, "fill": BIG, **{name: value for name, value in entry.items() if name != "ck"}}
+        fields: dict[Any, Any] = {"type": entry["type"], "origin": "opale", "body": orjson.dumps(body)}
+        await client.xadd(session.stream, fields | ({"ck": entry["ck"]} if "ck" in entry else {}))
+    await client.expire(session.stream, 60)
+    leases = keys.leases("agx", keys.partition("acme", current_engine().queues.partitions or 1))
+    await client.zadd(leases, {session.lease_member(name): deadline})
+    await client.expire(leases, 60)
+
+
+async def ready() -> Engine:
+    engine = current_engine()
+    await engine.ready()
+    engine.clock.at_least(int(time.time() * 1_000))
+    return engine
+
+
+async def find(dead_runs: DeadRuns) -> list[str]:
+    return [dead.run_id async for dead in dead_runs.find()]
+
+
+RESUME = {"type": "resume", "run_id": "alone"}
+
+
+async def test_a_run_that_is_left_alone_is_not_read_again(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await ready()
+    await die(configured, "others", *[{"type": "info"}] * 5, agent="other")
+    await die(configured, "exhausted", RESUME, RESUME)
+    await die(configured, "newer", {"type": "info", "ck": orjson.dumps({"v": FORMAT + 1})})
+    await die(configured, "ended", {"type": "end"})
+    await die(configured, "alone", RESUME)
+    empty = False
+    dead_runs = DeadRuns(engine, {"support"}, known=(), takes=lambda alone: empty or not alone)
+    with counted(engine.control, monkeypatch) as first:
+        assert await find(dead_runs) == []
+    assert dead_runs.waiting == {"alone"}
+    assert first["XRANGE"] == 9  # of the other agent's run only the first entry
+    with counted(engine.control, monkeypatch) as again:
+        assert await find(dead_runs) == []
+    assert dead_runs.waiting == {"alone"}
+    assert dict(again) == {"ZRANGEBYSCORE": engine.queues.partitions, "bytes": again["bytes"]}
+    assert again["bytes"] < 1_000
+    empty = True
+    assert await find(dead_runs) == ["alone"]
+    assert dead_runs.waiting == set()
+
+
+async def test_a_worker_without_room_reads_no_stream(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await ready()
+    await die(configured, "r")
+    dead_runs = DeadRuns(engine, {"support"}, known=(), takes=lambda alone: False)
+    with counted(engine.control, monkeypatch) as count:
+        assert await find(dead_runs) == []
+    assert "XRANGE" not in count
+
+
+async def test_a_run_that_dies_again_is_read_again(configured: Redis) -> None:
+    engine = await ready()
+    await die(configured, "r", {"type": "end"})
+    dead_runs = DeadRuns(engine, {"support"}, known=(), takes=lambda alone: True)
+    assert await find(dead_runs) == []
+    await configured.delete("agx:acme:ada:r")
+    await die(configured, "r", deadline=2)
+    assert await find(dead_runs) == ["r"]
+
+
+async def test_runs_that_only_others_can_resume_hide_none(configured: Redis) -> None:
+    engine = await ready()
+    leases = keys.leases("agx", keys.partition("acme", engine.queues.partitions or 1))
+    await configured.zadd(leases, {f"acme:ada:s{n}:r{n}": 1 for n in range(150)})
+    await die(configured, "r", deadline=2)
+    dead_runs = DeadRuns(engine, {"support"}, known=(), takes=lambda alone: True)
+    assert [*await find(dead_runs), *await find(dead_runs)] == ["r"]
+
+
+async def test_a_run_that_is_open_in_this_process_is_not_taken_over(configured: Redis) -> None:
+    """Its lease may have expired while the process stalled: then it takes it again."""
+    engine = await ready()
+    await die(configured, "r")
+    dead_runs = DeadRuns(engine, {"support"}, known=(), takes=lambda alone: True)
+    engine.sessions["agx:acme:ada:r"] = object()  # type: ignore[assignment]
+    assert await find(dead_runs) == []
+    engine.sessions.clear()
+    assert await find(dead_runs) == ["r"]
+
+
+async def take_over(engine: Engine) -> DeadRun:
+    """Take the dead run over, and end it."""
+    (dead,) = [dead async for dead in DeadRuns(engine, {"support"}, known=(), takes=lambda alone: True).find()]
+    life = await open_taken_over(engine, dead, "support", None)
+    assert life is not None
+    await life.close(Ending("failed"))
+    return dead
+
+
+@pytest.mark.parametrize(("deadline", "said"), [(0, True), (1, None)])
+async def test_the_successor_records_a_hand_over(configured: Redis, deadline: int, said: bool | None) -> None:
+    engine = await ready()
+    await die(configured, "r", deadline=deadline)
+    assert (await take_over(engine)).record.failed_attempts == (0 if said else 1)
+    events = [event async for event in agx.listen("acme", "ada", "r", serialize=False)]
+    (resume,) = [event["body"] for event in events if event["type"] == "resume"]
+    assert resume.get("handed_over") is said
+
+
+async def test_two_attempts_of_a_run_in_one_process_have_a_lease_each(configured: Redis) -> None:
+    """The first one's process stalled; what becomes of its lease leaves the second one's alone."""
+    engine = await ready()
+    session = keys.SessionKeys.of("agx", "acme", "ada", "s")
+    lost: list[int] = []
+    first, second = (
+        Lease(session, "r", lambda *_: None, lambda n=n: lost.append(n), new_holder("r", n))  # type: ignore[misc]
+        for n in (1, 2)
+    )
+    await engine.leases.acquire(first)
+    await configured.delete(session.live)
+    assert await engine.leases.take_over(second)
+    await engine.leases.abandon(first)
+    await engine.leases.ensure(second)  # it is still renewed
+    assert parse_live(await configured.get(session.live)).holder == second.holder
+    await engine.leases.release(second)
+    assert not lost
+
+
+async def test_a_cancel_is_kept_through_a_hand_over_as_long_as_the_run_can_be_resumed(configured: Redis) -> None:
+    engine = await ready()
+    session = keys.SessionKeys.of("agx", "acme", "ada", "s")
+    lease = Lease(session, "r", lambda *_: None, lambda: None, new_holder("r", 1), recover=600)
+    await engine.leases.acquire(lease)
+    assert await agx.cancel("acme", "ada", "s")
+    await engine.leases.hand_over(lease)
+    assert parse_live(await configured.get(session.live)).is_gap_mark
+    assert await configured.pttl(session.live) > 590_000
+
+
+# --- waiting jobs ---
+
+
+async def test_waiting_jobs_are_listed_without_what_they_hold(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(250):
+        await agx.submit("acme", "ada", f"s{n}", agent="support", prompt=BIG[:20_000])
+    engine = current_engine()
+    partition = keys.partition("acme", engine.queues.partitions or 1)
+    queue = JobQueue(engine.control, "agx", engine.queues.partitions or 1, worker="w", claim_ttl=10)
+    with counted(engine.control, monkeypatch) as count:
+        listed = await queue.waiting(partition)
+    assert [(len(listed), job.scope, job.agent) for job in listed[:1]] == [(250, "acme", "support")]
+    assert (count["script"], count["bytes"] < 30_000) == (1, True)
+    with counted(engine.control, monkeypatch) as again:
+        assert await queue.waiting(partition) is listed
+    assert (again["script"], again["bytes"] < 100) == (1, True)
+    job = await queue.read(listed[3])
+    assert job is not None
+    assert (job.session_id, job.prompt) == ("s3", BIG[:20_000])
+    await queue.claim(listed[3])
+    await queue.remove(listed[3])
+    assert await queue.read(listed[3]) is None
+    assert len(await queue.waiting(partition)) == 249
