@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP ?= $(BIN)/pip
 
 # What is not installed is deselected here, never skipped; CI installs it all.
 need = $(if $(shell command -v $(2)),, and not $(1))
@@ -17,6 +18,7 @@ PEER := pydantic-ai-stream==0.1.1
 
 # Of no use in a test's output, nor beside a table.
 export PYDANTIC_AI_NO_BANNER := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
@@ -27,8 +29,8 @@ help: ## Show the targets
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,ops]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(PEER)
+	$(PIP) install --quiet -e '.[dev,docs,ops]'
+	$(PIP) install --quiet --no-deps $(PEER)
 	touch $@
 
 demo: $(READY) ## Show the whole flow: agents, a sidecar, live output, and the numbers compared
