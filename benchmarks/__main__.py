@@ -15,6 +15,7 @@ from . import machine, report, workers
 from .cancels import measure_cancels
 from .delay import measure_paced
 from .fanout import Crowd, Heard, measure_crowd
+from .http import measure_http
 from .idle import Idle, hold_sessions, weigh_runs
 from .report import Row
 from .tokens import Costs, flat_out
@@ -267,6 +268,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "tokens": measure_tokens,
     "delay": measure_delay,
     "listeners": measure_listeners,
+    "http": measure_http,
     "cancel": measure_cancel,
     "idle": measure_idleness,
 }
