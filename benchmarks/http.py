@@ -31,7 +31,7 @@ from .stats import Delays
 from .workers import Line, Worker
 
 CONTESTANTS = ("floor", "agx", "xread")
-_ROUNDS = 1
+_ROUNDS = 3
 _TOGETHER = 50  # clients that connect at once
 _AT = re.compile(rb'"at": ?(\d+)')
 _HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -133,7 +133,7 @@ async def serve(line: Line, url: str, name: str, load: Load) -> float:
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0), backlog=4_096) as listening:
             serving = asyncio.create_task(server.serve(sockets=[listening]))
-            while not server.started:
+            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
             gc.collect()
             before = resident_bytes()

@@ -17,10 +17,11 @@ from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.keys import Id, SessionKeys
 from ..redis.redis_py import Reply
 from ..stream.entry import RUNTIME, StreamEntry
-from ..stream.hub import READ, Feed, Hub, Subscriber
+from ..stream.hub import READ, Hub
 
 _CURSOR = re.compile(r"[0-9]{1,20}(-[0-9]{1,20})?")
 _ASK_AGAIN = 0.1  # seconds
+_NEVER = float("inf")
 _EXPIRED = orjson.dumps({"gap": True})
 _LOST = orjson.dumps({"msg": RUN_LOST.sentence, "error_type": "lost", "code": RUN_LOST.code})
 
@@ -83,17 +84,28 @@ async def follow(
     scope_id: Id, user_id: Id, session_id: Id, *, wait: float, timeout: float | None, after: str | None
 ) -> AsyncGenerator[StreamEntry, None]:
     """Yield the entries of a run. `timeout=None` follows a live run however silent it is."""
+    with await join(scope_id, user_id, session_id, wait=wait, timeout=timeout, after=after) as run:
+        while (entries := await run.next()) is not None:
+            for entry in entries:
+                yield entry
+
+
+async def join(
+    scope_id: Id,
+    user_id: Id,
+    session_id: Id,
+    *,
+    wait: float,
+    timeout: float | None,
+    after: str | None,
+    idle: float | None = None,
+) -> Follower:
+    """Return a follower of a session's run, a context manager; see `Follower.next()` for `idle`."""
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     cursor = _parse_cursor(after)
     await wait_for_starting(session)
-    feed, subscriber = engine.hub.join(session)
-    try:
-        reader = _Reader(engine.hub, session, feed, subscriber, cursor=cursor, wait=wait)
-        async for entry in reader.read(timeout=timeout):
-            yield entry
-    finally:
-        engine.hub.leave(session, feed, subscriber)
+    return Follower(engine.hub, session, cursor=cursor, wait=wait, timeout=timeout, idle=idle)
 
 
 def _parse_cursor(after: str | None) -> StreamId | None:
@@ -107,65 +119,115 @@ def _parse_cursor(after: str | None) -> StreamId | None:
     raise ValueError(f"after must be the id of an event, like 1700000000000-0, not {after!r:.40}")
 
 
-class _Reader:
+class Follower:
     """One listener: catches up by reading for itself, then takes what the feed hands it."""
 
     def __init__(
         self,
         hub: Hub,
         session: SessionKeys,
-        feed: Feed,
-        subscriber: Subscriber,
         *,
         cursor: StreamId | None,
         wait: float,
+        timeout: float | None,
+        idle: float | None,
     ) -> None:
         self._hub = hub
         self._session = session
-        self._feed = feed
-        self._subscriber = subscriber
+        self._feed, self._subscriber = hub.join(session)
         self._resumes = cursor is not None
         self._cursor: StreamId = cursor or (0, 0)
         self._wait = wait
+        self._timeout = timeout
+        self._idle = idle
+        self._clock = asyncio.get_running_loop().time
+        # Times of the loop.
+        self._idle_at = _NEVER  # silence is reported
+        self._give_up_at: float | None = None  # silence ends it; None until the wait for the next entries begins
+        self._ask_by = self._clock() + wait  # Redis is asked again until then
         self._reached = False  # Redis has answered
-        self._ask_by: float | None = asyncio.get_running_loop().time() + wait
+        self._checked = cursor is None  # whether the stream still has what follows the cursor
         self._seen = False  # an entry of the run it follows
-        self._lost = False
+        self._ended = False
 
-    async def read(self, *, timeout: float | None) -> AsyncGenerator[StreamEntry, None]:
-        if self._resumes:
-            edges = await self._read_edges()
-            if edges is not None:
-                first, last = edges
-                if last.type == "end" and last.id <= self._cursor:
-                    return
-                if first.id > self._cursor:
-                    self._hub.gaps += 1
-                    yield (gap := _gap_before(self._cursor, first))
-                    if "superseded_by" in gap.body:
-                        return
-        while True:
-            entries = await self._take(timeout if self._seen or self._resumes else self._wait)
-            if entries is None:
-                if self._lost and await self._read_edges() is None:
-                    # Its stream has expired before this listener has read all of it; how it ended is not known.
-                    self._hub.gaps += 1
-                    yield StreamEntry(self._cursor, "info", RUNTIME, _EXPIRED, made_here=True)
-                elif self._lost:
-                    yield StreamEntry(self._cursor, "error", RUNTIME, _LOST, made_here=True)
-                return
-            for entry in entries:
-                if entry.id <= self._cursor:
-                    continue
-                if entry.type == "begin" and (self._seen or self._resumes):
-                    self._hub.gaps += 1
-                    yield _gap_before(self._cursor, entry)
-                    return
-                self._seen = True
-                self._cursor = entry.id
-                yield entry
-                if entry.type == "end":
-                    return
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hub.leave(self._session, self._feed, self._subscriber)
+
+    async def next(self) -> list[StreamEntry] | None:
+        """Return the next entries of the run; None where none is to come.
+
+        An empty list reports `idle` seconds of silence.
+
+        Raises:
+            RedisUnavailableError: Redis could not be reached for `wait` seconds, later on for `timeout`.
+        """
+        if self._idle is not None:
+            self._idle_at = self._clock() + self._idle
+        if self._give_up_at is None:
+            silence = self._timeout if self._seen or self._resumes else self._wait
+            self._give_up_at = _NEVER if silence is None else self._clock() + silence
+            if self._reached:
+                self._ask_by = self._give_up_at
+        try:
+            if not self._checked and (gap := await self._check_cursor()) is not None:
+                return [gap]
+            while not self._ended:
+                if selected := self._select(await self._take()):
+                    self._give_up_at = None
+                    return selected
+        except _SilenceError:
+            return []
+        return None
+
+    async def _check_cursor(self) -> StreamEntry | None:
+        """Return a gap where the stream has lost what followed the cursor."""
+        edges = await self._read_edges()
+        self._checked = True
+        if edges is None:
+            return None
+        first, last = edges
+        if last.type == "end" and last.id <= self._cursor:
+            self._ended = True
+        elif first.id > self._cursor:
+            return self._report_gap(first)
+        return None
+
+    def _select(self, entries: list[StreamEntry]) -> list[StreamEntry]:
+        """Return those of the run that are behind the cursor; behind an `end`, or another run's `begin`, it is over."""
+        selected = []
+        for entry in entries:
+            if entry.id <= self._cursor and not entry.made_here:
+                continue
+            if entry.type == "begin" and (self._seen or self._resumes):
+                selected.append(self._report_gap(entry))
+                break
+            self._seen = True
+            self._cursor = entry.id
+            selected.append(entry)
+            if entry.type == "end":
+                self._ended = True
+                break
+        return selected
+
+    def _report_gap(self, entry: StreamEntry) -> StreamEntry:
+        """Return the info that what followed the cursor is gone; a `begin` has replaced it."""
+        self._hub.gaps += 1
+        body: dict[str, object] = {"gap": True}
+        if entry.type == "begin":
+            body["superseded_by"] = str(entry.body.get("run_id", ""))
+            self._ended = True
+        return StreamEntry(self._cursor, "info", RUNTIME, orjson.dumps(body), made_here=True)
+
+    async def _report_loss(self) -> StreamEntry:
+        """Return how a run ended whose process has died, and which nobody has closed in time."""
+        if await self._read_edges() is None:
+            # Its stream has expired before this listener has read all of it; how it ended is not known.
+            self._hub.gaps += 1
+            return StreamEntry(self._cursor, "info", RUNTIME, _EXPIRED, made_here=True)
+        return StreamEntry(self._cursor, "error", RUNTIME, _LOST, made_here=True)
 
     async def _read_edges(self) -> tuple[StreamEntry, StreamEntry] | None:
         """Return the stream's first and last entry, if there are any."""
@@ -180,35 +242,36 @@ class _Reader:
             try:
                 reply = await self._hub.bus.execute(*command)
             except (RedisError, OSError) as error:
-                late = self._ask_by is not None and asyncio.get_running_loop().time() >= self._ask_by
+                late = self._clock() >= self._ask_by
                 if late or isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
                     raise RedisUnavailableError("follow the session", error) from error
                 await asyncio.sleep(_ASK_AGAIN)
+                if self._clock() >= self._idle_at:
+                    raise _SilenceError from None
             else:
                 self._reached = True
                 return reply
 
-    async def _take(self, silence: float | None) -> list[StreamEntry] | None:
-        """Return the next entries; None where `silence` seconds passed without one, or the run has died."""
-        give_up = None if silence is None else asyncio.get_running_loop().time() + silence
-        if self._reached:
-            self._ask_by = give_up
+    async def _take(self) -> list[StreamEntry]:
+        """Return the next entries; none where it is over."""
+        assert self._give_up_at is not None
         subscriber = self._subscriber
         while True:
             if subscriber.entries:
-                entries = list(subscriber.entries)
-                subscriber.entries.clear()
-                return entries
+                return subscriber.take()
             if not subscriber.caught_up:
                 if entries := await self._catch_up():
                     return entries
                 continue
             if self._feed.dead and (self._seen or self._resumes):
-                # Nobody closed it in time: its process has died, and no sidecar told.
-                self._lost = True
-                return None
-            if not await subscriber.wait(give_up):
-                return None
+                lost = await self._report_loss()
+                self._ended = True
+                return [lost]
+            if not await subscriber.wait(min(self._give_up_at, self._idle_at)):
+                if self._clock() < self._give_up_at:
+                    raise _SilenceError
+                self._ended = True
+                return []
 
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""
@@ -224,9 +287,5 @@ class _Reader:
         return [StreamEntry.of(*entry) for entry in found]
 
 
-def _gap_before(cursor: StreamId, entry: StreamEntry) -> StreamEntry:
-    """Return the info that what followed the cursor is gone; by a restart of the session, if the entry is a `begin`."""
-    body: dict[str, object] = {"gap": True}
-    if entry.type == "begin":
-        body["superseded_by"] = str(entry.body.get("run_id", ""))
-    return StreamEntry(cursor, "info", RUNTIME, orjson.dumps(body), made_here=True)
+class _SilenceError(Exception):
+    """`idle` seconds have passed without an entry."""

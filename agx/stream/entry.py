@@ -44,6 +44,7 @@ class StreamEntry:
     own_seq: bytes | None = None  # the entry's own field `seq`; None where it has none, which is the rule
     checkpoint: bytes | None = None
     made_here: bool = False  # by a listener, of what it found; it is not on the stream
+    frame: bytes | None = field(default=None, init=False, repr=False, compare=False)  # as `sse()` has made it
     _json: str | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod

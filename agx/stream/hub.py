@@ -22,6 +22,7 @@ from .subscription import Subscription
 
 READ = 500  # entries a read
 QUEUE = 2_000  # entries a listener may lag behind before it reads from its own cursor again
+_NEVER = float("inf")
 POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
 
 
@@ -32,14 +33,20 @@ class Subscriber:
         self.entries: deque[StreamEntry] = deque()
         self.caught_up = False  # the feed hands entries to it; otherwise it reads from its own cursor
         self._waiter: asyncio.Future[bool] | None = None
-        self._until: float | None = None
+        self._until = _NEVER
         self._timer: asyncio.TimerHandle | None = None
 
-    async def wait(self, until: float | None) -> bool:
-        """Wait for new entries; returns False if there were none until then (the loop's time)."""
+    def take(self) -> list[StreamEntry]:
+        """Return the entries that were handed over, and forget them."""
+        entries = list(self.entries)
+        self.entries.clear()
+        return entries
+
+    async def wait(self, until: float) -> bool:
+        """Wait for new entries; returns False if there were none until then (the loop's time; may be infinite)."""
         loop = asyncio.get_running_loop()
         self._until = until
-        if until is not None and (self._timer is None or until < self._timer.when()):
+        if until != _NEVER and (self._timer is None or until < self._timer.when()):
             self.close()
             self._timer = loop.call_at(until, self._expire)
         self._waiter = loop.create_future()
@@ -53,7 +60,7 @@ class Subscriber:
     def _expire(self) -> None:
         # One timer serves many waits: each wait only moves the time at which it has to fire.
         self._timer = None
-        if self._waiter is None or self._waiter.done() or self._until is None:
+        if self._waiter is None or self._waiter.done() or self._until == _NEVER:
             return
         loop = asyncio.get_running_loop()
         if self._until > loop.time():

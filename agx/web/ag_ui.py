@@ -17,6 +17,7 @@ from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
 from ..listeners.replay import Event, defer, replay
 from ..sessions.base import SessionStore
+from .event_stream import EventStreamResponse
 from .history import read_conversation
 from .prompt import prompt_of, refusing_unreadable
 from .responses import (
@@ -28,7 +29,6 @@ from .responses import (
     Authorize,
     add_cancel,
     make_who,
-    stream_events,
 )
 from .route import make_api_router
 from .runs import (
@@ -116,7 +116,7 @@ def make_ag_ui_router(
         """Start a run with the last message, or with decisions on interrupting calls, and stream its events."""
         turn = _read_turn(agent, request)
         await runs.start(asker, request.thread_id, turn)
-        return stream_events(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
+        return EventStreamResponse(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
 
     @router.post("/connect", response_class=Response, responses={**EVENTS, **BAD})
     async def connect(request: RunInput, asker: Asker) -> Response:
@@ -124,7 +124,7 @@ def make_ag_ui_router(
         found = await read_conversation(sessions, asker, request.thread_id)
         messages = found.session.msgs
         events = _follow(asker, request) if found.live else _left(messages)
-        return stream_events(_frames(request, events, messages), keep_alive=keep_alive)
+        return EventStreamResponse(_frames(request, events, messages), keep_alive=keep_alive)
 
     return router
 

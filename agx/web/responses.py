@@ -1,20 +1,17 @@
-"""What all routers share: the caller's ids, errors as HTTP answers, event streams as responses."""
+"""What all routers share: the caller's ids, errors as HTTP answers, what the OpenAPI has of them."""
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from ..engine.cancellation import cancel
-from ..listeners.sse import keep_open
 from ..redis import keys
 from .route import Problem
 from .runs import Who
-from .shutdown import closing_event
 
 ID_PATTERN = f"^{keys.ID.pattern}$"
 SessionId = Annotated[str, Path(pattern=ID_PATTERN, description="The session: one conversation of one user")]
@@ -76,15 +73,3 @@ def add_cancel(router: APIRouter, path: str, who: GetWho) -> None:
     async def cancel_run(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> Cancelled:
         """Cancel the session's run, in whatever process it runs."""
         return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
-
-
-def stream_events(
-    frames: AsyncGenerator[str, None], *, keep_alive: float, headers: Mapping[str, str] | None = None
-) -> StreamingResponse:
-    """Answer with an event stream that is kept open through silence and ends at a shutdown."""
-    return StreamingResponse(
-        keep_open(frames, keep_alive=keep_alive, closing=closing_event()),
-        media_type="text/event-stream",
-        # Proxies must neither keep nor gather what is sent.
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})},
-    )

@@ -3,8 +3,6 @@
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,8 +11,9 @@ from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
 from ..listeners.manual import is_live, q
-from ..listeners.sse import event_frames
+from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
+from .event_stream import EventStreamResponse
 from .history import read_conversation
 from .responses import (
     BAD,
@@ -27,7 +26,6 @@ from .responses import (
     SessionId,
     add_cancel,
     make_who,
-    stream_events,
 )
 from .route import make_api_router
 from .runs import (
@@ -132,22 +130,14 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, ret
         session_id: SessionId, asker: Asker, last_event_id: Annotated[str, Header(pattern=_CURSOR)] = ""
     ) -> Response:
         """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`."""
-        frames = event_frames(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT)
+        chunks = event_chunks(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT)
         live = await is_live(asker.scope_id, asker.user_id, session_id)
         # A live run is silent at times: only where there is none one has to look whether anything is to come.
-        first = None if live else await anext(frames, None)
+        first = None if live else await anext(chunks, None)
         if not live and first is None:
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-
-        async def all_frames() -> AsyncGenerator[str, None]:
-            async with aclosing(frames):
-                yield f"retry: {retry_ms}\n\n"
-                if first is not None:
-                    yield first
-                async for frame in frames:
-                    yield frame
-
-        return stream_events(all_frames(), keep_alive=keep_alive)
+        retry = b"retry: %d\n\n" % retry_ms
+        return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry + (first or b""))
 
 
 def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:

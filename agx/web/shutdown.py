@@ -5,19 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
 from ..engine.registry import aclose, current_engine
-
-_closing: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event] = weakref.WeakKeyDictionary()
-
-
-def closing_event() -> asyncio.Event:
-    """Return the running loop's event that is set once its event streams have to end."""
-    return _closing.setdefault(asyncio.get_running_loop(), asyncio.Event())
+from .event_stream import close_streams
 
 
 @asynccontextmanager
@@ -48,7 +41,7 @@ async def graceful_shutdown(grace: float = 10) -> AsyncIterator[None]:
 
 async def _end_streams(grace: float) -> None:
     await current_engine().end_runs(grace)
-    closing_event().set()
+    close_streams()
 
 
 @contextmanager

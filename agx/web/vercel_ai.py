@@ -30,6 +30,7 @@ from pydantic_ai.ui.vercel_ai.request_types import (
 
 from ..listeners.replay import Event, replay, replay_messages
 from ..sessions.base import SessionStore
+from .event_stream import EventStreamResponse
 from .history import read_conversation
 from .prompt import prompt_of, refusing_unreadable
 from .responses import (
@@ -44,7 +45,6 @@ from .responses import (
     SessionId,
     add_cancel,
     make_who,
-    stream_events,
 )
 from .route import make_api_router
 from .runs import (
@@ -145,7 +145,7 @@ def make_vercel_ai_router(
     def stream_run(asker: Who, session_id: str, message_id: str | None, opening: list[ModelMessage]) -> Response:
         stream: EventStream = VercelAIEventStream(sdk_version=sdk_version, server_message_id=message_id)
         frames = _frames(stream, _replay_answer(asker, session_id, opening))
-        return stream_events(frames, keep_alive=keep_alive, headers=stream.response_headers)
+        return EventStreamResponse(frames, keep_alive=keep_alive, headers=stream.response_headers)
 
     @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
     async def send_message(request: ChatRequest, asker: Asker) -> Response:

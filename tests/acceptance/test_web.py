@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from fastapi import FastAPI
@@ -18,7 +21,7 @@ from redis import Redis
 from support.docs import every_block
 from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.terminals import Terminals
-from support.web import BOB, WebService, read_events, running_service, text_of
+from support.web import ADA, BOB, WebService, read_events, running_service, text_of
 
 from agx.sessions.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
@@ -241,6 +244,30 @@ def test_sigterm_closes_streams_of_runs_elsewhere(redis_url: str, model_server: 
         with runs.client.stream("GET", "/api/sessions/s/events", headers=headers) as response:
             model_server.release()
             assert text_of(list(read_events(response))) == " and there"
+
+
+def test_sigterm_does_not_wait_for_clients_that_take_nothing(service: WebService, redis_url: str) -> None:
+    """Their bytes never leave the server, which without more waits for them."""
+    with Redis.from_url(redis_url) as redis:
+        redis.xadd("agx:acme:ada:s", {"type": "begin", "origin": "opale", "body": '{"run_id": "elsewhere"}'})
+        for _ in range(100):
+            redis.xadd("agx:acme:ada:s", {"type": "info", "origin": "test", "body": '{"text": "%s"}' % ("x" * 200_000)})
+        redis.set("agx:acme:ada:s:live", "elsewhere", ex=60)
+        redis.expire("agx:acme:ada:s", 60)
+    address = urlsplit(service.url)
+    with ExitStack() as stalled:
+        for _ in range(5):
+            client = stalled.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+            client.connect((address.hostname, address.port))
+            head = f"GET /api/sessions/s/events HTTP/1.1\r\nHost: test\r\nAuthorization: {ADA['Authorization']}\r\n\r\n"
+            client.sendall(head.encode())
+            assert client.recv(8) == b"HTTP/1.1"
+        assert service.end(SIGTERM) == -SIGTERM, service.log.read_text()
+    log = service.log.read_text()
+    assert "Application shutdown complete" in log
+    assert "Traceback" not in log
+    assert "ERROR" not in log
 
 
 def test_a_redis_that_is_gone_is_a_503(model_server: ModelServer, tmp_path: Path) -> None:
