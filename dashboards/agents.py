@@ -61,6 +61,7 @@ def build() -> str:
             Row("The fleet now", 4, _now()),
             Row("Runs", 8, _runs()),
             Row("Failed, cancelled, lost", 8, _trouble()),
+            Row("Jobs and resumed runs", 8, _jobs()),
             Row("Tokens and cost", 8, _money()),
             Row("Inside the runs", 8, _inside()),
         ),
@@ -208,6 +209,39 @@ def _trouble() -> tuple[Placed, ...]:
         Query(increase(RUNS, SCOPE, AGENT, 'outcome="lost"', by="agent", window=INTERVAL), "{{agent}}"),
     )
     return ((8, errors), (8, cancels), (8, where), (12, slow), (12, lost))
+
+
+def _jobs() -> tuple[Placed, ...]:
+    by = "{{agent}}"
+    waiting = lines(
+        Text(
+            "Jobs waiting by scope, top 10", "Due, but not begun. Never 0: too few workers, or none.", "AgxJobsWaiting"
+        ),
+        "short",
+        Query(f"topk(10, {total('agx_jobs_waiting', SCOPE, by='scope')})", "{{scope}}"),
+    )
+    wait = lines(
+        Text("Job wait p95", "From due to begin. Above the dashed line: add workers.", "AgxJobsWaiting"),
+        "s",
+        Query(quantile(0.95, "agx_job_wait_seconds", AGENT, by="agent"), by),
+        limit=threshold("job_wait_seconds"),
+    )
+    resumes = lines(
+        Text("Runs resumed", "A deployment is one peak. All the time: workers die.", "AgxRunsResumed"),
+        "short",
+        Query(increase("agx_run_resumes_total", AGENT, by="agent", window=INTERVAL), by),
+    )
+    recovery = lines(
+        Text("Recovery p95", "How long a run had no process. Above the lease: no free worker.", "AgxRunsResumed"),
+        "s",
+        Query(quantile(0.95, "agx_run_recovery_seconds", AGENT, by="agent"), by),
+    )
+    exhausted = lines(
+        Text("Attempts exhausted", "Runs that stop their worker each time: given up.", "AgxAttemptsExhausted"),
+        "short",
+        Query(increase("agx_job_attempts_exhausted_total", AGENT, by="agent", window=INTERVAL), by),
+    )
+    return ((12, waiting), (12, wait), (8, resumes), (8, recovery), (8, exhausted))
 
 
 def _money() -> tuple[Placed, ...]:

@@ -33,7 +33,7 @@ class Job:
         args: the caller's arguments for the recipe; JSON values.
         recover: seconds after the death of its process during which the run may be resumed.
         max_attempts: attempts in a row without progress after which the run is lost.
-        submitted_ms: server time of `submit()`, or of the run's `begin` where nobody submitted it.
+        submitted_ms: server time of `submit()`; 0 where nobody submitted the run.
         attempt: which attempt this is, from 1.
     """
 

@@ -145,6 +145,7 @@ class RunStarted(RunFact):
     kind: Literal["run.start"] = "run.start"
     start_ns: Int64
     follows: str | None = None
+    waited_ns: Int64 | None = None  # of a job: from the time at which it was due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,7 @@ class RunResumed(RunFact):
 
     kind: Literal["run.resume"] = "run.resume"
     attempt: Int64  # from 2 on
-    last_ns: Int64  # of the last entry before
+    last_ns: Int64  # when the process before showed that it lives: its last entry, or the last renewal of its lease
     at_ns: Int64
 
 
@@ -214,7 +215,7 @@ class RunEnded(RunFact):
     events: tuple[StreamEvent, ...] = ()  # the first 64 and the last 64
     events_between: Int64 = 0  # left out between them
     follows: str | None = None
-    attempts_exhausted: bool = False  # lost because too many attempts in a row made no progress
+    attempts_exhausted: bool = False  # not tried again because too many attempts in a row made no progress
     partial: bool = False  # finished by the reaper: the dead process held more
 
 

@@ -52,7 +52,7 @@ async def start_job(
         return
     begun = asyncio.Event()
     claim = asyncio.get_running_loop().create_task(_keep_claim(queue, waiting, begun))
-    run = ResumableRun(_keys(engine, job), job, on_begun=begun.set)
+    run = ResumableRun(_keys(engine, job), job, waiting.due_ms, on_begun=begun.set)
     runs[job.run_id] = run
     try:
         if claims > job.max_attempts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..engine.engine import Engine
 from ..recovery.dead_run import DeadRun, read_dead_run
@@ -122,7 +122,7 @@ class DeadRuns:
             self.waiting.add(run_id)
             self._pass(death, look_again, run_id)
             return None
-        return dead if self._takes(dead.must_run_alone) else None
+        return replace(dead, deadline_ms=int(death.deadline_ms)) if self._takes(dead.must_run_alone) else None
 
     def _pass(self, death: _Death, until: float, alone: str | None = None) -> None:
         self._passed[death] = _Passed(until, alone)

@@ -6,13 +6,14 @@ claims an entry by its id instead of taking the next one. A claim that is not re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.exceptions import ResponseError
 
 from ..checkpoints.job import Job, UnreadableJobError, decode
 from ..redis import keys
 from ..redis.bus import Bus, Script
+from ..redis.entry_id import parse_id
 
 _GROUP = "agx-workers"
 WINDOW = 2_000  # waiting jobs of a partition among which a worker picks
@@ -160,7 +161,9 @@ class JobQueue:
         key, entry_id = keys.jobs(self._prefix, waiting.partition), waiting.entry_id
         found = await self._bus.execute("XRANGE", key, entry_id, entry_id)
         try:
-            return decode(found[0][1].get(b"job", b"")) if found else None
+            if not found:
+                return None
+            return replace(decode(found[0][1].get(b"job", b"")), submitted_ms=parse_id(entry_id)[0])
         except UnreadableJobError:
             return None
 

@@ -29,11 +29,13 @@ class ResumableRun:
     """A run of this worker.
 
     Args:
+        due_ms: server time from which the job could begin; None for a run that this worker resumes.
         on_begun: called once the run's `begin` is acknowledged.
     """
 
     session: SessionKeys
     job: Job
+    due_ms: int | None = None
     on_begun: Callable[[], object] = lambda: None
     drive: Drive | None = None  # known once the run has begun
     recipe: asyncio.Future[Call] | None = None  # while it makes the agent
@@ -102,4 +104,5 @@ async def _open(
         runtime=None if deps is None else deps.runtime,
         follows=None if deps is None else deps.follows,
         job=run.job,
+        due_ms=run.due_ms,
     )

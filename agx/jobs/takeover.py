@@ -59,11 +59,20 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     life = RunLifecycle(engine, recorder, lease)
     try:
         start_streamed(life, writer, lease)
-        recorder.emit_resume(dead.job.attempt, dead.record.last_ns)
+        recorder.emit_resume(dead.job.attempt, _last_alive_ns(dead, engine.config.lease_ttl))
     except BaseException as error:
         await life.close(Ending("failed", error=error))
         raise
     return life
+
+
+def _last_alive_ns(dead: DeadRun, lease_ttl: float) -> int:
+    """Return when the process before showed for the last time that it lives.
+
+    That is its last entry, or the last renewal of its lease if that was later. `lease_ttl`, in seconds, is this
+    process's own, which is equal in a fleet.
+    """
+    return max(dead.record.last_ns, (dead.deadline_ms - int(lease_ttl * 1_000)) * 1_000_000)
 
 
 def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, deps: Deps | None) -> Recorder:

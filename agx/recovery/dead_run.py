@@ -28,6 +28,7 @@ class DeadRun:
         void: what the dead attempt streamed of a request that was not answered, `{"idx", "from_seq"}`; None where
             there is none.
         handed_over: whether the run's last process handed it over.
+        deadline_ms: server time at which the lease of the run's last process expired; 0 where that is not known.
     """
 
     session: SessionKeys
@@ -37,6 +38,7 @@ class DeadRun:
     checkpoints: tuple[bytes, ...]
     void: dict[str, int] | None
     handed_over: bool = False
+    deadline_ms: int = 0
 
     @property
     def run_id(self) -> str:

@@ -50,12 +50,14 @@ async def open_streamed(
     runtime: Runtime | None = None,
     follows: str | None = None,
     job: Job | None = None,
+    due_ms: int | None = None,
 ) -> RunLifecycle:
     """Begin a run on a session; a caller that is cancelled meanwhile leaves no lease, and no `begin` without `end`.
 
     Args:
         follows: traceparent of what caused the run; by default that of the session's run before.
         job: how another process can go on with the run; None where none can.
+        due_ms: server time from which the run could begin, if it waited in the jobs queue.
 
     Raises:
         SessionBusyError: the session has a live run.
@@ -63,7 +65,7 @@ async def open_streamed(
     """
     with starting(session):
         opening = asyncio.ensure_future(
-            _Opening(engine, agent, session, runtime=runtime, follows=follows, job=job).run()
+            _Opening(engine, agent, session, runtime=runtime, follows=follows, job=job, due_ms=due_ms).run()
         )
         try:
             return await asyncio.shield(opening)
@@ -92,6 +94,7 @@ class _Opening:
         runtime: Runtime | None,
         follows: str | None,
         job: Job | None,
+        due_ms: int | None,
     ) -> None:
         self._engine = engine
         self._agent = agent
@@ -101,6 +104,7 @@ class _Opening:
         self._state = _new_state()
         # The state exists before the lease: a cancellation that comes while `begin` is on its way is not lost.
         self._job = job
+        self._due_ms = due_ms
         self._checkpoint = None if job is None else job.encode()  # raises before Redis is touched
         run_id = uuid.uuid4().hex if job is None else job.run_id
         # Of two workers that have the same job, one holds the lease.
@@ -165,7 +169,8 @@ class _Opening:
 
     def _start(self, run: RunLifecycle, writer: SessionWriter) -> None:
         start_streamed(run, writer, self._lease)
-        run.recorder.emit_start()
+        waited_ms = None if self._due_ms is None else max(0, self._engine.clock.now_ms() - self._due_ms)
+        run.recorder.emit_start(waited_ms)
 
     async def _end_unwanted(self, run: RunLifecycle, writer: SessionWriter, error: BaseException) -> None:
         self._engine.supervisor.call(lambda: self._start(run, writer), name="agx-opening")

@@ -16,6 +16,7 @@ from agx.facts.schema import (
     NodeEnded,
     ProcessBeat,
     RunEnded,
+    RunResumed,
     RunStarted,
     ToolEnded,
 )
@@ -53,6 +54,11 @@ class Ledger:
         match fact:
             case RunStarted():
                 self._add(i.RUNS_STARTED, 1, fact.scope, fact.agent)
+                if fact.waited_ns is not None:
+                    self._observe(i.JOB_WAIT, fact.waited_ns, fact.agent)
+            case RunResumed():
+                self._add(i.RESUMES, 1, fact.agent)
+                self._observe(i.RECOVERY, fact.at_ns - fact.last_ns, fact.agent)
             case RunEnded():
                 self._note_end(fact)
             case NodeEnded():
@@ -77,6 +83,8 @@ class Ledger:
             self._add(i.CANCELLATIONS, 1, run.scope, run.agent, stage, run.reason or "cancel")
             if run.cancel_ms is not None and run.end_ms is not None:
                 self._observe(i.CANCEL_LATENCY, (run.end_ms - run.cancel_ms) * 1_000_000, stage)
+        if run.attempts_exhausted:
+            self._add(i.JOB_EXHAUSTED, 1, run.agent)
         if run.stream is not None:
             self._add(i.STREAM_EVENTS, run.stream.events, run.scope)
             self._add(i.STREAM_BYTES, run.stream.bytes, run.scope)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from itertools import pairwise
 
-from support.made_facts import T0, beat, call, ended, node, started, tool, usage
+from support.made_facts import T0, beat, call, ended, node, resumed, started, tool, usage
 from support.replica import Queue
 
 from agx.facts.schema import (
@@ -69,7 +69,12 @@ class Generator:
         times = [T0 + chance.randrange(10**9)]
         for _ in range(2 * requests):
             times.append(times[-1] + chance.randrange(1, 5 * 10**9))
-        made: list[Fact] = [started(run_id, start_ns=times[0], **of_run)]
+        waited_ns = chance.randrange(10**11) if n % 3 else None
+        made: list[Fact] = [started(run_id, start_ns=times[0], waited_ns=waited_ns, **of_run)]
+        for attempt in range(2, 2 + n % 4):
+            last_ns = times[0] + chance.randrange(10**9)
+            at_ns = last_ns + chance.randrange(2 * 10**10)
+            made.append(resumed(run_id, attempt, last_ns=last_ns, at_ns=at_ns, **of_run))
         for step, (begin, end) in enumerate(pairwise(times[:-1])):
             idx, is_last = step // 2, step == 2 * requests - 2
             ends: Outcome = outcome if is_last else "completed"  # type: ignore[assignment] # a str of OUTCOMES
@@ -100,6 +105,7 @@ class Generator:
             end_ms=end // 10**6 if is_cancelled else None,
             model_calls=1 + n % 3,
             tool_calls=n % 3,
+            attempts_exhausted=outcome == "lost" and n % 3 == 0,
             stream=StreamTotals(*(self._chance.randrange(most) for most in (300, 90_000, 3, 2))),
             **of_run,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic_ai import Agent
@@ -17,9 +18,12 @@ from support.waiting import wait_until
 import agx
 from agx.checkpoints import job as job_format
 from agx.engine.registry import current_engine
+from agx.facts.schema import RunStarted, decode
 from agx.jobs.queue import JobQueue
 from agx.redis.keys import SessionKeys
 from agx.redis.live_key import ACQUIRE, HAND_OVER, MARK_CANCELLED, TAKE_OVER, gap_holder, new_holder, parse_live
+from agx_sidecar.link import Link
+from agx_sidecar.metrics import gauges
 
 Recipe = Callable[[agx.Job], Awaitable[agx.Call]]
 
@@ -225,3 +229,43 @@ async def test_a_cancel_during_a_hand_over_reaches_the_next_process(configured: 
     assert (await bus.run(TAKE_OVER, session.live, successor, 10_000, "r"))[0] == 1
     taken = parse_live(await configured.get(session.live))
     assert (taken.kind, taken.holder) == ("cancelled", successor)
+
+
+async def test_waiting_jobs_are_counted_by_scope_once_they_are_due(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "_JOBS_A_LOOK", 2)  # more jobs than one look takes
+    for n in range(5):
+        await submit(f"s{n}")
+    await submit("later", delay=3_600)
+    await submit("other", scope="globex")
+    engine = current_engine()
+    link = cast("Link", SimpleNamespace(call=engine.control.execute))
+    assert engine.queues.partitions is not None
+    assert await gauges.count_jobs(link, "agx", engine.queues.partitions) == {"acme": 5, "globex": 1}
+
+
+async def test_a_job_s_wait_is_a_fact_and_counts_from_when_it_is_due(configured: Redis) -> None:
+    jobs: list[agx.Job] = []
+
+    async def note(job: agx.Job) -> None:
+        jobs.append(job)
+
+    await submit(delay=0.2)
+    before_ms = current_engine().clock.now_ms()
+    async with working(agx.Worker({"support": make_recipe(note)})):
+        await follow()
+        started = await wait_until(lambda: _find_started(configured))
+        after_ms = current_engine().clock.now_ms()
+    (job,) = jobs
+    assert before_ms - 5_000 < job.submitted_ms <= before_ms
+    assert started.waited_ns is not None
+    assert 0 <= started.waited_ns / 1e6 <= after_ms - job.submitted_ms - 200
+
+
+async def _find_started(client: Redis) -> RunStarted | None:
+    for key in await client.keys("agx::queue:*"):
+        for _, fields in await client.xrange(key):
+            if isinstance(fact := decode(fields[b"fact"]), RunStarted):
+                return fact
+    return None

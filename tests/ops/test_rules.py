@@ -78,7 +78,7 @@ def test_a_bucket_that_a_rule_names_is_one_of_its_histogram() -> None:
 
 def test_a_count_in_an_annotation_is_rounded() -> None:
     counted = [alert for alert in ALERTS if re.search(r"increase(\d+m|\()", alert["expr"])]
-    assert len(counted) == 4
+    assert len(counted) == 6
     for alert in counted:
         assert '{{ printf "%.0f" $value }}' in str(alert["annotations"]), alert["alert"]
         assert "About" not in str(alert["annotations"])

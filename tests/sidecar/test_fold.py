@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from support.made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, started, tool, trace, usage
+from support.made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, resumed, started, tool, trace, usage
 
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
@@ -108,6 +108,27 @@ def test_a_cancelled_run_is_no_error_and_tells_stage_reason_and_latency(folding:
     assert folding.observed(i.CANCEL_LATENCY, "call_tools") == (1, 12_000_000)
     assert folding.observed(i.INVOKE_DURATION, "support", "")[0] == 2
     assert sum(cell.value for cell in folding.fold.series.cells[i.RUN_ERRORS].values()) == 0  # type: ignore[union-attr]
+
+
+def test_a_resumed_run_counts_its_attempts_and_how_long_it_had_no_process(folding: Folding) -> None:
+    folding.add(started(), resumed(attempt=2), resumed(attempt=3), ended())
+    assert folding.count(i.RUNS_STARTED, "acme", "support") == 1
+    assert folding.count(i.RUNS, "acme", "support", "completed") == 1
+    assert folding.count(i.RESUMES, "support") == 2
+    assert folding.observed(i.RECOVERY, "support") == (2, 2 * 2_300_000_000)
+    assert folding.own(i.FACTS, "run.resume") == 2
+
+
+def test_a_job_counts_its_wait_and_a_run_without_one_does_not(folding: Folding) -> None:
+    folding.add(started("run-1", waited_ns=4_000), started("run-2"))
+    assert folding.observed(i.JOB_WAIT, "support") == (1, 4_000)
+
+
+def test_exhausted_attempts_are_zero_initialized_and_count(folding: Folding) -> None:
+    folding.add(started())
+    assert folding.count(i.JOB_EXHAUSTED, "support") == folding.count(i.RESUMES, "support") == 0
+    folding.add(ended("run-1", outcome="lost"), ended("run-2", outcome="lost", attempts_exhausted=True))
+    assert folding.count(i.JOB_EXHAUSTED, "support") == 1
 
 
 def test_a_model_request_counts_times_chunks_tokens_and_cost(folding: Folding) -> None:

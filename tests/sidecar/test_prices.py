@@ -14,7 +14,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RequestUsage
 from support.made_facts import T0, call, usage
 
-from agx_sidecar.metrics.prices import nano_dollars
+from agx_sidecar.metrics.values import nano_dollars
 
 MODELS = [
     ("openai", "gpt-4o-mini"),

@@ -13,6 +13,7 @@ from agx.facts.schema import (
     NodeEnded,
     ProcessBeat,
     RunEnded,
+    RunResumed,
     RunStarted,
     Service,
     StreamEvent,
@@ -54,6 +55,11 @@ def run_of(run_id: str = "run-1", **changes: Any) -> dict[str, Any]:
 
 def started(run_id: str = "run-1", **changes: Any) -> RunStarted:
     return RunStarted(**{"id": f"{run_id}:start", "start_ns": T0, **run_of(run_id), **changes})
+
+
+def resumed(run_id: str = "run-1", attempt: int = 2, **changes: Any) -> RunResumed:
+    given = {"id": f"{run_id}:resume.{attempt}", "last_ns": T0 + 10_000, "at_ns": T0 + 2_300_010_000}
+    return RunResumed(**{**given, "attempt": attempt, **run_of(run_id), **changes})
 
 
 def ended(run_id: str = "run-1", **changes: Any) -> RunEnded:

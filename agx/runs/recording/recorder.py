@@ -21,6 +21,7 @@ from pydantic_ai.messages import (
 )
 
 from ...checkpoints.journal import Journal
+from ...errors import AttemptsExhaustedError
 from ...facts import schema as facts
 from ...model_calls.model_request import ModelRequest
 from ...recovery.recorded_run import RecordedRun
@@ -97,12 +98,14 @@ class Recorder:
 
     # --- the run ---
 
-    def emit_start(self) -> None:
-        """Emit that the run began; its `begin`, if it has a stream, is acknowledged."""
+    def emit_start(self, waited_ms: int | None = None) -> None:
+        """Emit that the run began; its `begin`, if it has a stream, is acknowledged. `waited_ms`: in the jobs queue."""
         if self.events.writer is not None:
             self.events.sample.add(time.time_ns(), "begin", {})
         header = self._facts.describe("start", self.span.trace)
-        self._facts.emit(facts.RunStarted(**header, start_ns=self.start_ns, follows=self.follows))
+        waited_ns = None if waited_ms is None else waited_ms * 1_000_000
+        started = facts.RunStarted(**header, start_ns=self.start_ns, follows=self.follows, waited_ns=waited_ns)
+        self._facts.emit(started)
         if self.state.cancel_reason is not None:
             self._note_cancel()
 
@@ -205,6 +208,7 @@ class Recorder:
             events=() if self.events.writer is None else self.events.sample.events,
             events_between=self.events.sample.between,
             follows=self.follows,
+            attempts_exhausted=isinstance(ending.error, AttemptsExhaustedError),
         )
         # A sub-agent's fact waits for its parent's lease; the `end` of a run with a stream is its own confirmation.
         is_taken = self.engine.queues.put_acknowledged(fact, self.state if self.events.writer is None else None)

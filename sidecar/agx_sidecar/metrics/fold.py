@@ -108,7 +108,7 @@ class _Feeder:
         paths = _paths_of(self._fed, self._known)
         # What takes from a fact, in one step, all that decides about labels.
         self._key: Callable[[Any], Any] = attrgetter(*sorted(paths)) if paths else lambda fact: ()
-        self._end_ns: Callable[[Any], int] = attrgetter(f"{self.part}.end_ns" if self.part else "end_ns")
+        self._at_ns: Callable[[Any], int] = attrgetter(f"{self.part}.{source.at_ns}" if self.part else source.at_ns)
         self._plans: dict[Any, _Plan] = {}
 
     def feed(self, fact: Any) -> None:
@@ -129,7 +129,7 @@ class _Feeder:
             trace = fact.trace
             # Nobody exported an unsampled trace: no exemplar leads there.
             trace_id = trace.trace_id if trace.sampled and len(trace.trace_id) == 32 else None
-            at_ns = self._end_ns(fact)
+            at_ns = self._at_ns(fact)
             for histogram, value in plan.durations:
                 if (duration := value(fact)) is not None:
                     histogram.observe(duration, trace_id, at_ns)

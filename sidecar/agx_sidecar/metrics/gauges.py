@@ -1,7 +1,7 @@
-"""Measures what is not counted from facts: live runs, the services' state, and both sinks' backlogs in the queues.
+"""Measures what is not counted from facts: live runs, waiting jobs, the services' state, and both sinks' backlogs.
 
-Live runs come from the leases, the services' state from their heartbeats. Trims come from the server's own count of
-entries less the sink's, because the server's `lag` is unknown after a trim (contract, section 7).
+Live runs come from the leases, jobs from their queue, the services' state from their heartbeats. Trims come from the
+server's own count of entries less the sink's, because the server's `lag` is unknown after a trim (contract, section 7).
 """
 
 from __future__ import annotations
@@ -31,6 +31,30 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%d', now), '+inf')
 """
+
+# Counts jobs by scope in the server: a job holds its prompt and arguments. ARGV: first id, entries a look.
+# Replies the last id that was looked at, or an empty text at the end, then each scope with its number of due jobs.
+_JOBS_SCRIPT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
+local counts, reply = {}, {''}
+if #entries == tonumber(ARGV[2]) then reply[1] = entries[#entries][1] end
+for _, entry in ipairs(entries) do
+  local scope, due
+  for at = 1, #entry[2], 2 do
+    if entry[2][at] == 'scope' then scope = entry[2][at + 1] end
+    if entry[2][at] == 'due' then due = tonumber(entry[2][at + 1]) end
+  end
+  if scope and (due or 0) <= now then counts[scope] = (counts[scope] or 0) + 1 end
+end
+for scope, count in pairs(counts) do
+  reply[#reply + 1] = scope
+  reply[#reply + 1] = count
+end
+return reply
+"""
+_JOBS_A_LOOK = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +101,20 @@ async def count_live(link: Link, prefix: str, partitions: int) -> dict[str, int]
                 continue
             live[session.scope] = live.get(session.scope, 0) + 1
     return live
+
+
+async def count_jobs(link: Link, prefix: str, partitions: int) -> dict[str, int]:
+    """Return how many jobs are due and have not begun, by scope."""
+    waiting: dict[str, int] = {}
+    for n in range(partitions):
+        cursor = "-"
+        while cursor:
+            last, *counts = await link.call("EVAL", _JOBS_SCRIPT, 1, keys.jobs(prefix, n), cursor, _JOBS_A_LOOK)
+            for scope, count in zip(counts[::2], counts[1::2], strict=True):
+                name = scope.decode("utf-8", "replace")
+                waiting[name] = waiting.get(name, 0) + int(count)
+            cursor = f"({last.decode()}" if last else ""
+    return waiting
 
 
 async def measure_metrics(link: Link, key: str, position: Position) -> Backlog:
@@ -151,13 +189,13 @@ def _age(link: Link, entry_id: str) -> int:
 def sample_gauges(
     fold: Fold,
     traces_trims: Mapping[int, TracesTrims],
-    live: Mapping[str, int],
+    by_scope: Mapping[Instrument, Mapping[str, int]],
     backlogs: Mapping[tuple[int, str], Backlog],
     now_ms: int,
 ) -> dict[Instrument, list[Sample]]:
     """Return the fleet's gauges, and the trims, at one moment."""
     samples: dict[Instrument, list[Sample]] = {
-        i.RUNS_LIVE: _live_by_scope(fold, live),
+        **{gauge: _sample_scopes(fold, counts) for gauge, counts in by_scope.items()},
         i.QUEUE_LENGTH: [Sample((str(n), sink), at.length) for (n, sink), at in backlogs.items()],
         i.QUEUE_LAG: [Sample((str(n), sink), at.lag_ms) for (n, sink), at in backlogs.items()],
         i.QUEUE_TRIMMED: [
@@ -171,9 +209,10 @@ def sample_gauges(
     return samples
 
 
-def _live_by_scope(fold: Fold, live: Mapping[str, int]) -> list[Sample]:
+def _sample_scopes(fold: Fold, measured: Mapping[str, int]) -> list[Sample]:
+    """Return a sample for each known scope; one that is not measured has zero."""
     counts = dict.fromkeys(fold.series.values(i.SCOPE), 0)
-    for scope, count in live.items():
+    for scope, count in measured.items():
         label = scope if scope in counts else fold.series.capped(i.SCOPE, scope)
         if label == scope and len(counts) >= i.SCOPE.cap:
             label = scope if scope in counts else i.OTHER

@@ -5,16 +5,15 @@ Labels stand first, then the facts that feed the rows, then the rows. A new labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from operator import attrgetter
-from typing import Any, get_args
+from typing import get_args
 
 from agx.facts import schema as facts
 from agx.telemetry.conventions import CHAT
 
 from . import table as t
-from .prices import cost, unpriced
-from .table import NANO, Instrument, Label, Source, Value, counter, gauge, histogram, own
+from . import values as v
+from .table import NANO, Instrument, Label, Source, counter, gauge, histogram, own
 
 OTHER = "__other__"  # the value of a label past its cap, or of the widest label past its metric's budget
 UNKNOWN_TOOL = "__unknown__"  # the value of a tool that the agent does not have: the model invented its name
@@ -82,7 +81,9 @@ TOOL_ERROR = Label("error_type", ("outcome", "error_type"), _tool_error, values=
 # Of gauges and of a replica's own metrics, which no fact feeds.
 PARTITION = Label("partition")
 SINK = _closed("sink")
-FACT_KIND = _closed("kind", values=("run.start", "node", "tool", "run.end", "process", "repeat", "unknown"))
+FACT_KIND = _closed(
+    "kind", values=("run.start", "run.resume", "node", "tool", "run.end", "process", "repeat", "unknown")
+)
 LABEL = Label("label", values=("scope", "agent", "model", "tool"))
 VERSION = Label("version")
 
@@ -91,46 +92,18 @@ _REQUEST = (OPERATION, PROVIDER, REQUEST_MODEL)
 
 # The facts that feed the rows.
 
-RUN_STARTED = Source(facts.RunStarted)
+RUN_STARTED = Source(facts.RunStarted, at_ns="start_ns")
+RUN_RESUMED = Source(facts.RunResumed, at_ns="at_ns")
 RUN_ENDED = Source(facts.RunEnded)
 RUN_FAILED = Source(facts.RunEnded, where=("outcome", ERROR_OUTCOMES))
 RUN_CANCELLED = Source(facts.RunEnded, where=("outcome", ("cancelled",)))
+RUN_EXHAUSTED = Source(facts.RunEnded, where=("attempts_exhausted", (True,)))
 RUN_STREAM = Source(facts.RunEnded, part="stream")
 NODE = Source(facts.NodeEnded)
 REQUEST = Source(facts.NodeEnded, part="model")
 USAGE_KNOWN = Source(facts.NodeEnded, part="model", where=("model.usage.source", ("reported", "estimated")))
 TOOL_CALL = Source(facts.ToolEnded)
 PROCESS = Source(facts.ProcessBeat)
-
-
-# Values.
-
-
-def _duration(fact: facts.RunEnded | facts.NodeEnded | facts.ToolEnded) -> int:
-    return fact.end_ns - fact.start_ns
-
-
-def _request_duration(fact: Any) -> int:
-    return int(fact.model.end_ns - fact.model.start_ns)
-
-
-def _cancel_latency(fact: facts.RunEnded) -> int | None:
-    if fact.cancel_ms is None or fact.end_ms is None:
-        return None
-    return (fact.end_ms - fact.cancel_ms) * 1_000_000
-
-
-_DISJOINT_TOKENS: Mapping[str, Value] = {
-    "input": lambda fact: fact.model.usage.input - fact.model.usage.cache_read - fact.model.usage.cache_write,
-    "output": lambda fact: fact.model.usage.output - fact.model.usage.reasoning,
-    "cache_read": attrgetter("model.usage.cache_read"),
-    "cache_write": attrgetter("model.usage.cache_write"),
-    "reasoning": attrgetter("model.usage.reasoning"),
-}
-_WHOLE_TOKENS: Mapping[str, Value] = {
-    "input": attrgetter("model.usage.input"),
-    "output": attrgetter("model.usage.output"),
-}
 
 
 # The fleet's metrics: runs.
@@ -142,7 +115,7 @@ RUN_DURATION = histogram(
     "Duration of a run, from begin to end.",
     buckets=t.AGENT_BUCKETS,
     source=RUN_ENDED,
-    value=_duration,
+    value=v.duration,
 )
 RUNS_LIVE = gauge("agx_runs_live", (SCOPE,), "Runs whose lease is alive.")
 RUN_ERRORS = counter(
@@ -160,7 +133,7 @@ CANCEL_LATENCY = histogram(
     "Server time from cancel() to the run's end, by the kind of node at the time.",
     buckets=t.CANCEL_BUCKETS,
     source=RUN_CANCELLED,
-    value=_cancel_latency,
+    value=v.cancel_latency,
 )
 NODE_DURATION = histogram(
     "agx_node_duration_seconds",
@@ -168,7 +141,33 @@ NODE_DURATION = histogram(
     "Duration of a node of the agent's graph.",
     buckets=t.OPERATION_BUCKETS,
     source=NODE,
-    value=_duration,
+    value=v.duration,
+)
+
+# Runs that another process continued, and jobs.
+RESUMES = counter("agx_run_resumes_total", (AGENT,), "Times that another process resumed a run.", source=RUN_RESUMED)
+RECOVERY = histogram(
+    "agx_run_recovery_seconds",
+    (AGENT,),
+    "Time from the last entry or lease renewal of a process to the resume of its run by another.",
+    buckets=t.AGENT_BUCKETS,
+    source=RUN_RESUMED,
+    value=v.recovery,
+)
+JOBS_WAITING = gauge("agx_jobs_waiting", (SCOPE,), "Jobs that are due and whose run has not begun.")
+JOB_WAIT = histogram(
+    "agx_job_wait_seconds",
+    (AGENT,),
+    "Time from when a job is due (submit() plus its delay) to the begin of its run.",
+    buckets=t.AGENT_BUCKETS,
+    source=RUN_STARTED,
+    value=attrgetter("waited_ns"),
+)
+JOB_EXHAUSTED = counter(
+    "agx_job_attempts_exhausted_total",
+    (AGENT,),
+    "Runs ended after too many attempts without progress.",
+    source=RUN_EXHAUSTED,
 )
 
 # Model requests, by the GenAI conventions.
@@ -178,7 +177,7 @@ OPERATION_DURATION = histogram(
     "Duration of a model request, however it ended.",
     buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
-    value=_request_duration,
+    value=v.request_duration,
 )
 FIRST_CHUNK = histogram(
     "gen_ai_client_operation_time_to_first_chunk_seconds",
@@ -203,7 +202,7 @@ TOKEN_USAGE = histogram(
     "Tokens of a model request; input includes the cached ones, output the reasoning ones.",
     buckets=t.TOKEN_BUCKETS,
     source=USAGE_KNOWN,
-    value=_WHOLE_TOKENS,
+    value=v.WHOLE_TOKENS,
     scale=1,
 )
 INVOKE_DURATION = histogram(
@@ -212,7 +211,7 @@ INVOKE_DURATION = histogram(
     "Duration of a run of the agent.",
     buckets=t.AGENT_BUCKETS,
     source=RUN_ENDED,
-    value=_duration,
+    value=v.duration,
 )
 INFERENCE_CALLS = histogram(
     "gen_ai_invoke_agent_inference_calls",
@@ -238,7 +237,7 @@ TOOL_DURATION = histogram(
     "Duration of a tool call, however it ended.",
     buckets=t.OPERATION_BUCKETS,
     source=TOOL_CALL,
-    value=_duration,
+    value=v.duration,
 )
 
 # Tokens, cost, tools.
@@ -247,7 +246,7 @@ TOKENS = counter(
     (SCOPE, AGENT, MODEL, TOKEN_TYPE),
     "Tokens used, by disjoint types: their sum is what was used.",
     source=USAGE_KNOWN,
-    value=_DISJOINT_TOKENS,
+    value=v.DISJOINT_TOKENS,
 )
 USAGE = counter("agx_usage_total", (USAGE_SOURCE,), "Model requests, by where their usage comes from.", source=REQUEST)
 COST = counter(
@@ -255,7 +254,7 @@ COST = counter(
     (SCOPE, AGENT, MODEL),
     "Price of the tokens used, in US dollars.",
     source=USAGE_KNOWN,
-    value=cost,
+    value=v.cost,
     scale=NANO,
 )
 UNPRICED = counter(
@@ -263,7 +262,7 @@ UNPRICED = counter(
     (MODEL,),
     "Model responses with usage whose model has no known price.",
     source=USAGE_KNOWN,
-    value=unpriced,
+    value=v.unpriced,
 )
 TOOL_CALLS = counter("agx_tool_calls_total", (AGENT, TOOL, TOOL_OUTCOME), "Tool calls, by outcome.", source=TOOL_CALL)
 

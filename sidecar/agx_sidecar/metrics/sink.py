@@ -15,7 +15,7 @@ from ..link import TROUBLE, Link
 from ..source import find_end, read_after
 from . import instruments as i
 from .fold import RECENT, ZERO_ID, Fold, Position
-from .gauges import Backlog, TracesTrims, count_live, measure_metrics, measure_traces, sample_gauges
+from .gauges import Backlog, TracesTrims, count_jobs, count_live, measure_metrics, measure_traces, sample_gauges
 from .leader import Lease, StateGuard, StoodDownError
 from .series import Sample, Series
 from .state import NewerStateError, State, UnreadableStateError, dump, load, pack
@@ -65,7 +65,7 @@ class MetricsSink:
         self._state = State()
         self._fold: Fold | None = None  # while leading
         self._caught_up = False
-        self._live: dict[str, int] = {}
+        self._by_scope: dict[Instrument, dict[str, int]] = {}  # live runs, waiting jobs
         self._backlogs: dict[tuple[int, str], Backlog] = {}
 
     @property
@@ -80,7 +80,7 @@ class MetricsSink:
             return {}
         for label, count in fold.series.take_overflows().items():
             self._own.counter(i.LABEL_OVERFLOW, label).add(count)
-        gauges = sample_gauges(fold, self._state.traces_trims, self._live, self._backlogs, self._link.now_ms())
+        gauges = sample_gauges(fold, self._state.traces_trims, self._by_scope, self._backlogs, self._link.now_ms())
         return {**fold.series.sample(), **gauges}
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
@@ -148,7 +148,7 @@ class MetricsSink:
             tasks.create_task(
                 self._every(MEASURE_PERIOD, "measure the queues", lambda: self._measure(fold, partitions))
             )
-            tasks.create_task(self._every(MEASURE_PERIOD, "count the live runs", lambda: self._count_live(partitions)))
+            tasks.create_task(self._every(MEASURE_PERIOD, "count live runs and jobs", lambda: self._count(partitions)))
             tasks.create_task(self._retire(fold))
 
     async def _load_state(self) -> State:
@@ -234,8 +234,9 @@ class MetricsSink:
             if traces is not None:
                 self._backlogs[n, "traces"] = traces
 
-    async def _count_live(self, partitions: int) -> None:
-        self._live = await count_live(self._link, self._prefix, partitions)
+    async def _count(self, partitions: int) -> None:
+        self._by_scope[i.RUNS_LIVE] = await count_live(self._link, self._prefix, partitions)
+        self._by_scope[i.JOBS_WAITING] = await count_jobs(self._link, self._prefix, partitions)
 
     async def _retire(self, fold: Fold) -> None:
         while True:
@@ -261,4 +262,4 @@ class MetricsSink:
     def _step_down(self) -> None:
         self._fold = None
         self._caught_up = False
-        self._live, self._backlogs = {}, {}
+        self._by_scope, self._backlogs = {}, {}

@@ -62,11 +62,15 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The facts that feed an instrument: of one class, where `part` is present and `where`'s path has such a value."""
+    """The facts that feed an instrument: of one class, where `part` is present and `where`'s path has such a value.
+
+    `at_ns` is the attribute, of the part if there is one, with the time of an observation.
+    """
 
     fact: type
     part: str | None = None
-    where: tuple[str, tuple[str, ...]] | None = None
+    where: tuple[str, tuple[str | bool, ...]] | None = None
+    at_ns: str = "end_ns"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

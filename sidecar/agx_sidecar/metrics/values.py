@@ -1,4 +1,4 @@
-"""Prices a model response in nano-dollars: what the service already knows, else what genai-prices has.
+"""What a metric takes from a fact: durations in ns, tokens, and prices in nano-dollars.
 
 pydantic-ai prices each response itself, with the gateway's own figure or the service tier where there is one, so the
 fact's `cost_nano_usd` comes first. What has none, such as a cancelled request or a fact of an older service, is priced
@@ -7,19 +7,57 @@ here as pydantic-ai does it. genai-prices takes half a millisecond for one respo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from genai_prices import Usage as PricedUsage
 from genai_prices import calc_price
 
-from agx.facts.schema import ModelCall
+from agx.facts.schema import ModelCall, NodeEnded, RunEnded, RunResumed, ToolEnded
+
+from .table import Value
 
 _NANO = 1_000_000_000
 _MINUTE_NS = 60 * _NANO
 _CACHE_SIZE = 16_384
+
+DISJOINT_TOKENS: Mapping[str, Value] = {
+    "input": lambda fact: fact.model.usage.input - fact.model.usage.cache_read - fact.model.usage.cache_write,
+    "output": lambda fact: fact.model.usage.output - fact.model.usage.reasoning,
+    "cache_read": attrgetter("model.usage.cache_read"),
+    "cache_write": attrgetter("model.usage.cache_write"),
+    "reasoning": attrgetter("model.usage.reasoning"),
+}
+WHOLE_TOKENS: Mapping[str, Value] = {
+    "input": attrgetter("model.usage.input"),
+    "output": attrgetter("model.usage.output"),
+}
+
+
+def duration(fact: RunEnded | NodeEnded | ToolEnded) -> int:
+    """Return how long a run, a node or a tool call took."""
+    return fact.end_ns - fact.start_ns
+
+
+def request_duration(fact: Any) -> int:
+    """Return how long a node's model request took."""
+    return int(fact.model.end_ns - fact.model.start_ns)
+
+
+def recovery(fact: RunResumed) -> int:
+    """Return how long a run had no process, as far as that was seen."""
+    return fact.at_ns - fact.last_ns
+
+
+def cancel_latency(fact: RunEnded) -> int | None:
+    """Return the server's time from the mark of `cancel()` to the run's end; None where nobody called it."""
+    if fact.cancel_ms is None or fact.end_ms is None:
+        return None
+    return (fact.end_ms - fact.cancel_ms) * 1_000_000
 
 
 def cost(fact: Any) -> int | None:
