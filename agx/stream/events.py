@@ -49,7 +49,7 @@ _MOST_EXACT = 2**53 - 1  # JavaScript's numbers are exact up to here
 _MOST_FILE = 131_072  # bytes of a file that are streamed; a larger one is in the messages only
 _OVERHEAD = 64  # bytes that the marks of a cut body may add to its limit
 
-_TOOL_OUTCOMES: dict[str, ToolOutcome] = {
+TOOL_OUTCOMES: dict[str, ToolOutcome] = {
     "success": "ok",
     "retried": "retry",
     "failed": "error",
@@ -60,7 +60,7 @@ _TOOL_OUTCOMES: dict[str, ToolOutcome] = {
 
 def tool_outcome(part: BaseToolReturnPart) -> ToolOutcome:
     """Return what became of a tool call, in agx's words."""
-    return _TOOL_OUTCOMES.get(part.outcome, "error")
+    return TOOL_OUTCOMES.get(part.outcome, "error")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
-from ..listeners.replay import Event, defer, replay
+from ..listeners.replay import replay
+from ..listeners.replayed_run import Event, defer
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation

@@ -21,7 +21,8 @@ from redis.exceptions import RedisError
 
 from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError, RunFailedError
-from ..listeners.replay import Event, replay_entries
+from ..listeners.replay import replay_entries
+from ..listeners.replayed_run import Event
 from ..listeners.void import find_voids, is_void
 from ..redis.keys import Id, SessionKeys
 from ..stream.entry import StreamEntry

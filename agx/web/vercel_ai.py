@@ -28,7 +28,8 @@ from pydantic_ai.ui.vercel_ai.request_types import (
     UIMessagePart,
 )
 
-from ..listeners.replay import Event, replay, replay_messages
+from ..listeners.replay import replay, replay_messages
+from ..listeners.replayed_run import Event
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation

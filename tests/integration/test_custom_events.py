@@ -23,7 +23,8 @@ from support.agents import FakeSession, ScopeDeps, call, scripted
 from support.recorded import check_seq, read_stream
 
 import agx
-from agx.listeners.replay import Event, replay
+from agx.listeners.replay import replay
+from agx.listeners.replayed_run import Event
 
 
 @dataclass(kw_only=True)

@@ -40,14 +40,8 @@ from support.waiting import wait_until
 
 import agx
 from agx.errors import RunFailedError
-from agx.listeners.replay import (
-    ErrorEvent,
-    Event,
-    InfoEvent,
-    replay,
-    replay_entries,
-    replay_messages,
-)
+from agx.listeners.replay import replay, replay_entries, replay_messages
+from agx.listeners.replayed_run import ErrorEvent, Event, InfoEvent
 from agx.stream.entry import StreamEntry
 
 pytestmark = pytest.mark.usefixtures("configured")

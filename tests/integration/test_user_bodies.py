@@ -11,7 +11,8 @@ from support.agents import FakeSession, ScopeDeps, call, scripted
 from support.recorded import check_seq, read_stream
 
 import agx
-from agx.listeners.replay import InfoEvent, replay
+from agx.listeners.replay import replay
+from agx.listeners.replayed_run import InfoEvent
 from agx.stream.entry import StreamEntry
 
 BODIES: list[dict[str, Any]] = [

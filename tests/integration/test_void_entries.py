@@ -24,7 +24,8 @@ from pydantic_ai.ui.vercel_ai import VercelAIEventStream
 from redis.asyncio import Redis
 
 import agx
-from agx.listeners.replay import Event, replay, replay_entries
+from agx.listeners.replay import replay, replay_entries
+from agx.listeners.replayed_run import Event
 from agx.listeners.void import ResumeEvent
 from agx.stream.entry import StreamEntry
 from agx.web.lost_answer import read_lost_answer
