@@ -128,7 +128,7 @@ def fill(url: str, first: int, count: int) -> None:
             pipeline = client.pipeline(transaction=False)
             for n in range(begin, min(begin + 200, first + count)):
                 for fact in a_run(n):
-                    assert not isinstance(fact, facts.ProcessBeat)
+                    assert not isinstance(fact, facts.ProcessState)
                     key = keys.queue("agx", keys.partition(fact.scope, PARTITIONS))
                     pipeline.xadd(key, {facts.FIELD: facts.encode(fact)})
             pipeline.execute()

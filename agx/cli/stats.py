@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter
 from typing import Any, get_args
 
-from ..facts.schema import NodeEnded, Outcome, ProcessBeat, RunEnded
+from ..facts.schema import NodeEnded, Outcome, ProcessState, RunEnded
 from ..fleet.fleet import (
     NewestFacts,
     find_dead,
@@ -102,11 +102,11 @@ def _by_agent(newest: NewestFacts) -> dict[str, dict[str, Any]]:
 
 
 def _by_service(newest: NewestFacts, now_ms: int) -> dict[str, dict[str, int]]:
-    """Sum the newest beat of each process."""
+    """Sum the newest heartbeat of each process."""
     services: dict[str, dict[str, int]] = {}
     seen: set[str | None] = set()
     for fact in newest.facts:
-        if not isinstance(fact, ProcessBeat) or now_ms * 1_000_000 - fact.at_ns > _HEARTBEAT_LIFE_NS:
+        if not isinstance(fact, ProcessState) or now_ms * 1_000_000 - fact.at_ns > _HEARTBEAT_LIFE_NS:
             continue
         if fact.service.instance in seen:
             continue

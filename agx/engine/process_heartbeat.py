@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from ..facts.queues import Queues
-from ..facts.schema import ProcessBeat, Service
+from ..facts.schema import ProcessState, Service
 from ..redis.supervisor import Supervisor
 from ..stream.hub import Hub
 from ..stream.write_side import WriteSide
@@ -57,7 +57,7 @@ class ProcessHeartbeat:
         self._count += 1
         hub, streams, stats = self._hub, self._write_side.streams, self._write_side.commit.stats
         self._queues.put(
-            ProcessBeat(
+            ProcessState(
                 id=f"{self._service.instance}:{id(self):x}:{self._count}",
                 at_ns=time.time_ns(),
                 service=self._service,

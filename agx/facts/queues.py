@@ -17,7 +17,7 @@ from ..redis.redis_py import Reply
 from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 from .reader import QueuePages
-from .schema import FIELD, Fact, ProcessBeat, encode
+from .schema import FIELD, Fact, ProcessState, encode
 
 logger = logging.getLogger("agx")
 
@@ -112,7 +112,7 @@ class Queues:
             self.dropped += 1
             if self.dropped == 1:
                 logger.error("agx: the buffer of facts is full (%d), the oldest are lost to the metrics", BUFFER)
-        tenant = fact.service.name if isinstance(fact, ProcessBeat) else fact.scope
+        tenant = fact.service.name if isinstance(fact, ProcessState) else fact.scope
         self._pending.append(_Queued(tenant, encode(fact), ownership, acknowledged))
 
     @staticmethod

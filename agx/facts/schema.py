@@ -220,8 +220,8 @@ class RunEnded(RunFact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessBeat:
-    """The state of one service process, and what it did since its last beat (counts are increments)."""
+class ProcessState:
+    """The state of one service process, and what it did since its last heartbeat (counts are increments)."""
 
     kind: Literal["process"] = "process"
     id: str
@@ -237,7 +237,7 @@ class ProcessBeat:
     append_sum_ns: Int64 = 0
 
 
-Fact = RunStarted | RunResumed | NodeEnded | ToolEnded | RunEnded | ProcessBeat
+Fact = RunStarted | RunResumed | NodeEnded | ToolEnded | RunEnded | ProcessState
 
 _ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")])
 

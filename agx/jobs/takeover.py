@@ -19,7 +19,7 @@ from ..stream.entry import RUNTIME
 from ..stream.events import Body, Runtime
 from ..stream.writer import SessionWriter
 from ..telemetry import conventions as names
-from ..telemetry.tracing import continue_run, start_run
+from ..telemetry.tracing import continue_run, describe_run, start_run
 
 
 async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps | None) -> RunLifecycle | None:
@@ -79,14 +79,7 @@ def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, d
     record, session = dead.record, dead.session
     begin = record.begin
     trace = None if begin is None else begin.trace
-    attributes = {
-        names.RUN_ID: dead.run_id,
-        names.SCOPE_ID: session.scope,
-        names.AGENT_NAME: agent,
-        names.SESSION_ID: session.session,
-        names.CONVERSATION_ID: names.conversation_id(session.scope, session.user, session.session),
-        names.ATTEMPT: str(dead.job.attempt),
-    }
+    attributes = describe_run(dead.run_id, agent, session.scope, session) | {names.ATTEMPT: str(dead.job.attempt)}
     # A `begin` without a trace was written by another version: the run gets a new one.
     span = (
         start_run(dead.run_id, agent, attributes=attributes, ratio=engine.config.trace_ratio, follows=None)

@@ -10,11 +10,12 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
+from ..engine.signals import stop_on_signals
 from ..redis import keys
 from .attempt import resume_run, start_job
 from .dead_runs import DeadRuns
@@ -97,7 +98,7 @@ class Worker:
         In a process that handles SIGTERM itself, as uvicorn does, no signal is handled: call `stop()` at its shutdown.
         """
         engine = current_engine()
-        with _stopping_on_signals(self._stop):
+        with nullcontext() if _has_own_handler() else stop_on_signals(self._stop):
             tasks = [
                 engine.supervisor.start(lambda: self._announce(engine), name="agx-worker-announce"),
                 engine.supervisor.start(lambda: self._take_jobs(engine), name="agx-worker-jobs"),
@@ -285,20 +286,7 @@ class Worker:
             await asyncio.sleep(_SEEN_EVERY)
 
 
-@contextmanager
-def _stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` on SIGTERM or SIGINT, unless the process handles SIGTERM itself; afterwards all is as before."""
+def _has_own_handler() -> bool:
+    """Whether the process handles SIGTERM itself; outside the main thread nobody can."""
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+    return not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

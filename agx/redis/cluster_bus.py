@@ -17,6 +17,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from .address import RedisAddress, open_redis
 from .bus import CONNECTION_ERRORS, Bus, NodeBus, Script, fail_reply
 from .redis_py import (
     CONNECT_TIMEOUT,
@@ -194,6 +195,11 @@ class ClusterBus(Bus):
         nodes = [*self._nodes.values()]
         self._nodes.clear()
         await asyncio.gather(*(node.aclose() for node in nodes), *self._closing, return_exceptions=True)
+
+
+def open_bus_at(address: RedisAddress, *, client_name: str) -> Bus:
+    """Return a bus to an address, for a process that has no client there."""
+    return open_bus(open_redis(address, client_name=client_name), lambda: None)
 
 
 def open_bus(source: Redis | RedisCluster, on_break: Callable[[], None]) -> Bus:

@@ -22,8 +22,7 @@ from ..redis.retry import COMMAND_TIMEOUT, retry
 from ..stream.entry import RUNTIME
 from ..stream.events import Body, Runtime
 from ..stream.writer import SessionWriter
-from ..telemetry import conventions as names
-from ..telemetry.tracing import start_run, valid_traceparent
+from ..telemetry.tracing import describe_run, start_run, valid_traceparent
 from .driving_task import run_to_end
 from .lifecycle import RunLifecycle, enclosing_recorder, give_up
 from .outcome import Ending
@@ -215,10 +214,7 @@ def _make_recorder(
     follows: str | None = None,
 ) -> Recorder:
     agent = replace_surrogates(agent)  # it becomes an attribute of spans, which exporters encode as UTF-8
-    attributes = {names.RUN_ID: run_id, names.SCOPE_ID: scope, names.AGENT_NAME: agent}
-    if session is not None:
-        attributes[names.SESSION_ID] = session.session
-        attributes[names.CONVERSATION_ID] = names.conversation_id(scope, session.user, session.session)
+    attributes = describe_run(run_id, agent, scope, session)
     return Recorder(
         engine,
         run_id=run_id,

@@ -33,6 +33,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import Attributes
 
 from ..facts.schema import Outcome, Trace, span_id
+from ..redis.keys import SessionKeys
 from . import conventions as names
 
 logger = logging.getLogger("agx")
@@ -126,6 +127,15 @@ def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: 
     state = parent.trace_state.to_header() or None if parent.is_valid else None
     trace = Trace(f"{trace_id:032x}", span_id(run_id, "run"), parent_span_id, sampled, False, state)
     return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None, conversation_id)
+
+
+def describe_run(run_id: str, agent: str, scope: str, session: SessionKeys | None) -> dict[str, str]:
+    """Return the attributes that a run's span has from its start."""
+    attributes = {names.RUN_ID: run_id, names.SCOPE_ID: scope, names.AGENT_NAME: agent}
+    if session is not None:
+        attributes[names.SESSION_ID] = session.session
+        attributes[names.CONVERSATION_ID] = names.conversation_id(scope, session.user, session.session)
+    return attributes
 
 
 def continue_run(run_id: str, agent: str, trace: Trace, *, attributes: Mapping[str, str]) -> RunSpan:

@@ -19,7 +19,7 @@ from agx.facts.schema import (
     ModelCall,
     NodeEnded,
     Outcome,
-    ProcessBeat,
+    ProcessState,
     Reason,
     RunEnded,
     RunStarted,
@@ -100,7 +100,7 @@ class Traffic:
                     for fact in self._run(kind, scope, now):
                         self._put(pipeline, scope, fact)
             for service in (WEB, JOBS):
-                self._put(pipeline, service.name, self._beat(service, now))
+                self._put(pipeline, service.name, self._heartbeat(service, now))
             self._live(pipeline)
             pipeline.execute()
 
@@ -232,11 +232,11 @@ class Traffic:
             usage=Usage(prompt, round(self._spread(250)), prompt // 3, prompt // 20, 40, source),
         )
 
-    def _beat(self, service: Service, now: int) -> ProcessBeat:
+    def _heartbeat(self, service: Service, now: int) -> ProcessState:
         self._number += 1
         appends = tuple(self._count(weight) for weight in (40, 60, 20, 8, 3, 1, 0.3, 0.1, 0, 0, 0, 0, 0, 0, 0))
-        return ProcessBeat(
-            id=f"beat-{self._number}",
+        return ProcessState(
+            id=f"heartbeat-{self._number}",
             at_ns=now,
             service=service,
             listeners=30 + self._count(10) if service is WEB else self._count(2),

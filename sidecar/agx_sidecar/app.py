@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from redis.exceptions import ResponseError
 
 from agx import __version__
+from agx.engine.signals import stop_on_signals
 
 from .console.app import ConsoleServer
 from .health import Health
@@ -30,21 +28,6 @@ from .traces.sink import TracesSink
 logger = logging.getLogger(__name__)
 
 _PING_EVERY = 1.0  # seconds
-
-
-@contextmanager
-def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` on SIGTERM or SIGINT; afterwards signals do what they did before."""
-    loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
 
 
 class Sidecar:

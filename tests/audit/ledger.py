@@ -14,7 +14,7 @@ from agx.facts.schema import (
     Fact,
     ModelCall,
     NodeEnded,
-    ProcessBeat,
+    ProcessState,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -65,8 +65,8 @@ class Ledger:
                 self._note_node(fact)
             case ToolEnded():
                 self._note_tool(fact)
-            case ProcessBeat():
-                self._note_beat(fact)
+            case ProcessState():
+                self._note_heartbeat(fact)
 
     def _note_end(self, run: RunEnded) -> None:
         error = (run.error_type or "_OTHER") if run.outcome in ("failed", "lost") else ""
@@ -138,10 +138,10 @@ class Ledger:
             i.TOOL_DURATION, tool.end_ns - tool.start_ns, name, error if tool.outcome in ("error", "retry") else ""
         )
 
-    def _note_beat(self, beat: ProcessBeat) -> None:
-        self._add(i.LISTENER_GAPS, beat.gaps, beat.service.name)
-        self._add(i.LISTENER_REREADS, beat.rereads, beat.service.name)
-        self._merge(i.APPEND_LATENCY, beat.append_counts, beat.append_sum_ns)
+    def _note_heartbeat(self, heartbeat: ProcessState) -> None:
+        self._add(i.LISTENER_GAPS, heartbeat.gaps, heartbeat.service.name)
+        self._add(i.LISTENER_REREADS, heartbeat.rereads, heartbeat.service.name)
+        self._merge(i.APPEND_LATENCY, heartbeat.append_counts, heartbeat.append_sum_ns)
 
     def _add(self, instrument: Instrument, amount: int, *values: str) -> None:
         labels = dict(zip(instrument.labels, values, strict=True))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from itertools import pairwise
 
-from support.made_facts import T0, beat, call, ended, node, resumed, started, tool, usage
+from support.made_facts import T0, call, ended, heartbeat, node, resumed, started, tool, usage
 from support.replica import Queue
 
 from agx.facts.schema import (
@@ -51,7 +51,7 @@ class Generator:
     def feed(self, numbers: Iterable[int], pause: float) -> None:
         """Queue the runs of these numbers, and `pause` seconds after each."""
         for n in numbers:
-            facts = [*self._run(n), *([self._beat(n)] if n % 20 == 1 else [])]
+            facts = [*self._run(n), *([self._heartbeat(n)] if n % 20 == 1 else [])]
             for fact in facts:
                 self._ledger.note(fact)
             self._sent = (self._sent + facts)[-_KEPT:]
@@ -139,9 +139,9 @@ class Generator:
             end_ns=end + 10**6,
         )
 
-    def _beat(self, n: int) -> Fact:
+    def _heartbeat(self, n: int) -> Fact:
         chance = self._chance
-        return beat(
+        return heartbeat(
             n,
             gaps=chance.randrange(3),
             rereads=chance.randrange(3),

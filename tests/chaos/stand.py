@@ -20,7 +20,7 @@ from support.waiting import wait_until
 
 from agx.embedded.server import EmbeddedServer
 from agx.facts import schema as facts
-from agx.facts.schema import Fact, ProcessBeat, Trace
+from agx.facts.schema import Fact, ProcessState, Trace
 from agx.redis import keys
 from agx_sidecar.source import TRACES_GROUP
 from agx_sidecar.traces.spans import spans_of
@@ -60,7 +60,7 @@ class TracedQueue(Queue):
 
 
 def traced(fact: Fact) -> Fact:
-    if isinstance(fact, ProcessBeat):
+    if isinstance(fact, ProcessState):
         return fact
     trace_id = facts.span_id(fact.run_id, "a") + facts.span_id(fact.run_id, "b")
     root = facts.span_id(fact.run_id, "run")

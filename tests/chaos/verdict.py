@@ -137,7 +137,7 @@ async def _missed_facts(client: Redis | RedisCluster, begun: list[Heard]) -> lis
     told = await _read_facts(client)
     by_run: dict[str, list[facts.Fact]] = defaultdict(list)
     for fact in told.values():
-        if not isinstance(fact, facts.ProcessBeat):
+        if not isinstance(fact, facts.ProcessState):
             by_run[fact.run_id].append(fact)
     missed = []
     for one in begun:

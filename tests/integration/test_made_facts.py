@@ -31,7 +31,7 @@ MADE: tuple[Fact, ...] = (
     made.node(idx=0, node="call_tools", model=None, trace=made.trace()),
     made.node(idx=1),
     made.ended(),
-    made.beat(),
+    made.heartbeat(),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.made_facts import beat, ended, node, started, tool
+from support.made_facts import ended, heartbeat, node, started, tool
 from support.otlp import OtlpReceiver
 from support.replica import Queue, StartReplica
 from support.waiting import wait_until_sync
@@ -19,7 +19,7 @@ def test_metrics_carry_no_ids_and_no_content(queue: Queue, start_replica: StartR
         node(run_id, outcome="failed", error_type="app.BoomError", **of_run),
         tool(run_id, call_id=f"{SECRET}-call", outcome="error", error_type="app.BoomError", **of_run),
         ended(run_id, outcome="failed", error_type="app.BoomError", error_message=f"{SECRET} message", **of_run),
-        beat(),
+        heartbeat(),
     )
     replica = start_replica()
     wait_until_sync(lambda: replica.scrape().total("agx_run_errors_total", error_type="app.BoomError") == 1)

@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from support.made_facts import SERVICE, T0, TRACE_ID, beat, call, ended, node, resumed, started, tool, trace, usage
+from support.made_facts import SERVICE, T0, TRACE_ID, call, ended, heartbeat, node, resumed, started, tool, trace, usage
 
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
@@ -222,7 +222,7 @@ def test_a_tool_call_is_one_observation_however_it_ended(
 def test_a_process_beat_adds_its_increments_and_is_kept_for_the_gauges(folding: Folding) -> None:
     counts = [0] * (len(APPEND_BUCKETS) + 1)
     counts[1] = 4
-    folding.add(beat(1, append_counts=tuple(counts), append_sum_ns=4_000_000), beat(2, listeners=9))
+    folding.add(heartbeat(1, append_counts=tuple(counts), append_sum_ns=4_000_000), heartbeat(2, listeners=9))
     assert folding.count(i.LISTENER_GAPS, "shop") == 4
     assert folding.count(i.LISTENER_REREADS, "shop") == 8
     assert folding.observed(i.APPEND_LATENCY) == (4, 4_000_000)
@@ -230,7 +230,7 @@ def test_a_process_beat_adds_its_increments_and_is_kept_for_the_gauges(folding: 
 
 
 def test_counts_of_other_buckets_are_not_merged(folding: Folding) -> None:
-    folding.add(beat(1, append_counts=(1, 2, 3), append_sum_ns=5))
+    folding.add(heartbeat(1, append_counts=(1, 2, 3), append_sum_ns=5))
     assert folding.observed(i.APPEND_LATENCY) == (0, 0)
 
 
@@ -290,8 +290,8 @@ def test_counters_never_fall_whatever_a_fact_says(folding: Folding) -> None:
     assert folding.count(i.STREAM_EVENTS, "acme") == 12
 
 
-def test_two_processes_of_a_service_are_two_beats(folding: Folding) -> None:
-    folding.add(beat(1), beat(2, service=Service(SERVICE.name, None, "pod-2")))
+def test_two_processes_of_a_service_are_two_heartbeats(folding: Folding) -> None:
+    folding.add(heartbeat(1), heartbeat(2, service=Service(SERVICE.name, None, "pod-2")))
     assert set(folding.fold.heartbeats) == {("shop", "pod-1"), ("shop", "pod-2")}
 
 

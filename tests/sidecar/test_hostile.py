@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from support.made_facts import beat, ended, node, started, tool
+from support.made_facts import ended, heartbeat, node, started, tool
 
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import decode, encode
@@ -21,7 +21,7 @@ from agx_sidecar.metrics.series import Histogram, Series
 from agx_sidecar.metrics.state import State, dump, load, pack
 from agx_sidecar.traces.spans import spans_of
 
-FACTS = [orjson.loads(encode(fact)) for fact in (started(), node(), tool(), ended(), beat())]
+FACTS = [orjson.loads(encode(fact)) for fact in (started(), node(), tool(), ended(), heartbeat())]
 
 numbers = st.one_of(st.integers(), st.integers(2**60, 2**70), st.integers(-(10**30), 10**400))
 texts = st.one_of(st.text(max_size=30), st.sampled_from(["", "\n", '"', "\\", "a" * 10_000, "\x00\r\u2028", "0" * 32]))

@@ -7,7 +7,7 @@ import os
 import signal
 
 import redis as redis_py
-from support.made_facts import beat, ended, node, started, tool
+from support.made_facts import ended, heartbeat, node, started, tool
 from support.proxy import Proxy
 from support.replica import Queue, Replica, Scrape, StartReplica
 from support.waiting import wait_until, wait_until_sync
@@ -224,7 +224,7 @@ def test_gauges_tell_live_runs_and_services(queue: Queue, start_replica: StartRe
     key = keys.leases("agx", keys.partition("acme", queue.partitions))
     queue.redis.zadd(key, leases)
     queue.redis.expire(key, 600)
-    queue.add(started(scope="idle"), beat())
+    queue.add(started(scope="idle"), heartbeat())
     leader = wait_for_leader(start_replica())
     wait_until_sync(lambda: leader.scrape().get("agx_runs_live", scope="acme") == 3)
     seen = wait_until_sync(lambda: s if (s := leader.scrape()).get("agx_listeners", service="shop") else None)

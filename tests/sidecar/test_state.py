@@ -6,7 +6,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from support.made_facts import beat, ended, node, started, tool
+from support.made_facts import ended, heartbeat, node, started, tool
 
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import encode
@@ -34,7 +34,7 @@ def a_state() -> State:
         traces_trims={3: TracesTrims(3, 2, 1)},
     )
     fold = Fold(state.series, Series(), state.positions)
-    for n, fact in enumerate((started(), node(), tool(), ended(), beat())):
+    for n, fact in enumerate((started(), node(), tool(), ended(), heartbeat())):
         fold.apply(0, [QueueEntry(f"1700000000000-{n}", encode(fact))])
     return state
 

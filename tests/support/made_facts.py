@@ -11,7 +11,7 @@ from agx.facts.schema import (
     CHUNK_BUCKETS,
     ModelCall,
     NodeEnded,
-    ProcessBeat,
+    ProcessState,
     RunEnded,
     RunResumed,
     RunStarted,
@@ -140,7 +140,7 @@ def tool(run_id: str = "run-1", call_id: str = "call-1", **changes: Any) -> Tool
     return ToolEnded(**{**given, **changes})
 
 
-def beat(n: int = 1, **changes: Any) -> ProcessBeat:
+def heartbeat(n: int = 1, **changes: Any) -> ProcessState:
     given = {
         "id": f"{SERVICE.instance}:7f3a5c0d1e40:{n}",
         "at_ns": T0,
@@ -151,4 +151,4 @@ def beat(n: int = 1, **changes: Any) -> ProcessBeat:
         "gaps": 2,
         "rereads": 4,
     }
-    return ProcessBeat(**{**given, **changes})
+    return ProcessState(**{**given, **changes})

@@ -123,7 +123,7 @@ class Queue:
         self.redis.expire(keys.meta(PREFIX), 600)
 
     def key(self, fact: facts.Fact) -> str:
-        tenant = fact.service.name if isinstance(fact, facts.ProcessBeat) else fact.scope
+        tenant = fact.service.name if isinstance(fact, facts.ProcessState) else fact.scope
         return keys.queue(PREFIX, keys.partition(tenant, self.partitions))
 
     def add(self, *these: facts.Fact) -> None:

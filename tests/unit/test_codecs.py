@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from agx.facts.reader import QueuePages, parse_entries, read_page
-from agx.facts.schema import FIELD, ProcessBeat, Service, encode
+from agx.facts.schema import FIELD, ProcessState, Service, encode
 from agx.stream.entry import StreamEntry, to_fields
 
-FACT = ProcessBeat(id="p:1", at_ns=1, service=Service("s"), listeners=0, buffered_events=0, silence_ns=0)
+FACT = ProcessState(id="p:1", at_ns=1, service=Service("s"), listeners=0, buffered_events=0, silence_ns=0)
 
 
 def flat(*fields: str | bytes) -> list[bytes]:

@@ -23,11 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agx.engine.cancellation import mark_cancelled
 from agx.fleet.fleet import read_clock, read_lease_ttl
 from agx.redis.bus import Bus
-from agx.redis.cluster_bus import open_bus
+from agx.redis.cluster_bus import open_bus_at
 from agx.redis.keys import SessionKeys
 
 from ..http import HttpServer, make_app
-from ..link import open_client
 from ..settings import ConsoleSettings, Settings
 from .auth import Gate, client_of
 from .formatting import run_url
@@ -122,7 +121,7 @@ class Console:
 
     @asynccontextmanager
     async def _connect(self, app: Starlette) -> AsyncIterator[None]:
-        self._bus = open_bus(open_client(self._settings.redis), lambda: None)
+        self._bus = open_bus_at(self._settings.redis, client_name="agx-sidecar")
         try:
             yield
         finally:

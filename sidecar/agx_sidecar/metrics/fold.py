@@ -16,7 +16,7 @@ from agx.facts.schema import (
     Fact,
     MalformedFactError,
     NodeEnded,
-    ProcessBeat,
+    ProcessState,
     UnknownFactError,
     decode,
 )
@@ -223,7 +223,7 @@ class Fold:
         self.positions = positions or {}
         self.known = Deduplicator()
         # Per process: when it was received (server ms), what it says.
-        self.heartbeats: dict[tuple[str, str], tuple[int, ProcessBeat]] = {}
+        self.heartbeats: dict[tuple[str, str], tuple[int, ProcessState]] = {}
         self.changes = 0  # goes up with every batch, so that a state is written only if it has changed
         self._count_repair = own.counter(i.REPAIRED).add
         self._kinds = {kind: own.counter(i.FACTS, kind) for kind in i.FACT_KIND.values}
@@ -248,7 +248,7 @@ class Fold:
                     feeder.feed(fact)
             if isinstance(fact, NodeEnded) and fact.failed_attempts:
                 self._feed_attempts(fact)
-            if isinstance(fact, ProcessBeat):
+            if isinstance(fact, ProcessState):
                 received_ms = parse_id(entry.id)[0]
                 self.heartbeats[fact.service.name, fact.service.instance or ""] = (received_ms, fact)
 

@@ -103,7 +103,7 @@ NODE = Source(facts.NodeEnded)
 REQUEST = Source(facts.NodeEnded, part="model")
 USAGE_KNOWN = Source(facts.NodeEnded, part="model", where=("model.usage.source", ("reported", "estimated")))
 TOOL_CALL = Source(facts.ToolEnded)
-PROCESS = Source(facts.ProcessBeat)
+PROCESS = Source(facts.ProcessState)
 
 
 # The fleet's metrics: runs.

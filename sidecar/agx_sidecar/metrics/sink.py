@@ -62,6 +62,7 @@ class MetricsSink:
         self._own = own
         self._lease = Lease(link, prefix, lease_length)
         self._guard = StateGuard(link, prefix, self._lease.owner)
+        self._partitions = 0  # while `run()` runs
         self._state = State()
         self._fold: Fold | None = None  # while leading
         self._caught_up = False
@@ -85,7 +86,8 @@ class MetricsSink:
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Take part in the election until `stop`, then hand the state over."""
-        work = asyncio.create_task(self._take_part(partitions))
+        self._partitions = partitions
+        work = asyncio.create_task(self._take_part())
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,12 +99,12 @@ class MetricsSink:
         if not work.cancelled():
             await work
 
-    async def _take_part(self, partitions: int) -> None:
+    async def _take_part(self) -> None:
         while True:
-            await self._stand_by_and_lead(partitions)
+            await self._stand_by_and_lead()
             self._step_down()
 
-    async def _stand_by_and_lead(self, partitions: int) -> None:
+    async def _stand_by_and_lead(self) -> None:
         while True:
             if await self._link.persist("take the leader's lease", self._lease.take):
                 break
@@ -110,7 +112,7 @@ class MetricsSink:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_lease())
-                tasks.create_task(self._lead(partitions))
+                tasks.create_task(self._lead())
         except* StoodDownError as stood_down:
             logger.warning("no longer the leader: %s", leaf_of(stood_down))
         except* NewerStateError as newer:
@@ -129,26 +131,24 @@ class MetricsSink:
             await self._guard.check()
             self._lease.confirm(asked)
 
-    async def _lead(self, partitions: int) -> None:
+    async def _lead(self) -> None:
         state = await self._link.persist("load the metric state", self._load_state)
-        for n in range(partitions):
+        for n in range(self._partitions):
             state.positions.setdefault(n, Position())
             state.traces_trims.setdefault(n, TracesTrims())
         fold = Fold(state.series, self._own, state.positions)
-        catch_up = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold, partitions))
-        await self._link.persist("read known facts", lambda: self._recall(fold, partitions))
+        catch_up = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold))
+        await self._link.persist("read known facts", lambda: self._recall(fold))
         self._state, self._fold = state, fold
         async with asyncio.TaskGroup() as tasks:
-            for n in range(partitions):
+            for n in range(self._partitions):
                 tasks.create_task(self._read(fold, n, catch_up))
             await catch_up.done.wait()
             self._caught_up = True
             logger.info("leading: exporting the fleet's metrics")
             tasks.create_task(self._every(WRITE_PERIOD, "write the metric state", self._writer(fold)))
-            tasks.create_task(
-                self._every(MEASURE_PERIOD, "measure the queues", lambda: self._measure(fold, partitions))
-            )
-            tasks.create_task(self._every(MEASURE_PERIOD, "count live runs and jobs", lambda: self._count(partitions)))
+            tasks.create_task(self._every(MEASURE_PERIOD, "measure the queues", lambda: self._measure(fold)))
+            tasks.create_task(self._every(MEASURE_PERIOD, "count live runs and jobs", self._count))
             tasks.create_task(self._retire(fold))
 
     async def _load_state(self) -> State:
@@ -161,9 +161,9 @@ class MetricsSink:
             await self._guard.set_aside(body, error)
             return State()
 
-    async def _find_ends(self, fold: Fold, partitions: int) -> CatchUp:
+    async def _find_ends(self, fold: Fold) -> CatchUp:
         ends = {}
-        for n in range(partitions):
+        for n in range(self._partitions):
             end = await find_end(self._link, keys.queue(self._prefix, n))
             if end is not None and end.last_entry is not None:
                 ends[n] = end.last_entry
@@ -172,13 +172,13 @@ class MetricsSink:
             catch_up.reached(n, fold.positions[n].last_id)
         return catch_up
 
-    async def _recall(self, fold: Fold, partitions: int) -> None:
+    async def _recall(self, fold: Fold) -> None:
         """Read the ids of the last facts that were counted, newest first over all partitions, to recognise repeats."""
         pages = {
             n: QueuePages(
                 self._link.call, keys.queue(self._prefix, n), start=fold.positions[n].last_id, newest_first=True
             )
-            for n in range(partitions)
+            for n in range(self._partitions)
             if fold.positions[n].last_id != ZERO_ID
         }
         oldest = dict.fromkeys(pages, float("inf"))
@@ -226,17 +226,17 @@ class MetricsSink:
         fold.touch()
         return dump(self._state)
 
-    async def _measure(self, fold: Fold, partitions: int) -> None:
-        for n in range(partitions):
+    async def _measure(self, fold: Fold) -> None:
+        for n in range(self._partitions):
             key, position = keys.queue(self._prefix, n), fold.positions[n]
             self._backlogs[n, "metrics"] = await measure_metrics(self._link, key, position)
             traces = await measure_traces(self._link, key, self._state.traces_trims[n])
             if traces is not None:
                 self._backlogs[n, "traces"] = traces
 
-    async def _count(self, partitions: int) -> None:
-        self._by_scope[i.RUNS_LIVE] = await count_live(self._link, self._prefix, partitions)
-        self._by_scope[i.JOBS_WAITING] = await count_jobs(self._link, self._prefix, partitions)
+    async def _count(self) -> None:
+        self._by_scope[i.RUNS_LIVE] = await count_live(self._link, self._prefix, self._partitions)
+        self._by_scope[i.JOBS_WAITING] = await count_jobs(self._link, self._prefix, self._partitions)
 
     async def _retire(self, fold: Fold) -> None:
         while True:
