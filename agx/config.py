@@ -30,15 +30,15 @@ class Config:
             of it.
         retention: seconds that a session's stream is kept after its `end`.
         max_stream_length: entries of a session stream, approximately.
-        max_body: bytes; an event's body above it is cut and says so.
+        max_body: bytes; an event's body above it is cut and marked `truncated`.
         queue_partitions: number of scope queues; the first service that ever starts on a prefix fixes it.
         queue_max_length: entries over all scope queues, about 90 MB at the default.
         max_waiting_jobs: submitted runs of one scope that may wait for a worker; beyond, `submit()` raises.
         trace_ratio: share, 0 to 1, of traces begun here that are sampled, where the service has no OpenTelemetry SDK.
         describe_error: returns what listeners read of a failed run's exception; by default a sentence of the error
             catalogue, without the exception's own text, which may hold addresses and secrets.
-        service_name: as in the resource of the service's telemetry; by default what `OTEL_SERVICE_NAME` says.
-        service_version: likewise; by default what `OTEL_RESOURCE_ATTRIBUTES` says.
+        service_name: as in the resource of the service's telemetry; by default `OTEL_SERVICE_NAME`.
+        service_version: likewise; by default from `OTEL_RESOURCE_ATTRIBUTES`.
 
     Raises:
         TypeError: `redis` is no asyncio redis-py client, `key_prefix` no str, or `describe_error` can't be called.

@@ -85,7 +85,7 @@ class RunHandedOverError(AgxError):
 
 
 class MessagesError(AgxError):
-    """An error that carries what the agent had said by then, in `.messages`."""
+    """An error that carries the messages of the run up to the error, in `.messages`."""
 
     def __init__(self, message: str, messages: Sequence[ModelMessage] = ()) -> None:
         super().__init__(message)

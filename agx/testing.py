@@ -20,7 +20,7 @@ def embedded_redis() -> Iterator[str]:
     """Give the URL of a Valkey or Redis of the test's own, which keeps nothing and ends with the `with` block.
 
     Raises:
-        AgxError: there is no server's binary; it says where to get one.
+        AgxError: there is no server's binary; the message names where to get one.
     """
     with EmbeddedServer() as server:
         yield server.url
@@ -53,7 +53,7 @@ async def collect(
 
     Args:
         after: id of the last event seen; goes on behind it.
-        timeout: seconds of silence after which it gives up.
+        timeout: seconds without an event after which it gives up.
 
     Raises:
         TimeoutError: the run did not end in time.

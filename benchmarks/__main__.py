@@ -14,7 +14,7 @@ from agx.embedded.server import EmbeddedServer
 from . import machine, report, workers
 from .cancels import measure_cancels
 from .delay import measure_paced
-from .fanout import Crowd, Heard, measure_crowd
+from .fanout import Crowd, Received, measure_crowd
 from .http import measure_http
 from .idle import Idle, hold_sessions, weigh_runs
 from .report import Row
@@ -111,17 +111,17 @@ def measure_delay() -> list[Row]:
     ]
 
 
-def _crowd(name: str, crowd: Crowd) -> Heard:
+def _crowd(name: str, crowd: Crowd) -> Received:
     with server() as fresh:
         return measure_crowd(fresh.url, name, crowd)
 
 
-def _heard(heard: Heard) -> str:
-    if heard.delays is None:
-        return f"fails: {heard.failure}"
+def _received(received: Received) -> str:
+    if received.delays is None:
+        return f"fails: {received.failure}"
     return (
-        f"{heard.delays}, {heard.connections} connections, {heard.complete} of {heard.crowd.listeners} complete, "
-        f"{heard.cpu_share:.0%} CPU"
+        f"{received.delays}, {received.connections} connections, "
+        f"{received.complete} of {received.crowd.listeners} complete, {received.cpu_share:.0%} CPU"
     )
 
 
@@ -141,8 +141,8 @@ def measure_listeners() -> list[Row]:
             "3,000 listeners on 300 sessions, 1 event/s each: p50 / p99",
             "at most 4 connections, all complete, p99 below the peer's with its pool raised",
             "",
-            _heard(ours),
-            f"{_heard(peer)}; by default it {_heard(default)}",
+            _received(ours),
+            f"{_received(peer)}; by default it {_received(default)}",
             ours.connections <= 4
             and ours.complete == many.listeners
             and (peer.complete < many.listeners or ours.delays.p99 < peer.delays.p99),
@@ -151,8 +151,8 @@ def measure_listeners() -> list[Row]:
             "1,000 listeners on one session, 10 events/s: p50 / p99",
             "p50 at least 40 times below the peer's, CPU a tenth",
             "",
-            f"{_heard(alone)}: {faster:.0f} times below, CPU 1/{lighter:.0f}",
-            _heard(peer_alone),
+            f"{_received(alone)}: {faster:.0f} times below, CPU 1/{lighter:.0f}",
+            _received(peer_alone),
             faster >= 40 and lighter >= 10,
         ),
         Row(
@@ -234,9 +234,9 @@ def measure_growth() -> str:
         listeners.append(
             [
                 f"{count:,}",
-                _heard(ours),
+                _received(ours),
                 f"{ours.cpu_us:.0f} us",
-                "" if peer is None else _heard(peer),
+                "" if peer is None else _received(peer),
                 "" if peer is None else f"{peer.cpu_us:.0f} us",
             ]
         )

@@ -113,7 +113,7 @@ class PeerDeps(peer.Deps):
 
 
 def peer_drive(redis: Redis) -> Drive:
-    """Return the peer's way; the pool of `redis` is raised by whoever made it."""
+    """Return the peer's way; the pool of `redis` is raised by its maker."""
 
     async def drive(agent: Agent[Any, str], session_id: str) -> None:
         await peer.run(_PeerSession(), agent, "Hello", PeerDeps(redis=redis, user_id=1, session_id=session_id))

@@ -42,10 +42,10 @@ def measure_cancels(url: str, name: str, count: int, *, at_once: int) -> list[Ca
 def _measure_stage(url: str, name: str, stage: str, batches: list[int]) -> Cancelled:
     with Worker(CLIENT_CORE, run_until_cancelled, url, name, stage, batches) as runner:
         took: list[float] = []
-        while (sessions := runner.hear()) is not None:
+        while (sessions := runner.receive()) is not None:
             asked = asyncio.run(_cancel(url, name, sessions))
-            runner.say("cancelled")
-            took += [(ended - at) / 1e6 for ended, at in zip(runner.hear(), asked, strict=True)]
+            runner.send("cancelled")
+            took += [(ended - at) / 1e6 for ended, at in zip(runner.receive(), asked, strict=True)]
     took.sort()
     return Cancelled(name, stage, len(took), took[len(took) // 2], took[-1])
 
@@ -81,10 +81,10 @@ async def run_until_cancelled(line: Line, url: str, name: str, stage: str, batch
             ]
             for event in reached:
                 await event.wait()
-            line.say(sessions)
-            await line.hear()
-            line.say(await asyncio.gather(*runs))
-        line.say(None)
+            line.send(sessions)
+            await line.receive()
+            line.send(await asyncio.gather(*runs))
+        line.send(None)
     await agx.aclose()
 
 

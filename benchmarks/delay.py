@@ -50,13 +50,13 @@ class _Round:
 
 def _summarise(name: str, rows: list[dict[str, _Round]]) -> Paced:
     mine = [row[name] for row in rows]
-    heard = sorted((one.delays for one in mine if one.delays is not None), key=lambda delays: delays.p99)
+    received = sorted((one.delays for one in mine if one.delays is not None), key=lambda delays: delays.p99)
     return Paced(
         name,
         statistics.median(one.cpu_us for one in mine),
         statistics.median(row[name].cpu_us / row["limit"].cpu_us for row in rows),
         # The round in the middle, whole: percentiles do not average.
-        heard[len(heard) // 2] if heard else None,
+        received[len(received) // 2] if received else None,
         statistics.median(one.listening_us for one in mine),
     )
 
@@ -64,15 +64,15 @@ def _summarise(name: str, rows: list[dict[str, _Round]]) -> Paced:
 def _round(url: str, name: str, sessions: int, deltas: int, n: int) -> _Round:
     names = [f"paced-{name}-{n}-{number}" for number in range(sessions)]
     with Worker(CLIENT_CORE, run_agents, url, name, names, deltas) as runner:
-        runner.hear()
+        runner.receive()
         if name == "limit":
-            runner.say("go")
-            return _Round(float(runner.hear()))
+            runner.send("go")
+            return _Round(float(runner.receive()))
         with Worker(SERVER_CORE, listen_all, url, name, names, deltas) as listener:
-            listener.hear()
-            runner.say("go")
-            cpu_us = float(runner.hear())
-            delays, listening_us = listener.hear()
+            listener.receive()
+            runner.send("go")
+            cpu_us = float(runner.receive())
+            delays, listening_us = listener.receive()
             return _Round(cpu_us, delays, listening_us)
 
 
@@ -87,8 +87,8 @@ async def run_agents(line: Line, url: str, name: str, names: list[str], deltas: 
         chunks = itertools.count()
         agent = make_agent(deltas, rate=RATE, on_chunk=lambda: _count(chunks))
         gc.collect()
-        line.say("ready")
-        await line.hear()
+        line.send("ready")
+        await line.receive()
         running = asyncio.gather(*(drive(agent, session) for session in names))
         await asyncio.sleep(_EDGE)
         cpu, first = time.process_time(), next(chunks)
@@ -122,7 +122,7 @@ async def listen_all(line: Line, url: str, name: str, names: list[str], deltas: 
     async with peer_client(url) as redis:
         following = [asyncio.ensure_future(follow(session)) for session in names]
         await asyncio.sleep(0.5)  # all are waiting
-        line.say("ready")
+        line.send("ready")
         cpu = time.process_time()
         await asyncio.gather(*following)
         cpu = time.process_time() - cpu

@@ -19,7 +19,7 @@ from .machine import CLIENT_CORE, SERVER_CORE, resident_bytes
 from .stats import Delays
 from .workers import Line, Worker, WorkerError
 
-_PATIENCE = 60  # seconds of silence that a listener bears
+_PATIENCE = 60  # seconds without an event after which a listener fails
 _TOGETHER = 100  # listeners that join at once
 
 
@@ -39,7 +39,7 @@ class Crowd:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Received:
     """What became of a crowd."""
 
     name: str
@@ -53,24 +53,24 @@ class Heard:
     failure: str = ""
 
 
-def measure_crowd(url: str, name: str, crowd: Crowd) -> Heard:
+def measure_crowd(url: str, name: str, crowd: Crowd) -> Received:
     """Have one process write and another listen. `name`: agx, peer, or peer-default (its pool left as it comes)."""
     with Worker(SERVER_CORE, write_all, url, name, crowd) as writer, BlockingRedis.from_url(url) as looking:
-        writer.hear()
+        writer.receive()
         before = _connections(looking)
         with Worker(CLIENT_CORE, listen_all, url, name, crowd) as listeners:
             try:
-                listener_bytes = listeners.hear()
+                listener_bytes = listeners.receive()
                 connections = _connections(looking) - before
-                writer.say("go")
-                writer.hear()
-                complete, delays, cpu_share, cpu_us = listeners.hear()
+                writer.send("go")
+                writer.receive()
+                complete, delays, cpu_share, cpu_us = listeners.receive()
             except WorkerError as error:
-                writer.say("go")
-                writer.hear()
+                writer.send("go")
+                writer.receive()
                 reason = str(error).strip().splitlines()[-1].strip()
-                return Heard(name, crowd, 0, None, 0.0, 0.0, 0, 0.0, reason)
-    return Heard(name, crowd, complete, delays, cpu_share, cpu_us, connections, listener_bytes)
+                return Received(name, crowd, 0, None, 0.0, 0.0, 0, 0.0, reason)
+    return Received(name, crowd, complete, delays, cpu_share, cpu_us, connections, listener_bytes)
 
 
 def _connections(redis: BlockingRedis) -> int:
@@ -84,8 +84,8 @@ async def write_all(line: Line, url: str, name: str, crowd: Crowd) -> None:
         begin, add, end = _writing(name, redis)
         names = [f"crowd-{number}" for number in range(crowd.sessions)]
         await asyncio.gather(*(begin(session) for session in names))
-        line.say("begun")
-        await line.hear()
+        line.send("begun")
+        await line.receive()
 
         async def write(session: str, phase: float) -> None:
             loop = asyncio.get_running_loop()
@@ -153,7 +153,7 @@ async def listen_all(line: Line, url: str, name: str, crowd: Crowd) -> tuple[int
             if n % _TOGETHER == _TOGETHER - 1 or n == crowd.listeners - 1:
                 await _join(joined, following)
         gc.collect()
-        line.say((resident_bytes() - before) / crowd.listeners)
+        line.send((resident_bytes() - before) / crowd.listeners)
         wall, cpu = time.perf_counter(), time.process_time()
         complete = sum(await asyncio.gather(*following))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -108,15 +108,15 @@ def _measure(name: str, load: Load) -> Delivered:
     with (
         EmbeddedServer(options=("--maxclients", "20000")) as redis,
         Worker(CLIENT_CORE, serve, redis.url, name, load) as server,
-        Worker(SERVER_CORE, follow_all, redis.url, name, load, server.hear()) as clients,
+        Worker(SERVER_CORE, follow_all, redis.url, name, load, server.receive()) as clients,
     ):
-        clients.hear()  # all are connected
-        server.say("go")
-        client_bytes = server.hear()
-        clients.say("go")
-        complete, delays = clients.hear()
-        server.say("done")
-        cpu_seconds = server.hear()
+        clients.receive()  # all are connected
+        server.send("go")
+        client_bytes = server.receive()
+        clients.send("go")
+        complete, delays = clients.receive()
+        server.send("done")
+        cpu_seconds = server.receive()
     return Delivered(complete, delays, cpu_seconds * 1e6 / delays.count, client_bytes)
 
 
@@ -137,14 +137,14 @@ async def serve(line: Line, url: str, name: str, load: Load) -> float:
                 await asyncio.sleep(0.01)
             gc.collect()
             before = resident_bytes()
-            line.say(listening.getsockname()[1])
-            await line.hear()
+            line.send(listening.getsockname()[1])
+            await line.receive()
             gc.collect()
-            line.say((resident_bytes() - before) / load.clients)
+            line.send((resident_bytes() - before) / load.clients)
             cpu = time.process_time()
             if name == "floor":
                 await floor.send_all()
-            await line.hear()
+            await line.receive()
             cpu = time.process_time() - cpu
             server.should_exit = True
             await serving
@@ -224,8 +224,8 @@ async def follow_all(line: Line, url: str, name: str, load: Load, port: int) -> 
     clients = [_Client(names[number % load.sessions]) for number in range(load.clients)]
     for first in range(0, len(clients), _TOGETHER):
         await asyncio.gather(*(client.connect(port) for client in clients[first : first + _TOGETHER]))
-    line.say("connected")
-    await line.hear()
+    line.send("connected")
+    await line.receive()
     if name != "floor":
         await asyncio.gather(*(_write(session, load, n / load.sessions) for n, session in enumerate(names)))
     async with asyncio.timeout(load.seconds + 30):

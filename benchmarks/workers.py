@@ -28,10 +28,10 @@ class Line:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def say(self, value: object) -> None:
-        self._connection.send(("said", value))
+    def send(self, value: object) -> None:
+        self._connection.send(("sent", value))
 
-    async def hear(self) -> Any:
+    async def receive(self) -> Any:
         """Wait for the runner without holding the loop."""
         return await asyncio.get_running_loop().run_in_executor(None, self._connection.recv)
 
@@ -51,16 +51,16 @@ class Worker:
         assert pid is not None
         return pid
 
-    def hear(self) -> Any:
-        """Return what the worker says next, or returns; raises WorkerError where it failed."""
+    def receive(self) -> Any:
+        """Return what the worker sends next, or returns; raises WorkerError where it failed."""
         if not self._ours.poll(_PATIENCE):
-            raise WorkerError(f"nothing was heard for {_PATIENCE:.0f} s")
+            raise WorkerError(f"nothing was received for {_PATIENCE:.0f} s")
         kind, value = self._ours.recv()
         if kind == "failed":
             raise WorkerError(value)
         return value
 
-    def say(self, value: object) -> None:
+    def send(self, value: object) -> None:
         self._ours.send(value)
 
     def __enter__(self) -> Worker:
@@ -76,7 +76,7 @@ class Worker:
 def measure(core: int, work: Work, *args: object) -> Any:
     """Run one worker to its end and return its answer."""
     with Worker(core, work, *args) as worker:
-        return worker.hear()
+        return worker.receive()
 
 
 def _main(connection: Connection, core: int, work: Work, args: tuple[object, ...]) -> None:

@@ -40,7 +40,7 @@ TOOL_CALLS = "agx_tool_calls_total"
 MODEL_BY = "gen_ai_provider_name, gen_ai_request_model"
 MODEL_NAME = "{{gen_ai_provider_name}} {{gen_ai_request_model}}"
 FAILED = 'error_type!=""'
-# A retry is the model's mistake and a denial somebody's decision: neither is the tool's error.
+# A retry is the model's mistake and a denial a user's decision: neither is the tool's error.
 TOOL_ERROR = 'outcome="error"'
 MODEL_TRACES = '{ span.gen_ai.request.model = "${__field.labels.gen_ai_request_model}" }'
 TOOL_TRACES = '{ span.gen_ai.tool.name = "${__field.labels.tool}" }'
@@ -185,7 +185,7 @@ def _model_spread() -> tuple[Placed, ...]:
     )
     source = lines(
         Text(
-            "Where usage comes from", "estimated, missing: cut answers. The cost is less sure then.", "AgxUnpricedCost"
+            "Where usage comes from", "estimated, missing: cut answers. The cost is less exact then.", "AgxUnpricedCost"
         ),
         PER_SECOND,
         Query(rate("agx_usage_total", by="source"), "{{source}}"),
@@ -198,7 +198,9 @@ def _tools() -> tuple[Placed, ...]:
     share = ratio(rate(TOOL_CALLS, AGENT, TOOL_ERROR, by="tool"), rate(TOOL_CALLS, AGENT, by="tool"))
     calls = lines(
         Text(
-            "Calls by outcome", "retry: the model got arguments wrong. denied: an approval said no.", "AgxHighErrorRate"
+            "Calls by outcome",
+            "retry: the model got arguments wrong. denied: not approved.",
+            "AgxHighErrorRate",
         ),
         PER_SECOND,
         Query(rate(TOOL_CALLS, AGENT, by="outcome"), "{{outcome}}"),

@@ -37,7 +37,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What stands on a panel: its title, what to do when it looks bad, and the alert whose runbook says more."""
+    """The text of a panel: its title, what to do when it looks bad, and the alert whose runbook has more."""
 
     title: str
     description: str

@@ -111,6 +111,6 @@ def _count_stored(expected: str, loaded: Sequence[ModelMessage]) -> int:
 
 
 def fingerprint(messages: Sequence[ModelMessage]) -> str:
-    """Return what tells whether a session still holds the conversation that a run began with."""
+    """Return a fingerprint: it shows whether a session still holds the conversation that a run began with."""
     last = orjson.dumps(dump_messages(tuple(messages[-1:])))
     return f"{len(messages)}:{hashlib.blake2b(last, digest_size=8).hexdigest()}"

@@ -36,7 +36,7 @@ class Finding:
 
     check: str
     state: State
-    said: str
+    message: str
     to_do: str = ""
 
 
@@ -44,7 +44,7 @@ Check = Callable[[Connection], Awaitable[list[Finding]]]
 
 
 async def check_everything(connection: Connection) -> list[Finding]:
-    """Run all checks, one after the other; what the user may not look at is said.
+    """Run all checks, one after the other; what the user may not read is reported.
 
     Raises:
         RedisError, OSError: the server does not answer.
@@ -73,11 +73,13 @@ async def _check_version(connection: Connection) -> list[Finding]:
         text = str(info.get("valkey_version") or info.get("redis_version"))
         version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
         found.append((version >= _OLDEST, f"{name} {text}"))
-    said = ", ".join(sorted({what for _, what in found}))
+    message = ", ".join(sorted({what for _, what in found}))
     if all(good for good, _ in found):
-        return [Finding("server", "ok", f"{said} at {connection.name}")]
+        return [Finding("server", "ok", f"{message} at {connection.name}")]
     return [
-        Finding("server", "fault", f"{said} at {connection.name}", "agx needs Redis 7.0 or Valkey: update the server")
+        Finding(
+            "server", "fault", f"{message} at {connection.name}", "agx needs Redis 7.0 or Valkey: update the server"
+        )
     ]
 
 
@@ -110,8 +112,8 @@ async def _check_rights(connection: Connection) -> list[Finding]:
     if not roles:
         to_do = "give it the rules of docs/how-to/redis.md"
         return [Finding("rights", "fault", f"this user is none that agx can use: {lacking}", to_do)]
-    said = f"this user will do for a {', a '.join(roles)}"
-    return [Finding("rights", "ok", f"{said}; {lacking}" if lacking else said)]
+    message = f"this user will do for a {', a '.join(roles)}"
+    return [Finding("rights", "ok", f"{message}; {lacking}" if lacking else message)]
 
 
 async def _check_clock(connection: Connection) -> list[Finding]:
@@ -120,11 +122,11 @@ async def _check_clock(connection: Connection) -> list[Finding]:
     after = time.time()
     # What the answer's way may explain is no skew.
     skew = max(server_ms - after * 1_000, before * 1_000 - server_ms, 0.0)
-    said = f"{skew:.0f} ms apart, a round trip takes {(after - before) * 1_000:.1f} ms"
+    message = f"{skew:.0f} ms apart, a round trip takes {(after - before) * 1_000:.1f} ms"
     if skew > _SKEW_MS:
         to_do = "synchronise the clocks of this machine and of the server (NTP): latencies of cancels would be wrong"
-        return [Finding("clock", "warning", said, to_do)]
-    return [Finding("clock", "ok", said)]
+        return [Finding("clock", "warning", message, to_do)]
+    return [Finding("clock", "ok", message)]
 
 
 async def _check_partitions(connection: Connection) -> list[Finding]:
@@ -133,8 +135,8 @@ async def _check_partitions(connection: Connection) -> list[Finding]:
     values = {name: await connection.bus.execute("HGET", key, name) for name in names}
     meta = parse_meta({name: value for name, value in values.items() if value is not None})
     if meta is None:
-        said = f"no service has run on prefix {connection.prefix!r} in the last day"
-        return [Finding("partitions", "warning", said, "check --prefix, or start a run")]
+        message = f"no service has run on prefix {connection.prefix!r} in the last day"
+        return [Finding("partitions", "warning", message, "check --prefix, or start a run")]
     if meta.is_newer:
         return [
             Finding("partitions", "warning", f"their format is {meta.format}", "a newer agx runs here: update this")
@@ -158,11 +160,13 @@ async def _check_leases(connection: Connection) -> list[Finding]:
         live = f"{len(runs) - len(recovering)} live"
         return [Finding("leases", "ok", f"{live}, {len(recovering)} recovering" if recovering else live)]
     session = dead[0].session
-    said = (
+    message = (
         f"{len(dead)} of {len(runs)} have no process any more and nobody has closed them, "
         f"such as {session.scope}/{session.user}/{session.session}"
     )
-    return [Finding("leases", "fault", said, "start agx-sidecar on this prefix: it ends what a dead process left open")]
+    return [
+        Finding("leases", "fault", message, "start agx-sidecar on this prefix: it ends what a dead process left open")
+    ]
 
 
 async def _check_leader(connection: Connection) -> list[Finding]:
@@ -187,8 +191,10 @@ async def _check_jobs(connection: Connection) -> list[Finding]:
         if seen is None or now_ms - float(seen) > _UNSERVED_MS:
             not_served.append(agent)
     if not_served:
-        said = f"jobs wait for {', '.join(not_served)}, and no worker serves that name"
-        return [Finding("jobs", "fault", said, "start a worker with a recipe of that name, or correct it in submit()")]
+        message = f"jobs wait for {', '.join(not_served)}, and no worker serves that name"
+        return [
+            Finding("jobs", "fault", message, "start a worker with a recipe of that name, or correct it in submit()")
+        ]
     return [Finding("jobs", "ok", f"{len(jobs)} waiting")]
 
 
@@ -221,9 +227,9 @@ async def _check_group(connection: Connection, key: str, group: dict[str, Any], 
     if (away_ms is None or away_ms > _UNREAD_MS) and (after or group["pending"]):
         since = f"for {format_duration(away_ms)}" if away_ms is not None else "at all"
         waits = f"{group['pending']} facts are pending, the oldest unread one waits {format_duration(waits_ms)}"
-        said = f"nobody reads group {name} of {key} {since}: {waits}"
+        message = f"nobody reads group {name} of {key} {since}: {waits}"
         to_do = f"start agx-sidecar with that sink; if it is gone for good: XGROUP DESTROY {key} {name}"
-        return [Finding("queues", "fault", said, to_do)]
+        return [Finding("queues", "fault", message, to_do)]
     if waits_ms > _LATE_MS:
         to_do = "look at the sidecar's log: the collector may be down, or too slow for one replica"
         return [Finding("queues", "warning", f"group {name} of {key} is {format_duration(waits_ms)} behind", to_do)]

@@ -44,7 +44,7 @@ async def _doctor(args: argparse.Namespace) -> int:
 
 
 def _described(finding: Finding) -> dict[str, str]:
-    return {"check": finding.check, "state": finding.state, "said": finding.said, "to_do": finding.to_do}
+    return {"check": finding.check, "state": finding.state, "said": finding.message, "to_do": finding.to_do}
 
 
 def _show(findings: list[Finding]) -> None:
@@ -53,13 +53,13 @@ def _show(findings: list[Finding]) -> None:
     except AgxError:
         # The checks must work without an extra package.
         for finding in findings:
-            print(*filter(None, (finding.state, finding.check, finding.said, finding.to_do)), sep="  ")
+            print(*filter(None, (finding.state, finding.check, finding.message, finding.to_do)), sep="  ")
         return
     from rich.text import Text  # noqa: PLC0415 - it is an extra's
 
     for finding in findings:
         mark, style = _MARKS[finding.state]
-        said = without_control(finding.said)
-        console.print(Text.assemble((mark, style), f" {finding.check:<11} ", (said, "")), soft_wrap=True)
+        message = without_control(finding.message)
+        console.print(Text.assemble((mark, style), f" {finding.check:<11} ", (message, "")), soft_wrap=True)
         if finding.to_do:
             console.print(Text(f"              → {without_control(finding.to_do)}", style), soft_wrap=True)

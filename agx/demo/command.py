@@ -76,10 +76,10 @@ async def _demo(redis_url: str, *, once: bool, model: str | None) -> int:
 
 async def _play_once(traffic: Traffic, stop: asyncio.Event) -> None:
     """Run a few sessions of each outcome."""
-    room = asyncio.Semaphore(_AT_ONCE)
+    slots = asyncio.Semaphore(_AT_ONCE)
 
     async def play(scenario: Scenario) -> None:
-        async with room:
+        async with slots:
             if not stop.is_set():
                 await traffic.play(scenario)
 

@@ -123,12 +123,12 @@ class Screen:
         for what, outcome in list(view.calls.values())[-2:]:
             colour = "green" if outcome == "ok" else "dim" if outcome == "…" else "yellow"
             lines.append(Text.assemble(("⚙ ", "blue"), _cut(what, width - len(outcome) - 3), " ", (outcome, colour)))
-        room = _PANEL_HEIGHT - 2 - len(lines)
+        space = _PANEL_HEIGHT - 2 - len(lines)
         lines_of_text = [line for paragraph in view.text.splitlines() for line in wrap(paragraph, width - 2)]
         if view.finished is None:
             lines_of_text = lines_of_text or ["thinking" if view.thinking else ""]
             lines_of_text[-1] = f"{lines_of_text[-1]} ▌".strip()
-        lines += map(Text, lines_of_text[-room:])
+        lines += map(Text, lines_of_text[-space:])
         seconds = view.finished.seconds if view.finished else now - view.began
         state = f"{_MARK[view.finished.outcome]} {view.finished.outcome}" if view.finished else "live"
         return Panel(

@@ -1,4 +1,4 @@
-"""Runs the scenarios: starts a run, follows its stream as any process could, cancels it where the scenario says so."""
+"""Runs the scenarios: starts a run, follows its stream as any process could, cancels it where the scenario does."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from .scenarios import Scenario
 
 LEASE_TTL = 3.0  # seconds; short, so that a killed process is noticed while people still look
 _LAST_EVENT = 10.0  # seconds
-_LOOK = 1.0  # seconds of silence after which a listener begins anew, behind what it has seen
-_PATIENCE = 60.0  # seconds of silence after which the sidecar has failed
+_LOOK = 1.0  # seconds without an event after which a listener begins anew, behind what it has seen
+_PATIENCE = 60.0  # seconds without an event after which the sidecar has failed
 _PEOPLE = (("acme", "ada"), ("globex", "lin"), ("acme", "sam"), ("initech", "kim"))
 
 
 @dataclass(slots=True)
 class RunView:
-    """What a listener knows of one run, for the screen."""
+    """What a listener has received of one run, for the screen."""
 
     scope: str
     user: str

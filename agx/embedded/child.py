@@ -25,7 +25,7 @@ _GUARD = 'read -r _; kill -9 "$1" 2>/dev/null; rm -rf -- "$2"'
 
 
 class Child:
-    """A running command that writes what it says to the file `log`.
+    """A running command that writes its output to the file `log`.
 
     `home`: a directory that is of no use without the child; it is removed if this process dies before `end()`.
     `environment`: None inherits this process's own.
@@ -83,5 +83,5 @@ class Child:
 
 
 def draw_ports(count: int) -> list[int]:
-    """Return ports to try. Nobody can promise that one stays free: only the child that binds it knows."""
+    """Return ports to try. None is reserved: only a child that binds one has it."""
     return random.sample(_PORTS, count)

@@ -24,7 +24,7 @@ from .child import Child, draw_ports
 BINARY_VARIABLE = "AGX_SERVER_BINARY"
 
 _PORT_DRAWS = 20
-_READY = b"Ready to accept connections"  # said after an append-only file was loaded
+_READY = b"Ready to accept connections"  # logged after an append-only file was loaded
 _TAKEN = b"Address already in use"
 _READY_TIMEOUT = 30.0  # seconds; a large append-only file takes some
 
@@ -118,13 +118,13 @@ class EmbeddedServer:
         deadline = time.monotonic() + _READY_TIMEOUT
         while time.monotonic() < deadline:
             ended = self._process.ended  # before the log is read, so that nothing is missed
-            if _READY in (said := log.read_bytes()) and not ended:
+            if _READY in (output := log.read_bytes()) and not ended:
                 return None
             if ended:
                 break
             time.sleep(0.005)
         self.kill()
-        return said
+        return output
 
     def _command(self, binary: Path, home: Path, port: int | None) -> list[str]:
         listen = ["--unixsocket", str(home / "server.sock"), "--unixsocketperm", "700", "--port", "0"]
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=6379, help="default: 6379; 0 draws a free one")
     try:
         with EmbeddedServer(port=parser.parse_args().port) as server:
-            # Blocked before it is said, so that whoever reads it may send one.
+            # Blocked before the URL is printed, so that its reader may send one.
             signals = {signal.SIGTERM, signal.SIGINT}
             signal.pthread_sigmask(signal.SIG_BLOCK, signals)
             print(f"{server.url} until Ctrl-C; it keeps nothing", flush=True)

@@ -45,7 +45,7 @@ async def mark_cancelled(
             ttl_ms = gap_ttl_ms(window.recover, lease_ttl=lease_ttl)
             if await bus.run(MARK_GAP, session.live, gap_holder(window.run_id), ttl_ms):
                 return True
-            # Another process has just taken the run over, or somebody else has marked it.
+            # Another process has just taken the run over, or another caller has marked it.
         if time.monotonic() > deadline:
             return False
         await asyncio.sleep(_CLAIM_POLL)

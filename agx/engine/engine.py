@@ -92,7 +92,7 @@ class Engine:
         patience = config.lease_ttl / 3 + _CLOSING_TIME
         self.hub = Hub(self._reads, self.subscription, self.supervisor, patience=patience)
         self.runs: set[OpenRun] = set()  # until their last fact is emitted
-        # By stream: whoever gives the events of a session that is open in this loop their order.
+        # By stream: the object that orders the events of a session that is open in this loop.
         self.sessions: dict[str, OpenSession] = {}
         self.heartbeat = ProcessHeartbeat(
             self.supervisor,
@@ -104,14 +104,14 @@ class Engine:
         )
         self._background: set[asyncio.Task[None]] = set()
         self._readying: asyncio.Task[None] | None = None
-        # A loop that shuts down closes its asynchronous generators: that is how it closes its engine. The loop knows a
+        # A loop that shuts down closes its asynchronous generators: that is how it closes its engine. The loop finds a
         # generator from its first step on, and this step waits for nothing.
         self._keeper = self._keep()
         with contextlib.suppress(StopIteration):
             self._keeper.__anext__().send(None)
 
     async def ready(self) -> None:
-        """Make sure that the prefix's number of partitions is known; raises RedisError or OSError."""
+        """Learn the prefix's number of partitions; raises RedisError or OSError."""
         if self.queues.partitions is None:
             self.queues.partitions = await self.meta.publish()
 

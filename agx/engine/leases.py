@@ -1,7 +1,7 @@
 """Leases: each proves that a run's process is alive, and carries a cancel that no lost message can hide (contract, 4).
 
-The stream decides how a run ended, the lease only who may write: whoever holds no lease may still find its `end` in the
-stream, and whoever holds one may find another's.
+The stream decides how a run ended, the lease only who may write. A run without its lease may still have its `end` in
+the stream, and a run that holds its lease may find another run's `end` there.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Leases:
         self._hold(lease, int(reply), asked_ns)
 
     async def ensure(self, lease: Lease) -> None:
-        """Make sure that a lease is still held; one that may have expired is taken again.
+        """Check that a lease is still held; one that may have expired is taken again.
 
         Raises:
             SessionBusyError: another run holds the session.
@@ -136,7 +136,7 @@ class Leases:
             raise SessionBusyError(session.session)
 
     async def take_over(self, lease: Lease) -> bool:
-        """Take the lease of a run whose process died, once; returns False where somebody holds it.
+        """Take the lease of a run whose process died, once; returns False where another process holds it.
 
         Raises:
             RedisError, OSError: not taken as far as is known.
@@ -169,8 +169,8 @@ class Leases:
     async def abandon(self, lease: Lease) -> None:
         """Give the lease up and leave its deadline, so that recovery looks at the run.
 
-        For a run whose `begin` may be appended or not, or that does not know who ended it: whoever did may have died
-        before the facts were queued.
+        For a run whose `begin` may be appended or not, or whose `end` another process may have written. That
+        process may have died before the facts were queued.
         """
         await self._give_up(lease)
 
@@ -217,7 +217,7 @@ class Leases:
         return self._clock.now_ms() + self._ttl_ms
 
     def _announce(self, leases: list[Lease]) -> None:
-        """Write deadlines: a hint for whoever looks for dead runs, so a lost one costs nothing but time."""
+        """Write deadlines: a hint for recovery, so a lost one costs nothing but time."""
         by_key: dict[str, list[str | int]] = {}
         deadline = self._deadline()
         for lease in leases:

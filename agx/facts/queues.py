@@ -221,9 +221,9 @@ class Queues:
                 waiter.set_result(None)
 
     def _expire(self, n: int) -> None:
-        kept, oldest = self._retained[n], time.monotonic() - self._keep
-        while kept and (kept[0].at < oldest or len(kept) > RETAINED_BATCHES):
-            kept.popleft()
+        retained, oldest = self._retained[n], time.monotonic() - self._keep
+        while retained and (retained[0].at < oldest or len(retained) > RETAINED_BATCHES):
+            retained.popleft()
 
     def check_all(self) -> None:
         """Check, after a reconnection, whether the acknowledged facts are still there."""
@@ -237,11 +237,11 @@ class Queues:
     def _on_looked(self, n: int, last_id: str, there: asyncio.Future[Reply]) -> None:
         if there.exception() is not None or there.result():
             return  # after a broken connection it is checked again
-        lost = [kept for kept in self._retained[n] if parse_id(kept.last_id) <= parse_id(last_id)]
+        lost = [batch for batch in self._retained[n] if parse_id(batch.last_id) <= parse_id(last_id)]
         if not lost:
             return
-        # Nobody knows which of them are lost; a fact that is queued twice counts once.
-        facts = [queued for kept in lost for queued in kept.batch]
+        # Any of them may be lost; a fact that is queued twice counts once.
+        facts = [queued for batch in lost for queued in batch.batch]
         logger.warning("agx: a failover lost facts of the last %.0f s, which are queued again", self._keep)
         for _ in lost:
             self._retained[n].popleft()

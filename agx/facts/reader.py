@@ -30,7 +30,7 @@ class QueueEntry(NamedTuple):
     def fact(self) -> Fact | None:
         """The fact; None where the payload is malformed or newer than this version.
 
-        Who has to tell these two apart calls `schema.decode(payload)`.
+        `schema.decode(payload)` distinguishes the two.
         """
         try:
             return decode(self.payload)

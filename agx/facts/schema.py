@@ -300,8 +300,8 @@ def _classify(data: bytes, error: ValidationError) -> UnknownFactError | Malform
 def span_id(run_id: str, what: str) -> str:
     """Return the span id of a part of a run, 16 hex digits.
 
-    `what` is "run", "stream", or a `node_name()` or `tool_name()`. Derived, not random: whoever finishes the run of a
-    dead process (contract, section 5) makes the same ids, so a span exported twice is the same span.
+    `what` is "run", "stream", or a `node_name()` or `tool_name()`. Derived, not random: recovery of a lost run
+    (contract, section 5) makes the same ids, so a span exported twice is the same span.
     """
     return hashlib.blake2b(f"{run_id}/{what}".encode(), digest_size=8).hexdigest()
 

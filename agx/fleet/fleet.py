@@ -1,4 +1,4 @@
-"""The fleet seen from outside: live runs by their leases, and what the newest facts of the scope queues say."""
+"""The fleet seen from outside: live runs by their leases, and the newest facts of the scope queues."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def find_live(bus: Bus, prefix: str, partitions: int) -> list[LiveRun]:
 
 
 def lease_state(run_id: str, held: bytes | None) -> LeaseState:
-    """Return what a live key's value says of a run."""
+    """Return the state of a run's lease, from the live key's value."""
     value = None if held is None else parse_live(held)
     if value is None or value.run_id != run_id:
         return "gone"

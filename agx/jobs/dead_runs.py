@@ -129,7 +129,7 @@ class DeadRuns:
 
 
 def _is_held(held: bytes | None, run_id: str) -> bool:
-    """Return whether somebody has the session; a cancel that came after the run's process died is nobody's."""
+    """Return whether a process has the session; a cancel that came after the run's process died does not count."""
     if held is None:
         return False
     value = parse_live(held)

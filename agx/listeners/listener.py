@@ -67,7 +67,7 @@ async def listen(
 
     Args:
         wait: seconds to wait for a first event.
-        timeout: seconds of silence after which it gives up.
+        timeout: seconds without an event after which it gives up.
         serialize: whether events come as JSON strings.
         after: id of the last event seen; goes on behind it.
 
@@ -142,8 +142,8 @@ class Follower:
         self._idle = idle
         self._clock = asyncio.get_running_loop().time
         # Times of the loop.
-        self._idle_at = _NEVER  # silence is reported
-        self._give_up_at: float | None = None  # silence ends it; None until the wait for the next entries begins
+        self._idle_at = _NEVER  # then `idle` is reported
+        self._give_up_at: float | None = None  # then the listener ends; None until the wait for the next entries begins
         self._ask_by = self._clock() + wait  # Redis is asked again until then
         self._reached = False  # Redis has answered
         self._checked = cursor is None  # whether the stream still has what follows the cursor
@@ -159,7 +159,7 @@ class Follower:
     async def next(self) -> list[StreamEntry] | None:
         """Return the next entries of the run; None where none is to come.
 
-        An empty list reports `idle` seconds of silence.
+        An empty list reports `idle` seconds without an entry.
 
         Raises:
             RedisUnavailableError: Redis could not be reached for `wait` seconds, later on for `timeout`.
@@ -167,8 +167,8 @@ class Follower:
         if self._idle is not None:
             self._idle_at = self._clock() + self._idle
         if self._give_up_at is None:
-            silence = self._timeout if self._seen or self._resumes else self._wait
-            self._give_up_at = _NEVER if silence is None else self._clock() + silence
+            timeout = self._timeout if self._seen or self._resumes else self._wait
+            self._give_up_at = _NEVER if timeout is None else self._clock() + timeout
             if self._reached:
                 self._ask_by = self._give_up_at
         try:

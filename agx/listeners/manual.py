@@ -122,7 +122,7 @@ async def add(
 
     Args:
         type: `event`, `info` or `error`.
-        origin: who says it, in a word of your own.
+        origin: the source of the event, any name.
         body: what listeners get; a JSON object.
 
     Raises:
@@ -151,7 +151,7 @@ async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, 
     own_seq = b"" if isinstance(body, UserBody) and body.is_ambiguous(origin) else None
     fields = to_fields(type, origin, encode_body(body, config.max_body), own_seq)
     try:
-        # Once only: nobody could tell a second one from the first.
+        # Once only: a second entry could not be distinguished from the first.
         async with asyncio.timeout(COMMAND_TIMEOUT):
             appended = engine.control.execute(
                 "XADD", session.stream, "MAXLEN", "~", config.max_stream_length, "*", *fields
@@ -164,12 +164,12 @@ async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, 
 
 
 async def is_live(scope_id: Id, user_id: Id, session_id: Id) -> bool:
-    """Return whether a session is live and nobody has cancelled it.
+    """Return whether a session is live and not cancelled.
 
     A run whose process died is live as long as another process can resume it.
 
     Raises:
-        RedisUnavailableError: nobody can tell.
+        RedisUnavailableError: Redis can't be reached.
     """
     engine, session = _open(scope_id, user_id, session_id)
     held = await _reach("look at the session", lambda: engine.control.execute("GET", session.live))
@@ -182,7 +182,7 @@ async def q(scope_id: Id, user_id: Id) -> AsyncGenerator[tuple[Id, Id, str], Non
     """Yield `(scope_id, user_id, session_id)` of a user's live sessions.
 
     Raises:
-        RedisUnavailableError: nobody can tell.
+        RedisUnavailableError: Redis can't be reached.
     """
     engine = current_engine()
     prefix = engine.config.key_prefix

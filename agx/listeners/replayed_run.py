@@ -82,7 +82,9 @@ class ReplayedRun:
     _index: int = 0
     _pieces: list[str] = field(default_factory=list)  # its deltas
     _previous: str | None = None  # kind of the part before, within a response
-    _calls: dict[str, ToolCallPart] = field(default_factory=dict)  # of the open response, not yet told as made
+    _calls: dict[str, ToolCallPart] = field(
+        default_factory=dict
+    )  # of the open response, whose events are not given yet
     _finals: dict[str, FinalResultEvent] = field(default_factory=dict)  # by the output tool's call that gave it
     _error: Body | None = None  # the run's own if its end is next, else a tool's
     _made: dict[str, ToolCallPart] = field(default_factory=dict)  # all calls

@@ -31,7 +31,7 @@ async def sse(
 
     Args:
         last_event_id: the browser's `Last-Event-ID`; goes on behind it.
-        keep_alive: seconds of silence after which a comment is sent, so that proxies keep the connection.
+        keep_alive: seconds without an event after which a comment is sent, so that proxies keep the connection.
 
     Raises:
         TypeError: an id or cursor of a wrong type.

@@ -58,5 +58,5 @@ def restore_pending(agent_run: AgentRun[Any, Any], pending: Iterable[Pending]) -
     for one in pending:
         agent_run.enqueue(*one.messages, priority=one.priority)
         if one.tool_call_id is not None:
-            # `enqueue()` knows the tool call only while the tool runs; this one ran before the run's first step here.
+            # `enqueue()` finds the tool call only while the tool runs; this one ran before the run's first step here.
             queue[-1]._tool_call = (one.tool_call_id, agent_run.ctx.state.run_step)

@@ -19,10 +19,10 @@ from .attempts import Attempt, count_failed, read_attempts
 
 Body = dict[str, Any]
 
-_RETENTION = 300.0  # seconds, where `begin` does not say
+_RETENTION = 300.0  # seconds, where `begin` has none
 _LONGEST_RETENTION = 30 * 86_400.0
 _LONGEST_RECOVERY = 86_400.0  # a live stream expires after that
-_MAX_ATTEMPTS = 3  # where `begin` does not say
+_MAX_ATTEMPTS = 3  # where `begin` has none
 _MOST_TEXT = 200  # characters of a name, as labels are cut
 _LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
 _MOST_IDX = 2**53
@@ -48,7 +48,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A run's `end`, whoever appended it."""
+    """A run's `end`, appended by any process."""
 
     outcome: Outcome
     reason: Reason | None

@@ -38,7 +38,7 @@ class Script:
 class Bus(ABC):
     """Sends commands of one key each, and gives their replies as futures.
 
-    Nothing is repeated here: whoever issues a command knows whether it may be sent again.
+    Nothing is repeated here: the caller decides whether a command may be sent again.
     """
 
     @property
@@ -156,7 +156,7 @@ class NodeBus(Bus):
             await connection.close_socket()
 
     async def _read_replies(self, connection: Connection, calls: list[_Call]) -> bool:
-        """Settle the calls, in their order; returns whether the server says that it is a replica."""
+        """Settle the calls, in their order; returns whether the server reports that it is a replica."""
         is_replica = False
         for call in calls:
             try:

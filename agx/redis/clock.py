@@ -6,14 +6,14 @@ import time
 
 
 class ServerClock:
-    """The server's time, carried on by the monotonic clock since it was last told."""
+    """The server's time, carried on by the monotonic clock since the last reply with a time."""
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
 
     def sync(self, server_ms: int, asked_ns: int) -> None:
-        """Take over what a script's TIME said; `asked_ns`: the monotonic time at which it was sent."""
-        # It was said between the question and now: the middle is the best guess.
+        """Set the clock from a script's TIME; `asked_ns`: the monotonic time at which the script was sent."""
+        # The server read it between sending and now: the middle is the best estimate.
         self._offset_ns = server_ms * 1_000_000 - (asked_ns + time.monotonic_ns()) // 2
 
     def at_least(self, server_ms: int) -> None:

@@ -1,14 +1,14 @@
 """A session's live key: the codec of its value and the scripts that change it (contract, section 4).
 
-The value says who holds the session's lease:
+The value states who holds the session's lease:
 
 | value | kind | meaning |
 |---|---|---|
 | `{holder}` | `held` | the run's process is alive |
-| `cancel:{holder}:{server ms}` | `cancelled` | the same, and the run is to stop; the TTL is kept |
+| `cancel:{holder}:{server ms}` | `cancelled` | the same, and the run is to stop; the TTL does not change |
 | `reaper:{token}` | `claimed` | a recovery looks whether the last run was lost; nothing is decided yet |
 | `1` | `foreign` | a client of the older package holds the session |
-| anything else | `unreadable` | nobody knows; it is left alone |
+| anything else | `unreadable` | the meaning is unknown; it is left alone |
 
 A holder is `{run_id}`, or `{run_id}~{attempt}.{nonce}` where several processes may try the run. Attempt 0 is no
 process's: it marks a cancel that came after a run's process died and before another process went on with the run.
@@ -136,7 +136,7 @@ end
 return {{1, now_ms()}}
 """)
 
-# Renews the caller's own lease, or its own claim, and replies the value, whoever's it is. It neither brings a deleted
+# Renews the caller's own lease, or its own claim, and replies the value, also another's. It neither brings a deleted
 # lease back nor extends another's claim: a recovery that died must lose its claim. ARGV: holder or claim, TTL in ms.
 RENEW = Script(f"""{LUA}
 local value = redis.call('GET', KEYS[1])

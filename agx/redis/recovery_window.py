@@ -19,7 +19,7 @@ class RecoveryWindow:
 
     Args:
         run_id: the run.
-        recover: seconds, as its `begin` says.
+        recover: seconds, from its `begin`.
         ends_ms: server time.
     """
 

@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 Arg = bytes | str | int | float
-# A reply's shape depends on the command; each caller knows its own.
+# A reply's shape depends on the command; each caller has its own type.
 Reply = Any
 Address = tuple[str, int]
 
@@ -119,7 +119,7 @@ class Connection:
         """Return the address of the primary that Sentinel names now; None where there is no Sentinel.
 
         Raises:
-            RedisError, OSError: no Sentinel answers, or none knows a primary.
+            RedisError, OSError: no Sentinel answers, or none has a primary.
         """
         pool = self._client.connection_pool
         if not isinstance(pool, SentinelConnectionPool):
@@ -198,12 +198,12 @@ def _settings(theirs: Mapping[str, Any], *, drop: Sequence[str] = ()) -> dict[st
     No retries: redis-py's silent ones repeat an append whose reply was lost. RESP2: one shape of replies, whatever the
     user's client speaks. Maintenance notifications need rights that a least-privilege user lacks, so they are off.
     """
-    kept = {name: value for name, value in theirs.items() if not name.startswith(_POOL_OWN) and name not in drop}
-    if "driver_info" not in kept:
+    settings = {name: value for name, value in theirs.items() if not name.startswith(_POOL_OWN) and name not in drop}
+    if "driver_info" not in settings:
         # Without a version redis-py reads its own from files, in the event loop, at each connection.
-        name, version = kept.pop("lib_name", "redis-py"), kept.pop("lib_version", redis.__version__)
-        kept["driver_info"] = DriverInfo(name=name, lib_version=version)
-    return kept | {
+        name, version = settings.pop("lib_name", "redis-py"), settings.pop("lib_version", redis.__version__)
+        settings["driver_info"] = DriverInfo(name=name, lib_version=version)
+    return settings | {
         "decode_responses": False,
         "encoding": "utf-8",
         "protocol": 2,

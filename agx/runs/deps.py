@@ -1,4 +1,4 @@
-"""`Deps`: what a run knows of its scope, user and session, and how tools add events to its stream (seed's API)."""
+"""`Deps`: a run's scope, user and session, and how tools add events to its stream (seed's API)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Deps(ABC):
         await self._add(self.runtime.begin_node())
 
     async def add_node_event(self, event: object) -> None:
-        """Append what an event of pydantic-ai's says, if it is one that listeners see."""
+        """Append an event of pydantic-ai's, if it is one that listeners see."""
         if (wire := self.runtime.convert(event)) is not None:
             await self._add(wire)
 
@@ -54,7 +54,7 @@ class Deps(ABC):
 
         Args:
             body: what listeners get.
-            origin: who says it, in a word of your own; `opale` unless told otherwise.
+            origin: the source of the event, any name; by default `opale`.
 
         Raises:
             BodyError: the body is not a JSON object.

@@ -1,4 +1,4 @@
-"""The task that drives a run: whether somebody cancelled it, and work that its cancellation must not interrupt."""
+"""The task that drives a run: whether it was cancelled, and work that its cancellation must not interrupt."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class DrivingTask:
-    """Remembers the task in which an agent works.
+    """Holds the task in which an agent works.
 
-    A `CancelledError` alone does not say that the task was cancelled: awaiting a future that is cancelled raises one,
-    too. Only the task's own count of cancellations tells.
+    A `CancelledError` alone does not show that the task was cancelled: awaiting a future that is cancelled raises one,
+    too. Only the task's own count of cancellations shows it.
     """
 
     def __init__(self) -> None:

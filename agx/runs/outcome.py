@@ -73,7 +73,7 @@ class Ending:
     outcome: Outcome
     reason: Reason | None = None
     error: BaseException | None = None
-    seen_as: ErrorCode | None = None  # what end users see; by default what the error's type says
+    seen_as: ErrorCode | None = None  # what end users see; by default that of the error's type
 
     @property
     def error_type(self) -> str | None:
@@ -86,12 +86,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class CancelSource:
-    """Where a bare `CancelledError` may come from; nothing in the exception says it."""
+    """Where a bare `CancelledError` may come from; the exception itself does not show it."""
 
     task: bool  # the driving task was cancelled
     run: bool = False  # pydantic-ai's own cancel of the run was called
     timeout: bool = False  # the run's own timeout passed
-    abandoned: bool = False  # whoever drove the run left it before its end
+    abandoned: bool = False  # the caller stopped driving the run before its end
 
 
 def classify(error: BaseException, state: RunState, source: CancelSource) -> Ending:
@@ -122,7 +122,7 @@ def classify_error(error: BaseException) -> ErrorCode:
 
 
 def describe_type(error: BaseException | None) -> str | None:
-    """Return an exception's type as `error.type` says it."""
+    """Return an exception's type as `error.type` has it."""
     if error is None:
         return None
     kind = type(error)
@@ -183,7 +183,7 @@ def log_failure(
         session: `scope/user/session`; None for a run without a session.
     """
     if isinstance(error, ConversationChangedError):
-        return  # the client's request was outdated, and its answer says so: nothing has failed
+        return  # the client's request was outdated, and its answer shows it: nothing has failed
     tool = None
     if tool_error is not None and (tool_error[0] is error or tool_error[0] is error.__cause__):
         tool = tool_error[1]

@@ -46,7 +46,7 @@ async def run(
             `all_messages()` gives, so a history processor's changes stay; the prompt is always in it.
         agent: any of pydantic-ai's agents.
         user_prompt: any prompt that pydantic-ai takes.
-        deps: the agent's dependencies; they say whose run it is.
+        deps: the agent's dependencies; they have its scope, user and session.
         resume: name of the recipe with which a worker resumes the run if this process dies. `user_prompt` and `args`
             are stored for it as JSON; `kwargs` are not, so the recipe has to give the same ones. None: nothing is
             stored, and the run is lost with its process.

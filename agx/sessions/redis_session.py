@@ -21,10 +21,10 @@ from ..redis.keys import Id, SessionKeys
 from ..redis.retry import COMMAND_TIMEOUT
 from .base import Session, StoredSession, title_of
 
-TTL = 30 * 86_400  # seconds a conversation is kept after it was last saved
+TTL = 30 * 86_400  # seconds until a conversation expires, from its last save
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0  # seconds between attempts of a save
 
-# The token tells a save that was answered too late from another's: it may be sent again. A version below ours was
+# The token identifies a save, so one whose reply is lost may be sent again. A version below ours was
 # brought back by a failover or an expiry: what we hold is its continuation, so nothing is lost by writing it.
 _SAVE = Script("""
 local held = redis.call('HMGET', KEYS[1], 'version', 'token')
@@ -46,7 +46,7 @@ class RedisSession(Session):
         scope_id: the tenant.
         user_id: whose conversation it is.
         session_id: which of the user's.
-        ttl: seconds it is kept after it was last saved; 30 days unless told otherwise.
+        ttl: seconds until it expires, from its last save; by default 30 days.
 
     Raises:
         TypeError: an id is neither an int nor a str.
@@ -126,7 +126,7 @@ class RedisSessions:
     """The conversations of all users, in Redis; a `SessionStore`.
 
     Args:
-        ttl: seconds a conversation is kept after it was last saved; 30 days unless told otherwise.
+        ttl: seconds until a conversation expires, from its last save; by default 30 days.
     """
 
     ttl: int = TTL

@@ -89,7 +89,7 @@ def load_event(body: Body) -> AgentStreamEvent | None:
         if kind == "capability":
             known = {"event_kind": kind, "kind": name, "capability_id": body.get("capability_id")}
             known |= {"tool_call_id": call_id, "tool_name": tool}
-            # Made anew each time: it knows the event classes that are defined by now.
+            # Made anew each time: it has the event classes that are defined by now.
             return TypeAdapter(CapabilityEvent).validate_python({**(payload or {}), **known})
         if kind in _CHANGES:
             change: AgentStreamEvent = _change_adapter().validate_python({**(payload or {}), "event_kind": kind})

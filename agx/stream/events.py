@@ -73,7 +73,7 @@ class WireEvent:
 
 @dataclass(eq=False, slots=True)
 class Part:
-    """A part that deltas belong to; one object per part, so that what may be merged is told by identity."""
+    """A part that deltas belong to; one object per part: deltas of the same object may be merged."""
 
     idx: int
     event_idx: int
@@ -123,7 +123,7 @@ class Runtime:
         return WireEvent({"idx": self.idx, "event": "llm-end"})
 
     def convert(self, event: object) -> WireEvent | None:
-        """Return the wire event of one of pydantic-ai's, or None where it says nothing new to a listener."""
+        """Return the wire event of one of pydantic-ai's, or None where it has nothing new for a listener."""
         if isinstance(event, PartDeltaEvent):
             text = delta_text(event)
             return WireEvent(self.part_of(event).delta(text)) if text else None

@@ -104,7 +104,7 @@ class Feed:
 
     def _judge(self, live: asyncio.Future[Reply]) -> None:
         now = time.monotonic()
-        if live.exception() is not None or live.result() is not None:  # an outage says nothing about the run
+        if live.exception() is not None or live.result() is not None:  # an outage shows nothing about the run
             self._revive()
         elif self._dead_since is None:
             self._dead_since = now

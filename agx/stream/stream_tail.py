@@ -1,4 +1,4 @@
-"""The end of a session's stream as its run knows it: ids, acknowledged entries, the comparison with the server."""
+"""The end of a session's stream as its run wrote it: ids, acknowledged entries, the comparison with the server."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class StreamTail:
     @property
     def _may_have_expired(self) -> bool:
         # The server set the expiry when it appended the `end`, which was after it was first sent. So before this moment
-        # a stream that is gone was lost, whatever the server's clock says, and however late a reply is read.
+        # a stream that is gone was lost, whatever the server's clock shows, and however late a reply is read.
         return time.monotonic() >= self._end_sent + self._ttl_after_end
 
     def _issue(self, behind: str, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
@@ -214,7 +214,7 @@ class Found:
         return max(self.entries, default=(0, 0))
 
     def is_of_another_run(self, ours: Iterable[StreamEntry | None], *, known: StreamId) -> bool:
-        """Whether somebody else began or ended a run here; the entry `known` is ours, though no longer retained."""
+        """Whether another process began or ended a run here; the entry `known` is ours, though no longer retained."""
         bodies = {entry.id: entry.raw_body for entry in ours if entry is not None}
         return any(
             entry.type in ("begin", "resume", "end") and bodies.get(entry.id) != entry.raw_body

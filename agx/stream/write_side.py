@@ -13,7 +13,7 @@ from .open_streams import OpenStreams
 
 @dataclass(frozen=True, slots=True)
 class AppendSettings:
-    """What the configuration says about appends."""
+    """The configuration of appends."""
 
     max_length: int  # entries of a stream, about
     max_body: int  # bytes

@@ -1,4 +1,4 @@
-"""Spans in the service's process, each step told once (contract, section 5).
+"""Spans in the service's process, each exported exactly once (contract, section 5).
 
 With an OpenTelemetry SDK the runtime starts real spans, `agx.run` and `agx.node`, and pydantic-ai nests its own inside.
 Without one it makes the ids, keeps them current, so that tools send our `traceparent`, and the sidecar exports the
@@ -100,7 +100,7 @@ class RunSpan:
 
 
 def start_run(run_id: str, agent: str, *, attributes: Mapping[str, str], ratio: float, follows: str | None) -> RunSpan:
-    """Find out who tells this run's spans, and start it.
+    """Determine whether this process or a sidecar exports the run's spans, and start the run's span.
 
     A span is started through the API: if its id is invalid, or its parent's, nobody records here. (Looking for the
     SDK's class misses Logfire; looking for a valid id is fooled by a remote parent.)

@@ -40,10 +40,10 @@ from .runs import (
 )
 from .turns import (
     Turn,
+    ask,
     decide,
     external_calls,
     pending_calls,
-    say,
 )
 
 _USER_MESSAGE: JsonDict = {
@@ -99,10 +99,10 @@ def make_ag_ui_router(
 
     Args:
         agent: what runs.
-        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException.
+        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of the caller, or raises HTTPException.
         sessions: where conversations are kept.
         make_deps: makes a run's deps of scope, user and session.
-        keep_alive: seconds of silence after which an event stream gets a comment.
+        keep_alive: seconds without an event after which an event stream gets a comment.
         max_request: bytes that the body of a request may have; a larger one is answered with 413.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
@@ -137,7 +137,7 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: RunInput) -> Turn:
             return decide(results, {})
         if not request.messages or request.messages[-1].get("role") != "user":
             raise ValueError("it must be the user's")
-        return say(prompt_of(AGUIAdapter.load_messages([UserMessage.model_validate(request.messages[-1])])))
+        return ask(prompt_of(AGUIAdapter.load_messages([UserMessage.model_validate(request.messages[-1])])))
 
 
 def _follow(asker: Who, request: RunInput) -> AsyncGenerator[Event, None]:
@@ -156,7 +156,7 @@ async def _frames(
 ) -> AsyncGenerator[str, None]:
     stream: AGUIEventStream[Any, Any] = AGUIEventStream(run_input=request.for_adapter)
 
-    async def told() -> AsyncGenerator[BaseEvent, None]:
+    async def transformed() -> AsyncGenerator[BaseEvent, None]:
         missing = snapshot
         async for event in stream.transform_stream(events):
             yield event
@@ -166,5 +166,5 @@ async def _frames(
                 missing = None
 
     async with aclosing(events):
-        async for frame in stream.encode_stream(told()):
+        async for frame in stream.encode_stream(transformed()):
             yield frame

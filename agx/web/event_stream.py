@@ -1,4 +1,4 @@
-"""An event stream as a response: kept open through silence, ended at a shutdown, dropped where its client stalls."""
+"""An event stream as a response: kept open without events, ended at a shutdown, dropped where its client stalls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..listeners.sse import KEEP_ALIVE
 
-_LINGER = 1.0  # seconds of silence after which a stream ends while the process shuts down
+_LINGER = 1.0  # seconds without an event after which a stream ends while the process shuts down
 _STALLED = 30.0  # seconds in which a client has taken nothing of what was sent
 _STALLED_CLOSING = 2.0  # the same while the process shuts down
 _LOOK_EVERY = 5.0  # seconds between two looks at a stream, at most
@@ -39,7 +39,7 @@ class EventStreamResponse(Response):
 
     Args:
         chunks: whole frames; closed with the response.
-        keep_alive: seconds of silence after which a comment is sent, so that proxies keep the connection.
+        keep_alive: seconds without an event after which a comment is sent, so that proxies keep the connection.
         first: sent before the chunks.
     """
 

@@ -94,7 +94,7 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:
-    """Leave out what the service tells the model: it is not for the browser."""
+    """Leave out the agent's instructions: they are not for the browser."""
     shown: list[ModelMessage] = []
     for message in messages:
         if isinstance(message, ModelRequest):

@@ -73,7 +73,7 @@ async def _rebuild(entries: list[StreamEntry]) -> list[ModelMessage]:
 
 
 def _add(event: Event, messages: list[ModelMessage], parts: list[Any]) -> None:
-    """Add what an event says to the messages; `parts` are those of the response that is open."""
+    """Add the content of an event to the messages; `parts` are those of the response that is open."""
     if isinstance(event, PartStartEvent):
         parts.append(event.part)
     elif isinstance(event, PartDeltaEvent) and parts:

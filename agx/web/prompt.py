@@ -26,20 +26,22 @@ def refusing_unreadable() -> Iterator[None]:
 
 
 def prompt_of(loaded: Sequence[ModelMessage]) -> Prompt:
-    """Return what the user says; what a browser must not decide (system prompts, uploads by reference) is dropped.
+    """Return the content of the user's message.
+
+    What a browser must not decide (system prompts, uploads by reference) is dropped.
 
     Raises:
         ValueError: nothing is left.
     """
     asked = [part for message in loaded for part in message.parts if isinstance(part, UserPromptPart)]
-    said: list[UserContent] = []
+    content: list[UserContent] = []
     for message in sanitize_messages([ModelRequest(parts=asked)]):
         for part in message.parts:
             if isinstance(part, UserPromptPart):
-                said += [part.content] if isinstance(part.content, str) else part.content
-    if not any(said):
-        raise ValueError("it says nothing")
-    return said[0] if len(said) == 1 and isinstance(said[0], str) else said
+                content += [part.content] if isinstance(part.content, str) else part.content
+    if not any(content):
+        raise ValueError("it has no content")
+    return content[0] if len(content) == 1 and isinstance(content[0], str) else content
 
 
 def _describe(error: Exception) -> str:

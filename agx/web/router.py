@@ -34,14 +34,14 @@ from .runs import (
     Who,
     make_plain_deps,
 )
-from .turns import say
+from .turns import ask
 
 _WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored
 _CURSOR = r"^([0-9]{1,19}(-[0-9]{1,19})?)?$"
 
 
 class Question(BaseModel):
-    """What the user says."""
+    """A prompt of the user."""
 
     prompt: str = Field(min_length=1)
 
@@ -100,11 +100,11 @@ def make_router(
 
     Args:
         agent: what runs.
-        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException;
+        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of the caller, or raises HTTPException;
             nobody reaches a session of another scope or user.
         sessions: where conversations are kept, `RedisSessions()` or `SqlSessions(engine)`.
         make_deps: makes a run's deps of scope, user and session.
-        keep_alive: seconds of silence after which an event stream gets a comment.
+        keep_alive: seconds without an event after which an event stream gets a comment.
         max_request: bytes that the body of a request may have; a larger one is answered with 413.
         retry: seconds that a browser's EventSource waits before it connects again.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
@@ -123,7 +123,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, ret
     @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY})
     async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
         """Start a run; follow its events."""
-        return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, say(question.prompt)))
+        return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, ask(question.prompt)))
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
     async def follow_events(

@@ -89,7 +89,7 @@ class _Asked(AbstractCapability[Any]):
         body = {
             "prompt": None if prompt is None else text_of(prompt),
             "after": len(self.session.msgs),
-            # pydantic-ai's own id, which is in the messages: by it one can tell whether they have been saved.
+            # pydantic-ai's own id, which is in the messages: it shows whether they have been saved.
             "stamp": ctx.run_id,
         }
         recorder.events.put("info", PROMPT, body, urgent=True)

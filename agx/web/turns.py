@@ -67,7 +67,7 @@ class TurnSession(Session):
         await self.stored.save()
 
 
-def say(prompt: Prompt) -> Turn:
+def ask(prompt: Prompt) -> Turn:
     """Return the turn that answers a prompt; calls that await a decision are denied by it."""
 
     def prepare(messages: Messages) -> Messages:
@@ -116,7 +116,7 @@ def external_calls(messages: Sequence[ModelMessage]) -> set[str]:
 
 
 def _mark_external(messages: Messages, call_ids: Collection[str]) -> Messages:
-    # pydantic-ai's messages do not say whether a call awaits a result or an approval.
+    # pydantic-ai's messages do not show whether a call awaits a result or an approval.
     if not call_ids:
         return messages
     index = max(n for n, message in enumerate(messages) if isinstance(message, ModelResponse))
@@ -140,7 +140,7 @@ def pending_calls(messages: Sequence[ModelMessage]) -> dict[str, ToolCallPart]:
 
 
 def close_calls(messages: Sequence[ModelMessage]) -> Messages:
-    """Return a conversation in which each call that will never have a result says so; those that await one don't."""
+    """Return a conversation in which each call that will never have a result gets one that states this."""
     waiting = {*_returned(messages), *pending_calls(messages)}
     closed: Messages = []
     for message in messages:

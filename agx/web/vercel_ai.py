@@ -56,11 +56,11 @@ from .runs import (
 )
 from .turns import (
     Turn,
+    ask,
     ask_again,
     decide,
     end_of_prompt,
     external_calls,
-    say,
     text_of,
 )
 
@@ -129,11 +129,11 @@ def make_vercel_ai_router(
 
     Args:
         agent: what runs.
-        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of whoever asks, or raises HTTPException.
+        authorize: a FastAPI dependency that returns `(scope_id, user_id)` of the caller, or raises HTTPException.
         sessions: where conversations are kept.
         make_deps: makes a run's deps of scope, user and session.
         sdk_version: major version of the npm package `ai` in the page.
-        keep_alive: seconds of silence after which an event stream gets a comment.
+        keep_alive: seconds without an event after which an event stream gets a comment.
         max_request: bytes that the body of a request may have; a larger one is answered with 413.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
@@ -171,7 +171,7 @@ def make_vercel_ai_router(
         found = await read_conversation(sessions, asker, session_id)
         if found.run_id is None or not (found.live or found.run_id == run):
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-        # The message's id is the run's: whoever resumes replaces what it had of it.
+        # The message's id is the run's: a page that resumes replaces its copy.
         return stream_run(asker, session_id, found.run_id, found.opening)
 
     _add_history(router, who, sessions, sdk_version)
@@ -205,7 +205,7 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version
             raise ValueError("it must be the user's")
         prompt = prompt_of(VercelAIAdapter.load_messages([message]))
     # There is nothing to drop where the run was lost.
-    return ask_again(prompt) if again and text_of(prompt) != lost else say(prompt)
+    return ask_again(prompt) if again and text_of(prompt) != lost else ask(prompt)
 
 
 def _read_outputs(message: UIMessage) -> dict[str, object]:
@@ -226,8 +226,8 @@ async def _frames(stream: EventStream, events: AsyncGenerator[Event, None]) -> A
 
 
 async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage]) -> AsyncGenerator[Event, None]:
-    for told in replay_messages(opening):
-        yield told
+    for opening_event in replay_messages(opening):
+        yield opening_event
     async with aclosing(replay(asker.scope_id, asker.user_id, session_id)) as events:
         async for event in events:
             yield event

@@ -17,7 +17,7 @@ from dashboards.preview.traffic import Traffic
 
 BOARDS = ROOT / "dashboards" / "json"
 TICK = 0.5  # seconds
-TOLD_EVERY = 15.0  # seconds
+PRINT_EVERY = 15.0  # seconds
 
 
 def main() -> int:
@@ -42,14 +42,14 @@ def main() -> int:
 
 
 def _flow(stack: Stack, seconds: float) -> Window:
-    """Let traffic flow, and say so; returns the time to show."""
+    """Let traffic flow and print progress; return the time to show."""
     traffic = Traffic(stack.redis_url)
     start = time.time()
-    told = start
+    printed = start
     print(f"traffic for {seconds:.0f} s ...", flush=True)
     while (now := time.time()) < start + seconds:
-        if now > told + TOLD_EVERY:
-            told = now
+        if now > printed + PRINT_EVERY:
+            printed = now
             print(f"  {start + seconds - now:.0f} s to go", flush=True)
         traffic.tick()
         time.sleep(TICK)

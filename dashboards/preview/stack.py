@@ -136,7 +136,7 @@ def start_prometheus(cleanup: ExitStack, home: Path, config: dict[str, Any]) -> 
 
 def _start(cleanup: ExitStack, home: Path, on_port: Callable[[int], Launch], ready: str) -> str:
     """Start a part on the first port of a few that is free, wait until it answers, and return its address."""
-    said = ""
+    output = ""
     for port in draw_ports(_PORT_DRAWS):
         own = Path(tempfile.mkdtemp(dir=home))
         log = own / "log"
@@ -149,8 +149,8 @@ def _start(cleanup: ExitStack, home: Path, on_port: Callable[[int], Launch], rea
                 return f"127.0.0.1:{port}"
             time.sleep(_POLL)
         child.end(signal.SIGKILL)
-        said = log.read_text()[-2000:]
-    raise StackError(f"a part did not come up; its log ends:\n{said}")
+        output = log.read_text()[-2000:]
+    raise StackError(f"a part did not come up; its log ends:\n{output}")
 
 
 def _answers(url: str) -> bool:

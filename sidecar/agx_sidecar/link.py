@@ -1,4 +1,4 @@
-"""The sidecar's link to Redis: opens the client, logs each outage once, retries, knows the server's clock."""
+"""The sidecar's link to Redis: opens the client, logs each outage once, retries, keeps the server's clock."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ async def read_meta(link: Link, prefix: str) -> Meta | None:
 
 
 async def watch_meta(link: Link, prefix: str, partitions: int) -> None:
-    """Look at the meta for as long as it says so many partitions.
+    """Look at the meta until its number of partitions changes.
 
     Raises:
-        PartitionsChangedError: it says another number.
+        PartitionsChangedError: it has another number.
     """
     while True:
         await asyncio.sleep(WATCH)

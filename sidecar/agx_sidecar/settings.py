@@ -23,7 +23,7 @@ The console:
 
 - `AGX_CONSOLE` (default `off`): `read` shows, `full` can also cancel.
 - `AGX_CONSOLE_PORT` (default `9465`): its port.
-- `AGX_CONSOLE_TOKEN`: whoever has it may log in; at least 16 characters. Without one the console is on
+- `AGX_CONSOLE_TOKEN`: a visitor who has it may log in; at least 16 characters. Without one the console is on
   loopback only.
 - `AGX_CONSOLE_CONTENT` (default `0`): `1` shows the texts of users, models and tools.
 

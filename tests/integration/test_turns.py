@@ -27,11 +27,11 @@ from agx.testing import collect
 from agx.web.history import read_conversation
 from agx.web.runs import Runs, Who, make_plain_deps
 from agx.web.turns import (
+    ask,
     ask_again,
     close_calls,
     decide,
     pending_calls,
-    say,
 )
 
 pytestmark = pytest.mark.usefixtures("configured")
@@ -100,7 +100,7 @@ async def until_told(text: str) -> None:
 async def test_a_run_that_ends_while_its_page_is_read_is_still_there_to_resume() -> None:
     gate, store = Gate(), Store()
     made = runs(store, ["half ", gate, "and half"])
-    run_id = await made.start(ADA, "s", say("Hi"))
+    run_id = await made.start(ADA, "s", ask("Hi"))
     await until_told("half ")
 
     async def let_it_end() -> None:
@@ -120,7 +120,7 @@ async def test_a_run_that_is_saved_but_has_not_ended_is_shown_once() -> None:
         await may_end.wait()
 
     store.saved = hold
-    await runs(store, ["Hello"]).start(ADA, "s", say("Hi"))
+    await runs(store, ["Hello"]).start(ADA, "s", ask("Hi"))
     await saved.wait()
     found = await read_conversation(store, ADA, "s")
     assert (said(found.session.msgs), found.live) == (["Hi", "Hello"], False)
@@ -131,7 +131,7 @@ async def test_a_run_that_is_saved_but_has_not_ended_is_shown_once() -> None:
 async def test_of_two_that_ask_again_at_once_one_is_refused() -> None:
     gate, store = Gate(), Store()
     made = runs(store, ["One"], [gate, "Two"])
-    await made.start(ADA, "s", say("Hi"))
+    await made.start(ADA, "s", ask("Hi"))
     await collect(1, 1, "s")
     tries = await asyncio.gather(*(made.start(ADA, "s", ask_again("Hi")) for _ in range(2)), return_exceptions=True)
     assert sorted(type(one).__name__ for one in tries) == ["SessionBusyError", "str"]
@@ -146,7 +146,7 @@ async def test_of_two_that_ask_again_at_once_one_is_refused() -> None:
 async def test_a_decision_that_came_second_runs_nothing() -> None:
     store = Store()
     made = runs(store, ["I will", *call("delete", '{"path": "/a"}', index=1)], ["Done"], ["never"])
-    await made.start(ADA, "s", say("Delete"))
+    await made.start(ADA, "s", ask("Delete"))
     await collect(1, 1, "s")
     approved = decide(DeferredToolResults(approvals={"c1": True}), {})
 
@@ -166,7 +166,7 @@ async def test_a_decision_that_came_second_runs_nothing() -> None:
 async def test_only_what_awaits_a_decision_is_decided_on(ids: tuple[str, ...]) -> None:
     store = Store()
     made = runs(store, [*call("delete", '{"path": "/a"}')])
-    await made.start(ADA, "s", say("Delete"))
+    await made.start(ADA, "s", ask("Delete"))
     await collect(1, 1, "s")
     with pytest.raises(ConversationChangedError):
         await made.start(ADA, "s", decide(DeferredToolResults(approvals=dict.fromkeys(ids, True)), {}))
@@ -179,7 +179,7 @@ async def test_only_what_awaits_a_decision_is_decided_on(ids: tuple[str, ...]) -
 async def test_a_call_that_was_cut_off_does_not_await_a_decision() -> None:
     store, stage = Store(), ScriptedAgent(call_tool=True, hold_tool=True)
     cut_off = Runs(stage.agent(), store, make_plain_deps, {})
-    await cut_off.start(ADA, "s", say("Work"))
+    await cut_off.start(ADA, "s", ask("Work"))
     await stage.reached.wait()
     await agx.cancel(1, 1, "s")
     await collect(1, 1, "s")
@@ -187,7 +187,7 @@ async def test_a_call_that_was_cut_off_does_not_await_a_decision() -> None:
     assert pending_calls(found.session.msgs) == {}
     (told,) = [part for message in found.session.msgs for part in message.parts if isinstance(part, ToolReturnPart)]
     assert (told.tool_call_id, told.outcome) == ("call-1", "interrupted")
-    await runs(store, ["Fine"]).start(ADA, "s", say("And now?"))
+    await runs(store, ["Fine"]).start(ADA, "s", ask("And now?"))
     await collect(1, 1, "s")
     assert said((await read_conversation(store, ADA, "s")).session.msgs)[-2:] == ["And now?", "Fine"]
 

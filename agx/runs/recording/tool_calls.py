@@ -74,7 +74,7 @@ class ToolCalls:
             self.defer(self.begin(call))
 
     def end_unrun(self, part: BaseToolReturnPart) -> None:
-        """A call has a result: of a tool that ran, that was refused, or that was resolved by somebody else."""
+        """A call has a result: of a tool that ran, that was refused, or that was resolved elsewhere."""
         outcome = tool_outcome(part)
         if (deferred := self._deferred.get(str(part.tool_call_id))) is not None:
             self.end(deferred, outcome)

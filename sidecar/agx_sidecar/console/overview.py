@@ -59,7 +59,7 @@ class Overview:
     bad: tuple[RunEnded, ...] = ()  # lost and failed
     good: tuple[RunEnded, ...] = ()
     read: int = 0
-    since_ms: int = 0  # 0: everything that is kept was read
+    since_ms: int = 0  # 0: everything that is retained was read
 
 
 async def read_overview(bus: Bus, prefix: str, query: Query) -> Overview:

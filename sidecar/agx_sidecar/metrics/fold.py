@@ -222,7 +222,7 @@ class Fold:
         self.own = own
         self.positions = positions or {}
         self.known = Deduplicator()
-        # Per process: when it was received (server ms), what it says.
+        # Per process: when it was received (server ms), and the fact.
         self.heartbeats: dict[tuple[str, str], tuple[int, ProcessState]] = {}
         self.changes = 0  # goes up with every batch, so that a state is written only if it has changed
         self._count_repair = own.counter(i.REPAIRED).add

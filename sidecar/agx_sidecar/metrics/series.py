@@ -84,7 +84,7 @@ class Sample:
 
 
 class Series:
-    """All cells of some instruments. `now` (s) is the time of new cells: whoever counts keeps it current."""
+    """All cells of some instruments. `now` (s) is the time of new cells: the caller that counts keeps it current."""
 
     def __init__(self, now: int = 0) -> None:
         self.cells: dict[Instrument, dict[Labels, Cell]] = {}
@@ -123,7 +123,7 @@ class Series:
     def zero_initialize(self, instrument: Instrument, choices: Sequence[Sequence[str]] = ()) -> None:
         """Make the series of all combinations of values at zero (`choices` has those of each label).
 
-        That takes no more than half of the instrument's room: the rest is for what is really observed.
+        That takes no more than half of the instrument's capacity: the rest is for what is really observed.
         """
         cells = self.cells.setdefault(instrument, {})
         choices = [_cut(values) for values in choices]
@@ -135,7 +135,7 @@ class Series:
                 self.put(instrument, labels)
 
     def put(self, instrument: Instrument, labels: Labels) -> Cell:
-        """Make the cell of a label set, whatever the caps say."""
+        """Make the cell of a label set, also beyond the caps."""
         cell: Cell = Histogram(instrument.buckets, self.now) if instrument.kind == "histogram" else Counter(self.now)
         self.cells.setdefault(instrument, {})[labels] = cell
         for label, value in _open_labels(instrument, labels):
@@ -148,7 +148,7 @@ class Series:
         return frozenset(self._values.get(label.name, ()))
 
     def capped(self, label: Label, value: str) -> str:
-        """Return a value, cut, or `__other__` where its label has no room for it."""
+        """Return a value, cut, or `__other__` where its label has no capacity for it."""
         values = self._values.get(label.name, ())
         value = value[:LABEL_LENGTH]
         return value if value in values or len(values) < label.cap else OTHER
@@ -160,7 +160,7 @@ class Series:
         )
 
     def _within_budget(self, instrument: Instrument, labels: Labels) -> Labels:
-        """Replace the widest labels one after the other, until the label set exists or the reserve has room for it."""
+        """Replace the widest labels one by one, until the label set exists or the reserve has capacity for it."""
         cells = self.cells[instrument]
         widths = [len({known[position] for known in cells}) for position in range(len(labels))]
         for position in sorted(range(len(labels)), key=lambda at: -widths[at]):

@@ -3,7 +3,7 @@
 The header is plain text of fixed length, so that scripts and older versions can read it whatever the body is.
 The body is read metric by metric, so an upgrade changes no other metric than those whose row changed:
 
-- a metric that this version does not know is kept as it is, for the version that does;
+- a metric that this version does not have is retained as it is, for a version that does;
 - an added label is "" in the old series, and the series of a removed label are summed;
 - a metric whose buckets changed restarts.
 
@@ -89,8 +89,8 @@ _SHAPES_0_2 = {name: Shape(tuple(labels.split()), buckets) for name, (labels, bu
 class State:
     """What a leader leaves to its successor.
 
-    `foreign` has the rows of metrics that this version does not know. The trims of the traces sink are here because
-    the leader counts them: a counter must survive whoever exports it.
+    `foreign` has the rows of metrics that this version does not have. The trims of the traces sink are here because
+    the leader counts them: a counter must not depend on the replica that exports it.
     """
 
     series: Series = field(default_factory=Series)
@@ -146,7 +146,7 @@ def load(body: bytes, table: Sequence[Instrument] = CATALOGUE) -> State:
         instrument = known.get(name)
         if instrument is not None:
             _add_rows(state.series, instrument, shapes[name], of_metric)
-        else:  # kept for the version that knows it, as long as that version leads at least once a day
+        else:  # retained for the version that has it, as long as that version leads at least once a day
             current = [row for row in of_metric if row[1] >= newest - SERIES_IDLE]
             state.foreign[name] = shapes[name], current
     return state
@@ -225,9 +225,9 @@ def _load_rows(name: str, shape: Shape, cells: Any) -> list[Row]:
 
 def _load_row(shape: Shape, labels: Any, touched: Any, value: Any, counts: Any = ()) -> Row:
     if len(labels) != len(shape.labels):
-        raise ValueError("other labels than it says")
+        raise ValueError("other labels than its row states")
     if len(counts) != (len(shape.buckets) + 1 if shape.buckets else 0):
-        raise ValueError("other buckets than it says")
+        raise ValueError("other buckets than its row states")
     return tuple(map(str, labels)), int(touched), int(value), [int(count) for count in counts]
 
 

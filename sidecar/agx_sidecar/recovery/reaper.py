@@ -190,7 +190,7 @@ class Reaper:
     async def _finalize_replaced(self, n: int, session: keys.SessionKeys, run_id: str, value: LeaseValue) -> bool:
         """Queue the facts of a run whose session another run holds; returns whether that is done."""
         if value.run_id == run_id or not value.is_anothers:
-            return False  # alive, its deadline is only a hint; or another replica is at it; or nobody knows
+            return False  # alive, its deadline is only a hint; or another replica is at it; or the value is unreadable
         run = await self._read_run(session, run_id)
         if run.begin is not None and run.end is None:
             return False  # the other has not begun yet, and may never begin: then this stream needs an `end`

@@ -75,7 +75,7 @@ def open_transport(settings: Settings) -> Transport:
     Raises:
         SettingsError: those contradict each other.
     """
-    # They log every try; what they say is in the answers.
+    # They log every attempt; the same text is in the answers.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL + 1)
     try:
         if settings.otlp_protocol == "grpc":
@@ -86,7 +86,7 @@ def open_transport(settings: Settings) -> Transport:
 
 
 def _export(exporter: SpanExporter, spans: Sequence[ReadableSpan]) -> Answer | None:
-    """Export; return None where the collector's answer has to say what came of it."""
+    """Export; return None where the collector's answer decides the result."""
     try:
         if exporter.export(spans) is SpanExportResult.SUCCESS:
             return Answer(Verdict.TAKEN)

@@ -217,7 +217,7 @@ def _add_outcome(attributes: Attributes, fact: RunEnded) -> None:
 
 
 def _add_error(attributes: Attributes, outcome: str, error_type: str | None) -> None:
-    """Say the type of an error; a cancelled step is none, a retried tool only if it says which."""
+    """Add the type of an error; a cancelled step has none, a retried tool only if its fact has one."""
     if outcome in _ERRORS:
         attributes[c.ERROR_TYPE] = error_type or "_OTHER"
     elif outcome == "retry" and error_type:
