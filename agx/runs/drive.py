@@ -26,11 +26,13 @@ from ..errors import (
     AgxCanceledError,
     AgxError,
     LeaseLostError,
+    RedisUnavailableError,
     RunHandedOverError,
     SessionSaveError,
 )
 from ..model_calls.private_api import restore_pending, take_snapshot
 from ..recovery.dead_run import DeadRun
+from ..redis.bus import CONNECTION_ERRORS
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, keep_prompt
 from ..telemetry.tracing import attached
@@ -170,6 +172,8 @@ class Drive:
         self.raised = error
         if self._handing_over and self._state.cancel_reason is None and not self._state.fenced:
             self._handed_over = isinstance(error, (RunHandedOverError, RunCancelled))
+        if self.resumable and not self.loaded and _is_outage(error):
+            self._handed_over = True  # nothing has run yet: the next attempt loads the session once Redis answers
         if isinstance(error, UnreadableCheckpointError):
             logger.error("agx: run %s can't be resumed and is lost: %s", self.life.recorder.run_id, error)
             self.ending = Ending("lost", error=error, seen_as=RUN_LOST)
@@ -248,6 +252,10 @@ def _restore_usage(given: RunUsage | None, recorded: RunUsage) -> RunUsage:
     for each in fields(recorded):
         setattr(given, each.name, getattr(recorded, each.name))
     return given
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, RedisUnavailableError) and isinstance(error.__cause__, CONNECTION_ERRORS)
 
 
 def is_prompt(messages: Sequence[ModelMessage], prompt: Any) -> bool:

@@ -74,6 +74,11 @@ class Link:
                 # redis-py sends under asyncio.wait_for(), which before Python 3.12 may swallow a cancellation.
                 if task is not None and task.cancelling() > cancels:
                     raise asyncio.CancelledError
+        except AttributeError as error:
+            # redis-py's cluster client writes to a connection that it has closed meanwhile.
+            closed = ConnectionError("the connection was closed")
+            self._went_down(closed)
+            raise closed from error
         except TROUBLE as error:
             # A refusal is an answer: the server is there.
             if not isinstance(error, ResponseError):

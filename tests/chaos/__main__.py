@@ -17,23 +17,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .counting import BacklogScene, LeaderScene, MemoryScene
+from .durable import SCENES as SCENES_OF_DURABLE_RUNS
+from .durable import DurableScene, KillPointsScene
 from .scenes import SCENES as SCENES_OF_RUNS
 from .scenes import Scene
 from .verdict import Verdict
 
-AnyScene = Scene | LeaderScene | BacklogScene | MemoryScene
-SCENES: tuple[AnyScene, ...] = (*SCENES_OF_RUNS, LeaderScene(), BacklogScene(), MemoryScene())
+AnyScene = Scene | LeaderScene | BacklogScene | MemoryScene | DurableScene | KillPointsScene
+SCENES: tuple[AnyScene, ...] = (
+    *SCENES_OF_RUNS,
+    LeaderScene(),
+    BacklogScene(),
+    MemoryScene(),
+    *SCENES_OF_DURABLE_RUNS,
+)
 
 _COLUMNS = ("scene", "faults", "runs", "outcomes", "not started", "events lost", "repeated", "listeners hung",
             "spans missing", "facts missed", "measured", "held")  # fmt: skip
 _BROKEN_SHOWN = 20
+_SHORT = 2.0  # minutes; below, scenes that take long to start are left out unless they are named
 
 
-def chosen_scenes() -> list[AnyScene]:
+def chosen_scenes(minutes: float) -> list[AnyScene]:
     names = [name.strip() for name in os.environ.get("CHAOS_SCENES", "").split(",") if name.strip()]
     if unknown := set(names) - {scene.name for scene in SCENES}:
         sys.exit(f"CHAOS_SCENES: {sorted(unknown)} unknown; there are {', '.join(scene.name for scene in SCENES)}")
-    return [scene for scene in SCENES if not names or scene.name in names]
+    is_short = minutes < _SHORT
+    return [scene for scene in SCENES if (scene.name in names if names else scene.in_short or not is_short)]
 
 
 def print_table(verdicts: Sequence[Verdict]) -> None:
@@ -66,7 +76,7 @@ async def _play(scene: AnyScene, seconds: float, seed: int, home: Path) -> Verdi
 async def main() -> int:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
     minutes = float(os.environ.get("CHAOS_MINUTES") or 5)
-    scenes = chosen_scenes()
+    scenes = chosen_scenes(minutes)
     unit = minutes * 60 / sum(scene.weight for scene in scenes)
     print(f"chaos: {len(scenes)} scenes in {minutes:g} minutes, CHAOS_SEED={seed}", flush=True)
     verdicts = []

@@ -39,6 +39,7 @@ class LeaderScene:
 
     name: str = "leader killed"
     weight: float = 3.0
+    in_short: bool = True
     least: float = 10.0
     runs_per_second: float = 50.0  # six facts each: 100,000 and more in the full table
 
@@ -83,6 +84,7 @@ class BacklogScene:
 
     name: str = "queue 90 % full"
     weight: float = 1.0
+    in_short: bool = True
     least: float = 5.0
 
     async def play(self, seconds: float, seed: int, home: Path) -> Verdict:
@@ -129,6 +131,7 @@ class MemoryScene:
 
     name: str = "a million facts"
     weight: float = 1.0
+    in_short: bool = True
     least: float = 3.0
 
     async def play(self, seconds: float, seed: int, home: Path) -> Verdict:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from redis import Redis as SyncRedis
@@ -49,6 +49,7 @@ class Scene:
     lease_ttl: float = 3.0
     sidecars: int = 2
     many: bool = False  # 200 runs at a time, where there is time for it
+    in_short: bool = True
     spans_once: bool = False  # nobody comes back, and nothing strikes Redis or the sidecars: no span may come twice
 
     async def play(self, seconds: float, seed: int, home: Path) -> Verdict:
@@ -56,7 +57,7 @@ class Scene:
         verdict, chance = Verdict(self.name), Random(f"{seed}/{self.name}")
         slots = _MANY_SLOTS if self.many and seconds >= _LONG else USUAL_SLOTS
         async with AsyncExitStack() as stack:
-            world = await _engine(stack, self, home, chance, slots)
+            world = await open_world(stack, self, home, chance, slots)
             client = open_client(world.url)
             stack.push_async_callback(client.aclose)
             agx.configure(agx.Config(redis=client, lease_ttl=self.lease_ttl))
@@ -77,19 +78,40 @@ class Scene:
         return verdict
 
 
-async def _engine(stack: AsyncExitStack, scene: Scene, home: Path, chance: Random, slots: int) -> World:
+class EngineChoice(Protocol):
+    """What a scene says of its engine."""
+
+    @property
+    def engine(self) -> Literal["single", "cluster", "sentinel"]: ...
+    @property
+    def lease_ttl(self) -> float: ...
+    @property
+    def spans_once(self) -> bool: ...
+
+
+async def open_world(
+    stack: AsyncExitStack,
+    scene: EngineChoice,
+    home: Path,
+    chance: Random,
+    slots: int,
+    *,
+    kind: type[World] = World,
+    witness: Callable[[Path], Witness] = Witness,
+) -> World:
+    """Start an engine, a collector and a witness; workers and sidecars are the scene's to start."""
     otlp = stack.enter_context(OtlpReceiver())
     collector = await stack.enter_async_context(Proxy(urlsplit(otlp.endpoint_http).port or 0))
     ledgers = home / "ledgers"
     ledgers.mkdir()
     common = {
         "home": home, "chance": chance, "lease_ttl": scene.lease_ttl, "slots": slots, "otlp": otlp,
-        "collector": collector, "witness": Witness(ledgers), "claim_idle": 60.0 if scene.spans_once else 1.0,
+        "collector": collector, "witness": witness(ledgers), "claim_idle": 60.0 if scene.spans_once else 1.0,
     }  # fmt: skip
     if scene.engine == "cluster":
         cluster = stack.enter_context(cluster_rig())
         ports = [server.port for server in cluster.servers]
-        world = World(
+        world = kind(
             url=cluster.url, worker_url=cluster.url, admins=lambda: _alive(ports),
             is_replaced=lambda: len(cluster.primaries()) == 3, server=cluster.servers[chance.randrange(3)],
             **common,  # type: ignore[arg-type]
@@ -97,7 +119,7 @@ async def _engine(stack: AsyncExitStack, scene: Scene, home: Path, chance: Rando
     elif scene.engine == "sentinel":
         sentinel = stack.enter_context(sentinel_rig())
         primary = sentinel.primary()
-        world = World(
+        world = kind(
             url=sentinel.url, worker_url=sentinel.url, admins=lambda: [SyncRedis(port=sentinel.primary().port)],
             is_replaced=lambda: sentinel.primary() is not primary, server=primary,
             **common,  # type: ignore[arg-type]
@@ -109,7 +131,7 @@ async def _engine(stack: AsyncExitStack, scene: Scene, home: Path, chance: Rando
         server.start()
         stack.callback(server.stop)
         proxy = await stack.enter_async_context(Proxy(server.port))
-        world = World(
+        world = kind(
             url=server.url, worker_url=proxy.url, admins=lambda: [SyncRedis(port=server.port)],
             server=server, proxy=proxy, **common,  # type: ignore[arg-type]
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 
@@ -113,11 +113,11 @@ async def judge_told(verdict: Verdict, world: World, begun: list[Heard], *, span
         deadline = time.monotonic() + SETTLE
         while True:
             missed = await _missed_facts(client, begun)
-            missed += await asyncio.to_thread(_wrong_metrics, world, begun)
+            missed += await asyncio.to_thread(wrong_metrics, world, begun)
             all_facts = await _read_facts(client)
             spans = missing_spans(world, all_facts)
             doubled = doubled_spans(world, all_facts, once=spans_once)
-            left = await _left_over(client, world, begun)
+            left = await left_over(client, world)
             if not (missed or spans or doubled or left) or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.3)
@@ -156,7 +156,7 @@ async def _missed_facts(client: Redis | RedisCluster, begun: list[Heard]) -> lis
     return missed
 
 
-def _wrong_metrics(world: World, begun: list[Heard]) -> list[str]:
+def wrong_metrics(world: World, begun: Sequence[Heard]) -> list[str]:
     """Compare the leader's counters with what the listeners heard."""
     outcomes = Counter(one.outcome for one in begun)
     for sidecar in world.sidecars:
@@ -174,7 +174,8 @@ def _wrong_metrics(world: World, begun: list[Heard]) -> list[str]:
     return ["metrics: no sidecar leads"]
 
 
-async def _left_over(client: Redis | RedisCluster, world: World, begun: list[Heard]) -> list[str]:
+async def left_over(client: Redis | RedisCluster, world: World) -> list[str]:
+    """Return what a scene has left in Redis and should not."""
     members = [await client.zrange(keys.leases("agx", n), 0, -1) for n in range(PARTITIONS)]
     left = [f"leases left: {members}"] if any(members) else []
     for admin in world.admins():

@@ -1,7 +1,7 @@
 """A worker process of its own, to be killed: three model requests with two parallel tools each, then a text.
 
 `python -m support.durable_worker URL LEDGER`. Every model request and every tool call is a line of the ledger, a file
-outside the process: `pid what number`.
+outside the process: `pid what number ms`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -37,11 +38,16 @@ class Ledger:
 
     def add(self, what: str, number: int) -> None:
         with self._path.open("a") as file:
-            file.write(f"{os.getpid()} {what} {number}\n")
+            file.write(f"{os.getpid()} {what} {number} {time.time_ns() // 1_000_000}\n")
 
     def read(self) -> list[tuple[int, str]]:
+        """Return who did what."""
+        return [(pid, what) for pid, what, _ in self.read_times()]
+
+    def read_times(self) -> list[tuple[int, str, int]]:
+        """Return who did what, and when: ms since the epoch."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        return [(int(pid), f"{what} {number}") for pid, what, number in (line.split() for line in lines)]
+        return [(int(pid), f"{what} {number}", int(ms)) for pid, what, number, ms in (line.split() for line in lines)]
 
 
 def make_agent(

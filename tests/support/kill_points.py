@@ -8,15 +8,12 @@ at the queue until it has left.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from asyncio import events, selector_events
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +23,12 @@ import agx
 from agx.jobs import submit
 
 from .durable_worker import LEASE_TTL, TOOLS, Ledger, make_agent, make_recipe
+from .forked import Forked, end_with_parent
 from .waiting import wait_until
 
 STEPS, WORDS, PAUSE = 1, ("one ", "two ", "three"), 0.01
 _SCOPE, _USER = "acme", "ada"
 _AT_ONCE = 6  # processes that are to be killed
-
-# Forked from a process that has imported all of it: a start costs milliseconds instead of seconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "agx.jobs.worker",
-        "agx.runs.runner",
-        "agx.sessions.redis_session",
-        "genai_prices.data",
-        "pydantic_ai.models.function",
-        "redis.asyncio",
-    ]
-)
 
 
 @dataclass
@@ -111,10 +96,10 @@ async def play(url: str, runs: Sequence[KilledRun]) -> None:
     following = [asyncio.create_task(_follow(run)) for run in runs]
     try:
         await asyncio.gather(*(_kill(url, run, task, at_once) for run, task in zip(runs, following, strict=True)))
-        rescuer = _CONTEXT.Process(target=_rescue, args=(url, [(run.name, run.ledger) for run in runs]), daemon=True)
-        rescuer.start()
+        served = [(run.name, run.ledger) for run in runs]
+        rescuer = Forked(_rescue, url, served, log=runs[0].home / "rescuer.log")
         await asyncio.gather(*following)
-        await _leave(rescuer)
+        await asyncio.to_thread(rescuer.end)
     finally:
         for task in following:
             task.cancel()
@@ -128,18 +113,10 @@ async def _follow(run: KilledRun) -> None:
 async def _kill(url: str, run: KilledRun, following: asyncio.Task[None], at_once: asyncio.Semaphore) -> None:
     async with at_once:
         await agx.submit(_SCOPE, _USER, run.name, agent=run.name, prompt="hello")
-        process = _CONTEXT.Process(target=_work, args=(url, run), daemon=True)
-        process.start()
-        await wait_until(lambda: following.done() or not process.is_alive())
-        await _leave(process)
-        run.was_killed = process.exitcode == -signal.SIGKILL
-
-
-async def _leave(process: BaseProcess) -> None:
-    assert process.pid is not None
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGTERM)
-    await wait_until(lambda: not process.is_alive())
+        process = Forked(_work, url, run, log=run.home / f"{run.name}.log")
+        await wait_until(lambda: following.done() or process.ended)
+        await asyncio.to_thread(process.end)
+        run.was_killed = process.was_killed
 
 
 def _work(url: str, run: KilledRun) -> None:
@@ -158,6 +135,7 @@ async def _serve(url: str, served: Iterable[tuple[str, Path]]) -> None:
     recipes = {
         name: make_recipe(make_agent(Ledger(ledger), steps=STEPS, words=WORDS, pause=PAUSE)) for name, ledger in served
     }
+    end_with_parent()
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
         await agx.Worker(recipes).run()
