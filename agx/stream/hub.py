@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 from ..redis import keys
@@ -30,7 +29,7 @@ class Subscriber:
     """A listener in a feed: the entries that the feed has handed to it and that it has not taken yet."""
 
     def __init__(self) -> None:
-        self.entries: deque[StreamEntry] = deque()
+        self.entries: list[StreamEntry] = []
         self.caught_up = False  # the feed hands entries to it; otherwise it reads from its own cursor
         self._waiter: asyncio.Future[bool] | None = None
         self._until = _NEVER
@@ -38,19 +37,18 @@ class Subscriber:
 
     def take(self) -> list[StreamEntry]:
         """Return the entries that were handed over, and forget them."""
-        entries = list(self.entries)
-        self.entries.clear()
+        entries, self.entries = self.entries, []
         return entries
 
-    async def wait(self, until: float) -> bool:
-        """Wait for new entries; returns False if there were none until then (the loop's time; may be infinite)."""
+    def wait(self, until: float) -> asyncio.Future[bool]:
+        """Wait for new entries; gives False if there were none until then (the loop's time; may be infinite)."""
         loop = asyncio.get_running_loop()
         self._until = until
         if until != _NEVER and (self._timer is None or until < self._timer.when()):
             self.close()
             self._timer = loop.call_at(until, self._expire)
         self._waiter = loop.create_future()
-        return await self._waiter
+        return self._waiter
 
     def notify(self) -> None:
         """Wake the listener."""

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..listeners.sse import KEEP_ALIVE
 
+_COMMENT = KEEP_ALIVE.encode()
 _LINGER = 1.0  # seconds without an event after which a stream ends while the process shuts down
 _STALLED = 30.0  # seconds in which a client has taken nothing of what was sent
 _STALLED_CLOSING = 2.0  # the same while the process shuts down
@@ -68,7 +69,7 @@ class EventStreamResponse(Response):
 
 
 class _OpenStream:
-    """A response that is being sent: its own task, one that waits for the client to leave, one timer."""
+    """A response that is being sent: a task that sends, the request's own task that watches the client, one timer."""
 
     __slots__ = (
         "__weakref__",
@@ -77,9 +78,10 @@ class _OpenStream:
         "_chunks",
         "_closing_since",
         "_comment",
-        "_gone",
+        "_has_left",
         "_interrupt",
         "_is_complete",
+        "_is_ending",
         "_is_sending",
         "_keep_alive",
         "_last_sent",
@@ -102,10 +104,12 @@ class _OpenStream:
         # uvicorn's; ASGI itself has no way to look at the bytes that wait, or to drop a connection that takes none.
         self._transport: asyncio.WriteTransport | None = getattr(getattr(receive, "__self__", None), "transport", None)
         self._interrupt = asyncio.timeout(None)
-        self._gone: asyncio.Task[None] | None = None
         self._comment: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_sending = self._is_complete = False
+        self._is_sending = False
+        self._is_complete = False  # the last message is sent, though the client may not have taken everything
+        self._is_ending = False  # nobody waits in `_interrupt` any more
+        self._has_left = False
         self._bytes_sent = self._bytes_taken = 0
         # Times of the loop.
         self._last_sent = self._taken_at = self._loop.time()
@@ -115,36 +119,40 @@ class _OpenStream:
         """Send all chunks, then wait until the client has taken them; return where the client has left."""
         streams = _open.setdefault(self._loop, set())
         streams.add(self)
-        self._gone = self._loop.create_task(self._wait_until_gone(), name="agx-event-stream")
+        # The request's task is suspended below all middlewares, each of which would take part in each step of it.
+        sending = self._loop.create_task(self._send_all(), name="agx-event-stream")
+        sending.add_done_callback(self._stop)
         try:
-            async with self._interrupt:
-                self._look()
-                async for chunk in self._chunks:
-                    await self._write(chunk if isinstance(chunk, bytes) else chunk.encode())
-                await self._complete()
-        except TimeoutError:
-            if not self._interrupt.expired():
-                raise
-            await self._end_early()
+            try:
+                async with self._interrupt:
+                    self._look()
+                    await self._wait_until_gone()
+            except TimeoutError:
+                if not self._interrupt.expired():
+                    raise
+            finally:
+                await self._stop_sending(sending)
+            if not sending.cancelled() and (error := sending.exception()) is not None:
+                raise error
+            if not self._has_left:
+                await self._end()
         finally:
             streams.discard(self)
-            if self._timer is not None:
-                self._timer.cancel()
-            tasks = [task for task in (self._gone, self._comment) if task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._chunks.aclose()
 
     def close(self) -> None:
-        """End the stream once it is silent: the process shuts down."""
+        """End the stream once no event comes: the process shuts down."""
         self._closing_since = self._loop.time()
         self._look()
 
+    async def _send_all(self) -> None:
+        async for chunk in self._chunks:
+            if self._comment is not None:
+                await self._comment
+                self._comment = None
+            await self._write(chunk if isinstance(chunk, bytes) else chunk.encode())
+        await self._complete()
+
     async def _write(self, chunk: bytes) -> None:
-        if self._comment is not None:
-            await self._comment
-            self._comment = None
         self._last_sent = self._loop.time()
         self._bytes_sent += len(chunk)
         self._is_sending = True
@@ -152,25 +160,38 @@ class _OpenStream:
         self._is_sending = False
 
     async def _complete(self) -> None:
-        """End the response; until the client has taken it, the stream is still looked at."""
-        self._is_complete = True
+        self._is_sending = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        while self._has_unsent:  # noqa: ASYNC110 - a transport has no event for it
-            await asyncio.sleep(_LOOK_CLOSING)
+        self._is_sending, self._is_complete = False, True
 
-    async def _end_early(self) -> None:
-        """End a stream that was interrupted: its client has left or takes nothing, or the process shuts down."""
-        assert self._gone is not None
-        if self._gone.done() and not self._is_complete:
-            return
+    async def _stop_sending(self, sending: asyncio.Task[None]) -> None:
+        self._is_ending = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = [sending] if self._comment is None else [sending, self._comment]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._chunks.aclose()
+
+    async def _end(self) -> None:
+        """Complete the response, and wait until the client has taken it; drop a client that takes nothing."""
         if not self._is_complete and not self._is_stalled:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_STALLED_CLOSING):
                     await self._complete()
-                    return
-        if self._transport is not None:
+        while self._has_unsent and not self._is_stalled:
+            await asyncio.sleep(_LOOK_CLOSING)
+            self._note_progress()
+        if self._has_unsent and self._transport is not None:
             self._transport.abort()
-            await asyncio.wait({self._gone}, timeout=_LINGER)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER):
+                    await self._wait_until_gone()
+
+    def _stop(self, _: object = None) -> None:
+        if not self._is_ending:
+            self._interrupt.reschedule(self._loop.time())
 
     @property
     def _has_unsent(self) -> bool:
@@ -186,36 +207,31 @@ class _OpenStream:
 
     def _look(self) -> None:
         """Send a comment where one is due; end the stream where its client stalls, or where it is to be closed."""
+        if self._is_ending:
+            return
         now = self._loop.time()
         if self._timer is not None:
             self._timer.cancel()
-        self._note_progress(now)
+        self._note_progress()
+        is_idle = not self._is_sending and (self._comment is None or self._comment.done())
         silent_since = max(self._last_sent, self._closing_since or 0.0)
-        if self._is_stalled or (self._closing_since is not None and self._is_idle and now - silent_since >= _LINGER):
-            self._interrupt.reschedule(now)
+        if self._is_stalled or (self._closing_since is not None and is_idle and now - silent_since >= _LINGER):
+            self._stop()
             return
-        if self._is_idle and now - self._last_sent >= self._keep_alive:
+        if is_idle and self._closing_since is None and now - self._last_sent >= self._keep_alive:
+            self._comment = self._loop.create_task(self._write(_COMMENT), name="agx-event-stream-comment")
             self._last_sent = now
-            self._comment = self._loop.create_task(self._write_comment(), name="agx-event-stream-comment")
-        due = now + _LOOK_EVERY if self._closing_since is None else now + _LOOK_CLOSING
-        self._timer = self._loop.call_at(min(due, max(now, self._last_sent) + self._keep_alive), self._look)
+        due = now + (_LOOK_EVERY if self._closing_since is None else _LOOK_CLOSING)
+        comment_due = self._last_sent + self._keep_alive
+        self._timer = self._loop.call_at(min(due, comment_due) if comment_due > now else due, self._look)
 
-    @property
-    def _is_idle(self) -> bool:
-        return not self._is_sending and not self._is_complete and (self._comment is None or self._comment.done())
-
-    def _note_progress(self, now: float) -> None:
+    def _note_progress(self) -> None:
         waiting = 0 if self._transport is None else self._transport.get_write_buffer_size()
         taken = self._bytes_sent - waiting
         if taken > self._bytes_taken or not self._has_unsent:
-            self._bytes_taken, self._taken_at = taken, now
-
-    async def _write_comment(self) -> None:
-        self._bytes_sent += len(KEEP_ALIVE)
-        await self._send({"type": "http.response.body", "body": KEEP_ALIVE.encode(), "more_body": True})
+            self._bytes_taken, self._taken_at = taken, self._loop.time()
 
     async def _wait_until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._is_complete:
-            self._interrupt.reschedule(self._loop.time())
+        self._has_left = not self._is_complete

@@ -156,3 +156,17 @@ async def test_frames_that_are_there_together_leave_in_few_writes(
     assert len(ids_of(await client.until(b'"type":"end"'))) == 1_002
     assert len(chunks) < 10
     client.close()
+
+
+async def test_a_shutdown_ends_a_silent_stream_in_good_order(port: int) -> None:
+    await agx.start(1, 1, "s")
+    client = await Client.follow(port)
+    await client.until(b'"begin"')
+    event_stream.close_streams()
+    assert (await client.until(b"0\r\n\r\n")).endswith(b"0\r\n\r\n")
+    assert current_engine().hub.listeners == 0
+    late = await Client.follow(port)  # one that is opened meanwhile still gets what is stored
+    assert ids_of(await late.until(b"0\r\n\r\n"))
+    await agx.stop(1, 1, "s")
+    for each in (client, late):
+        each.close()
