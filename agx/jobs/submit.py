@@ -72,7 +72,7 @@ async def submit(
         recover=recover,
         max_attempts=max_attempts,
     )
-    if await is_live(scope_id, user_id, session_id):
+    if await is_live(scope_id, user_id, session_id) and not await _has_ended(engine, session):
         raise SessionBusyError(session.session)
     try:
         await retry(engine.ready)
@@ -90,3 +90,12 @@ def open_queue(engine: Engine, worker: str) -> JobQueue:
     partitions = engine.queues.partitions
     assert partitions is not None
     return JobQueue(engine.control, engine.config.key_prefix, partitions, worker=worker, claim_ttl=CLAIM_TTL)
+
+
+async def _has_ended(engine: Engine, session: SessionKeys) -> bool:
+    """Return whether the live run has ended already, and its lease is about to be given back."""
+    try:
+        last = await engine.control.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("look at the session", error) from error
+    return bool(last) and last[0][1].get(b"type") == b"end"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 from pydantic_ai.models.test import TestModel
-from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from support.docs import Blocks, every_block
 from support.model_server import Finish, ModelServer, Silence, Text, say
@@ -35,13 +35,14 @@ class Site(Terminals):
 
     def __init__(self, blocks: Blocks, home: Path, redis_url: str, model: ModelServer) -> None:
         (port,) = draw_ports(1)
-        environment = {"REDIS_URL": redis_url, "UVICORN_PORT": str(port), "GRACE": "0.2", **model.environment}
+        environment = {"AGX_REDIS_URL": redis_url, "UVICORN_PORT": str(port), "GRACE": "0.2", **model.environment}
         super().__init__(home, environment)
         self.url = f"http://localhost:{port}"
         self.client = httpx.Client(base_url=f"{self.url}/chats", headers=ADA, timeout=30, trust_env=False)
-        for name in ("worker.py", "web.py"):
+        for name in ("agents.py", "web.py"):
             (home / name).write_text(blocks.take("python"))
-        self._start_worker, self._start_web = blocks.take("bash", "python worker"), blocks.take("bash", "uvicorn web")
+        self._start_worker = blocks.take("bash", "agx worker agents").replace(":8081", ":0")
+        self._start_web = blocks.take("bash", "uvicorn web")
 
     def start_web(self) -> None:
         self.keep_running(self._start_web, url=f"{self.url}/openapi.json")
@@ -49,11 +50,18 @@ class Site(Terminals):
     def start_worker(self) -> None:
         self.worker, self.log = self.keep_running(self._start_worker)
 
-    def follow(self, chat: str, until: str = "", after: str = "") -> list[dict[str, Any]]:
-        """Return a run's events up to its end, or until it has said something."""
+    def ask(self, prompt: str) -> str:
+        """Submit a question in the chat `first`; returns the run's id."""
+        run_id: str = self.client.post("/first", params={"prompt": prompt}).raise_for_status().json()["run_id"]
+        return run_id
+
+    def follow(self, run: str = "", until: str = "", after: str = "") -> list[dict[str, Any]]:
+        """Return a run's events up to its end, or until its text has what is awaited."""
         seen: list[dict[str, Any]] = []
         headers = {"Last-Event-ID": after} if after else {}
-        with self.client.stream("GET", f"/{chat}/events", headers=headers) as response:
+        with self.client.stream(
+            "GET", "/first/events", headers=headers, params={"run": run} if run else {}
+        ) as response:
             assert response.status_code == 200, response.read()
             for event in read_events(response):
                 seen.append(event)
@@ -68,9 +76,6 @@ def running_site(blocks: Blocks, home: Path, redis_url: str, model: ModelServer)
         site.start_worker()
         site.start_web()
         yield site
-    # The page's own queue, which is no key of agx's.
-    with SyncRedis.from_url(redis_url) as client:
-        client.delete("jobs")
 
 
 @pytest.fixture
@@ -83,6 +88,7 @@ async def test_every_block(configured: Redis, redis_url: str, model_server: Mode
     with every_block("docs/how-to/worker.md") as page:
         # The last one first: it is held against all facts there are.
         await an_agent_that_somebody_else_drives(page.take("python", "AgxCapability"), configured)
+        queue = (page.take("python", "taskiq"), page.take("bash", "taskiq"))
         with running_site(page, tmp_path, redis_url, model_server) as site:
             site.run(page.take("bash", "pip install"))
             model_server.script(say("Hello from the worker"))
@@ -91,6 +97,26 @@ async def test_every_block(configured: Redis, redis_url: str, model_server: Mode
             assert text_of(events) == "Hello from the worker"
             assert f'{{"run_id":"{events[0]["body"]["run_id"]}"}}' in said
             assert said.endswith("false")
+            await a_queue_s_worker_is_killed(site, *queue, model_server)
+
+
+async def a_queue_s_worker_is_killed(site: Site, code: str, command: str, model_server: ModelServer) -> None:
+    """A job of taskiq starts a run; its process is killed, and `agx worker` continues the run."""
+    assert code.count("Config(redis=state.redis") == 1
+    (site.home / "tasks.py").write_text(
+        code.replace("Config(redis=state.redis", "Config(redis=state.redis, lease_ttl=4")
+    )
+    queue, log = site.keep_running(command)
+    model_server.script((Text("half"), Silence()), say("The whole answer"))
+    kick = "import asyncio, tasks; asyncio.run(tasks.answer.kiq('acme', 'ada', 'first', 'Again'))"
+    site.run(f'python -W ignore -c "{kick}"')
+    await asyncio.to_thread(wait_until_sync, lambda: len(model_server.requests) == 2, what=log.read_text())
+    seen = await asyncio.to_thread(site.follow, until="half")
+    os.killpg(queue.pid, signal.SIGKILL)
+    rest = await asyncio.to_thread(site.follow, after=seen[-1]["id"])
+    assert [event["type"] for event in rest if event["type"] in ("resume", "end")] == ["resume", "end"]
+    assert rest[-1]["body"]["outcome"] == "completed"
+    assert text_of(rest) == "The whole answer"
 
 
 async def an_agent_that_somebody_else_drives(code: str, redis: Redis) -> None:
@@ -108,8 +134,8 @@ async def an_agent_that_somebody_else_drives(code: str, redis: Redis) -> None:
 def test_a_second_question_is_followed_from_its_own_beginning(site: Site, model_server: ModelServer) -> None:
     model_server.script(say("One."), say("Two."))
     for prompt, answer in (("First", "One."), ("Second", "Two.")):
-        run_id = site.client.post("/first", params={"prompt": prompt}).json()["run_id"]
-        events = site.follow("first")
+        run_id = site.ask(prompt)
+        events = site.follow(run_id)
         assert events[0]["body"]["run_id"] == run_id
         assert text_of(events) == answer
     asked = [message["content"] for message in model_server.requests[1].body["messages"]]
@@ -119,43 +145,38 @@ def test_a_second_question_is_followed_from_its_own_beginning(site: Site, model_
 
 def test_a_run_is_cancelled_from_the_web(site: Site, model_server: ModelServer) -> None:
     model_server.script((Text("never"), Silence()))
-    site.client.post("/first", params={"prompt": "Go on"})
-    seen = site.follow("first", until="never")
+    seen = site.follow(site.ask("Go on"), until="never")
     assert site.client.post("/first", params={"prompt": "Me too"}).status_code == 409
     assert site.client.post("/first/cancel", headers=BOB).json() is False
     assert site.client.post("/first/cancel").json() is True
-    rest = site.follow("first", after=seen[-1]["id"])
+    rest = site.follow(after=seen[-1]["id"])
     assert rest[-1]["body"]["outcome"] == "cancelled"
-    wait_until_sync(lambda: "was cancelled: cancel" in site.log.read_text(), what="the worker says so")
 
 
-def test_sigterm_ends_runs_and_the_next_worker_goes_on(site: Site, model_server: ModelServer) -> None:
-    model_server.script((Text("half"), Silence()), say("Better."))
-    site.client.post("/first", params={"prompt": "Go on"})
-    seen = site.follow("first", until="half")
+def test_after_sigterm_the_next_worker_repeats_the_request_under_way(site: Site, model_server: ModelServer) -> None:
+    model_server.script((Text("half"), Silence()), say("The whole answer"))
+    seen = site.follow(site.ask("Go on"), until="half")
     assert site.interrupt(site.worker, signal.SIGTERM) == 0
-    rest = site.follow("first", after=seen[-1]["id"])
-    assert (rest[-1]["body"]["outcome"], rest[-1]["body"]["reason"]) == ("cancelled", "shutdown")
     assert "Traceback" not in site.log.read_text()
-
     site.start_worker()
-    assert site.client.post("/first", params={"prompt": "Again"}).json()["run_id"]
-    assert text_of(site.follow("first")) == "Better."
-    asked = [message["content"] for message in model_server.requests[1].body["messages"]]
-    assert asked == ["Go on", "half", "Again"]
+    rest = site.follow(after=seen[-1]["id"])
+    assert rest[-1]["body"]["outcome"] == "completed"
+    assert text_of(rest) == "The whole answer"
 
 
-def test_sigterm_lets_a_run_end_that_is_quick_enough(site: Site, model_server: ModelServer) -> None:
+def test_a_run_ends_within_the_grace_of_sigterm(site: Site, model_server: ModelServer) -> None:
     site.environment["GRACE"] = "20"
     site.interrupt(site.worker)
     site.start_worker()
     model_server.script((Text("one "), Silence(), Text("two"), Finish()))
-    site.client.post("/first", params={"prompt": "Go on"})
-    site.follow("first", until="one ")
+    run_id = site.ask("Go on")
+    site.follow(run_id, until="one ")
     os.killpg(site.worker.pid, signal.SIGTERM)
     model_server.release()
     assert site.interrupt(site.worker, signal.SIGTERM) == 0
-    assert site.follow("first")[-1]["body"]["outcome"] == "completed"
+    events = site.follow(run_id)
+    assert [event["type"] for event in events if event["type"] in ("resume", "end")] == ["end"]
+    assert events[-1]["body"]["outcome"] == "completed"
 
 
 def test_wrong_input_is_refused(site: Site) -> None:

@@ -142,6 +142,16 @@ async def test_a_scope_has_only_so_many_waiting_jobs(redis_url: str) -> None:
         await agx.aclose()
 
 
+async def test_a_job_is_accepted_as_soon_as_the_run_before_has_ended(configured: Redis) -> None:
+    await configured.set("agx:acme:ada:s:live", "run-1", px=60_000)
+    await configured.xadd("agx:acme:ada:s", {"type": "begin", "body": "{}"})
+    with pytest.raises(agx.SessionBusyError):
+        await submit()
+    await configured.xadd("agx:acme:ada:s", {"type": "end", "body": "{}"})
+    await configured.expire("agx:acme:ada:s", 60)
+    assert await submit()
+
+
 async def test_scopes_take_turns(configured: Redis) -> None:
     order: list[str] = []
 
