@@ -156,6 +156,8 @@ class RunResumed(RunFact):
     attempt: Int64  # from 2 on
     last_ns: Int64  # when the process before showed that it lives: its last entry, or the last renewal of its lease
     at_ns: Int64
+    before: Trace | None = None  # the span of the attempt before, if that is a span of its own: nobody else ends it
+    before_start_ns: Int64 = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,10 @@ import asyncio
 from ..engine.engine import Engine
 from ..engine.leases import Lease
 from ..recovery.dead_run import DeadRun
+from ..recovery.recorded_run import RecordedRun
 from ..redis.live_key import new_holder
 from ..redis.retry import retry
+from ..runs.dead_attempts import DeadAttempts
 from ..runs.deps import Deps
 from ..runs.lifecycle import RunLifecycle, give_up
 from ..runs.opening import start_streamed
@@ -56,10 +58,10 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     if not resumed:
         await give_up(lease, engine.leases.abandon)
         return None
-    life = RunLifecycle(engine, recorder, lease)
+    life = RunLifecycle(engine, recorder, lease, DeadAttempts(engine, dead, state))
     try:
         start_streamed(life, writer, lease)
-        recorder.emit_resume(dead.job.attempt, _last_alive_ns(dead, engine.config.lease_ttl))
+        recorder.emit_resume(dead.job.attempt, _last_alive_ns(dead, engine.config.lease_ttl), dead.record.last_attempt)
     except BaseException as error:
         await life.close(Ending("failed", error=error))
         raise
@@ -75,6 +77,12 @@ def _last_alive_ns(dead: DeadRun, lease_ttl: float) -> int:
     return max(dead.record.last_ns, (dead.deadline_ms - int(lease_ttl * 1_000)) * 1_000_000)
 
 
+def _span_before(record: RecordedRun) -> str | None:
+    """Return the traceparent of the attempt before, to which this one's span is linked."""
+    trace = None if record.last_attempt is None else record.last_attempt.trace
+    return None if trace is None else f"00-{trace.trace_id}-{trace.span_id}-{'01' if trace.sampled else '00'}"
+
+
 def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, deps: Deps | None) -> Recorder:
     record, session = dead.record, dead.session
     begin = record.begin
@@ -84,7 +92,7 @@ def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, d
     span = (
         start_run(dead.run_id, agent, attributes=attributes, ratio=engine.config.trace_ratio, follows=None)
         if trace is None
-        else continue_run(dead.run_id, agent, trace, attributes=attributes)
+        else continue_run(dead.run_id, agent, trace, attributes=attributes, before=_span_before(record))
     )
     runtime = Runtime(idx=max((request.idx for request in record.requests), default=-1))
     if deps is not None:

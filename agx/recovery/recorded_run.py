@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
 from ..facts.event_sample import EventSample
@@ -47,6 +47,14 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the span of an attempt stands in the run's trace."""
+
+    trace: Trace
+    start_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """A run's `end`, appended by any process."""
 
@@ -64,9 +72,19 @@ class RecordedRequest:
     model: str
     provider: str
     end_ns: int | None = None  # None: it was under way
+    answer: bytes | None = None  # the checkpoint of its response
+    chars: int = 0  # of text that it streamed
+    seen_ns: int | None = None  # the last entry of its attempt; None: no other attempt followed
     calls: dict[str, tuple[str, int]] = field(default_factory=dict)  # by call id: tool, time
     returns: dict[str, tuple[ToolOutcome, int]] = field(default_factory=dict)
     output_calls: set[str] = field(default_factory=set)  # of output tools, which nothing executes
+
+    @property
+    def begun_calls(self) -> dict[str, tuple[str, int]]:
+        """The tool calls that were, or may have been, executed: none before the response was complete."""
+        if self.end_ns is None:
+            return {}
+        return {call_id: call for call_id, call in self.calls.items() if call_id not in self.output_calls}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,7 @@ class RecordedRun:
     totals: StreamTotals
     sample: EventSample
     attempts: tuple[Attempt, ...]
+    last_attempt: Place | None  # of a run with a trace
 
     @property
     def attempt(self) -> int:
@@ -139,6 +158,7 @@ class RecordedRun:
             totals=StreamTotals(events=len(entries), bytes=sum(len(entry.raw_body) for entry in entries)),
             sample=sample,
             attempts=read_attempts(entries, handed_over=handed_over),
+            last_attempt=None if begin is None or begin.trace is None else _last_attempt(begin.trace, entries),
         )
 
 
@@ -162,6 +182,18 @@ def _begin(entry: StreamEntry) -> Begin:
         recover=_recover(body.get("recover")),
         max_attempts=max(_int(body.get("max_attempts")) or _MAX_ATTEMPTS, 1),
     )
+
+
+def _last_attempt(run: Trace, entries: Sequence[StreamEntry]) -> Place:
+    place = Place(run, _ns(entries[0]))
+    for entry in entries:
+        if entry.type == "resume" and entry.origin == RUNTIME:
+            found = _TRACEPARENT.fullmatch(_text(entry.body.get("traceparent"), ""))
+            is_own = found is not None and found[1] == run.trace_id and found[2] != run.span_id
+            # An attempt in a process without an SDK goes on with the run's span.
+            trace = replace(run, span_id=found[2], parent_span_id=run.span_id) if found is not None and is_own else run
+            place = Place(trace, _ns(entry) if is_own else place.start_ns)
+    return place
 
 
 def _end(entry: StreamEntry) -> End:
@@ -194,10 +226,15 @@ def _next_seq(entries: Sequence[StreamEntry]) -> int:
 
 def _requests(entries: Sequence[StreamEntry]) -> list[RecordedRequest]:
     requests: dict[int, RecordedRequest] = {}
+    last_ns = 0
     for entry in entries:
+        body, ns = _own_body(entry), _ns(entry)
+        if entry.type == "resume" and entry.origin == RUNTIME:
+            for before in requests.values():
+                before.seen_ns = before.seen_ns or last_ns
+        last_ns = max(last_ns, ns)
         if entry.type != "event":
             continue
-        body, ns = _own_body(entry), _ns(entry)
         what, idx = body.get("event"), _int(body.get("idx"))
         if idx is None:
             continue
@@ -206,6 +243,8 @@ def _requests(entries: Sequence[StreamEntry]) -> list[RecordedRequest]:
             requests[idx] = RecordedRequest(idx, ns, model, provider)
         if (request := requests.get(idx)) is not None:
             _add_to(request, what, body, ns)
+            if what == "llm-end":
+                request.answer = entry.checkpoint
     return list(requests.values())
 
 
@@ -213,6 +252,9 @@ def _add_to(request: RecordedRequest, what: Any, body: Body, ns: int) -> None:
     if what == "llm-end":
         request.end_ns = ns
         return
+    if what in ("part_start", "part_delta"):
+        text = body.get("content" if what == "part_start" else "content_delta")
+        request.chars += len(text) if isinstance(text, str) else 0
     call_id = body.get("tool_call_id")
     if not isinstance(call_id, str):
         return

@@ -138,6 +138,8 @@ class Drive:
         if self.dead is None:
             return Progress(len(self.session.msgs), self.session.msgs)
         progress = fold(self.dead.checkpoints, self.session.msgs)
+        if self.life.before is not None:
+            self.life.before.queue_facts(progress.messages)
         if progress.begun:
             own = progress.messages[progress.stored]
             self.request = own if isinstance(own, ModelRequest) and prompt is not None else None

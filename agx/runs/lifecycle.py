@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from ..engine.engine import Engine
 from ..errors import SessionBusyError
 from ..facts.schema import Reason
+from .dead_attempts import DeadAttempts
 from .driving_task import run_to_end
 from .outcome import Ending
 from .recording.recorder import Recorder
@@ -39,9 +40,12 @@ def enclosing_recorder() -> Recorder | None:
 class RunLifecycle:
     """A run between its `begin` and its `end`; without a lease it is observed only and touches no stream."""
 
-    def __init__(self, engine: Engine, recorder: Recorder, lease: Lease | None = None) -> None:
+    def __init__(
+        self, engine: Engine, recorder: Recorder, lease: Lease | None = None, before: DeadAttempts | None = None
+    ) -> None:
         self.engine = engine
         self.recorder = recorder
+        self.before = before  # the run's attempts in processes that died
         self._lease = lease
         self.on_shutdown: Callable[[], None] | None = None  # hands the run over; None where nobody could resume it
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -87,6 +91,8 @@ class RunLifecycle:
         assert recorder.events.writer is not None
         assert lease is not None
         await recorder.events.writer.drain()
+        if self.before is not None:
+            await self.before.finish()
         await self.engine.queues.drain()
         if not recorder.state.fenced:
             recorder.state.hand_over()
@@ -99,6 +105,8 @@ class RunLifecycle:
         try:
             if recorder.events.writer is not None:
                 await recorder.events.writer.drain()
+            if self.before is not None:
+                await self.before.finish()
             if recorder.state.phase == "ended":
                 if await self._is_recovered(lease):
                     recorder.state.recover()

@@ -12,7 +12,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opentelemetry import baggage
 from opentelemetry import context as otel_context
@@ -138,13 +138,21 @@ def describe_run(run_id: str, agent: str, scope: str, session: SessionKeys | Non
     return attributes
 
 
-def continue_run(run_id: str, agent: str, trace: Trace, *, attributes: Mapping[str, str]) -> RunSpan:
-    """Return the place of a run that another process began; where an SDK listens here, with a span under the run's."""
+def continue_run(
+    run_id: str, agent: str, trace: Trace, *, attributes: Mapping[str, str], before: str | None
+) -> RunSpan:
+    """Return the place of a run that another process began; where an SDK listens here, with a span under the run's.
+
+    Args:
+        before: traceparent of the attempt before, to which that span is linked.
+    """
     conversation_id = attributes.get(names.CONVERSATION_ID)
     context = _context_of(trace, Context())
-    span = _start_span(f"agx.run {agent}", attributes, context=context) or INVALID_SPAN
+    links = [Link(linked)] if (linked := _parse_traceparent(before)) is not None else None
+    span = _start_span(f"agx.run {agent}", attributes, links, context) or INVALID_SPAN
     ours = span.get_span_context()
     if ours.span_id in (0, int(trace.span_id, 16)):
+        trace = replace(trace, sdk=False)  # nobody here exports its spans, so the sidecar does
         return RunSpan(run_id, trace, _context_of(trace, otel_context.get_current()), None, conversation_id)
     place = Trace(
         trace.trace_id, f"{ours.span_id:016x}", trace.span_id, ours.trace_flags.sampled, True, trace.trace_state

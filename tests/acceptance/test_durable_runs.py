@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_ai.messages import ModelResponse
 from redis.asyncio import Redis
 from support.durable_worker import STEPS, TOOLS, WORDS, Ledger
+from support.run_facts import FactsOfRun
 from support.waiting import wait_until
 
 import agx
+from agx.facts.schema import ToolEnded
 
 TESTS = Path(__file__).parent.parent
 
@@ -29,14 +32,14 @@ class Workers:
 
     def __init__(self, url: str, ledger: Ledger, path: Path) -> None:
         self.ledger = ledger
-        self._url = url
+        self.url = url
         self._path = path
         self.processes: list[asyncio.subprocess.Process] = []
 
     async def start(self, count: int) -> None:
         for _ in range(count):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "support.durable_worker", self._url, str(self._path),
+                sys.executable, "-m", "support.durable_worker", self.url, str(self._path),
                 stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
             )  # fmt: skip
             self.processes.append(process)
@@ -112,6 +115,31 @@ async def test_a_killed_worker_s_run_goes_on_in_another(workers: Workers, point:
     completed = {body["tool_call_id"] for body in before if body.get("part_kind") == "tool-return"}
     assert all(made[call] == 1 for call in completed)
     await _is_saved()
+    await _check_facts(workers, events, made)
+
+
+async def _check_facts(workers: Workers, events: list[dict[str, Any]], made: Counter[str]) -> None:
+    """The facts have each request that the model got, and its tokens: as it reported them, or estimated."""
+    run_id = events[0]["body"]["run_id"]
+    async with Redis.from_url(workers.url) as client:
+        run = await FactsOfRun.read(client, run_id)
+    run.check(attempts=2)
+    (resume,) = [event["body"] for event in events if event["type"] == "resume"]
+    asked = sum(what.startswith("model") for _, what in workers.ledger.read())
+    assert len(run.requests) in {asked, asked + (resume["void"] is not None)}  # the last one may not have arrived
+    estimated = [node for node in run.requests if node.model and node.model.usage.source == "estimated"]
+    assert [node.idx for node in estimated] == ([] if resume["void"] is None else [resume["void"]["idx"]])
+    assert all(node.outcome == "lost" and node.model and node.model.usage.input > 0 for node in estimated)
+    reported = [node.model.usage for node in run.requests if node.model and node not in estimated]
+    session = agx.RedisSession("acme", "ada", "s")
+    await session.load()
+    billed = [message.usage for message in session.msgs if isinstance(message, ModelResponse)]
+    assert sum(usage.input for usage in reported) == sum(usage.input_tokens for usage in billed)
+    assert sum(usage.output for usage in reported) == sum(usage.output_tokens for usage in billed)
+    assert {usage.source for usage in reported} == {"reported"}
+    executed = Counter(fact.call_id for fact in run.of(ToolEnded))
+    assert all(executed[f"{tool}{step}"] >= 1 for tool in TOOLS for step in range(STEPS))
+    assert all(executed[call] >= count for call, count in made.items())
 
 
 async def test_a_deploy_hands_runs_over_at_their_next_model_request(workers: Workers) -> None:

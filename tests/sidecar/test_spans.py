@@ -18,6 +18,7 @@ from support.made_facts import (
     call,
     ended,
     node,
+    resumed,
     started,
     tool,
     trace,
@@ -33,6 +34,19 @@ from agx.facts.schema import (
     stream_span_id,
 )
 from agx_sidecar.traces.spans import CUT, MAX_TEXT, spans_of
+
+
+def test_the_span_of_a_dead_attempt_is_exported_where_the_next_one_has_its_own() -> None:
+    assert spans_of(resumed()) == []
+    dead = trace(sdk=True)
+    span = one(resumed(attempt=2, trace=trace("c" * 16, RUN_SPAN, sdk=True), before=dead, before_start_ns=T0))
+    assert span.context is not None
+    assert span.attributes is not None
+    assert (f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}") == (TRACE_ID, RUN_SPAN)
+    assert (span.name, span.parent, span.start_time, span.end_time) == ("agx.run support", None, T0, T0 + 10_000)
+    assert span.attributes["agx.run.attempt"] == "1"
+    assert span.attributes["agx.trace.partial"] is True
+    assert span.status.status_code is StatusCode.UNSET
 
 
 def one(fact: Fact) -> ReadableSpan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from ...checkpoints.journal import Journal
 from ...errors import AttemptsExhaustedError
 from ...facts import schema as facts
 from ...model_calls.model_request import ModelRequest
-from ...recovery.recorded_run import RecordedRun
+from ...recovery.recorded_run import Place, RecordedRun
 from ...stream.entry import DEFERRED, RUNTIME
 from ...stream.events import Body, Runtime, delta_text
 from ...telemetry import conventions as names
@@ -114,15 +115,18 @@ class Recorder:
         self.start_ns = record.first_ns
         self.events.sample = record.sample
         self._model_calls = len(record.requests)
-        self.tools.count = sum(len(request.returns) for request in record.requests)
+        self.tools.continue_from(record.requests)
         self.events.earlier = record.totals
 
-    def emit_resume(self, attempt: int, last_ns: int) -> None:
-        """Emit that this process goes on with the run; its `resume` is acknowledged."""
+    def emit_resume(self, attempt: int, last_ns: int, before: Place | None) -> None:
+        """Emit that this process goes on with the run; its `resume` is acknowledged. `before`: the attempt's before."""
         now = time.time_ns()
         self.events.sample.add(now, "resume", {})
         header = self._facts.describe(f"resume.{attempt}", self.span.trace)
-        self._facts.emit(facts.RunResumed(**header, attempt=attempt, last_ns=last_ns, at_ns=now))
+        resumed = facts.RunResumed(**header, attempt=attempt, last_ns=last_ns, at_ns=now)
+        if before is not None and before.trace.span_id != self.span.trace.span_id:
+            resumed = replace(resumed, before=before.trace, before_start_ns=before.start_ns)
+        self._facts.emit(resumed)
         if self.state.cancel_reason is not None:
             self._note_cancel()
 
@@ -271,10 +275,12 @@ class Recorder:
         if kind == "model_request":
             checkpoint = None if self.journal is None or request is None else self.journal.request(request)
             self.events.put_wire(self._runtime.begin_node(model), checkpoint)
-        name = self._facts.add_name(facts.node_name(kind, self._runtime.index))
+        # A resumed run begins with a second prompt node: the same one, whatever the index is by then.
+        index = 0 if kind == "user_prompt" else self._runtime.index
+        name = self._facts.add_name(facts.node_name(kind, index))
         place = self.span.child(name) if kind == "model_request" else self.span.trace
-        attributes = {names.NODE_KIND: kind, names.NODE_INDEX: self._runtime.index}
-        self._node = Node(kind, name, self._runtime.index, place, self.span.start_node(kind, attributes))
+        attributes = {names.NODE_KIND: kind, names.NODE_INDEX: index}
+        self._node = Node(kind, name, index, place, self.span.start_node(kind, attributes))
 
     def end_node(self, outcome: facts.Outcome, error: BaseException | None) -> None:
         """The open node, if any, ends."""

@@ -10,6 +10,7 @@ from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ToolCallPart
 
 from ...facts.schema import NodeEnded, ToolOutcome, tool_name
 from ...model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
+from ...recovery.recorded_run import RecordedRequest
 from ...stream.events import Runtime, tool_outcome
 from ...telemetry.tracing import RunSpan
 from .run_facts import RunFacts
@@ -44,6 +45,13 @@ class ToolCalls:
         self._runtime = runtime
         self._ensure_node = ensure_node
         self._deferred: dict[str, Tool] = {}  # by call id: a handler may still resolve them within the run
+
+    def continue_from(self, requests: Sequence[RecordedRequest]) -> None:
+        """Take the calls of earlier attempts, whose facts exist; one that is made again is a call of its own."""
+        for request in requests:
+            for call_id in request.begun_calls:
+                self._facts.add_name(tool_name(request.idx, call_id))
+                self.count += 1
 
     def begin(self, call: ToolCallPart) -> Tool:
         """A tool runs; one that was deferred goes on as the same call."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import orjson
 from redis.exceptions import ResponseError
 
-from agx.facts.reader import QueuePages
-from agx.facts.schema import FIELD, RunFact, encode
+from agx.facts.schema import FIELD, encode
 from agx.recovery.finalize import Finalization, finalize_run
+from agx.recovery.missing_facts import read_queued_facts
 from agx.recovery.recorded_run import RecordedRun
 from agx.redis import keys
 from agx.redis.live_key import (
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 SWEEP = 1.0  # seconds between two looks
 _AT_ONCE = 100  # dead runs a look and partition
 _PAGE = 1_000  # entries a read
-_QUEUE_LOOK = 20_000  # facts that are searched for those of a dead run
-_BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the time
 
 # Removes a member whose deadline is still the one that was read: a process that has come back has set a later one.
 # ARGV: member, deadline.
@@ -242,16 +240,8 @@ class Reaper:
     async def _find_missing(
         self, n: int, session: keys.SessionKeys, run_id: str, run: RecordedRun, *, cancel_ms: int | None = None
     ) -> Finalization:
-        """Compare the stream with the facts of the run and its sub-agents that are queued; they follow its `begin`."""
-        start = None if run.is_empty else str(max(0, run.first_ns // 1_000_000 - _BEFORE_BEGIN_MS))
-        queued: list[RunFact] = []
-        searched, needle = 0, run_id.encode()
-        async for page in QueuePages(self._link.call, keys.queue(self._prefix, n), start=start, count=_PAGE):
-            facts = (entry.fact for entry in page if needle in entry.payload)
-            queued += (fact for fact in facts if isinstance(fact, RunFact))
-            searched += len(page)
-            if searched >= _QUEUE_LOOK:
-                break
+        """Compare the stream with the facts of the run and of its sub-agents that are queued."""
+        queued = await read_queued_facts(self._link.call, keys.queue(self._prefix, n), run_id, run)
         return finalize_run(session, run_id, run, queued, cancel_ms=cancel_ms)
 
 

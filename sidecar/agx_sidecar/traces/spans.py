@@ -22,6 +22,7 @@ from agx.facts.schema import (
     NodeEnded,
     RunEnded,
     RunFact,
+    RunResumed,
     Service,
     ToolEnded,
     Trace,
@@ -60,7 +61,7 @@ def spans_of(fact: Fact) -> list[ReadableSpan]:
     Raises:
         ValueError: its trace or span ids are no hexadecimal numbers, or a number in it is beyond all measure.
     """
-    if not isinstance(fact, NodeEnded | ToolEnded | RunEnded) or not fact.trace.sampled:
+    if not isinstance(fact, NodeEnded | ToolEnded | RunEnded | RunResumed) or not fact.trace.sampled:
         return []
     try:
         return _make_spans(fact)
@@ -68,9 +69,11 @@ def spans_of(fact: Fact) -> list[ReadableSpan]:
         raise ValueError(str(error)) from None
 
 
-def _make_spans(fact: NodeEnded | ToolEnded | RunEnded) -> list[ReadableSpan]:
+def _make_spans(fact: NodeEnded | ToolEnded | RunEnded | RunResumed) -> list[ReadableSpan]:
     if isinstance(fact, RunEnded):
         return _run_spans(fact)
+    if isinstance(fact, RunResumed):
+        return [] if fact.before is None else [_dead_attempt_span(fact, fact.before)]
     if fact.trace.sdk:
         return []
     if isinstance(fact, ToolEnded):
@@ -98,6 +101,22 @@ def _run_span(fact: RunEnded, name: str) -> ReadableSpan:
     _add_outcome(attributes, fact)
     link = _link(fact.follows)
     return _span(fact, name, attributes, fact.start_ns, fact.end_ns, links=(link,) if link else ())
+
+
+def _dead_attempt_span(fact: RunResumed, before: Trace) -> ReadableSpan:
+    """Return the span of an attempt whose process died, or handed the run over, before it could end the span."""
+    attributes = _common(fact)
+    attributes |= {c.OPERATION_NAME: c.INVOKE_AGENT, c.ATTEMPT: str(fact.attempt - 1), c.TRACE_PARTIAL: True}
+    return ReadableSpan(
+        f"agx.run {fact.agent}"[:MAX_NAME],
+        context=_context(before, before.span_id),
+        parent=_context(before, before.parent_span_id) if before.parent_span_id else None,
+        resource=_resource(fact.service),
+        attributes=_all_cut(attributes),
+        start_time=min(fact.before_start_ns, fact.last_ns),
+        end_time=fact.last_ns,
+        instrumentation_scope=_SCOPE,
+    )
 
 
 def _stream_span(fact: RunEnded) -> ReadableSpan:

@@ -1,0 +1,235 @@
+"""The facts of a run that its dead processes did not queue: by its stream and by the facts that are queued.
+
+The service uses it when it takes a run over, the sidecar when it finalizes one. All ids are those that the dead process
+would have used. So it may be done twice, or by two processes: the same ids count once (contract, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from ..facts.reader import Call, QueuePages
+from ..facts.schema import (
+    ModelCall,
+    NodeEnded,
+    Outcome,
+    RunEnded,
+    RunFact,
+    RunStarted,
+    Service,
+    ToolEnded,
+    Trace,
+    Usage,
+    node_name,
+    span_id,
+    tool_name,
+)
+from ..redis.keys import SessionKeys
+from .recorded_run import RecordedRequest, RecordedRun
+
+LOST: Literal["lost"] = "lost"
+
+_LOOK = 20_000  # facts that are searched
+_BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the time
+
+Describe = Callable[[RecordedRequest, int], ModelCall]  # a request, and the time (ns) at which it ended
+
+
+class Header(TypedDict):
+    """What all facts of a run carry."""
+
+    scope: str
+    user: str | None
+    session: str | None
+    run_id: str
+    agent: str
+    service: Service
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True)
+class MissingFacts:
+    """What is missing of a run, but for its end.
+
+    Args:
+        started: the fact of its begin; None where it is queued.
+        steps: model requests and tool calls.
+        sub_agents: ends of the runs of sub-agents, which died with the process.
+        all_steps: `steps`, and those that are queued.
+        start_ns: when the run began.
+        last_ns: when its last process was last seen.
+    """
+
+    header: Header
+    started: RunStarted | None
+    steps: tuple[NodeEnded | ToolEnded, ...]
+    sub_agents: tuple[RunEnded, ...]
+    all_steps: tuple[NodeEnded | ToolEnded, ...]
+    start_ns: int
+    last_ns: int
+
+    @property
+    def facts(self) -> tuple[RunStarted | NodeEnded | ToolEnded | RunEnded, ...]:
+        return (*([] if self.started is None else [self.started]), *self.steps, *self.sub_agents)
+
+
+async def read_queued_facts(call: Call, queue: str, run_id: str, run: RecordedRun) -> list[RunFact]:
+    """Return the facts of a run and of its sub-agents that are in its scope's queue; they follow its `begin`.
+
+    Args:
+        call: sends one command and returns its reply.
+
+    Raises:
+        RedisError, OSError: whatever `call` raises.
+    """
+    start = None if run.is_empty else str(max(0, run.first_ns // 1_000_000 - _BEFORE_BEGIN_MS))
+    queued: list[RunFact] = []
+    searched, needle = 0, run_id.encode()
+    async for page in QueuePages(call, queue, start=start):
+        facts = (entry.fact for entry in page if needle in entry.payload)
+        queued += (fact for fact in facts if isinstance(fact, RunFact))
+        searched += len(page)
+        if searched >= _LOOK:
+            break
+    return queued
+
+
+def describe_request(request: RecordedRequest, end_ns: int) -> ModelCall:
+    """Return what the stream alone shows of a model request."""
+    return ModelCall(
+        provider=request.provider,
+        request_model=request.model,
+        stream=True,
+        usage=Usage(source="missing"),
+        start_ns=request.start_ns,
+        end_ns=end_ns,
+    )
+
+
+def find_missing_facts(
+    session: SessionKeys,
+    run_id: str,
+    run: RecordedRun,
+    queued: Sequence[RunFact],
+    *,
+    describe: Describe = describe_request,
+) -> MissingFacts | None:
+    """Work out which facts of a run are missing; None for one that never began or whose end is queued.
+
+    Args:
+        run: what its stream shows.
+        queued: the facts of the run and of its sub-agents that are in the queue.
+        describe: makes the model call of a request that has no fact.
+    """
+    own = [fact for fact in queued if fact.run_id == run_id]
+    started = next((fact for fact in own if isinstance(fact, RunStarted)), None)
+    header = _header(session, run_id, run, started)
+    known = {fact.id for fact in own}
+    if header is None or f"{run_id}:end" in known:
+        return None
+    start_ns = run.first_ns if started is None else started.start_ns
+    ended = [fact for fact in own if isinstance(fact, NodeEnded | ToolEnded)]
+    last_ns = max([start_ns, run.last_ns, *(fact.end_ns for fact in ended)])
+    steps = [fact for fact in _steps(header, run, last_ns, describe) if fact.id not in known]
+    follows = None if run.begin is None else run.begin.follows
+    return MissingFacts(
+        header=header,
+        started=RunStarted(id=f"{run_id}:start", **header, start_ns=start_ns, follows=follows)
+        if started is None
+        else None,
+        steps=tuple(steps),
+        sub_agents=tuple(_sub_agents(run_id, queued, last_ns)),
+        all_steps=(*ended, *steps),
+        start_ns=start_ns,
+        last_ns=last_ns,
+    )
+
+
+def _header(session: SessionKeys, run_id: str, run: RecordedRun, started: RunStarted | None) -> Header | None:
+    """Return what all facts of the run carry; None for one that never began, and for a session opened by hand."""
+    if started is not None:
+        agent, service, trace = started.agent, started.service, started.trace
+    elif run.begin is not None and run.begin.trace is not None and not run.begin.is_manual:
+        agent, service, trace = run.begin.agent, Service(run.begin.service), run.begin.trace
+    else:
+        return None
+    return {
+        "scope": session.scope,
+        "user": session.user,
+        "session": session.session,
+        "run_id": run_id,
+        "agent": agent,
+        "service": service,
+        "trace": trace,
+    }
+
+
+def _sub_agents(run_id: str, queued: Sequence[RunFact], last_ns: int) -> Iterable[RunEnded]:
+    """A sub-agent has no lease of its own: it was lost with the process in whose tool it worked."""
+    ended = {fact.run_id for fact in queued if isinstance(fact, RunEnded)}
+    for fact in queued:
+        if isinstance(fact, RunStarted) and fact.parent_run_id == run_id and fact.run_id not in ended:
+            yield RunEnded(
+                id=f"{fact.run_id}:end",
+                scope=fact.scope,
+                user=fact.user,
+                session=fact.session,
+                run_id=fact.run_id,
+                parent_run_id=run_id,
+                agent=fact.agent,
+                service=fact.service,
+                trace=fact.trace,
+                outcome=LOST,
+                start_ns=fact.start_ns,
+                end_ns=max(last_ns, fact.start_ns),
+                error_type=LOST,
+                partial=True,
+            )
+
+
+def _steps(header: Header, run: RecordedRun, last_ns: int, describe: Describe) -> Iterable[NodeEnded | ToolEnded]:
+    """Yield the run's model requests and tool calls; what was under way ends with its attempt, as `lost` or `error`."""
+    for request in run.requests:
+        # The next attempt's `resume` is no sign of life of the process that died.
+        seen_ns = last_ns if request.seen_ns is None else request.seen_ns
+        yield _request_ended(header, request, seen_ns, describe)
+        for call_id, (tool, called_ns) in request.begun_calls.items():
+            outcome, end_ns = request.returns.get(call_id, ("error", seen_ns))
+            name = tool_name(request.idx, call_id)
+            yield ToolEnded(
+                id=f"{header['run_id']}:{name}",
+                **_at(header, name),
+                tool=tool,
+                call_id=call_id,
+                idx=request.idx,
+                outcome=outcome,
+                start_ns=min(called_ns, end_ns),
+                end_ns=end_ns,
+                error_type=LOST if call_id not in request.returns else None,
+            )
+
+
+def _request_ended(header: Header, request: RecordedRequest, seen_ns: int, describe: Describe) -> NodeEnded:
+    name = node_name("model_request", request.idx)
+    end_ns = request.end_ns or seen_ns
+    outcome: Outcome = "completed" if request.end_ns is not None else LOST
+    return NodeEnded(
+        id=f"{header['run_id']}:{name}",
+        **_at(header, name),
+        node="model_request",
+        idx=request.idx,
+        outcome=outcome,
+        start_ns=request.start_ns,
+        end_ns=end_ns,
+        error_type=LOST if outcome == LOST else None,
+        model=describe(request, end_ns),
+    )
+
+
+def _at(header: Header, name: str) -> Header:
+    """Return the header of a part of the run, with its place in the trace."""
+    run = header["trace"]
+    place = Trace(run.trace_id, span_id(header["run_id"], name), run.span_id, run.sampled, run.sdk, run.trace_state)
+    return {**header, "trace": place}

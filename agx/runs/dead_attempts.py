@@ -1,0 +1,78 @@
+"""The facts of a run's earlier attempts, whose processes died: found and queued once, beside the run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from pydantic_ai.messages import ModelMessage
+from redis.exceptions import RedisError
+
+from ..engine.engine import Engine
+from ..facts.schema import ModelCall
+from ..model_calls.recorded_response import describe_response
+from ..recovery.dead_run import DeadRun
+from ..recovery.missing_facts import find_missing_facts, read_queued_facts
+from ..recovery.recorded_run import RecordedRequest
+from ..redis import keys
+from ..redis.redis_py import Reply
+from ..redis.retry import retry
+from .state import RunState
+
+logger = logging.getLogger("agx")
+
+
+class DeadAttempts:
+    """Queues the facts that the dead processes of a run did not queue. It never delays the run."""
+
+    def __init__(self, engine: Engine, dead: DeadRun, state: RunState) -> None:
+        self._engine = engine
+        self._dead = dead
+        self._state = state
+        self._task: asyncio.Task[None] | None = None
+
+    def queue_facts(self, conversation: Sequence[ModelMessage] = ()) -> None:
+        """Begin, unless that was done.
+
+        Args:
+            conversation: as the interrupted model request sent it; its tokens are estimated.
+        """
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._queue(tuple(conversation)), name="agx-dead")
+
+    async def finish(self) -> None:
+        """Wait until the facts are handed over; where Redis does not answer, they are lost, and the log says so."""
+        self.queue_facts()
+        assert self._task is not None
+        await asyncio.wait({self._task})
+
+    async def _queue(self, conversation: Sequence[ModelMessage]) -> None:
+        engine, dead = self._engine, self._dead
+        queue = keys.queue(engine.config.key_prefix, keys.partition(dead.session.scope, engine.queues.partitions or 1))
+
+        async def call(*command: str | int) -> Reply:
+            return await retry(lambda: engine.control.execute(*command))
+
+        def describe(request: RecordedRequest, end_ns: int) -> ModelCall:
+            return describe_response(
+                request.answer,
+                provider=request.provider,
+                model=request.model,
+                conversation=conversation,
+                chars=request.chars,
+                start_ns=request.start_ns,
+                end_ns=end_ns,
+            )
+
+        try:
+            queued = await read_queued_facts(call, queue, dead.run_id, dead.record)
+        except (RedisError, OSError) as error:
+            logger.warning(
+                "agx: facts of earlier attempts of run %s are lost, Redis does not answer (%s)",
+                dead.run_id, type(error).__name__,
+            )  # fmt: skip
+            return
+        missing = find_missing_facts(dead.session, dead.run_id, dead.record, queued, describe=describe)
+        for fact in () if missing is None else missing.facts:
+            engine.queues.put(fact, self._state)

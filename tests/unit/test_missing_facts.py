@@ -1,0 +1,141 @@
+"""What is missing of a run whose processes died: each step once, with the tokens that the provider bills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.usage import RequestUsage
+
+from agx.checkpoints.codec import Checkpoint, encode
+from agx.facts.schema import ModelCall, NodeEnded, RunStarted, ToolEnded
+from agx.model_calls.recorded_response import describe_response
+from agx.recovery.missing_facts import MissingFacts, find_missing_facts
+from agx.recovery.recorded_run import RecordedRequest, RecordedRun
+from agx.redis.keys import SessionKeys
+from agx.stream.entry import StreamEntry
+
+SESSION = SessionKeys.of("agx", 1, 1, "s")
+TRACE, SPAN = "a" * 32, "b" * 16
+CONVERSATION: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart("x" * 400)])]
+ANSWER = ModelResponse(
+    parts=[ToolCallPart("look", {}, "c1"), ToolCallPart("look", {}, "c2")],
+    usage=RequestUsage(input_tokens=70, output_tokens=9),
+    model_name="m-2026",
+)
+
+
+def _entry(at_ms: int, type: str, checkpoint: bytes | None = None, **body: Any) -> StreamEntry:
+    origin = b"pydantic-ai" if type == "event" else b"opale"
+    fields = {b"type": type.encode(), b"origin": origin, b"body": orjson.dumps(body)}
+    if checkpoint is not None:
+        fields[b"ck"] = checkpoint
+    return StreamEntry.of(f"{at_ms}-0".encode(), fields)
+
+
+def _call(at_ms: int, call_id: str) -> StreamEntry:
+    return _entry(at_ms, "event", idx=0, event="part", part_kind="tool-call", tool_call_id=call_id, tool_name="look")
+
+
+BEGIN = _entry(1_000, "begin", run_id="r", traceparent=f"00-{TRACE}-{SPAN}-01", agent="a", service="web", seq=0)
+ANSWERED = [
+    BEGIN,
+    _entry(1_100, "event", idx=0, event="llm-begin", model="m", provider="p"),
+    _call(1_200, "c1"),
+    _call(1_200, "c2"),
+    _entry(1_300, "event", encode(Checkpoint(messages=(*CONVERSATION, ANSWER))), idx=0, event="llm-end"),
+    _entry(1_400, "event", idx=0, event="part", part_kind="tool-return", tool_call_id="c1", tool_outcome="ok"),
+]
+
+
+def _describe(request: RecordedRequest, end_ns: int) -> ModelCall:
+    return describe_response(
+        request.answer,
+        provider=request.provider,
+        model=request.model,
+        conversation=CONVERSATION,
+        chars=request.chars,
+        start_ns=request.start_ns,
+        end_ns=end_ns,
+    )
+
+
+def _find(*entries: StreamEntry, queued: Any = ()) -> MissingFacts:
+    missing = find_missing_facts(SESSION, "r", RecordedRun.of("r", entries), queued, describe=_describe)
+    assert missing is not None
+    return missing
+
+
+def test_an_answered_request_has_the_tokens_that_the_model_reported() -> None:
+    request, *tools = _find(*ANSWERED).steps
+    assert isinstance(request, NodeEnded)
+    assert request.model is not None
+    assert (request.outcome, request.model.usage.source, request.model.response_model) == (
+        "completed", "reported", "m-2026",
+    )  # fmt: skip
+    assert (request.model.usage.input, request.model.usage.output) == (70, 9)
+    ends = [(tool.call_id, tool.outcome, tool.error_type) for tool in tools if isinstance(tool, ToolEnded)]
+    assert ends == [("c1", "ok", None), ("c2", "error", "lost")]
+
+
+def test_an_interrupted_request_is_estimated_and_marked() -> None:
+    missing = _find(
+        BEGIN,
+        _entry(1_100, "event", idx=0, event="llm-begin", model="m", provider="p"),
+        _entry(1_200, "event", idx=0, event="part_start", part_kind="text", content="1234"),
+        _entry(1_300, "event", idx=0, event="part_delta", content_delta="5678"),
+    )
+    (request,) = missing.steps
+    assert isinstance(request, NodeEnded)
+    assert request.model is not None
+    assert (request.outcome, request.error_type, request.model.usage.source) == ("lost", "lost", "estimated")
+    assert (request.model.usage.input, request.model.usage.output) == (100, 2)
+    assert request.end_ns == 1_300_000_000
+
+
+def test_what_is_queued_is_not_missing() -> None:
+    first = _find(*ANSWERED)
+    assert isinstance(first.facts[0], RunStarted)
+    again = _find(*ANSWERED, queued=first.facts)
+    assert again.facts == ()
+    assert again.all_steps == first.steps
+
+
+def test_a_step_of_an_earlier_attempt_ends_with_its_attempt() -> None:
+    resume = _entry(9_000, "resume", run_id="r", attempt=2, traceparent=f"00-{TRACE}-{'c' * 16}-01", void=None)
+    missing = _find(*ANSWERED, resume, _entry(9_500, "event", idx=1, event="llm-begin", model="m", provider="p"))
+    ends = {step.id: step.end_ns for step in missing.steps}
+    assert sorted(ends.values()) == [1_300_000_000, 1_400_000_000, 1_400_000_000, 9_500_000_000]
+    assert len(ends) == len(missing.steps)
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_an_estimate() -> None:
+    for checkpoint in (b"", b"{}", b'{"messages": []}', b'{"messages": [{"kind": "other"}]}', b"\xff"):
+        entries = [*ANSWERED[:4], _entry(1_300, "event", checkpoint, idx=0, event="llm-end")]
+        request = _find(*entries).steps[0]
+        assert isinstance(request, NodeEnded)
+        assert request.model is not None
+        assert request.model.usage.source == "estimated"
+
+
+def test_the_last_attempt_s_place_in_the_trace_is_known() -> None:
+    own, run = "c" * 16, f"00-{TRACE}-{SPAN}-01"
+    record = RecordedRun.of("r", ANSWERED)
+    assert record.last_attempt is not None
+    assert (record.last_attempt.trace.span_id, record.last_attempt.start_ns) == (SPAN, 1_000_000_000)
+    for traceparent, span, start_ns in [(f"00-{TRACE}-{own}-01", own, 9_000_000_000), (run, SPAN, 1_000_000_000)]:
+        resume = _entry(9_000, "resume", run_id="r", attempt=2, traceparent=traceparent, void=None)
+        place = RecordedRun.of("r", [*ANSWERED, resume]).last_attempt
+        assert place is not None
+        assert (place.trace.span_id, place.start_ns) == (span, start_ns)
+        assert place.trace.parent_span_id == (SPAN if span == own else None)
+
+
+def test_a_response_without_usage_is_estimated() -> None:
+    silent = ModelResponse(parts=[TextPart("hello")])
+    entries = [*ANSWERED[:2], _entry(1_300, "event", encode(Checkpoint(messages=(silent,))), idx=0, event="llm-end")]
+    (request,) = _find(*entries).steps
+    assert isinstance(request, NodeEnded)
+    assert request.model is not None
+    assert (request.outcome, request.model.usage.source) == ("completed", "estimated")
