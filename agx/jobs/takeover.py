@@ -56,7 +56,8 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
         await asyncio.shield(give_up(lease, engine.leases.hand_over))
         raise
     if not resumed:
-        await give_up(lease, engine.leases.abandon)
+        # A cancel that has marked the lease meanwhile is kept for the run's process, or for the next one.
+        await give_up(lease, engine.leases.hand_over)
         return None
     life = RunLifecycle(engine, recorder, lease, DeadAttempts(engine, dead, state))
     try:

@@ -118,7 +118,9 @@ class RunLifecycle:
             self._settle()
             # Without the fact of its end the deadline stays, so that a recovery looks at the run.
             leases, is_counted = self.engine.leases, recorder.state.phase in ("reported", "recovered")
-            await give_up(lease, leases.release if is_counted else leases.abandon)
+            # Where another process goes on with the run, a cancel that has marked this lease is kept for that one.
+            left = leases.abandon if self.on_shutdown is None else leases.hand_over
+            await give_up(lease, leases.release if is_counted else left)
 
     def _settle(self) -> None:
         """Leave the engine: nothing of this run is to be cancelled, ordered or waited for any more."""
