@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
-from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ModelRequest, ModelResponse, ToolCallPart
+from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.usage import RunUsage
 
 from .codec import Pending, ToolReturn, UnreadableCheckpointError, decode, dump_messages
@@ -62,11 +62,6 @@ class Progress:
                 break
             done |= {part.tool_call_id for part in message.parts if isinstance(part, BaseToolReturnPart)}
         return []
-
-    @property
-    def is_asking(self) -> bool:
-        """Whether a model request was under way: it is sent again, and what it had streamed is void."""
-        return self.begun and isinstance(self.messages[-1], ModelRequest)
 
 
 def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage]) -> Progress:

@@ -27,6 +27,7 @@ FIELD = "fact"
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 Outcome = Literal["completed", "cancelled", "failed", "lost"]
+ERROR_OUTCOMES: tuple[Outcome, ...] = ("failed", "lost")
 Reason = Literal["cancel", "lease_deleted", "task", "shutdown", "abandoned"]
 NodeKind = Literal["user_prompt", "model_request", "call_tools"]
 ToolOutcome = Literal["ok", "retry", "error", "cancelled", "denied", "deferred"]

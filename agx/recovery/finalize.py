@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ATTEMPTS_EXHAUSTED, RUN_CANCELED, RUN_LOST
-from ..facts.schema import NodeEnded, Outcome, Reason, RunEnded, RunFact, RunStarted, ToolEnded
+from ..facts.schema import ERROR_OUTCOMES, NodeEnded, Outcome, Reason, RunEnded, RunFact, RunStarted, ToolEnded
 from ..redis.keys import SessionKeys
 from .missing_facts import LOST, MissingFacts, find_missing_facts
 from .recorded_run import Body, RecordedRun
@@ -61,7 +61,7 @@ class _Ending:
     def of(cls, run: RecordedRun, cancel_ms: int | None) -> _Ending:
         if run.end is not None:
             outcome = run.end.outcome
-            error_type = (run.last_error_type or "_OTHER") if outcome in ("failed", LOST) else None
+            error_type = (run.last_error_type or "_OTHER") if outcome in ERROR_OUTCOMES else None
             return cls(outcome, run.end.reason, error_type, {}, cancel_ms, run.end.at_ms)
         if cancel_ms is not None:
             return cls(

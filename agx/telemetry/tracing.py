@@ -32,7 +32,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
-from ..facts.schema import Outcome, Trace, span_id
+from ..facts.schema import ERROR_OUTCOMES, Outcome, Trace, span_id
 from ..redis.keys import SessionKeys
 from . import conventions as names
 
@@ -173,7 +173,7 @@ def close_span(
     try:
         for name, value in attributes.items():
             span.set_attribute(name, value)
-        if outcome in ("failed", "lost"):
+        if outcome in ERROR_OUTCOMES:
             if error_type is not None:
                 span.set_attribute(names.ERROR_TYPE, error_type)
             span.set_status(Status(StatusCode.ERROR, message))

@@ -68,7 +68,6 @@ class ReceivedSpan:
     start_ns: int
     end_ns: int
     status: str
-    status_message: str
     attributes: dict[str, Value]
     events: list[SpanEvent]
     links: list[SpanLink]
@@ -257,7 +256,6 @@ def _span(span: trace_pb2.Span, resource: dict[str, Value], scope: str) -> Recei
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
         status=trace_pb2.Status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_"),
-        status_message=span.status.message,
         attributes=_attributes(span.attributes),
         events=[SpanEvent(e.name, e.time_unix_nano, _attributes(e.attributes)) for e in span.events],
         links=[SpanLink(li.trace_id.hex(), li.span_id.hex(), _attributes(li.attributes)) for li in span.links],

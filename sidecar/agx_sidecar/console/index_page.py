@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import get_args
 from urllib.parse import urlencode
 
-from agx.facts.schema import RunEnded
+from agx.facts.schema import ERROR_OUTCOMES, Outcome, RunEnded
 from agx.fleet.fleet import LiveRun
 from agx.stream.entry import StreamEntry
 
@@ -20,7 +21,10 @@ from .formatting import (
 from .html import Html, h
 from .overview import Overview, Query
 
-_LISTS = {"bad": ("lost", "failed"), "good": ("cancelled", "completed")}
+_LISTS = {
+    "bad": tuple(reversed(ERROR_OUTCOMES)),
+    "good": tuple(name for name in reversed(get_args(Outcome)) if name not in ERROR_OUTCOMES),
+}
 
 
 def index_view(overview: Overview) -> Html:

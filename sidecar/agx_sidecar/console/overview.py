@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agx.facts.schema import RunEnded
+from agx.facts.schema import ERROR_OUTCOMES, RunEnded
 from agx.fleet.fleet import (
     LiveRun,
     find_live,
@@ -80,8 +80,8 @@ async def read_overview(bus: Bus, prefix: str, query: Query) -> Overview:
         and fact.parent_run_id is None  # a sub-agent's run is shown in its parent's
         and query.matches(fact.scope, fact.user, fact.session, fact.run_id, fact.agent)
     ]
-    bad = [fact for fact in ended if fact.outcome in ("lost", "failed")]
-    good = [fact for fact in ended if fact.outcome not in ("lost", "failed")]
+    bad = [fact for fact in ended if fact.outcome in ERROR_OUTCOMES]
+    good = [fact for fact in ended if fact.outcome not in ERROR_OUTCOMES]
     return Overview(
         query,
         now_ms,

@@ -22,7 +22,6 @@ OTHER_ERROR = "_OTHER"  # the conventions' word for an error without a type
 SERIES_IDLE = 86_400  # seconds without an observation after which a series may be retired
 WIDE_CAP = 100  # of the labels whose values are the users' own names
 
-ERROR_OUTCOMES = ("failed", "lost")
 OUTCOMES: tuple[str, ...] = get_args(facts.Outcome)
 REASONS: tuple[str, ...] = get_args(facts.Reason)
 STAGES: tuple[str, ...] = get_args(facts.NodeKind)
@@ -35,7 +34,7 @@ TOKEN_TYPES = ("input", "output", "cache_read", "cache_write", "reasoning")
 
 
 def _error(outcome: str, error_type: str | None) -> str:
-    return error_type or OTHER_ERROR if outcome in ERROR_OUTCOMES else ""
+    return error_type or OTHER_ERROR if outcome in facts.ERROR_OUTCOMES else ""
 
 
 def _request_error(outcome: str, error_type: str | None, of_request: str | None) -> str:
@@ -95,7 +94,7 @@ _REQUEST = (OPERATION, PROVIDER, REQUEST_MODEL)
 RUN_STARTED = Source(facts.RunStarted, at_ns="start_ns")
 RUN_RESUMED = Source(facts.RunResumed, at_ns="at_ns")
 RUN_ENDED = Source(facts.RunEnded)
-RUN_FAILED = Source(facts.RunEnded, where=("outcome", ERROR_OUTCOMES))
+RUN_FAILED = Source(facts.RunEnded, where=("outcome", facts.ERROR_OUTCOMES))
 RUN_CANCELLED = Source(facts.RunEnded, where=("outcome", ("cancelled",)))
 RUN_EXHAUSTED = Source(facts.RunEnded, where=("attempts_exhausted", (True,)))
 RUN_STREAM = Source(facts.RunEnded, part="stream")

@@ -17,6 +17,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from agx import __version__
 from agx.facts.schema import (
+    ERROR_OUTCOMES,
     Fact,
     ModelCall,
     NodeEnded,
@@ -40,10 +41,10 @@ CUT = " [cut]"
 
 _SCOPE = InstrumentationScope("agx", __version__)
 _NOT_RUN = frozenset({"denied", "deferred"})  # nothing was executed, so there is no `execute_tool`
-_ERRORS = frozenset({"failed", "lost", "error"})
+_ERRORS = frozenset({*ERROR_OUTCOMES, "error"})
 
 
-class MirroredSpan(ReadableSpan):
+class SampledSpan(ReadableSpan):
     """A span that had more events than it carries."""
 
     def __init__(self, name: str, *, left_out: int, **given: object) -> None:
@@ -126,7 +127,7 @@ def _stream_span(fact: RunEnded) -> ReadableSpan:
     _add_outcome(attributes, fact)
     events = [Event(event.name[:MAX_NAME], _all_cut(event.attributes), event.at_ns) for event in fact.events]
     run = fact.trace
-    return MirroredSpan(
+    return SampledSpan(
         "agx.stream",
         left_out=fact.events_between,
         context=_context(run, stream_span_id(fact.run_id)),
