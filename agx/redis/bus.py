@@ -41,6 +41,8 @@ class Bus(ABC):
     Nothing is repeated here: the caller decides whether a command may be sent again.
     """
 
+    delivers_messages = True  # a message is lost only with the subscriber's connection
+
     @property
     @abstractmethod
     def breaks(self) -> int:

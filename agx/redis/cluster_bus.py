@@ -49,6 +49,8 @@ class _Routed:
 class ClusterBus(Bus):
     """One connection per primary that has one of our keys."""
 
+    delivers_messages = False  # a message passes from node to node, and is lost where their link is broken
+
     def __init__(self, source: RedisCluster, on_break: Callable[[], None]) -> None:
         self._source = source
         self._on_break = on_break

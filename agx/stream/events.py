@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -129,7 +129,10 @@ class Runtime:
             return WireEvent(self.part_of(event).delta(text)) if text else None
         if isinstance(event, PartStartEvent):
             self.parts.pop(event.index, None)
-            return None if isinstance(event.part, BaseToolCallPart) else self._whole(event.index, event.part)
+            if isinstance(event.part, BaseToolCallPart):
+                return None
+            # A user waits for the first words of a response, so they do not wait for the next commit.
+            return replace(self._whole(event.index, event.part), urgent=True)
         if isinstance(event, PartEndEvent):
             # A call is one event, whole: its arguments are complete only here. Results and files have no end.
             return self._whole(event.index, event.part) if isinstance(event.part, BaseToolCallPart) else None

@@ -81,6 +81,9 @@ class Feed:
         self.cursor: StreamId | None = None  # of the last entry that was handed out
         self.subscribers: set[Subscriber] = set()
         self.quiet = False  # no wake-up since the last poll
+        self._is_announced = False  # the writer sends wake-ups: no poll has found what had none
+        self._is_polling = False  # the read that is under way was caused by a poll
+        self._looked_at = time.monotonic()
         self._bus = bus
         self._live = session.live
         self._patience = patience
@@ -93,10 +96,21 @@ class Feed:
     def on_wake_up(self, _: bytes) -> None:
         """Handle a wake-up: the writer has appended."""
         self.quiet = False
+        self._is_announced, self._is_polling = True, False
         self.wake()
+
+    def is_due(self, interval: float) -> bool:
+        """Return whether a quiet feed has to look: at each poll, or every `interval` seconds with a writer of wake-ups.
+
+        On one server a wake-up is lost only with the connection, and each new connection reads what was missed.
+        """
+        can_wait = self._is_announced and self._dead_since is None and self._bus.delivers_messages
+        return not can_wait or time.monotonic() - self._looked_at >= interval
 
     def look(self) -> None:
         """Read new entries that had no wake-up, and whether the run is still live: once for all listeners."""
+        self._looked_at = time.monotonic()
+        self._is_polling = True
         self.wake()
         self._bus.execute("GET", self._live).add_done_callback(self._judge)
 
@@ -138,6 +152,7 @@ class Feed:
             return  # the next poll tries again
         entries = [StreamEntry.of(*entry) for entry in read.result()]
         if entries:
+            self._is_announced = self._is_announced and not self._is_polling
             self.cursor = entries[-1].id
             self._revive()
             for subscriber in self.subscribers:
@@ -156,12 +171,15 @@ class Feed:
 class Hub:
     """The feeds of a loop."""
 
-    def __init__(self, bus: Bus, subscription: Subscription, supervisor: Supervisor, *, patience: float) -> None:
+    def __init__(
+        self, bus: Bus, subscription: Subscription, supervisor: Supervisor, *, patience: float, look_every: float
+    ) -> None:
         self.bus = bus
         self.gaps = self.rereads = self.listeners = 0
         self._subscription = subscription
         self._supervisor = supervisor
         self._patience = patience  # seconds that a run without a lease has to be closed by a sidecar
+        self._look_every = look_every  # seconds between two looks at a quiet session whose writer sends wake-ups
         self._feeds: dict[str, Feed] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -191,14 +209,14 @@ class Hub:
         self.rereads += 1
 
     async def _look(self) -> None:
-        """Poll quiet sessions once a second: their writer may send no wake-ups, or be dead."""
+        """Poll quiet sessions: their writer may send no wake-ups, or be dead."""
         while True:
             await asyncio.sleep(POLL)
             self._look_at_quiet()
 
     def _look_at_quiet(self) -> None:
         for feed in list(self._feeds.values()):
-            if feed.quiet:
+            if feed.quiet and feed.is_due(self._look_every):
                 feed.look()
             feed.quiet = True
 

@@ -1,0 +1,126 @@
+"""What runs and deliveries cost, in counts that do not depend on the machine: Redis commands, calls of functions."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from redis.asyncio import Redis
+from support.agents import Gate, ScopeDeps, scripted
+from support.waiting import wait_until
+
+import agx
+from agx.engine.registry import current_engine
+from agx.listeners.sse import event_chunks
+from agx.stream import hub
+from agx.testing import MemorySession
+
+_PACKAGE = str(Path(agx.__file__).parent)
+
+
+async def commands(client: Redis) -> Counter[str]:
+    """Return how often each command was called, by scripts too."""
+    stats = await client.info("commandstats")
+    return Counter({name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()})
+
+
+async def run_once(session: str) -> None:
+    agent: Agent[ScopeDeps, str] = Agent(scripted(["one", " two"]), deps_type=ScopeDeps)
+    await agx.run(MemorySession(id=session), agent, "hi", deps=ScopeDeps(session_id=session))
+
+
+async def test_redis_commands_of_a_run(configured: Redis) -> None:
+    await run_once("first")  # loads the scripts
+    before = await commands(configured)
+    for n in range(10):
+        await run_once(f"s{n}")
+    spent = await commands(configured) - before
+    sent = Counter({name: spent[name] for name in ("set", "evalsha", "eval", "xrange", "xrevrange", "xadd", "get")})
+    assert sent["eval"] == 0, spent
+    # Lease, begin, batches of events, fact, release. Batches depend on time, the rest does not.
+    assert sent["set"] <= 10, spent
+    assert sent["evalsha"] <= 10 * 10, spent
+
+
+async def test_redis_commands_of_a_session_that_is_followed_and_idle(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = 0
+    look = hub.Hub._look_at_quiet
+
+    def counted(hub: hub.Hub) -> None:
+        nonlocal rounds
+        rounds += 1
+        look(hub)
+
+    gate = Gate()
+    agent: Agent[ScopeDeps, str] = Agent(scripted(["one", gate, " two"]), deps_type=ScopeDeps)
+    running = asyncio.create_task(agx.run(MemorySession(id="s"), agent, "hi", deps=ScopeDeps()))
+    received: list[Any] = []
+
+    async def follow() -> None:
+        async for event in agx.listen(1, 1, "s", serialize=False):
+            received.append(event)  # noqa: PERF401 - it is looked at meanwhile
+
+    following = asyncio.create_task(follow())
+    await gate.reached.wait()
+    await agx.add(1, 1, "s", type="info", origin="test")  # announced to a listener that has caught up
+    await wait_until(lambda: received and received[-1]["type"] == "info")
+    await agx.add(1, 1, "s", type="info", origin="test", body={"last": True})
+    await wait_until(lambda: received[-1]["body"].get("last"))
+    monkeypatch.setattr(hub, "POLL", 0.01)
+    monkeypatch.setattr(hub.Hub, "_look_at_quiet", counted)
+    await wait_until(lambda: rounds >= 5)
+    before = await commands(configured)
+    rounds = 0
+    await wait_until(lambda: rounds >= 100)
+    spent = await commands(configured) - before
+    assert spent["xrange"] + spent["get"] <= 4, spent
+    gate.open.set()
+    await running
+    await following
+
+
+async def test_reads_and_calls_of_a_delivery(configured: Redis) -> None:
+    """The feed reads once for all clients; a client costs a few calls of functions for each event."""
+    clients, events = 50, 20
+    await agx.start(1, 1, "s")
+    received = [0] * clients
+
+    async def follow(n: int) -> None:
+        async for _ in event_chunks(1, 1, "s", None, wait=3):
+            received[n] += 1
+
+    following = [asyncio.create_task(follow(n)) for n in range(clients)]
+    await wait_until(lambda: min(received) == 1)
+    await agx.add(1, 1, "s", type="info", origin="test")
+    await wait_until(lambda: min(received) == 2)
+    calls: Counter[str] = Counter()
+
+    def count(frame: FrameType, what: str, argument: object) -> None:
+        if what == "call" and frame.f_code.co_filename.startswith(_PACKAGE):
+            calls[frame.f_code.co_qualname] += 1
+
+    before = await commands(configured)
+    sys.setprofile(count)
+    try:
+        for n in range(events):
+            await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
+            await wait_until(lambda n=n: min(received) == n + 3)
+    finally:
+        sys.setprofile(None)
+    spent = await commands(configured) - before
+    # The append's own script reads once; one read of the feed for each event, one more for a wake-up during a read.
+    assert spent["xrange"] <= 4 * events, spent
+    per_delivery = calls.total() / (clients * events)
+    # 11 of the listener, two of them at each resumption of a coroutine, and its share of the append and the read.
+    assert per_delivery <= 15, (per_delivery, calls)
+    assert current_engine().hub.listeners == clients
+    await agx.stop(1, 1, "s")
+    await asyncio.gather(*following)
