@@ -13,7 +13,12 @@ from helm_python import Chart
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "agx-sidecar"
 # Of objects whose schema Kubernetes does not have.
-CRDS = {"monitoring.coreos.com/v1", "grafana.integreatly.org/v1beta1", "gateway.networking.k8s.io/v1"}
+CRDS = {
+    "monitoring.coreos.com/v1",
+    "grafana.integreatly.org/v1beta1",
+    "gateway.networking.k8s.io/v1",
+    "keda.sh/v1alpha1",
+}
 
 # Every switch of the chart, with nothing else set.
 SWITCHES = (
@@ -111,6 +116,15 @@ KNOBS = {
         "label": "my_label",
         "labelValue": "yes",
         "grafanaOperator": {"enabled": True, "instanceSelector": {"matchLabels": {"g": "h"}}},
+    },
+    "worker": {
+        "enabled": True,
+        "image": "r.example.org/shop:1",
+        "target": "shop.agents:worker",
+        "terminationGracePeriodSeconds": 90,
+        "env": [{"name": "OPENAI_API_KEY", "value": "k"}],
+        "envFrom": [{"secretRef": {"name": "models"}}],
+        "scaling": {"enabled": True, "serverAddress": "http://prometheus:9090"},
     },
     "autoscaling": {
         "enabled": True,

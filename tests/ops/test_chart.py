@@ -89,6 +89,15 @@ REFUSED = {
         {"console": {"enabled": True, "httpRoute": {"enabled": True}}},
         "console.httpRoute.parentRefs",
     ),
+    "worker without an image": (
+        {"worker": {"enabled": True, "target": "shop:worker"}},
+        "worker.enabled needs worker.image",
+    ),
+    "wrong worker": ({"worker": {"target": "shop"}}, "target"),
+    "scaling without Prometheus": (
+        {"worker": {"enabled": True, "image": "shop", "target": "shop:worker", "scaling": {"enabled": True}}},
+        "worker.scaling.serverAddress",
+    ),
     "no time to drain": ({"otlp": {"timeout": 30}}, "terminationGracePeriodSeconds (30) must be longer"),
 }
 

@@ -1,4 +1,5 @@
-{{- /* What our pods share: (dict "root" $ "component" "sidecar" "secrets" (list "name") "container" "..."). */ -}}
+{{- /* What our pods share: (dict "root" $ "component" "sidecar" "secrets" (list "name") "container" "...");
+       "grace" replaces the sidecar's termination grace period. */ -}}
 {{- define "agx-sidecar.pod" -}}
 {{- $root := .root }}
 {{- $values := .root.Values }}
@@ -15,7 +16,7 @@ spec:
   serviceAccountName: {{ include "agx-sidecar.serviceAccountName" $root }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ default $values.terminationGracePeriodSeconds .grace }}
   {{- with $values.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
