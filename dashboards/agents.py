@@ -40,6 +40,7 @@ from dashboards.promql import (
 
 RUNS = "agx_runs_total"
 DURATION = "agx_run_duration_seconds"
+FIRST_TEXT = "agx_run_first_token_seconds"
 FIRST_CHUNK = "gen_ai_client_operation_time_to_first_chunk_seconds"
 TOKENS = "agx_tokens_total"
 COST = "agx_cost_usd_total"
@@ -164,7 +165,12 @@ def _runs() -> tuple[Placed, ...]:
         "short",
         Query(f"topk(10, {total('agx_runs_live', SCOPE, by='scope')})", "{{scope}}"),
     )
-    return ((12, outcomes), (12, duration), (8, agents), (8, errors), (8, scopes))
+    first = lines(
+        Text("First text p95", "From the call of run() to the first text that people see.", "AgxSlowFirstToken"),
+        "s",
+        Query(quantile(0.95, FIRST_TEXT, AGENT, by="agent"), "{{agent}}", exemplars=True),
+    )
+    return ((12, outcomes), (12, duration), (6, agents), (6, errors), (6, first), (6, scopes))
 
 
 def _trouble() -> tuple[Placed, ...]:
@@ -331,4 +337,13 @@ def _inside() -> tuple[Placed, ...]:
         "s",
         rate_buckets(DURATION, AGENT),
     )
-    return tuple((6, panel) for panel in (model_calls, tool_calls, nodes, spread))
+    plain = lines(
+        Text(
+            "Sub-agents without AgxCapability",
+            "Only their model requests count. Add the capability to see their tools.",
+            "AgxTokenBurn",
+        ),
+        PER_SECOND,
+        Query(rate("agx_plain_runs_total", AGENT, by="agent"), "{{agent}}"),
+    )
+    return ((8, model_calls), (8, tool_calls), (8, plain), (12, nodes), (12, spread))

@@ -35,8 +35,8 @@ UsageSource = Literal["reported", "estimated", "missing"]
 
 # Upper bounds, in seconds, of the time between chunks; the last count is above them all (0.01 x 2^k to 81.92).
 CHUNK_BUCKETS = tuple(0.01 * 2**k for k in range(14))
-# Upper bounds, in seconds, of an append's latency as `process` facts report it.
-APPEND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Upper bounds, in seconds, of an append's latency as `process` facts report it (0.0005 x 2^(k/2) to 11.6).
+APPEND_BUCKETS = tuple(0.0005 * 2 ** (k / 2) for k in range(30))
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +214,7 @@ class RunEnded(RunFact):
     model_calls: Int64 = 0
     tool_calls: Int64 = 0
     plain_runs: Int64 = 0  # runs of agents without our capability that its tools made: the first of each tool call
+    first_text_ns: Int64 | None = None  # from the call of `run()`, or when the job was due; None: no listener got text
     stream: StreamTotals | None = None
     events: tuple[StreamEvent, ...] = ()  # the first 64 and the last 64
     events_between: Int64 = 0  # left out between them

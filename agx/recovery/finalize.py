@@ -93,6 +93,7 @@ def _run_ended(run: RecordedRun, missing: MissingFacts, ending: _Ending) -> RunE
         end_ms=ending.end_ms,
         model_calls=sum(1 for step in missing.all_steps if isinstance(step, NodeEnded) and step.model is not None),
         tool_calls=sum(1 for step in missing.all_steps if isinstance(step, ToolEnded)),
+        first_text_ns=None if run.first_text_at_ns is None else max(0, run.first_text_at_ns - run.called_ns),
         stream=run.totals,
         events=run.sample.events,
         events_between=run.sample.between,

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from ..facts.event_sample import EventSample
 from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
 from ..redis.entry_id import format_id
-from ..stream.entry import AGENT, RUNTIME, StreamEntry
+from ..stream.entry import AGENT, RUNTIME, StreamEntry, has_visible_text
 from .attempts import Attempt, count_failed, read_attempts
 
 Body = dict[str, Any]
@@ -44,6 +44,7 @@ class Begin:
     is_manual: bool  # opened by `start()`: a stream without an agent
     recover: float | None  # seconds for which the run can be resumed; None: nobody can resume it
     max_attempts: int
+    waited_ms: int  # from the call of `run()`, or from when the job was due
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class RecordedRun:
     next_seq: int
     first_ns: int
     last_ns: int
+    first_text_at_ns: int | None  # None: no listener got text of an answer
     last_error_type: str | None
     requests: tuple[RecordedRequest, ...]
     totals: StreamTotals
@@ -120,6 +122,11 @@ class RecordedRun:
         """Whether the run may not be tried again: too many attempts in a row made no progress."""
         begin = self.begin
         return begin is not None and begin.recover is not None and self.failed_attempts >= begin.max_attempts
+
+    @property
+    def called_ns(self) -> int:
+        """When `run()` was called, or the job was due."""
+        return self.first_ns - (0 if self.begin is None else self.begin.waited_ms * 1_000_000)
 
     @property
     def retention(self) -> float:
@@ -153,6 +160,7 @@ class RecordedRun:
             next_seq=_next_seq(entries),
             first_ns=_ns(entries[0]) if entries else 0,
             last_ns=max(map(_ns, entries), default=0),
+            first_text_at_ns=next((_ns(entry) for entry in entries if _shows_text(entry)), None),
             last_error_type=error_type,
             requests=tuple(_requests(entries)),
             totals=StreamTotals(events=len(entries), bytes=sum(len(entry.raw_body) for entry in entries)),
@@ -181,6 +189,7 @@ def _begin(entry: StreamEntry) -> Begin:
         is_manual=body.get("manual") is True,
         recover=_recover(body.get("recover")),
         max_attempts=max(_int(body.get("max_attempts")) or _MAX_ATTEMPTS, 1),
+        waited_ms=min(_int(body.get("waited_ms")) or 0, _LAST_MS),
     )
 
 
@@ -208,6 +217,10 @@ def _end(entry: StreamEntry) -> End:
 def _own_body(entry: StreamEntry) -> Body:
     """Return a body of the runtime's; nothing in a user's body is read."""
     return {} if entry.is_users else entry.body
+
+
+def _shows_text(entry: StreamEntry) -> bool:
+    return entry.type == "event" and has_visible_text(_own_body(entry))
 
 
 def _next_seq(entries: Sequence[StreamEntry]) -> int:

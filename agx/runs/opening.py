@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from typing import Any
 
@@ -104,6 +105,7 @@ class _Opening:
         # The state exists before the lease: a cancellation that comes while `begin` is on its way is not lost.
         self._job = job
         self._due_ms = due_ms
+        self._called_ns = time.time_ns()
         self._checkpoint = None if job is None else job.encode()  # raises before Redis is touched
         run_id = uuid.uuid4().hex if job is None else job.run_id
         # Of two workers that have the same job, one holds the lease.
@@ -134,6 +136,7 @@ class _Opening:
                 runtime=self._runtime,
                 follows=valid_traceparent(self._follows) or valid_traceparent(_traceparent_of(previous)),
             )
+            recorder.called_ns = self._find_called_ns()
             writer = SessionWriter(
                 engine.write_side,
                 session,
@@ -165,6 +168,12 @@ class _Opening:
             await run.close(Ending("failed", error=error))
             raise
         return run
+
+    def _find_called_ns(self) -> int:
+        """Return when the run was asked for: `run()` was called, or its job was due."""
+        if self._due_ms is None:
+            return self._called_ns
+        return time.time_ns() - max(0, self._engine.clock.now_ms() - self._due_ms) * 1_000_000
 
     def _start(self, run: RunLifecycle, writer: SessionWriter) -> None:
         start_streamed(run, writer, self._lease)
@@ -243,6 +252,7 @@ def _begin_body(recorder: Recorder, session_id: str, job: Job | None) -> Body:
         "sdk": span.trace.sdk,
         "parent_span_id": span.trace.parent_span_id,
         "retention": engine.config.retention,
+        "waited_ms": max(0, recorder.start_ns - recorder.called_ns) // 1_000_000,
     } | resumable
 
 

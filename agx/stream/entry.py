@@ -29,6 +29,11 @@ PROMPT = "prompt"  # of an `info` with the prompt of a run that a router started
 _TYPE, _ORIGIN, _BODY, _SEQ, _CHECKPOINT = (name.encode() for name in (TYPE, ORIGIN, BODY, SEQ, CHECKPOINT))
 
 
+def has_visible_text(body: Mapping[str, Any]) -> bool:
+    """Whether the body of an event has text of an answer, which a listener shows; thinking is none."""
+    return body.get("part_kind") == "text" and bool(body.get("content_delta") or body.get("content"))
+
+
 @dataclass(slots=True)
 class StreamEntry:
     """An entry of a session stream: as it is sent, or as it was read. `raw_body` is the JSON as it is stored.

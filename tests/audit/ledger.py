@@ -53,7 +53,7 @@ class Ledger:
         self._noted.add(fact.id)
         match fact:
             case RunStarted():
-                self._add(i.RUNS_STARTED, 1, fact.scope, fact.agent)
+                self._add(i.RUNS_STARTED, 1, fact.scope, fact.agent, fact.service.name)
                 if fact.waited_ns is not None:
                     self._observe(i.JOB_WAIT, fact.waited_ns, fact.agent)
             case RunResumed():
@@ -70,14 +70,17 @@ class Ledger:
 
     def _note_end(self, run: RunEnded) -> None:
         error = (run.error_type or "_OTHER") if run.outcome in ("failed", "lost") else ""
-        duration = run.end_ns - run.start_ns
-        self._add(i.RUNS, 1, run.scope, run.agent, run.outcome)
-        self._observe(i.RUN_DURATION, duration, run.agent, run.outcome)
+        duration, service = run.end_ns - run.start_ns, run.service.name
+        self._add(i.RUNS, 1, run.scope, run.agent, run.outcome, service)
+        self._add(i.PLAIN_RUNS, run.plain_runs, run.agent)
+        self._observe(i.RUN_DURATION, duration, run.agent, run.outcome, service)
+        if run.first_text_ns is not None:
+            self._observe(i.FIRST_TOKEN, run.first_text_ns, run.agent)
         self._observe(i.INVOKE_DURATION, duration, run.agent, error)
         self._observe(i.INFERENCE_CALLS, run.model_calls, run.agent, error)
         self._observe(i.TOOL_CALLS_PER_RUN, run.tool_calls, run.agent, error)
         if error:
-            self._add(i.RUN_ERRORS, 1, run.agent, error)
+            self._add(i.RUN_ERRORS, 1, run.agent, error, service)
         if run.outcome == "cancelled":
             stage = run.stage or "none"
             self._add(i.CANCELLATIONS, 1, run.scope, run.agent, stage, run.reason or "cancel")
@@ -103,18 +106,18 @@ class Ledger:
 
     def _note_call(self, node: NodeEnded, call: ModelCall, error: str) -> None:
         model = ("chat", call.provider, call.request_model)
-        self._observe(i.OPERATION_DURATION, call.end_ns - call.start_ns, *model, error)
+        self._observe(i.OPERATION_DURATION, call.end_ns - call.start_ns, *model, error, node.agent)
         if call.first_chunk_ns is not None:
-            self._observe(i.FIRST_CHUNK, call.first_chunk_ns, *model)
-        self._merge(i.OUTPUT_CHUNK, call.chunk_counts, call.chunk_sum_ns, *model)
+            self._observe(i.FIRST_CHUNK, call.first_chunk_ns, *model, node.agent)
+        self._merge(i.OUTPUT_CHUNK, call.chunk_counts, call.chunk_sum_ns, *model, node.agent)
         self._add(i.USAGE, 1, call.usage.source)
         if call.usage.source != "missing":
             self._note_usage(node, call)
 
     def _note_usage(self, node: NodeEnded, call: ModelCall) -> None:
-        model, usage = call.request_model, call.usage
-        self._observe(i.TOKEN_USAGE, usage.input, "chat", call.provider, model, "input")
-        self._observe(i.TOKEN_USAGE, usage.output, "chat", call.provider, model, "output")
+        model, usage, service = call.request_model, call.usage, node.service.name
+        self._observe(i.TOKEN_USAGE, usage.input, "chat", call.provider, model, "input", node.agent)
+        self._observe(i.TOKEN_USAGE, usage.output, "chat", call.provider, model, "output", node.agent)
         parts = {
             "input": usage.input - usage.cache_read - usage.cache_write,
             "output": usage.output - usage.reasoning,
@@ -123,12 +126,12 @@ class Ledger:
             "reasoning": usage.reasoning,
         }
         for kind, tokens in parts.items():
-            self._add(i.TOKENS, tokens, node.scope, node.agent, model, kind)
+            self._add(i.TOKENS, tokens, node.scope, node.agent, model, kind, service)
         cost = price(call)
         if cost is not None:
-            self._add(i.COST, cost, node.scope, node.agent, model)
+            self._add(i.COST, cost, node.scope, node.agent, model, service)
         elif usage.input or usage.output:
-            self._add(i.UNPRICED, 1, model)
+            self._add(i.UNPRICED, 1, model, service)
 
     def _note_tool(self, tool: ToolEnded) -> None:
         error = tool.error_type or ("_OTHER" if tool.outcome == "error" else "")

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 from support.made_facts import T0, call, ended, heartbeat, node, resumed, started, tool, usage
 from support.replica import Queue
@@ -15,6 +16,7 @@ from agx.facts.schema import (
     CHUNK_BUCKETS,
     Fact,
     Outcome,
+    Service,
     StreamTotals,
 )
 from agx_sidecar.metrics.instruments import (
@@ -34,6 +36,7 @@ AGENTS = (
     ("research", "anthropic", "claude-sonnet-4-5"),
     ("triage", "in-house", "in-house-7b"),
 )
+SERVICES = ("shop", "desk")
 TOOLS = ("search", "refund", "read_page")
 ERRORS = ("ModelHTTPError", "UnexpectedModelBehavior", "TimeoutError", None)
 _REPEATED = 0.05
@@ -64,7 +67,7 @@ class Generator:
         chance, run_id = self._chance, f"made-{n}"
         outcome, error = OUTCOMES[n % 4], ERRORS[n // 4 % 4]
         agent, provider, model = AGENTS[n // 2 % 3]
-        of_run = {"scope": chance.choice(SCOPES), "agent": agent}
+        of_run = {"scope": chance.choice(SCOPES), "agent": agent, "service": Service(chance.choice(SERVICES))}
         requests = 1 + n % 3
         times = [T0 + chance.randrange(10**9)]
         for _ in range(2 * requests):
@@ -90,7 +93,7 @@ class Generator:
         return made
 
     def _end(
-        self, run_id: str, n: int, outcome: str, error: str | None, times: list[int], of_run: dict[str, str]
+        self, run_id: str, n: int, outcome: str, error: str | None, times: list[int], of_run: dict[str, Any]
     ) -> Fact:
         begin, end, is_cancelled = times[0], times[-1], outcome == "cancelled"
         return ended(
@@ -105,6 +108,8 @@ class Generator:
             end_ms=end // 10**6 if is_cancelled else None,
             model_calls=1 + n % 3,
             tool_calls=n % 3,
+            plain_runs=self._chance.randrange(3),
+            first_text_ns=self._chance.choice((None, self._chance.randrange(10**10))),
             attempts_exhausted=outcome == "lost" and n % 3 == 0,
             stream=StreamTotals(*(self._chance.randrange(most) for most in (300, 90_000, 3, 2))),
             **of_run,

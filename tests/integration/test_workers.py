@@ -13,12 +13,13 @@ from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps
+from support.recorded import read_recorded
 from support.waiting import wait_until
 
 import agx
 from agx.checkpoints import job as job_format
 from agx.engine.registry import current_engine
-from agx.facts.schema import RunStarted, decode
+from agx.facts.schema import RunEnded, RunStarted, decode
 from agx.jobs.queue import JobQueue
 from agx.redis.keys import SessionKeys
 from agx.redis.live_key import ACQUIRE, HAND_OVER, MARK_CANCELLED, TAKE_OVER, gap_holder, new_holder, parse_live
@@ -270,6 +271,9 @@ async def test_a_job_s_wait_is_a_fact_and_counts_from_when_it_is_due(configured:
     (job,) = jobs
     assert before_ms - 5_000 < job.submitted_ms <= before_ms
     assert started.waited_ns is not None
+    ended = (await read_recorded(configured, "agx:acme:1:s")).one(RunEnded)
+    assert ended.first_text_ns is not None
+    assert ended.first_text_ns >= started.waited_ns
     assert 0 <= started.waited_ns / 1e6 <= after_ms - job.submitted_ms - 200
 
 

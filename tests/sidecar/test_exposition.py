@@ -71,13 +71,13 @@ def test_openmetrics_has_exemplars_and_nothing_created(snapshot: dict[i.Instrume
 
 
 def test_a_histogram_is_cumulated(snapshot: dict[i.Instrument, list[Sample]]) -> None:
-    cell = Sample((), 3_500_000, tuple([2, 0, 1] + [0] * 12))
+    cell = Sample((), 3_500_000, tuple([2, 0, 1] + [0] * (len(i.APPEND_LATENCY.buckets) - 2)))
     body, _ = render({i.APPEND_LATENCY: [cell]}, TEXT)
     lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
     assert lines[:3] == [
         'agx_stream_append_latency_seconds_bucket{le="0.0005"} 2.0',
-        'agx_stream_append_latency_seconds_bucket{le="0.001"} 2.0',
-        'agx_stream_append_latency_seconds_bucket{le="0.0025"} 3.0',
+        'agx_stream_append_latency_seconds_bucket{le="0.000707107"} 2.0',
+        'agx_stream_append_latency_seconds_bucket{le="0.001"} 3.0',
     ]
     assert lines[-3:] == [
         'agx_stream_append_latency_seconds_bucket{le="+Inf"} 3.0',
@@ -115,12 +115,22 @@ def test_buckets_are_those_of_the_conventions() -> None:
     assert seconds(i.INFERENCE_CALLS) == [1, 2, 4, 8, 16, 32, 64, 128]
 
 
+@pytest.mark.parametrize(
+    "histogram",
+    [each for each in i.CATALOGUE if each.kind == "histogram" and each.name.startswith("agx_")],
+    ids=lambda each: each.name,
+)
+def test_buckets_of_our_own_have_steps_of_the_root_of_two(histogram: i.Instrument) -> None:
+    steps = [above / below for below, above in itertools.pairwise(histogram.buckets)]
+    assert steps == pytest.approx([2**0.5] * len(steps), rel=1e-5)
+
+
 def test_a_sum_never_falls_by_rounding() -> None:
     """The same integer is always the same float, and more is never less: what floats added up can't promise."""
     values = [0, 1, 10**9 - 1, 10**9, 10**9 + 1, 2**53, 2**53 + 1, 2**63, 2**63 + 12_345, 10**24]
     rendered = []
     for value in values:
-        body, _ = render({i.COST: [Sample(("a", "b", "c"), value)]}, TEXT)
+        body, _ = render({i.COST: [Sample(tuple("abcd"), value)]}, TEXT)
         found = re.search(rb"} (\S+)$", body, re.MULTILINE)
         assert found
         rendered.append(float(found[1]))

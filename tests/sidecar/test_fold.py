@@ -45,6 +45,13 @@ class Folding:
         assert all(isinstance(cell, Counter) for cell in cells)
         return sum(cell.value for cell in cells if isinstance(cell, Counter))
 
+    def labelled(self, instrument: Instrument, label: str, value: str) -> int:
+        """The sum, or the number of observations, of the series with this label."""
+        at = instrument.labels.index(label)
+        cells = [cell for labels, cell in self.fold.series.cells[instrument].items() if labels[at] == value]
+        assert cells, f"no series of {instrument.name} has {label}={value}"
+        return sum(cell.value if isinstance(cell, Counter) else sum(cell.counts) for cell in cells)
+
     def matching(self, instrument: Instrument, labels: tuple[str, ...]) -> list[Cell]:
         cells = self.fold.series.cells[instrument].items()
         found = [cell for known, cell in cells if known[: len(labels)] == labels]
@@ -129,6 +136,41 @@ def test_exhausted_attempts_are_zero_initialized_and_count(folding: Folding) -> 
     assert folding.count(i.JOB_EXHAUSTED, "support") == folding.count(i.RESUMES, "support") == 0
     folding.add(ended("run-1", outcome="lost"), ended("run-2", outcome="lost", attempts_exhausted=True))
     assert folding.count(i.JOB_EXHAUSTED, "support") == 1
+
+
+def test_the_time_to_the_first_text_is_of_runs_that_showed_some(folding: Folding) -> None:
+    folding.add(started(), ended("run-1", first_text_ns=690_000_000), ended("run-2", first_text_ns=None))
+    assert folding.observed(i.FIRST_TOKEN, "support") == (1, 690_000_000)
+
+
+def test_plain_runs_are_zero_initialized_and_add_up(folding: Folding) -> None:
+    folding.add(started())
+    assert folding.count(i.PLAIN_RUNS, "support") == 0
+    folding.add(ended("run-1", plain_runs=2), ended("run-2", plain_runs=1), ended("run-3"))
+    assert folding.count(i.PLAIN_RUNS, "support") == 3
+
+
+def test_services_with_an_agent_of_one_name_stay_apart(folding: Folding) -> None:
+    for name in ("shop", "desk"):
+        of = {"service": Service(name)}
+        failed = ended(f"{name}-2", outcome="failed", error_type="Busy", **of)
+        folding.add(started(name, **of), node(name, **of), ended(name, **of), failed)
+    for name in ("shop", "desk"):
+        assert folding.labelled(i.RUNS_STARTED, "service", name) == 1
+        assert folding.labelled(i.RUNS, "service", name) == 2
+        assert folding.labelled(i.RUN_DURATION, "service", name) == 2
+        assert folding.labelled(i.RUN_ERRORS, "service", name) == 1
+        assert folding.labelled(i.TOKENS, "service", name) == 1_200
+        assert folding.labelled(i.COST, "service", name) == folding.count(i.COST) // 2
+        assert folding.labelled(i.UNPRICED, "service", name) == 0
+
+
+@pytest.mark.parametrize("instrument", [i.OPERATION_DURATION, i.FIRST_CHUNK, i.OUTPUT_CHUNK, i.TOKEN_USAGE])
+def test_model_requests_have_the_name_of_their_agent(folding: Folding, instrument: Instrument) -> None:
+    folding.add(node(), node("run-2", agent="writer"))
+    expected = folding.labelled(instrument, "gen_ai_agent_name", "support")
+    assert expected > 0
+    assert folding.labelled(instrument, "gen_ai_agent_name", "writer") == expected
 
 
 def test_a_model_request_counts_times_chunks_tokens_and_cost(folding: Folding) -> None:

@@ -53,13 +53,18 @@ def test_a_cap_holds_over_all_metrics_with_the_label() -> None:
 
 
 @pytest.mark.parametrize(
-    ("instrument", "cap"), [(i.LISTENER_GAPS, 50), (i.UNPRICED, 100), (i.TOOL_CALLS, 100), (i.RUN_ERRORS, 50)]
+    ("instrument", "label", "cap"),
+    [
+        (i.LISTENER_GAPS, "service", 50),
+        (i.RUNS, "service", 50),
+        (i.UNPRICED, "model", 100),
+        (i.TOOL_CALLS, "tool", 100),
+        (i.RUN_ERRORS, "error_type", 50),
+    ],
 )
-def test_each_label_has_its_cap(instrument: Instrument, cap: int) -> None:
+def test_each_label_has_its_cap(instrument: Instrument, label: str, cap: int) -> None:
     series = Series()
-    wide = instrument.labels.index("error_type") if "error_type" in instrument.labels else -1
-    if "tool" in instrument.labels:
-        wide = instrument.labels.index("tool")
+    wide = instrument.labels.index(label)
     for n in range(cap + 20):
         labels = ["ok"] * len(instrument.labels)
         labels[wide] = f"v{n}"

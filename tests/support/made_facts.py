@@ -71,6 +71,7 @@ def ended(run_id: str = "run-1", **changes: Any) -> RunEnded:
         "end_ms": T0 // 1_000_000 + 2_500,
         "model_calls": 2,
         "tool_calls": 1,
+        "first_text_ns": 400_000_000,
         "stream": StreamTotals(events=12, bytes=3_400, retries=1, failures=0),
         "events": (
             StreamEvent(T0 + 1_000, "begin", {}),

@@ -106,3 +106,18 @@ def test_the_end_in_the_stream_decides_the_outcome() -> None:
     assert (missing.error, missing.end, missing.outcome) == (None, None, "cancelled")
     assert isinstance(ended, facts.RunEnded)
     assert (ended.outcome, ended.reason, ended.error_type) == ("cancelled", "cancel", None)
+
+
+def test_the_time_to_the_first_text_is_read_from_the_stream() -> None:
+    def text(n: int, **body: object) -> StreamEntry:
+        return entry(n, b"event", {"idx": 0, "event": "part_delta", **body}, b"pydantic-ai")
+
+    begin = entry(0, b"begin", BEGIN | {"waited_ms": 40})
+    thinking = text(10, part_kind="thinking", content_delta="hm")
+    empty = text(20, part_kind="text", content_delta="")
+    user = entry(25, b"info", {"part_kind": "text", "content": "not the agent's"}, b"me")
+    shown = (text(30, part_kind="text", content_delta="Hi"), text(50, part_kind="text", content_delta=" there"))
+    for entries, expected in (((), None), (shown, (30 + 40) * 1_000_000)):
+        last = finalize(begin, thinking, empty, user, *entries).facts[-1]
+        assert isinstance(last, facts.RunEnded)
+        assert last.first_text_ns == expected

@@ -74,6 +74,7 @@ class Recorder:
         self.state = state
         self.stage: facts.NodeKind | None = None
         self.start_ns = self.end_ns = time.time_ns()
+        self.called_ns = self.start_ns  # when `run()` was called, or the job was due
         self.stop: Callable[[], None] | None = None  # stops the agent, from outside; known once it runs
         self.messages: list[ModelMessage] = []  # the agent's own, which it goes on with
         self.scope = scope
@@ -113,6 +114,8 @@ class Recorder:
     def continue_from(self, record: RecordedRun) -> None:
         """Go on with a run that another process began, as its stream shows it."""
         self.start_ns = record.first_ns
+        self.called_ns = record.called_ns
+        self.events.first_text_ns = record.first_text_at_ns
         self.events.sample = record.sample
         self._model_calls = len(record.requests)
         self.tools.continue_from(record.requests)
@@ -208,6 +211,7 @@ class Recorder:
             model_calls=self._model_calls + self.tools.plain_requests,
             tool_calls=self.tools.count,
             plain_runs=self.tools.plain_runs,
+            first_text_ns=None if (at_ns := self.events.first_text_ns) is None else max(0, at_ns - self.called_ns),
             stream=self.events.totals,
             events=() if self.events.writer is None else self.events.sample.events,
             events_between=self.events.sample.between,

@@ -12,7 +12,7 @@ from pydantic_ai.messages import PartDeltaEvent
 from ...facts.event_sample import EventSample
 from ...facts.schema import StreamTotals
 from ...redis.retry import COMMAND_TIMEOUT
-from ...stream.entry import AGENT
+from ...stream.entry import AGENT, has_visible_text
 from ...stream.events import Body, Runtime, WireEvent
 from ..state import RunState
 
@@ -28,6 +28,7 @@ class RunEvents:
         self.runtime = runtime
         self.sample = EventSample()
         self.earlier = StreamTotals()  # written by earlier attempts
+        self.first_text_ns: int | None = None  # when the first text for listeners was handed over
         self._state = state
 
     @property
@@ -39,7 +40,10 @@ class RunEvents:
         """Append an event."""
         if self.writer is None or self._state.fenced:
             return
-        self.sample.add(time.time_ns(), type, body)
+        now = time.time_ns()
+        self.sample.add(now, type, body)
+        if self.first_text_ns is None and type == "event" and has_visible_text(body):
+            self.first_text_ns = now
         self.writer.put(type, origin, body, urgent=urgent, checkpoint=checkpoint)
 
     def put_wire(self, event: WireEvent, checkpoint: bytes | None = None) -> None:
@@ -49,7 +53,10 @@ class RunEvents:
     def put_delta(self, event: PartDeltaEvent, text: str) -> None:
         """Append a part of an answer."""
         if self.writer is not None:
-            self.writer.put_delta(AGENT, self.runtime.part_of(event), text)
+            part = self.runtime.part_of(event)
+            if self.first_text_ns is None and part.part_kind == "text":
+                self.first_text_ns = time.time_ns()
+            self.writer.put_delta(AGENT, part, text)
 
     async def wait_recorded(self) -> None:
         """Wait until the checkpoints so far are acknowledged; in an outage at most as long as a command may take."""

@@ -106,19 +106,34 @@ PROCESS = Source(facts.ProcessState)
 
 
 # The fleet's metrics: runs.
-RUNS_STARTED = counter("agx_runs_started_total", (SCOPE, AGENT), "Runs begun.", source=RUN_STARTED)
-RUNS = counter("agx_runs_total", (SCOPE, AGENT, OUTCOME), "Runs ended, by outcome.", source=RUN_ENDED)
+RUNS_STARTED = counter("agx_runs_started_total", (SCOPE, AGENT, SERVICE), "Runs begun.", source=RUN_STARTED)
+RUNS = counter("agx_runs_total", (SCOPE, AGENT, OUTCOME, SERVICE), "Runs ended, by outcome.", source=RUN_ENDED)
 RUN_DURATION = histogram(
     "agx_run_duration_seconds",
-    (AGENT, OUTCOME),
+    (AGENT, OUTCOME, SERVICE),
     "Duration of a run, from begin to end.",
-    buckets=t.AGENT_BUCKETS,
+    buckets=t.RUN_BUCKETS,
     source=RUN_ENDED,
     value=v.duration,
 )
+FIRST_TOKEN = histogram(
+    "agx_run_first_token_seconds",
+    (AGENT,),
+    "Time from the call of run(), or from when a job is due, to the first text that a listener gets.",
+    buckets=t.FIRST_TOKEN_BUCKETS,
+    source=RUN_ENDED,
+    value=attrgetter("first_text_ns"),
+)
 RUNS_LIVE = gauge("agx_runs_live", (SCOPE,), "Runs whose lease is alive.")
 RUN_ERRORS = counter(
-    "agx_run_errors_total", (AGENT, ERROR_NAME), "Runs failed or lost, by type of error.", source=RUN_FAILED
+    "agx_run_errors_total", (AGENT, ERROR_NAME, SERVICE), "Runs failed or lost, by type of error.", source=RUN_FAILED
+)
+PLAIN_RUNS = counter(
+    "agx_plain_runs_total",
+    (AGENT,),
+    "Runs of agents without AgxCapability inside a tool: only their model requests are counted.",
+    source=RUN_ENDED,
+    value=attrgetter("plain_runs"),
 )
 CANCELLATIONS = counter(
     "agx_cancellations_total",
@@ -138,7 +153,7 @@ NODE_DURATION = histogram(
     "agx_node_duration_seconds",
     (AGENT, NODE_KIND, OUTCOME),
     "Duration of a node of the agent's graph.",
-    buckets=t.OPERATION_BUCKETS,
+    buckets=t.NODE_BUCKETS,
     source=NODE,
     value=v.duration,
 )
@@ -149,7 +164,7 @@ RECOVERY = histogram(
     "agx_run_recovery_seconds",
     (AGENT,),
     "Time from the last entry or lease renewal of a process to the resume of its run by another.",
-    buckets=t.AGENT_BUCKETS,
+    buckets=t.RUN_BUCKETS,
     source=RUN_RESUMED,
     value=v.recovery,
 )
@@ -158,7 +173,7 @@ JOB_WAIT = histogram(
     "agx_job_wait_seconds",
     (AGENT,),
     "Time from when a job is due (submit() plus its delay) to the begin of its run.",
-    buckets=t.AGENT_BUCKETS,
+    buckets=t.RUN_BUCKETS,
     source=RUN_STARTED,
     value=attrgetter("waited_ns"),
 )
@@ -172,7 +187,7 @@ JOB_EXHAUSTED = counter(
 # Model requests, by the GenAI conventions.
 OPERATION_DURATION = histogram(
     "gen_ai_client_operation_duration_seconds",
-    (*_REQUEST, REQUEST_ERROR),
+    (*_REQUEST, REQUEST_ERROR, AGENT_NAME),
     "Duration of a model request, however it ended.",
     buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
@@ -180,7 +195,7 @@ OPERATION_DURATION = histogram(
 )
 FIRST_CHUNK = histogram(
     "gen_ai_client_operation_time_to_first_chunk_seconds",
-    _REQUEST,
+    (*_REQUEST, AGENT_NAME),
     "Time from a streamed model request to its first chunk.",
     buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
@@ -188,7 +203,7 @@ FIRST_CHUNK = histogram(
 )
 OUTPUT_CHUNK = histogram(
     "gen_ai_client_operation_time_per_output_chunk_seconds",
-    _REQUEST,
+    (*_REQUEST, AGENT_NAME),
     "Time between two chunks of a streamed model response.",
     buckets=t.OPERATION_BUCKETS,
     source=REQUEST,
@@ -197,7 +212,7 @@ OUTPUT_CHUNK = histogram(
 )
 TOKEN_USAGE = histogram(
     "gen_ai_client_token_usage",
-    (*_REQUEST, WHOLE_TOKEN_TYPE),
+    (*_REQUEST, WHOLE_TOKEN_TYPE, AGENT_NAME),
     "Tokens of a model request; input includes the cached ones, output the reasoning ones.",
     buckets=t.TOKEN_BUCKETS,
     source=USAGE_KNOWN,
@@ -242,7 +257,7 @@ TOOL_DURATION = histogram(
 # Tokens, cost, tools.
 TOKENS = counter(
     "agx_tokens_total",
-    (SCOPE, AGENT, MODEL, TOKEN_TYPE),
+    (SCOPE, AGENT, MODEL, TOKEN_TYPE, SERVICE),
     "Tokens used, by disjoint types: their sum is what was used.",
     source=USAGE_KNOWN,
     value=v.DISJOINT_TOKENS,
@@ -250,7 +265,7 @@ TOKENS = counter(
 USAGE = counter("agx_usage_total", (USAGE_SOURCE,), "Model requests, by where their usage comes from.", source=REQUEST)
 COST = counter(
     "agx_cost_usd_total",
-    (SCOPE, AGENT, MODEL),
+    (SCOPE, AGENT, MODEL, SERVICE),
     "Price of the tokens used, in US dollars.",
     source=USAGE_KNOWN,
     value=v.cost,
@@ -258,42 +273,23 @@ COST = counter(
 )
 UNPRICED = counter(
     "agx_cost_unpriced_total",
-    (MODEL,),
+    (MODEL, SERVICE),
     "Model responses with usage whose model has no known price.",
     source=USAGE_KNOWN,
     value=v.unpriced,
 )
 TOOL_CALLS = counter("agx_tool_calls_total", (AGENT, TOOL, TOOL_OUTCOME), "Tool calls, by outcome.", source=TOOL_CALL)
 
+
 # Session streams and listeners.
-STREAM_EVENTS = counter(
-    "agx_stream_events_total",
-    (SCOPE,),
-    "Events that runs appended to their session streams.",
-    source=RUN_STREAM,
-    value=attrgetter("stream.events"),
-)
-STREAM_BYTES = counter(
-    "agx_stream_bytes_total",
-    (SCOPE,),
-    "Bytes that runs appended to their session streams.",
-    source=RUN_STREAM,
-    value=attrgetter("stream.bytes"),
-)
-STREAM_RETRIES = counter(
-    "agx_stream_append_retries_total",
-    (SCOPE,),
-    "Appends that were sent again.",
-    source=RUN_STREAM,
-    value=attrgetter("stream.retries"),
-)
-STREAM_FAILURES = counter(
-    "agx_stream_append_failures_total",
-    (SCOPE,),
-    "Appends given up.",
-    source=RUN_STREAM,
-    value=attrgetter("stream.failures"),
-)
+def _of_stream(name: str, total: str, text: str) -> Instrument:
+    return counter(name, (SCOPE,), text, source=RUN_STREAM, value=attrgetter(f"stream.{total}"))
+
+
+STREAM_EVENTS = _of_stream("agx_stream_events_total", "events", "Events that runs appended to their session streams.")
+STREAM_BYTES = _of_stream("agx_stream_bytes_total", "bytes", "Bytes that runs appended to their session streams.")
+STREAM_RETRIES = _of_stream("agx_stream_append_retries_total", "retries", "Appends that were sent again.")
+STREAM_FAILURES = _of_stream("agx_stream_append_failures_total", "failures", "Appends given up.")
 APPEND_LATENCY = histogram(
     "agx_stream_append_latency_seconds",
     (),

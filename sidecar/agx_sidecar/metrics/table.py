@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,19 +22,28 @@ LABEL_CAP = 50
 SERIES_BUDGET = 2_000
 HISTOGRAM_BUDGET = 200
 
-# Upper bounds, in ns, tokens or calls. Source: the GenAI conventions; ours where those have none.
+# Upper bounds, in ns, tokens or calls. Those of `gen_ai_*` come from the GenAI conventions; those of `agx_*` have steps
+# of 2^(1/2), because a quantile is interpolated within its bucket.
 
 
 def _ns(seconds: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(round(bound * NANO) for bound in seconds)
 
 
+def _fine(first_s: float, last_s: float) -> tuple[int, ...]:
+    steps = round(2 * math.log2(last_s / first_s))
+    return _ns(tuple(first_s * 2 ** (k / 2) for k in range(steps + 1)))
+
+
 OPERATION_BUCKETS = _ns(CHUNK_BUCKETS)  # 0.01 x 2^k up to 81.92 s
 AGENT_BUCKETS = tuple(100_000_000 << k for k in range(13))  # 0.1 x 2^k up to 409.6 s
 TOKEN_BUCKETS = tuple(4**k for k in range(14))  # 1 ... 67108864
 CALL_BUCKETS = tuple(2**k for k in range(8))  # 1 ... 128
+RUN_BUCKETS = _fine(0.1, 409.6)
+FIRST_TOKEN_BUCKETS = _fine(0.025, 409.6)
+NODE_BUCKETS = _fine(0.01, 81.92)
+CANCEL_BUCKETS = _fine(0.005, 40.96)
 APPEND_NS_BUCKETS = _ns(APPEND_BUCKETS)
-CANCEL_BUCKETS = _ns((0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
