@@ -263,6 +263,13 @@ REQUEST_TOO_LARGE = ErrorCode(
     "Send less, or raise the limit of the router.",
     413,
 )
+QUEUE_FULL = ErrorCode(
+    "queue_full",
+    "Too many runs are waiting: try again later.",
+    "The scope has as many waiting jobs as `max_waiting_jobs` allows.",
+    "Try again later. For operators: start more workers.",
+    429,
+)
 SESSION_BUSY = ErrorCode(
     "session_busy",
     "The session has a live run: wait for its end, or cancel it first.",
@@ -301,6 +308,7 @@ CATALOGUE = (
     EVENTS_EXPIRED,
     REQUEST_UNREADABLE,
     REQUEST_TOO_LARGE,
+    QUEUE_FULL,
     SESSION_BUSY,
     CONVERSATION_CHANGED,
     REDIS_UNAVAILABLE,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ToolReturnPart, UserContent
+from pydantic_ai.tools import DeferredToolResults
 from pydantic_ai.usage import RunUsage
 
 _REFERENCE = "ref"
@@ -20,6 +21,7 @@ FORMAT = 1  # goes up when an older process could misread a newer checkpoint
 _RETURN: TypeAdapter[ToolReturnPart] = TypeAdapter(ToolReturnPart)
 _CONTENT: TypeAdapter[str | list[UserContent]] = TypeAdapter(str | list[UserContent])
 _USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
+_RESULTS: TypeAdapter[DeferredToolResults] = TypeAdapter(DeferredToolResults)
 
 
 class UnreadableCheckpointError(ValueError):
@@ -103,6 +105,24 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
             for one in checkpoint.pending
         ]
     return orjson.dumps(fields)
+
+
+def dump_results(results: DeferredToolResults) -> dict[str, Any]:
+    """Return approvals and results of deferred calls as JSON values, for a job."""
+    plain: dict[str, Any] = _dump(_RESULTS, results)
+    return plain
+
+
+def load_results(plain: dict[str, Any]) -> DeferredToolResults:
+    """Return approvals and results of deferred calls.
+
+    Raises:
+        UnreadableCheckpointError: they can't be read.
+    """
+    try:
+        return _RESULTS.validate_python(plain)
+    except ValidationError as error:
+        raise UnreadableCheckpointError(type(error).__name__) from None
 
 
 def is_newer(data: bytes) -> bool:

@@ -33,7 +33,8 @@ class Job:
         args: the caller's arguments for the recipe; JSON values.
         recover: seconds after the death of its process during which the run may be resumed.
         max_attempts: attempts in a row without progress after which the run is lost.
-        submitted_ms: server time of `submit()`; 0 where nobody submitted the run.
+    results: approvals and results of deferred calls with which the run goes on, as pydantic-ai's JSON.
+    submitted_ms: server time of `submit()`; 0 where nobody submitted the run.
         attempt: which attempt this is, from 1.
     """
 
@@ -46,6 +47,7 @@ class Job:
     args: dict[str, Any] = field(default_factory=dict)
     recover: float = 60.0
     max_attempts: int = 3
+    results: dict[str, Any] | None = None
     submitted_ms: int = 0
     attempt: int = 1
 
@@ -73,6 +75,7 @@ class Job:
                 "max_attempts": self.max_attempts,
                 "submitted_ms": self.submitted_ms,
             }
+            | ({} if self.results is None else {"results": self.results})
         )
 
 
@@ -97,6 +100,7 @@ def decode(data: bytes) -> Job:
             args=dict(fields["args"]),
             recover=float(fields["recover"]),
             max_attempts=int(fields["max_attempts"]),
+            results=None if (results := fields.get("results")) is None else dict(results),
             submitted_ms=int(fields["submitted_ms"]),
         )
     except UnreadableJobError:

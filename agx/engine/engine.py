@@ -92,6 +92,7 @@ class Engine:
         patience = config.lease_ttl / 3 + _CLOSING_TIME
         self.hub = Hub(self._reads, self.subscription, self.supervisor, patience=patience, look_every=config.lease_ttl)
         self.runs: set[OpenRun] = set()  # until their last fact is emitted
+        self.is_ending = False  # runs are handed over, and none is taken over
         # By stream: the object that orders the events of a session that is open in this loop.
         self.sessions: dict[str, OpenSession] = {}
         self.heartbeat = ProcessHeartbeat(
@@ -158,6 +159,7 @@ class Engine:
 
     async def end_runs(self, grace: float) -> None:
         """Wait `grace` seconds for the runs, then cancel them (reason `shutdown`); listeners still see their ends."""
+        self.is_ending = True
         closed = {run.closed for run in self.runs}
         if closed and grace > 0:
             _, closed = await asyncio.wait(closed, timeout=grace)

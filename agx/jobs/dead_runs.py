@@ -65,7 +65,7 @@ class DeadRuns:
         Raises:
             RedisError, OSError: Redis did not answer.
         """
-        deaths = await self._read_deaths()
+        deaths = [] if self._engine.is_ending else await self._read_deaths()
         now = asyncio.get_running_loop().time()
         self._passed = {
             death: passed for death in deaths if (passed := self._passed.get(death)) is not None and passed.until > now
@@ -75,7 +75,7 @@ class DeadRuns:
             passed = self._passed.get(death)
             if passed is not None and (passed.alone is None or not self._takes(True)):
                 continue
-            if not (self._takes(False) or self._takes(True)):
+            if self._engine.is_ending or not (self._takes(False) or self._takes(True)):
                 continue
             if (dead := await self._look(death, now + _LOOK_AGAIN)) is not None:
                 self.waiting.discard(dead.run_id)

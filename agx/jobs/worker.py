@@ -9,8 +9,9 @@ import signal
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from ..engine.engine import Engine
@@ -97,20 +98,23 @@ class Worker:
 
         In a process that handles SIGTERM itself, as uvicorn does, no signal is handled: call `stop()` at its shutdown.
         """
-        engine = current_engine()
         with nullcontext() if _has_own_handler() else stop_on_signals(self._stop):
-            tasks = [
-                engine.supervisor.start(lambda: self._announce(engine), name="agx-worker-announce"),
-                engine.supervisor.start(lambda: self._take_jobs(engine), name="agx-worker-jobs"),
-                engine.supervisor.start(lambda: self._take_over(engine), name="agx-worker-recovery"),
-            ]
-            try:
-                await self._stop.wait()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                await self._hand_over()
+            await self._work(self._announce, self._take_jobs, self._take_over)
+
+    async def recover(self) -> None:
+        """Go on with runs whose process died, until `stop()`; submitted jobs and signals are left to others."""
+        await self._work(self._take_over)
+
+    async def _work(self, *loops: Callable[[Engine], Coroutine[Any, Any, None]]) -> None:
+        engine = current_engine()
+        tasks = [engine.supervisor.start(partial(loop, engine), name=f"agx-worker{loop.__name__}") for loop in loops]
+        try:
+            await self._stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._hand_over()
 
     async def _hand_over(self) -> None:
         for run in list(self._runs.values()):

@@ -17,7 +17,7 @@ from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 from redis.exceptions import RedisError
 
-from ..checkpoints.codec import UnreadableCheckpointError
+from ..checkpoints.codec import UnreadableCheckpointError, load_results
 from ..checkpoints.journal import Journal
 from ..checkpoints.progress import Progress, fold
 from ..errors import (
@@ -106,6 +106,8 @@ class Drive:
         if progress.begun:
             prompt = None
             kwargs.pop("deferred_tool_results", None)
+        elif self.dead is not None and self.dead.job.results is not None:
+            kwargs.setdefault("deferred_tool_results", load_results(self.dead.job.results))
         agent_run: AgentRun[Any, Any] | None = None
         try:
             async with agent.iter(prompt, deps=deps, **kwargs) as agent_run:

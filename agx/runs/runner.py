@@ -11,6 +11,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import UserContent
 from pydantic_ai.run import AgentRunResult
 
+from ..checkpoints.codec import dump_results
 from ..checkpoints.job import Job
 from ..engine.registry import current_engine
 from ..redis.keys import SessionKeys
@@ -47,9 +48,9 @@ async def run(
         agent: any of pydantic-ai's agents.
         user_prompt: any prompt that pydantic-ai takes.
         deps: the agent's dependencies; they have its scope, user and session.
-        resume: name of the recipe with which a worker resumes the run if this process dies. `user_prompt` and `args`
-            are stored for it as JSON; `kwargs` are not, so the recipe has to give the same ones. None: nothing is
-            stored, and the run is lost with its process.
+        resume: name of the recipe with which a worker resumes the run if this process dies. `user_prompt`, `args` and
+            `deferred_tool_results` are stored for it as JSON; other `kwargs` are not, so the recipe has to give the
+            same ones. None: nothing is stored, and the run is lost with its process.
         args: the recipe's arguments, JSON values, at most 64 KiB.
         kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`. A `message_history` takes the place of the
             loaded conversation, and is saved in its place.
@@ -73,7 +74,7 @@ async def run(
     assert task is not None
     _tasks.add(task)
     try:
-        job = None if resume is None else _make_job(keys, resume, user_prompt, args)
+        job = None if resume is None else _make_job(keys, resume, user_prompt, args, kwargs)
         deps.runtime = Runtime()
         life = await open_streamed(
             engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
@@ -84,8 +85,13 @@ async def run(
 
 
 def _make_job(
-    keys: SessionKeys, recipe: str, prompt: str | Sequence[UserContent] | None, args: dict[str, Any] | None
+    keys: SessionKeys,
+    recipe: str,
+    prompt: str | Sequence[UserContent] | None,
+    args: dict[str, Any] | None,
+    kwargs: dict[str, Any],
 ) -> Job:
+    results = kwargs.get("deferred_tool_results")
     return Job(
         run_id=uuid.uuid4().hex,
         scope_id=keys.scope,
@@ -94,4 +100,5 @@ def _make_job(
         agent=recipe,
         prompt=prompt,
         args=dict(args or {}),
+        results=None if results is None else dump_results(results),
     )

@@ -47,7 +47,8 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
         raise RedisUnavailableError("look at the session", error) from error
     if not entries or entries[0].type != "begin":
         return None
-    asked = next((entry.body for entry in entries if entry.origin == PROMPT and not entry.is_users), None)
+    # The last one is that of the attempt that began: a process may have died right before.
+    asked = next((entry.body for entry in reversed(entries) if entry.origin == PROMPT and not entry.is_users), None)
     return LatestRun(str(entries[0].body.get("run_id")), live, asked)
 
 

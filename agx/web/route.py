@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -17,12 +18,14 @@ from ..errors import (
     REQUEST_UNREADABLE,
     ConversationChangedError,
     ErrorCode,
+    QueueFullError,
     RedisUnavailableError,
     SessionBusyError,
 )
 from ..runs.outcome import classify_error
 
 Responses = dict[int | str, dict[str, Any]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
 class Problem(BaseModel):
@@ -45,7 +48,7 @@ class RefusedError(HTTPException):
         return JSONResponse({"detail": detail, "code": self.kind.code}, self.status_code)
 
 
-def make_api_router(max_request: int, responses: Responses) -> APIRouter:
+def make_api_router(max_request: int, responses: Responses, lifespan: Lifespan | None = None) -> APIRouter:
     """Return a router whose routes read at most `max_request` bytes of a body, and answer errors with a `Problem`."""
 
     class Route(APIRoute):
@@ -60,13 +63,13 @@ def make_api_router(max_request: int, responses: Responses) -> APIRouter:
                 except RequestValidationError as error:
                     detail = f"{REQUEST_UNREADABLE.sentence[:-1]}: {describe_fields(error.errors())}"
                     return RefusedError(REQUEST_UNREADABLE, detail).to_response()
-                except (SessionBusyError, ConversationChangedError, RedisUnavailableError) as error:
+                except (SessionBusyError, ConversationChangedError, QueueFullError, RedisUnavailableError) as error:
                     # The catalogue's sentence: the exception's own text may hold addresses.
                     return RefusedError(classify_error(error)).to_response()
 
             return answer
 
-    return APIRouter(route_class=Route, responses=responses)
+    return APIRouter(route_class=Route, responses=responses, lifespan=lifespan)
 
 
 def describe_fields(errors: Sequence[Any]) -> str:

@@ -15,6 +15,7 @@ from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation
+from .recovery import Recipes, find_recipe, make_lifespan
 from .responses import (
     BAD,
     BUSY,
@@ -89,6 +90,7 @@ def make_router(
     authorize: Authorize,
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
+    recipes: Recipes | None = None,
     keep_alive: float = 15,
     max_request: int = 2_097_152,
     retry: float = 1,
@@ -104,14 +106,23 @@ def make_router(
             nobody reaches a session of another scope or user.
         sessions: where conversations are kept, `RedisSessions()` or `SqlSessions(engine)`.
         make_deps: makes a run's deps of scope, user and session.
+        recipes: by agent name, as a `Worker` takes them; one of them makes `agent`. With recipes, a run whose process
+            dies goes on in another process that has the router or a worker. The app must run the router's lifespan,
+            as `include_router()` does. None: such a run is lost.
         keep_alive: seconds without an event after which an event stream gets a comment.
         max_request: bytes that the body of a request may have; a larger one is answered with 413.
         retry: seconds that a browser's EventSource waits before it connects again.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
-    router = make_api_router(max_request, COMMON)
-    _add_runs(router, who, Runs(agent, sessions, make_deps, kwargs), keep_alive, int(retry * 1_000))
+    router = make_api_router(max_request, COMMON, make_lifespan(recipes))
+    _add_runs(
+        router,
+        who,
+        Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes)),
+        keep_alive,
+        int(retry * 1_000),
+    )
     add_cancel(router, "/sessions/{session_id}/cancel", who)
     _add_lists(router, who, sessions)
     return router

@@ -15,6 +15,7 @@ from pydantic_ai.tools import DeferredToolRequests
 
 from ..redis.keys import Id
 from ..runs.deps import Deps
+from ..runs.drive import is_prompt
 from ..runs.lifecycle import enclosing_recorder
 from ..runs.runner import run
 from ..sessions.base import SessionStore
@@ -35,12 +36,17 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Starts an agent's runs; `kwargs` reach `agx.run()`."""
+    """Starts an agent's runs; `kwargs` reach `agx.run()`.
+
+    Args:
+        recipe: name of the recipe with which another process goes on with the runs; None where none can.
+    """
 
     agent: AbstractAgent[Any, Any]
     sessions: SessionStore
     make_deps: MakeDeps
     kwargs: dict[str, Any]
+    recipe: str | None = None
 
     async def start(self, who: Who, session_id: str, turn: Turn) -> str:
         """Start a run in a task of its own, and return its id once its agent begins.
@@ -58,10 +64,12 @@ class Runs:
         if turn.prompt is None:
             # Once more while the run has the session for itself; but what can be refused here costs no run.
             await session.load()
-        asked = _Asked(session=session)
+        asked = WebRun(session=session)
         kwargs = {**self.kwargs, "capabilities": [*(self.kwargs.get("capabilities") or ()), asked]}
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
+        if self.recipe is not None:
+            kwargs["resume"] = self.recipe
         deps = self.make_deps(who.scope_id, who.user_id, session_id)
         running = asyncio.create_task(run(session, self.agent, turn.prompt, deps, **kwargs), name="agx-web-run")
         running.add_done_callback(_retrieve)
@@ -74,7 +82,7 @@ class Runs:
 
 
 @dataclass
-class _Asked(AbstractCapability[Any]):
+class WebRun(AbstractCapability[Any]):
     """Puts the prompt on the session's stream, for pages that join before the session is saved."""
 
     _: KW_ONLY
@@ -85,10 +93,11 @@ class _Asked(AbstractCapability[Any]):
     async def before_run(self, ctx: RunContext[Any]) -> None:
         recorder = enclosing_recorder()
         assert recorder is not None
-        prompt = self.session.turn.prompt
+        prompt, messages = self.session.turn.prompt, self.session.msgs
+        stored = prompt is not None and is_prompt(messages[-1:], prompt)  # by an earlier attempt
         body = {
             "prompt": None if prompt is None else text_of(prompt),
-            "after": len(self.session.msgs),
+            "after": len(messages) - stored,
             # pydantic-ai's own id, which is in the messages: it shows whether they have been saved.
             "stamp": ctx.run_id,
         }

@@ -34,6 +34,7 @@ from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation
 from .prompt import prompt_of, refusing_unreadable
+from .recovery import Recipes, find_recipe, make_lifespan
 from .responses import (
     BAD,
     CHANGED,
@@ -118,6 +119,7 @@ def make_vercel_ai_router(
     authorize: Authorize,
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
+    recipes: Recipes | None = None,
     sdk_version: SdkVersion = 6,
     keep_alive: float = 15,
     max_request: int = 16_777_216,
@@ -132,14 +134,17 @@ def make_vercel_ai_router(
         authorize: a FastAPI dependency that returns `(scope_id, user_id)` of the caller, or raises HTTPException.
         sessions: where conversations are kept.
         make_deps: makes a run's deps of scope, user and session.
+        recipes: by agent name, as a `Worker` takes them; one of them makes `agent`. With recipes, a run whose process
+            dies goes on in another process that has the router or a worker. The app must run the router's lifespan,
+            as `include_router()` does. None: such a run is lost.
         sdk_version: major version of the npm package `ai` in the page.
         keep_alive: seconds without an event after which an event stream gets a comment.
         max_request: bytes that the body of a request may have; a larger one is answered with 413.
         kwargs: reach `agx.run()`, and so `Agent.iter()`.
     """
     who = make_who(authorize)
-    runs = Runs(agent, sessions, make_deps, kwargs)
-    router = make_api_router(max_request, COMMON)
+    runs = Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes))
+    router = make_api_router(max_request, COMMON, make_lifespan(recipes))
     add_cancel(router, "/{session_id}/cancel", who)
     Asker = Annotated[Who, Depends(who)]
 

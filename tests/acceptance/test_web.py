@@ -293,6 +293,7 @@ def test_every_block_of_the_page(
             commands = page.take("bash", "curl")
             assert "http://localhost:8000" in commands
             the_commands_work(terminals.run(commands.replace("http://localhost:8000", service.url)))
+        page.take("python", "recipes=")  # test_replicas.py runs it
         terminals.run(page.take("bash", "pip install"))
         monkeypatch.chdir(tmp_path)
         asyncio.run(the_database_works(page.take("python")))
