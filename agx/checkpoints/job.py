@@ -33,8 +33,8 @@ class Job:
         args: the caller's arguments for the recipe; JSON values.
         recover: seconds after the death of its process during which the run may be resumed.
         max_attempts: attempts in a row without progress after which the run is lost.
-    results: approvals and results of deferred calls with which the run goes on, as pydantic-ai's JSON.
-    submitted_ms: server time of `submit()`; 0 where nobody submitted the run.
+        results: approvals and results of deferred calls with which the run goes on, as pydantic-ai's JSON.
+        submitted_ms: server time of `submit()`; 0 where nobody submitted the run.
         attempt: which attempt this is, from 1.
     """
 
