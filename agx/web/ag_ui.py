@@ -21,7 +21,6 @@ from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation
 from .prompt import prompt_of, refusing_unreadable
-from .recovery import Recipes, find_recipe, make_lifespan
 from .responses import (
     BAD,
     CHANGED,
@@ -35,8 +34,11 @@ from .responses import (
 from .route import make_api_router
 from .runs import (
     MakeDeps,
+    Recipes,
     Runs,
     Who,
+    find_recipe,
+    make_lifespan,
     make_plain_deps,
 )
 from .turns import (

@@ -15,7 +15,6 @@ from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation
-from .recovery import Recipes, find_recipe, make_lifespan
 from .responses import (
     BAD,
     BUSY,
@@ -31,8 +30,11 @@ from .responses import (
 from .route import make_api_router
 from .runs import (
     MakeDeps,
+    Recipes,
     Runs,
     Who,
+    find_recipe,
+    make_lifespan,
     make_plain_deps,
 )
 from .turns import ask

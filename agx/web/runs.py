@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from pydantic_ai import RunContext
@@ -13,6 +14,9 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.tools import DeferredToolRequests
 
+from ..checkpoints.job import Job
+from ..jobs.recipe import Call, Recipe
+from ..jobs.worker import Worker
 from ..redis.keys import Id
 from ..runs.deps import Deps
 from ..runs.drive import is_prompt
@@ -21,9 +25,13 @@ from ..runs.runner import run
 from ..sessions.base import SessionStore
 from ..stream.entry import PROMPT
 from .lost_answer import read_lost_answer
+from .route import Lifespan
 from .turns import Turn, TurnSession, text_of
 
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session
+Recipes = Mapping[str, Recipe]
+
+_AT_ONCE = 100  # runs of other processes that a replica goes on with at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +136,51 @@ def _retrieve(running: asyncio.Task[Any]) -> None:
     """Retrieve the exception of a task that nobody awaits: `run()` has logged it."""
     if not running.cancelled():
         running.exception()
+
+
+# --- runs that another replica of the service goes on with ---
+
+
+def find_recipe(agent: AbstractAgent[Any, Any], recipes: Recipes | None) -> str | None:
+    """Return the name of the recipe that resumes an agent's runs; None where the router has no recipes.
+
+    Raises:
+        ValueError: none of them is the agent's.
+    """
+    if recipes is None:
+        return None
+    if agent.name is None or agent.name not in recipes:
+        raise ValueError(f"recipes must have one for the router's agent, under its name {agent.name!r}")
+    return agent.name
+
+
+def make_lifespan(recipes: Recipes | None) -> Lifespan | None:
+    """Return the lifespan of a router: while the app runs, it goes on with runs whose process died."""
+    if recipes is None:
+        return None
+    resumed = {name: _as_web_run(recipe) for name, recipe in recipes.items()}
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        worker = Worker(resumed, at_once=_AT_ONCE)
+        recovering = asyncio.create_task(worker.recover(), name="agx-web-recovery")
+        try:
+            yield
+        finally:
+            worker.stop()
+            await recovering
+
+    return lifespan
+
+
+def _as_web_run(recipe: Recipe) -> Recipe:
+    """Return a recipe whose run shows and stores what a router's run does."""
+
+    async def make(job: Job) -> Call:
+        call = await recipe(job)
+        # The conversation is prepared already: the turn's first attempt has stored it.
+        session = TurnSession(stored=call.session, turn=Turn(job.prompt, list))
+        capabilities = [*(call.kwargs.get("capabilities") or ()), WebRun(session=session)]
+        return replace(call, session=session, kwargs={**call.kwargs, "capabilities": capabilities})
+
+    return make
