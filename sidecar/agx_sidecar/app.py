@@ -18,6 +18,7 @@ from .meta import PartitionsChangedError, wait_for_meta, watch_meta
 from .metrics.series import Series
 from .metrics.sink import MetricsSink, leaf_of
 from .pages import Pages
+from .push.pusher import MetricsPush
 from .recovery.reaper import Reaper
 from .replica_metrics import zero_initialize
 from .settings import Settings
@@ -48,6 +49,11 @@ class Sidecar:
             self._export = Export(open_transport(settings), self._own, settings.otlp_timeout)
             self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
             self._traces.counts_malformed = self._metrics is None
+        self._push: MetricsPush | None = None
+        if settings.push is not None:
+            self._push = MetricsPush(
+                settings.push, settings.prefix, link=self._link, own=self._own, metrics=self._metrics
+            )
         pages = Pages(self._health, self._link, self._own, self._metrics)
         self._pages = HttpServer(
             settings.http_host, settings.http_port, pages.make_app(), port_variable="AGX_HTTP_PORT"
@@ -78,6 +84,8 @@ class Sidecar:
         try:
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._health.tick()), tasks.create_task(self._watch_redis())]
+                if self._push is not None:
+                    helpers.append(tasks.create_task(self._push.run()))
                 await self._work_until(stop)
                 for helper in helpers:
                     helper.cancel()
@@ -156,6 +164,8 @@ class Sidecar:
             self._console.close()
         if self._export is not None:
             self._export.close()
+        if self._push is not None:
+            self._push.close()
 
 
 def run(settings: Settings) -> None:

@@ -27,11 +27,14 @@ The console:
   loopback only.
 - `AGX_CONSOLE_CONTENT` (default `0`): `1` shows the texts of users, models and tools.
 
-Where traces go, by OpenTelemetry's own variables:
+Where traces and pushed metrics go, by OpenTelemetry's own variables:
 
 - `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`: the collector; either adds the traces sink.
 - `OTEL_EXPORTER_OTLP_PROTOCOL` or `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` (default `http/protobuf`): that, or `grpc`.
 - `OTEL_EXPORTER_OTLP_TIMEOUT` or `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT` (default `10`): seconds for a batch.
+- `AGX_METRICS_EXPORT` (default empty): `otlp` pushes the metrics of `/metrics` to the collector too. Protocol and
+  timeout are those of all signals, or `OTEL_EXPORTER_OTLP_METRICS_PROTOCOL` and `OTEL_EXPORTER_OTLP_METRICS_TIMEOUT`.
+- `OTEL_METRIC_EXPORT_INTERVAL` (default `60000`): milliseconds between two pushes.
 - Headers, certificates and the compression are the exporter's: `OTEL_EXPORTER_OTLP_HEADERS` and so on.
 """
 
@@ -52,12 +55,22 @@ from agx.redis.address import (
 )
 
 Sink = Literal["metrics", "traces"]
+Protocol = Literal["http/protobuf", "grpc"]
 
 _TOKEN_LENGTH = 16
 
 
 class SettingsError(AgxError):
     """Raised for a setting that can't be used; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushSettings:
+    """How metrics are pushed over OTLP; times in seconds."""
+
+    protocol: Protocol
+    timeout: float  # of a push, the exporter's own retries included
+    interval: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,7 @@ class Settings:
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
     otlp_protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
+    push: PushSettings | None = None
     otlp_timeout: float = 10.0  # of a batch, the exporter's own retries included
     lease: float = 5.0  # AGX_LEADER_LEASE, internal: tests shorten it
     claim_idle: float = 60.0  # AGX_CLAIM_IDLE, internal: idle time after which a pending fact's consumer is dead
@@ -115,8 +129,9 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         log_format="json"
         if _choice(environ, "AGX_LOG_FORMAT", ("text", "json"), "text", str.lower) == "json"
         else "text",
-        otlp_protocol=_otlp_protocol(environ),
-        otlp_timeout=_seconds(environ, _of_traces(environ, "TIMEOUT"), 10.0),
+        otlp_protocol=_otlp_protocol(environ, "TRACES"),
+        otlp_timeout=_seconds(environ, _of_signal(environ, "TRACES", "TIMEOUT"), 10.0),
+        push=_push(environ, sinks),
         lease=_seconds(environ, "AGX_LEADER_LEASE", 5.0),
         claim_idle=_seconds(environ, "AGX_CLAIM_IDLE", 60.0),
         drain=_seconds(environ, "AGX_DRAIN", 20.0),
@@ -173,14 +188,15 @@ def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+def _seconds(environ: Mapping[str, str], name: str, default: float, most: float = 86_400) -> float:
     text = environ.get(name) or str(default)
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < 86_400:
-        raise SettingsError(f"{name} must be a number of seconds above 0, not {text[:40]!r}")
+    if not 0 < value < most:
+        unit = "seconds" if most == 86_400 else "milliseconds"
+        raise SettingsError(f"{name} must be a number of {unit} above 0, not {text[:40]!r}")
     return value
 
 
@@ -191,14 +207,26 @@ def _choice(environ: Mapping[str, str], name: str, known: tuple[str, ...], defau
     return value
 
 
-def _otlp_protocol(environ: Mapping[str, str]) -> Literal["http/protobuf", "grpc"]:
+def _push(environ: Mapping[str, str], sinks: frozenset[Sink]) -> PushSettings | None:
+    if not _choice(environ, "AGX_METRICS_EXPORT", ("", "otlp"), "", str.lower):
+        return None
+    if "metrics" not in sinks:
+        raise SettingsError("AGX_METRICS_EXPORT=otlp pushes what the metrics sink counts: add metrics to AGX_SINKS")
+    return PushSettings(
+        protocol=_otlp_protocol(environ, "METRICS"),
+        timeout=_seconds(environ, _of_signal(environ, "METRICS", "TIMEOUT"), 10.0),
+        interval=_seconds(environ, "OTEL_METRIC_EXPORT_INTERVAL", 60_000.0, most=86_400_000) / 1_000,
+    )
+
+
+def _otlp_protocol(environ: Mapping[str, str], signal: str) -> Protocol:
     # The exporter classes do not read these two themselves.
-    name = _of_traces(environ, "PROTOCOL")
+    name = _of_signal(environ, signal, "PROTOCOL")
     value = _choice(environ, name, ("http/protobuf", "grpc"), "http/protobuf", str.lower)
     return "grpc" if value == "grpc" else "http/protobuf"
 
 
-def _of_traces(environ: Mapping[str, str], setting: str) -> str:
-    """Return the variable that sets something for traces: their own one, else the one for all signals."""
-    own = f"OTEL_EXPORTER_OTLP_TRACES_{setting}"
+def _of_signal(environ: Mapping[str, str], signal: str, setting: str) -> str:
+    """Return the variable that sets something for a signal: its own one, else the one for all signals."""
+    own = f"OTEL_EXPORTER_OTLP_{signal}_{setting}"
     return own if environ.get(own) else f"OTEL_EXPORTER_OTLP_{setting}"

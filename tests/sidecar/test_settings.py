@@ -12,7 +12,7 @@ import pytest
 
 from agx.redis.address import AddressError, RedisAddress, parse_redis
 from agx_sidecar import settings
-from agx_sidecar.settings import SettingsError, read_settings
+from agx_sidecar.settings import PushSettings, SettingsError, read_settings
 
 
 class Asked(dict[str, str]):
@@ -28,7 +28,7 @@ class Asked(dict[str, str]):
 
 
 def test_every_variable_is_documented() -> None:
-    asked = Asked(AGX_CONSOLE="full")
+    asked = Asked(AGX_CONSOLE="full", AGX_METRICS_EXPORT="otlp")
     read_settings(asked)
     documented = set(re.findall(r"\b(?:AGX|OTEL)_[A-Z_]+", settings.__doc__ or ""))
     internal = {"AGX_LEADER_LEASE", "AGX_CLAIM_IDLE", "AGX_DRAIN"}
@@ -41,6 +41,16 @@ def test_nothing_set_is_a_sidecar_for_local_metrics() -> None:
     assert settings.redis == RedisAddress("single", (("localhost", 6379),))
     assert (settings.prefix, settings.sinks) == ("agx", frozenset({"metrics"}))
     assert (settings.http_host, settings.http_port) == ("127.0.0.1", 9464)
+
+
+def test_metrics_are_pushed_only_where_asked() -> None:
+    assert read_settings({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}).push is None
+    given = {"AGX_METRICS_EXPORT": "OTLP", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "grpc"}
+    assert read_settings(given).push == PushSettings("grpc", timeout=10.0, interval=60.0)
+    with pytest.raises(SettingsError, match="add metrics to AGX_SINKS"):
+        read_settings({"AGX_METRICS_EXPORT": "otlp", "AGX_SINKS": "traces"})
+    with pytest.raises(SettingsError, match="AGX_METRICS_EXPORT must be one of"):
+        read_settings({"AGX_METRICS_EXPORT": "statsd"})
 
 
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])

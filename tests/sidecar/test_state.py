@@ -60,12 +60,12 @@ def test_a_successor_counts_on() -> None:
 def test_integers_of_any_size_survive() -> None:
     series = Series()
     big = 2**64 + 12_345_678_901
-    series.counter(i.COST, "a", "b", "c").value = big
-    duration = series.histogram(i.RUN_DURATION, "a", "completed")
+    series.counter(i.COST, *"abcd").value = big
+    duration = series.histogram(i.RUN_DURATION, "a", "completed", "shop")
     duration.sum = duration.counts[3] = big
     again = load(pack(dump(State(series)))).series
-    assert again.counter(i.COST, "a", "b", "c").value == big
-    loaded = again.histogram(i.RUN_DURATION, "a", "completed")
+    assert again.counter(i.COST, *"abcd").value == big
+    loaded = again.histogram(i.RUN_DURATION, "a", "completed", "shop")
     assert (loaded.sum, loaded.counts) == (big, duration.counts)
 
 

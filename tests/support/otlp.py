@@ -1,4 +1,4 @@
-"""An OTLP receiver: decodes the spans that come by HTTP or gRPC, and fails on demand."""
+"""An OTLP receiver: decodes the spans and metrics that come by HTTP or gRPC, and fails on demand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 
 import grpc  # type: ignore[import-untyped]  # ships no types
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -77,6 +85,27 @@ class ReceivedSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceivedPoint:
+    """A point of a metric: `value` is a number, or the sum of a histogram."""
+
+    name: str
+    kind: str  # sum, gauge, histogram
+    unit: str
+    attributes: dict[str, Value]
+    resource: dict[str, Value]
+    start_ns: int
+    time_ns: int
+    value: float
+    counts: tuple[int, ...]
+    bounds: tuple[float, ...]
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes two points belong to one series."""
+        return self.name, tuple(sorted(self.attributes.items())), tuple(sorted(self.resource.items()))
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """One export request, refused or not."""
 
@@ -98,6 +127,7 @@ class OtlpReceiver:
 
     exports: list[Export] = field(default_factory=list)
     _accepted: list[ReceivedSpan] = field(default_factory=list)
+    points: list[ReceivedPoint] = field(default_factory=list)  # of metrics, in the order of their arrival
     rejected: int = 0  # spans that each answer says were rejected of those that were taken
     stall: Literal["", "drip", "hang"] = ""  # by HTTP: answers a byte at a time, or not at all
     _fault: _Fault | None = None
@@ -144,6 +174,15 @@ class OtlpReceiver:
             self._accepted.extend(spans)
         return 200
 
+    def receive_metrics(self, request: ExportMetricsServiceRequest) -> int:
+        """Take a request of metrics; return its HTTP status."""
+        if (fault := self._fault) is not None:
+            return fault.status
+        points = list(_points(request))
+        with self._lock:
+            self.points.extend(points)
+        return 200
+
     def __enter__(self) -> Self:
         self._http = _HttpServer(self)
         self._http_thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), name="otlp-http")
@@ -151,6 +190,7 @@ class OtlpReceiver:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="otlp-grpc")
         self._grpc = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         add_TraceServiceServicer_to_server(_GrpcService(self), self._grpc)  # type: ignore[no-untyped-call]  # generated
+        add_MetricsServiceServicer_to_server(_GrpcMetrics(self), self._grpc)  # type: ignore[no-untyped-call]
         self._grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
         self._grpc.start()
         return self
@@ -198,6 +238,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
         if self.path == "/v1/traces":
             headers = {name.lower(): value for name, value in self.headers.items()}
             status = self.server.receiver.receive("http", headers, ExportTraceServiceRequest.FromString(body))
+        elif self.path == "/v1/metrics":
+            status = self.server.receiver.receive_metrics(ExportMetricsServiceRequest.FromString(body))
         receiver = self.server.receiver
         if receiver.stall:
             self._stall(drips=receiver.stall == "drip")
@@ -235,6 +277,39 @@ class _GrpcService(TraceServiceServicer):
         if status != 200:
             context.abort(_GRPC_STATUS[status], "refused by the test")
         return self._receiver.response()
+
+
+class _GrpcMetrics(MetricsServiceServicer):
+    def __init__(self, receiver: OtlpReceiver) -> None:
+        self._receiver = receiver
+
+    def Export(
+        self, request: ExportMetricsServiceRequest, context: grpc.ServicerContext
+    ) -> ExportMetricsServiceResponse:
+        if (status := self._receiver.receive_metrics(request)) != 200:
+            context.abort(_GRPC_STATUS[status], "refused by the test")
+        return ExportMetricsServiceResponse()
+
+
+def _points(request: ExportMetricsServiceRequest) -> Iterable[ReceivedPoint]:
+    for of_resource in request.resource_metrics:
+        resource = _attributes(of_resource.resource.attributes)
+        for metric in (metric for scope in of_resource.scope_metrics for metric in scope.metrics):
+            kind = metric.WhichOneof("data")
+            for point in getattr(metric, kind).data_points:
+                is_histogram = kind == "histogram"
+                yield ReceivedPoint(
+                    name=metric.name,
+                    kind=kind,
+                    unit=metric.unit,
+                    attributes=_attributes(point.attributes),
+                    resource=resource,
+                    start_ns=point.start_time_unix_nano,
+                    time_ns=point.time_unix_nano,
+                    value=point.sum if is_histogram else getattr(point, point.WhichOneof("value")),
+                    counts=tuple(point.bucket_counts) if is_histogram else (),
+                    bounds=tuple(point.explicit_bounds) if is_histogram else (),
+                )
 
 
 def _decode(request: ExportTraceServiceRequest) -> Iterable[ReceivedSpan]:

@@ -74,6 +74,11 @@ class MetricsSink:
         """Whether this replica exports the fleet's series, right now."""
         return self._caught_up and self._lease.held
 
+    @property
+    def begun_ns(self) -> int:
+        """When the fleet's counts began, by the server's clock: the same for every leader."""
+        return self._state.begun_ms * 1_000_000
+
     def sample(self) -> dict[Instrument, list[Sample]]:
         """Copy the fleet's series, all of one moment; empty on a standby."""
         fold = self._fold
@@ -133,6 +138,7 @@ class MetricsSink:
 
     async def _lead(self) -> None:
         state = await self._link.persist("load the metric state", self._load_state)
+        state.begun_ms = state.begun_ms or self._link.now_ms()
         for n in range(self._partitions):
             state.positions.setdefault(n, Position())
             state.traces_trims.setdefault(n, TracesTrims())

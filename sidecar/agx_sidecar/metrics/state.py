@@ -90,13 +90,15 @@ class State:
     """What a leader leaves to its successor.
 
     `foreign` has the rows of metrics that this version does not have. The trims of the traces sink are here because
-    the leader counts them: a counter must not depend on the replica that exports it.
+    the leader counts them: a counter must not depend on the replica that exports it. `begun_ms` is the server time
+    since which a push states its counts; 0 in a state of 0.2.0.
     """
 
     series: Series = field(default_factory=Series)
     positions: dict[int, Position] = field(default_factory=dict)
     traces_trims: dict[int, TracesTrims] = field(default_factory=dict)
     foreign: dict[str, tuple[Shape, list[Row]]] = field(default_factory=dict)
+    begun_ms: int = 0
 
 
 def dump(state: State) -> bytes:
@@ -114,7 +116,9 @@ def dump(state: State) -> bytes:
     positions = {
         str(n): _dump_position(at, state.traces_trims.get(n, TracesTrims())) for n, at in state.positions.items()
     }
-    return orjson.dumps({"positions": positions, "series": series, "changed": changed, "shapes": shapes})
+    return orjson.dumps(
+        {"positions": positions, "series": series, "changed": changed, "shapes": shapes, "begun_ms": state.begun_ms}
+    )
 
 
 def pack(dumped: bytes) -> bytes:
@@ -131,13 +135,14 @@ def load(body: bytes, table: Sequence[Instrument] = CATALOGUE) -> State:
     try:
         raw = orjson.loads(_decompress(body))
         positions = {int(n): _load_position(*at) for n, at in raw["positions"].items()}
+        begun_ms = int(raw.get("begun_ms", 0))
         cells = {**raw["series"], **raw.get("changed", {})}
         shapes = _SHAPES_0_2 | {
             name: Shape(tuple(labels), tuple(buckets)) for name, (labels, buckets) in raw.get("shapes", {}).items()
         }
     except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableStateError(f"{type(error).__name__}: {error}") from None
-    state = State(positions={n: at for n, (at, _) in positions.items()})
+    state = State(positions={n: at for n, (at, _) in positions.items()}, begun_ms=begun_ms)
     state.traces_trims = {n: trims for n, (_, trims) in positions.items()}
     rows = {name: _load_rows(name, shapes[name], of_metric) for name, of_metric in cells.items() if name in shapes}
     newest = max((row[1] for of_metric in rows.values() for row in of_metric), default=0)

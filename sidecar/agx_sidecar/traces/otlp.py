@@ -1,4 +1,4 @@
-"""Sends one batch through an official OTLP exporter and returns what the collector answered.
+"""Sends spans or metrics through an official OTLP exporter and returns what the collector answered.
 
 The exporters return only success or failure. They drop the status, the collector's message and `partial_success`, and
 the one for HTTP has no deadline for an answer that arrives byte by byte. So both are observed here at their transport:
@@ -20,16 +20,20 @@ from typing import Any, Protocol
 import grpc  # type: ignore[import-untyped] # ships no types
 import requests
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from requests.adapters import HTTPAdapter
 
 from ..log import shorten
-from ..settings import Settings, SettingsError
+from ..settings import PushSettings, Settings, SettingsError
 
+_MAX_POINTS = 2_000  # in a request: gRPC takes 4 MiB
 _MAX_ANSWER = 64 * 1024  # bytes; an answer has a few
 _REFUSED_STATUS = {400, 413, 422}
 _REFUSED_CODES = {grpc.StatusCode.INVALID_ARGUMENT}
@@ -75,14 +79,18 @@ def open_transport(settings: Settings) -> Transport:
     Raises:
         SettingsError: those contradict each other.
     """
-    # They log every attempt; the same text is in the answers.
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL + 1)
+    _silence()
     try:
         if settings.otlp_protocol == "grpc":
             return _GrpcTransport(settings.otlp_timeout)
         return _HttpTransport(settings.otlp_timeout)
     except Exception as error:  # each exporter has error classes of its own
         raise SettingsError(f"the OTEL_EXPORTER_OTLP_* variables can't be used: {shorten(error)}") from None
+
+
+def _silence() -> None:
+    # The exporters log every attempt; the same text is in the answers.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL + 1)
 
 
 def _export(exporter: SpanExporter, spans: Sequence[ReadableSpan]) -> Answer | None:
@@ -257,3 +265,51 @@ class _ObservedStub:
             last.code, last.details = error.code(), str(error.details())
             raise
         return last.reply
+
+
+# --- metrics ---
+
+
+class MetricTransport:
+    """Sends metrics, one push at a time.
+
+    Raises:
+        SettingsError: the `OTEL_*` variables contradict each other.
+    """
+
+    def __init__(self, settings: PushSettings) -> None:
+        _silence()
+        self._session = _Session() if settings.protocol == "http/protobuf" else None
+        self._exporter: MetricExporter
+        try:
+            if self._session is not None:
+                self._exporter = HttpMetricExporter(
+                    session=self._session, timeout=settings.timeout, max_export_batch_size=_MAX_POINTS
+                )
+            else:
+                self._exporter = GrpcMetricExporter(timeout=settings.timeout, max_export_batch_size=_MAX_POINTS)
+        except Exception as error:  # each exporter has error classes of its own
+            raise SettingsError(f"the OTEL_EXPORTER_OTLP_* variables can't be used: {shorten(error)}") from None
+
+    def send(self, data: MetricsData) -> str:
+        """Send one push, with the exporter's own retries; blocks. Returns why it failed, or nothing."""
+        if self._session is not None:
+            self._session.is_cut = False
+        try:
+            if self._exporter.export(data) is MetricExportResult.SUCCESS:
+                return ""
+        except Exception as error:  # a channel that was closed
+            return shorten(error)
+        if self._session is None:
+            return "the collector did not take them"
+        return self._session.error or f"HTTP status {self._session.status}"
+
+    def cut(self) -> None:
+        """End the request that is under way; callable from another thread. By gRPC it has a deadline."""
+        if self._session is not None:
+            self._session.cut()
+
+    def close(self) -> None:
+        """Release the connections and end the request that is under way."""
+        self._exporter.shutdown()
+        self.cut()
