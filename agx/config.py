@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from .errors import NotConfiguredError
 from .facts.schema import Service
@@ -39,9 +40,13 @@ class Config:
             catalogue, without the exception's own text, which may hold addresses and secrets.
         service_name: as in the resource of the service's telemetry; by default `OTEL_SERVICE_NAME`.
         service_version: likewise; by default from `OTEL_RESOURCE_ATTRIBUTES`.
+        resource_attributes: more attributes of the service's resource, texts by name, for spans that the sidecar
+            exports. From `OTEL_RESOURCE_ATTRIBUTES` it takes `deployment.environment.name`, `service.namespace`,
+            `openinference.project.name` and `k8s.*`. Each fact carries them: at most 32, of 200 characters.
 
     Raises:
-        TypeError: `redis` is no asyncio redis-py client, `key_prefix` no str, or `describe_error` can't be called.
+        TypeError: `redis` is no asyncio redis-py client, `key_prefix` no str, `describe_error` can't be called, or
+            `resource_attributes` has something else than texts.
         ValueError: a setting is out of its range.
     """
 
@@ -58,6 +63,7 @@ class Config:
     describe_error: Callable[[BaseException], str] | None = None
     service_name: str | None = None
     service_version: str | None = None
+    resource_attributes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys.check_prefix(self.key_prefix)
@@ -65,6 +71,8 @@ class Config:
             raise TypeError(f"Config.redis must be an asyncio redis-py client, not {type(self.redis).__name__}")
         if self.describe_error is not None and not callable(self.describe_error):
             raise TypeError("Config.describe_error must be a function that takes an exception and returns a text")
+        if not all(isinstance(text, str) for pair in self.resource_attributes.items() for text in pair):
+            raise TypeError("Config.resource_attributes must have texts only, names and values")
         for name, low in {"lease_ttl": 0.3, "retention": 1.0}.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"Config.{name} must be at least {low} seconds")
@@ -76,6 +84,10 @@ class Config:
         if not 0.0 <= self.trace_ratio <= 1.0:
             raise ValueError("Config.trace_ratio must lie between 0 and 1")
 
+
+# What operators group traces by, of `OTEL_RESOURCE_ATTRIBUTES`; also `k8s.*`.
+_PASSED = frozenset({"deployment.environment.name", "service.namespace", "openinference.project.name"})
+_MOST_ATTRIBUTES, _LONGEST = 32, 200
 
 _current: Config | None = None
 _INSTANCE = uuid.uuid4().hex
@@ -102,12 +114,17 @@ def current_config() -> Config:
 
 def describe_service(config: Config) -> Service:
     """Return the service's resource for facts: from the settings, else from the standard OTEL_* variables."""
-    resource = dict(
-        pair.strip().split("=", 1) for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in pair
-    )
+    resource = {}
+    for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        key, separator, value = pair.strip().partition("=")
+        if separator:
+            resource[key.strip()] = unquote(value.strip())  # the variable is percent-encoded
     name = config.service_name or os.environ.get("OTEL_SERVICE_NAME") or resource.get("service.name")
+    passed = {key: value for key, value in resource.items() if key in _PASSED or key.startswith("k8s.")}
+    passed |= config.resource_attributes
     return Service(
         name=name or "unknown_service",
         version=config.service_version or resource.get("service.version"),
         instance=resource.get("service.instance.id") or f"{_INSTANCE}-{os.getpid()}",
+        attributes=tuple((key, value[:_LONGEST]) for key, value in passed.items())[:_MOST_ATTRIBUTES],
     )

@@ -41,11 +41,12 @@ APPEND_BUCKETS = tuple(0.0005 * 2 ** (k / 2) for k in range(30))
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Who emitted a fact: the service's resource, never the sidecar's."""
+    """Who emitted a fact: the service's resource, never the sidecar's. `attributes`: its other ones, by name."""
 
     name: str
     version: str | None = None
     instance: str | None = None
+    attributes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,7 @@ class Traffic:
             end_ms=at // 1_000_000 if cancelled else None,
             model_calls=requests,
             tool_calls=tools,
+            first_text_ns=(at - start) * 4 // 10,
             stream=StreamTotals(requests * 60, requests * 9_000, int(self._random.random() < 0.05), 0),
         )
 

@@ -77,7 +77,12 @@ RUN = {
     "gen_ai.conversation.id": "acme/u1/s1",
     "agx.session.id": "s1",
 }
-RESOURCE = {"service.name": "shop", "service.version": "1.2.3", "service.instance.id": "pod-1"}
+RESOURCE = {
+    "service.name": "shop",
+    "service.version": "1.2.3",
+    "service.instance.id": "pod-1",
+    "deployment.environment.name": "staging",
+}
 UNSET = (StatusCode.UNSET, None)
 
 
@@ -306,6 +311,10 @@ def test_events_left_out_are_said_to_be_dropped() -> None:
 
 def test_a_service_without_version_and_instance() -> None:
     assert shown(one(tool(service=Service("only-a-name"))))["resource"] == {"service.name": "only-a-name"}
+    odd = Service("own", attributes=(("service.name", "other"), ("", "nameless"), ("long", "x" * 5_000)))
+    resource = shown(one(tool(service=odd)))["resource"]
+    assert (resource.pop("service.name"), set(resource)) == ("own", {"long"})
+    assert len(resource["long"]) < 5_000
 
 
 def test_trace_state_is_kept() -> None:

@@ -32,7 +32,7 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 RUN_SPAN = span_id("run-1", "run")
 CHAT_SPAN = span_id("run-1", node_name("model_request", 0))
 TOOL_SPAN = span_id("run-1", tool_name(0, "call-1"))
-SERVICE = Service("shop", "1.2.3", "pod-1")
+SERVICE = Service("shop", "1.2.3", "pod-1", (("deployment.environment.name", "staging"),))
 
 
 def trace(span: str = RUN_SPAN, parent: str | None = None, *, sampled: bool = True, sdk: bool = False) -> Trace:

@@ -295,7 +295,8 @@ class _ServiceResource(Resource):
 
 @lru_cache(maxsize=1024)
 def _resource(service: Service) -> Resource:
-    attributes: dict[str, str] = {"service.name": _cut(service.name)}
+    attributes = {name: _cut(value) for name, value in service.attributes if name}
+    attributes["service.name"] = _cut(service.name)
     if service.version is not None:
         attributes["service.version"] = _cut(service.version)
     if service.instance is not None:
