@@ -7,7 +7,7 @@ PIP ?= $(BIN)/pip
 
 # What is not installed is deselected here, never skipped; CI installs it all.
 need = $(if $(shell command -v $(2)),, and not $(1))
-MARKS := not image$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
+MARKS := not image and not alertmanager$(call need,redis7,redis-server)$(call need,prometheus,promtool)$(call need,prometheus,prometheus)
 MARKS += $(call need,npm,npm)$(call need,npm,node)
 MARKS += $(call need,browser,chromium)$(call need,browser,node)$(call need,browser,npm)
 # Debian keeps the server's binaries off the PATH.
@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
-.PHONY: bench image-check clean
+.PHONY: bench image-check ops-check clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -85,6 +85,9 @@ bench: $(READY) ## Measure beside the bare agent loop and the peer
 
 image-check: $(READY) ## Build the image without Docker and run it locked down (root; buildah, bubblewrap, debootstrap)
 	$(BIN)/python -m pytest -v -s -m image tests/ops/test_image.py
+
+ops-check: $(READY) ## Fire and resolve each alert through an Alertmanager (needs prometheus and prometheus-alertmanager)
+	$(BIN)/python -m pytest -v -s -m alertmanager tests/ops/test_alertmanager.py
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -134,6 +134,31 @@ def start_prometheus(cleanup: ExitStack, home: Path, config: dict[str, Any]) -> 
     return f"http://{address}"
 
 
+def start_alertmanager(cleanup: ExitStack, home: Path, webhook: str) -> str:
+    """Start an Alertmanager that posts each alert to `webhook` at once, and return its address.
+
+    Raises:
+        StackError: there is no `prometheus-alertmanager` on the PATH, or it does not come up.
+    """
+    binary = shutil.which("prometheus-alertmanager")
+    if binary is None:
+        raise StackError(
+            "there is no prometheus-alertmanager on the PATH (Debian: apt install prometheus-alertmanager)"
+        )
+    path = home / "alertmanager.yml"
+    route = {
+        "receiver": "here",
+        "group_by": ["..."],
+        "group_wait": "0s",
+        "group_interval": "1s",
+        "repeat_interval": "1h",
+    }
+    receiver = {"name": "here", "webhook_configs": [{"url": webhook, "send_resolved": True}]}
+    path.write_text(yaml.safe_dump({"route": route, "receivers": [receiver]}))
+    command = [binary, f"--config.file={path}", f"--storage.path={home / 'alertmanager'}", "--cluster.listen-address="]
+    return _start(cleanup, home, lambda port: ([*command, f"--web.listen-address=127.0.0.1:{port}"], {}), "/-/ready")
+
+
 def _start(cleanup: ExitStack, home: Path, on_port: Callable[[int], Launch], ready: str) -> str:
     """Start a part on the first port of a few that is free, wait until it answers, and return its address."""
     output = ""
