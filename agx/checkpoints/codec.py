@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ToolReturnPart, UserContent
 from pydantic_ai.tools import DeferredToolResults
 from pydantic_ai.usage import RunUsage
+from pydantic_core import from_json, to_json
 
 _REFERENCE = "ref"
 FORMAT = 1  # goes up when an older process could misread a newer checkpoint
@@ -104,7 +105,7 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
             {"messages": dump_messages(one.messages), "priority": one.priority, "tool_call_id": one.tool_call_id}
             for one in checkpoint.pending
         ]
-    return orjson.dumps(fields)
+    return to_json(fields, inf_nan_mode="null")  # orjson refuses integers beyond 64 bits
 
 
 def dump_results(results: DeferredToolResults) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint
         UnreadableCheckpointError: it is not a checkpoint.
     """
     try:
-        fields = orjson.loads(data)
+        fields = from_json(data)
         version = int(fields["v"])
         if version > FORMAT:
             raise NewerCheckpointError(f"format {version} is newer than {FORMAT}: update this process")
@@ -166,7 +167,7 @@ def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint
         )
     except NewerCheckpointError:
         raise
-    except (orjson.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         # The exception's text may quote the conversation.
         raise UnreadableCheckpointError(type(error).__name__) from None
 

@@ -20,6 +20,7 @@ _lock = threading.Lock()
 def starting(session: SessionKeys) -> Iterator[None]:
     """Mark a run as starting for the duration of the block; the block ends when its `begin` is appended, or failed."""
     done: Future[None] = Future()
+    done.set_running_or_notify_cancel()  # a listener that stops waiting must not cancel it for the others
     with _lock:
         _starting.setdefault(session.stream, []).append(done)
     try:

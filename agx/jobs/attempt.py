@@ -1,4 +1,4 @@
-"""One attempt at a job: makes the run by its recipe, and starts it or goes on with it."""
+"""One attempt at a job: makes the run with its recipe, and starts or resumes it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..engine.engine import Engine
 from ..errors import AgentNotServedError, AttemptsExhaustedError, RecipeError, RunHandedOverError, SessionBusyError
 from ..recovery.dead_run import DeadRun
 from ..redis.keys import SessionKeys
+from ..runs.driving_task import DrivingTask
 from ..stream.entry import StreamEntry
 from .queue import JobQueue, Waiting
 from .recipe import Call, Recipe
@@ -39,18 +40,37 @@ async def start_job(
     Args:
         recipes: without the job's agent the run ends as failed.
         claims: how many workers have claimed the job; all but this one stopped before the run began.
-        postpone: called with the job's id where it is to be tried again later.
+        postpone: called with the job's entry id if its run has not begun: the job is tried again later.
     """
-    job = await queue.read(waiting)
-    if job is None:
-        logger.error("agx: a job of scope %s can't be read by this version, another worker may", waiting.scope)
-        postpone(waiting.entry_id)
-        await queue.give_back(waiting)
-        return
-    if job.run_id in runs or await _has_begun(engine, job):
-        await queue.remove(waiting)  # submitted twice under one id
-        return
     begun = asyncio.Event()
+    try:
+        job = await queue.read(waiting)
+        if job is None:
+            logger.error("agx: a job of scope %s can't be read by this version, another worker may", waiting.scope)
+        elif job.run_id in runs or await _has_begun(engine, job):
+            begun.set()  # submitted twice under one id
+            await queue.remove(waiting)
+        else:
+            await _start(engine, queue, waiting, job, begun, recipes=recipes, claims=claims, runs=runs)
+    finally:
+        if not begun.is_set():
+            postpone(waiting.entry_id)
+            with contextlib.suppress(RedisError, OSError):
+                await queue.give_back(waiting)
+
+
+async def _start(
+    engine: Engine,
+    queue: JobQueue,
+    waiting: Waiting,
+    job: Job,
+    begun: asyncio.Event,
+    *,
+    recipes: Mapping[str, Recipe],
+    claims: int,
+    runs: dict[str, ResumableRun],
+) -> None:
+    """Run a job to its end; `begun` is set once its run has begun. A session with a live run leaves the job waiting."""
     claim = asyncio.get_running_loop().create_task(_keep_claim(queue, waiting, begun))
     run = ResumableRun(_keys(engine, job), job, waiting.due_ms, on_begun=begun.set)
     runs[job.run_id] = run
@@ -62,15 +82,12 @@ async def start_job(
         else:
             await _attempt(engine, run, recipe, None)
     except SessionBusyError:
-        postpone(waiting.entry_id)
+        logger.debug("agx: the session of a waiting job has a live run")
     finally:
         del runs[job.run_id]
         if not begun.is_set():
             claim.cancel()
         await asyncio.wait({claim})
-        if not begun.is_set():
-            with contextlib.suppress(RedisError, OSError):
-                await queue.give_back(waiting)
 
 
 async def resume_run(engine: Engine, dead: DeadRun, recipe: Recipe, runs: dict[str, ResumableRun]) -> None:
@@ -84,15 +101,18 @@ async def resume_run(engine: Engine, dead: DeadRun, recipe: Recipe, runs: dict[s
 
 
 async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: DeadRun | None) -> None:
+    task = DrivingTask()
     try:
         run.recipe = asyncio.ensure_future(recipe(run.job))
         call = await run.recipe
         _check(call, run.job)
-    except asyncio.CancelledError:
-        if run.handing_over:
-            raise RunHandedOverError from None
-        raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError):
+            if run.handing_over:
+                raise RunHandedOverError from None
+            if task.is_cancelled:
+                raise
+            # Else the recipe awaited something that was cancelled elsewhere.
         logger.error("agx: the recipe of agent %s failed for run %s", run.agent, run.job.run_id, exc_info=error)
         await fail_run(engine, run, dead, RecipeError(run.agent, error))
         return

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass, replace
+
+from redis.exceptions import ResponseError
 
 from ..engine.engine import Engine
 from ..recovery.dead_run import DeadRun, read_dead_run
 from ..redis import keys
 from ..redis.live_key import HANDED_OVER, parse_live
 
+logger = logging.getLogger("agx")
+
 _AT_ONCE = 100  # runs past their deadline that one look takes from a partition
-_LOOK_AGAIN = 30.0  # seconds before a run is read again that was left alone, unless its deadline has changed
+_LOOK_AGAIN = 30.0  # seconds before a run that was left alone is read again, unless its deadline has changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,14 @@ class DeadRuns:
                 continue
             if self._engine.is_ending or not (self._takes(False) or self._takes(True)):
                 continue
-            if (dead := await self._look(death, now + _LOOK_AGAIN)) is not None:
+            try:
+                dead = await self._look(death, now + _LOOK_AGAIN)
+            except ResponseError as error:
+                # What another client wrote under the session's keys must not hide the other runs.
+                logger.warning("agx: a dead run can't be read (%s)", error)
+                self._pass(death, now + _LOOK_AGAIN)
+                continue
+            if dead is not None:
                 self.waiting.discard(dead.run_id)
                 yield dead
 

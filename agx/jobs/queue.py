@@ -87,11 +87,12 @@ redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 return redis.call('XDEL', KEYS[1], ARGV[3])
 """)
 
-# Lets the claim expire at once; it does not count. ARGV: group, worker, entry id, ms for which a claim holds.
+# Lets the claim expire at once; it does not count. The entry leaves the worker, which may claim it anew like any other.
+# ARGV: group, worker, entry id, ms for which a claim holds.
 _GIVE_BACK = Script("""
 local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if held and held[2] == ARGV[2] then
-  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'IDLE', ARGV[4], 'RETRYCOUNT', held[4] - 1, 'JUSTID')
+  redis.call('XCLAIM', KEYS[1], ARGV[1], 'nobody', 0, ARGV[3], 'IDLE', ARGV[4], 'RETRYCOUNT', held[4] - 1, 'JUSTID')
 end
 return 1
 """)

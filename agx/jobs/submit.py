@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,8 +58,8 @@ async def submit(
     """
     if on_busy != "reject":
         raise ValueError(f"on_busy must be 'reject', not {on_busy!r:.40}")
-    if not recover >= 0 or not delay >= 0 or max_attempts < 1:
-        raise ValueError("recover and delay must not be negative, and max_attempts at least 1")
+    if not 0 <= recover < math.inf or not 0 <= delay < math.inf or max_attempts < 1:
+        raise ValueError("recover and delay must be finite and not negative, and max_attempts at least 1")
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     job = Job(

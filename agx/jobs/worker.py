@@ -154,6 +154,9 @@ class Worker:
             if not self._has_room:
                 return
             claims = await queue.claim(job)
+            if claims and not self._has_room:
+                await queue.give_back(job)  # a run was taken over meanwhile
+                return
             if claims >= _SUSPECT and self.running:
                 # It may have stopped the workers before this one: it runs where no other run can be stopped with it.
                 self._postpone(job.entry_id)
@@ -177,6 +180,9 @@ class Worker:
             if left_ms > 0:
                 self._not_before[job.entry_id] = now + left_ms / 1_000
             elif claims := await queue.claim(job):
+                if not self._has_room:
+                    await queue.give_back(job)
+                    return
                 self._start(job.entry_id, self._job(engine, queue, job, claims))
 
     @property

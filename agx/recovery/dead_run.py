@@ -80,11 +80,11 @@ async def read_dead_run(
     while page is first or len(page) == _PAGE:
         page = await _read_page(bus, session, f"({format_id(entries[-1].id)}", _PAGE)
         entries = [*entries, *page]
-    if entries[-1].type == "end":
-        return None
     if any(entry.checkpoint is not None and is_newer(entry.checkpoint) for entry in entries[1:]):
         return None  # left to a newer version
     record = RecordedRun.of(run_id, entries, handed_over=handed_over)
+    if record.end is not None:
+        return None
     return DeadRun(
         session=session,
         job=replace(job, attempt=record.attempt + 1),

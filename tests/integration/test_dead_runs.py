@@ -218,3 +218,17 @@ async def test_waiting_jobs_are_listed_without_what_they_hold(
     await queue.remove(listed[3])
     assert await queue.read(listed[3]) is None
     assert len(await queue.waiting(partition)) == 249
+
+
+async def test_a_stream_of_another_type_hides_no_dead_run(configured: Redis) -> None:
+    await ready()
+    await die(configured, "odd", deadline=1)
+    await die(configured, "good", deadline=2)
+    await configured.set(keys.SessionKeys.of("agx", "acme", "ada", "odd").stream, "x", ex=60)
+    assert await find(DeadRuns(await ready(), {"support"}, known=(), takes=lambda alone: True)) == ["good"]
+
+
+async def test_a_run_that_ended_is_not_resumed_although_an_event_was_added_behind_its_end(configured: Redis) -> None:
+    await ready()
+    await die(configured, "ended", {"type": "end"}, {"type": "info"})
+    assert await find(DeadRuns(await ready(), {"support"}, known=(), takes=lambda alone: True)) == []

@@ -16,6 +16,7 @@ from support.recorded import read_stream
 from support.waiting import wait_until
 
 import agx
+from agx.engine.leases import Lease
 from agx.engine.registry import current_engine
 from agx.testing import MemorySession, collect
 
@@ -163,6 +164,30 @@ async def test_the_same_for_start_and_for_many_listeners(configured: Redis) -> N
     await agx.stop(1, 1, "s")
     for events in await asyncio.gather(*listening):
         assert [event["type"] for event in events] == ["begin", "end"]
+
+
+async def test_a_listener_that_leaves_during_a_start_disturbs_neither_the_run_nor_other_listeners(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, leases = Gate(), current_engine().leases
+    acquire = leases.acquire
+
+    async def slow_acquire(lease: Lease) -> None:
+        gate.reached.set()
+        await gate.open.wait()
+        await acquire(lease)
+
+    monkeypatch.setattr(leases, "acquire", slow_acquire)
+    running = start_run(["answer"])
+    leaving, staying = (asyncio.create_task(listened()) for _ in range(2))
+    await gate.reached.wait()
+    for _ in range(3):  # both wait for the `begin`
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    gate.open.set()
+    await running
+    assert text(await staying) == "answer"
 
 
 async def test_a_start_that_fails_leaves_the_listener_with_what_is_kept(configured: Redis) -> None:

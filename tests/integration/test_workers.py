@@ -20,7 +20,9 @@ import agx
 from agx.checkpoints import job as job_format
 from agx.engine.registry import current_engine
 from agx.facts.schema import RunEnded, RunStarted, decode
-from agx.jobs.queue import JobQueue
+from agx.jobs.attempt import start_job
+from agx.jobs.queue import JobQueue, Waiting
+from agx.jobs.submit import open_queue
 from agx.redis.keys import SessionKeys
 from agx.redis.live_key import ACQUIRE, HAND_OVER, MARK_CANCELLED, TAKE_OVER, gap_holder, new_holder, parse_live
 from agx_sidecar.link import Link
@@ -65,8 +67,16 @@ async def raise_secret(job: agx.Job) -> None:
     raise LookupError("secret")
 
 
+async def raise_stray_cancellation(job: agx.Job) -> None:
+    cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    await cancelled
+
+
 @pytest.mark.parametrize(
-    "recipe", [make_recipe(raise_secret), make_recipe(user_id="bob")], ids=["it raises", "other ids"]
+    "recipe",
+    [make_recipe(raise_secret), make_recipe(raise_stray_cancellation), make_recipe(user_id="bob")],
+    ids=["it raises", "it raises a CancelledError", "other ids"],
 )
 async def test_a_bad_recipe_ends_the_run_as_failed(
     configured: Redis, recipe: Recipe, caplog: pytest.LogCaptureFixture
@@ -283,3 +293,78 @@ async def _find_started(client: Redis) -> RunStarted | None:
             if isinstance(fact := decode(fields[b"fact"]), RunStarted):
                 return fact
     return None
+
+
+async def test_no_job_starts_beside_a_run_that_became_alone_during_the_claim(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    async def note(job: agx.Job) -> None:
+        started.append(job.session_id)
+
+    worker = agx.Worker({"support": make_recipe(note)})
+    is_done, given_back = asyncio.Event(), asyncio.Event()
+    claim, give_back = JobQueue.claim, JobQueue.give_back
+
+    async def run_alone() -> None:
+        await is_done.wait()
+
+    async def claim_during_a_takeover(queue: JobQueue, waiting: Waiting) -> int:
+        if not worker.running:
+            worker._start("poison", run_alone(), alone=True)
+        return await claim(queue, waiting)
+
+    async def note_give_back(queue: JobQueue, waiting: Waiting) -> None:
+        await give_back(queue, waiting)
+        given_back.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobQueue, "claim", claim_during_a_takeover)
+        patch.setattr(JobQueue, "give_back", note_give_back)
+        await submit()
+        async with working(worker):
+            await wait_until(lambda: given_back.is_set() or started)
+            found = worker.running, list(started)
+            patch.undo()
+            is_done.set()
+            assert found == (1, [])
+            await wait_until(lambda: started == ["s"])
+
+
+async def test_a_job_that_cannot_be_started_is_not_tried_again_at_once(configured: Redis) -> None:
+    def fail(job: agx.Job) -> Awaitable[agx.Call]:
+        raise AssertionError("no recipe is asked")
+
+    engine = current_engine()
+    await engine.ready()
+    postponed: list[str] = []
+    queue = open_queue(engine, "worker")
+    bad = agx.Job("run", "a/b", "ada", "s", "support")  # an id that no version would have accepted
+    await queue.submit(bad, delay=0, max_waiting=10)
+    (waiting,) = [job for n in range(engine.queues.partitions or 1) for job in await queue.waiting(n)]
+    claims = await queue.claim(waiting)
+    with pytest.raises(ValueError, match="scope_id"):
+        await start_job(
+            engine, queue, waiting, recipes={"support": fail}, claims=claims, runs={}, postpone=postponed.append
+        )
+    assert postponed == [waiting.entry_id]
+    assert await open_queue(engine, "other").claim(waiting) == 1  # given back, and not counted
+
+
+@pytest.mark.parametrize("options", [{"recover": float("inf")}, {"recover": float("nan")}, {"delay": float("inf")}])
+async def test_submit_refuses_a_time_without_an_end(configured: Redis, options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        await submit(**options)
+
+
+async def test_a_worker_claims_a_job_again_that_it_gave_back(configured: Redis) -> None:
+    engine = current_engine()
+    await engine.ready()
+    await submit()
+    queue = open_queue(engine, "worker")
+    (waiting,) = [job for n in range(engine.queues.partitions or 1) for job in await queue.waiting(n)]
+    for _ in range(2):
+        assert await queue.claim(waiting) == 1
+        assert await queue.claim(waiting) == 1  # renewed
+        await queue.give_back(waiting)

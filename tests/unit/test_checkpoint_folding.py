@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic_ai.messages import ModelRequest, ToolReturnPart, UserPromptPart
+from pydantic_ai.messages import ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
 from pydantic_ai.usage import RunUsage
 
 from agx.checkpoints.codec import Checkpoint, Pending, ToolReturn, decode, encode
@@ -25,3 +25,17 @@ def test_enqueued_messages_keep_their_priority_and_their_tool_call() -> None:
     note = ModelRequest(parts=[UserPromptPart("note")])
     pending = (Pending((note,), "asap", "c1"), Pending((note, note), "when_idle"))
     assert decode(encode(Checkpoint(pending=pending)), {}).pending == pending
+
+
+def test_an_integer_of_any_size_stays_exact() -> None:
+    response = ModelResponse(parts=[ToolCallPart("count", {"n": 2**70}, "c1")])
+    result = ToolReturn(ToolReturnPart("count", {"n": -(2**70)}, "c1"))
+    assert decode(encode(Checkpoint(messages=(response,))), {}).messages == (response,)
+    assert decode(encode(Checkpoint(returned=result)), {}).returned == result
+
+
+def test_what_is_not_a_number_becomes_null() -> None:
+    result = ToolReturn(ToolReturnPart("divide", {"n": float("nan")}, "c1"))
+    returned = decode(encode(Checkpoint(returned=result)), {}).returned
+    assert returned is not None
+    assert returned.part.content == {"n": None}
