@@ -1,4 +1,4 @@
-"""A submitted run, as it stands in the jobs queue and in its first checkpoint: JSON only."""
+"""A job: the description of a run, as JSON, in the jobs queue and in the run's first checkpoint."""
 
 from __future__ import annotations
 

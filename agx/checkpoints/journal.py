@@ -1,4 +1,4 @@
-"""The journal of one attempt: writes its checkpoints, and gives back what earlier attempts have recorded."""
+"""The journal of one attempt: makes its checkpoints, and has the results that earlier attempts recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .progress import Progress, fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where an agent's run stands now."""
+    """The present state of an agent's run."""
 
     messages: Sequence[ModelMessage]
     usage: RunUsage
@@ -27,7 +27,7 @@ class Journal:
 
     Args:
         progress: how far the attempts before got.
-        take: returns where the agent's run stands.
+        take: returns the present state of the agent's run.
     """
 
     def __init__(self, progress: Progress, take: Callable[[], Snapshot]) -> None:

@@ -1,4 +1,4 @@
-"""Gives a recorded tool result back to pydantic-ai, in the way the tool gave it."""
+"""Returns a recorded tool result to pydantic-ai, or raises what the tool had raised."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ State = Literal["ok", "warning", "fault"]
 _OLDEST = (7, 0)  # Redis and Valkey count alike up to 7.2
 _SKEW_MS = 1_000
 _FULL = 0.9  # of maxmemory
-_LATE_MS = 30_000  # a fact that waits longer is news
-_UNREAD_MS = 120_000  # a group whose consumers have all been away so long is read by nobody
+_LATE_MS = 30_000  # a fact that waits longer is reported
+_UNREAD_MS = 120_000  # idle time of all its consumers after which a group counts as unread
 _GRACE_MS = 5_000  # in which a reaper closes a dead run
 _UNSERVED_MS = 30_000  # since a worker last announced an agent; then none serves it
 _BEYOND = 64  # partitions looked at above those in force
@@ -91,7 +91,7 @@ async def _check_memory(connection: Connection) -> list[Finding]:
             Finding(
                 "memory",
                 "fault",
-                f"maxmemory-policy is {', '.join(sorted(bad))}: the server may throw leases and queues away",
+                f"maxmemory-policy is {', '.join(sorted(bad))}: the server may evict leases and queues",
                 "set maxmemory-policy noeviction in its configuration, now with CONFIG SET, or use another server",
             )
         )
@@ -120,7 +120,7 @@ async def _check_clock(connection: Connection) -> list[Finding]:
     before = time.time()
     server_ms = await read_clock(connection.bus)
     after = time.time()
-    # What the answer's way may explain is no skew.
+    # A difference within the round trip is not a skew.
     skew = max(server_ms - after * 1_000, before * 1_000 - server_ms, 0.0)
     message = f"{skew:.0f} ms apart, a round trip takes {(after - before) * 1_000:.1f} ms"
     if skew > _SKEW_MS:

@@ -1,4 +1,4 @@
-"""What the user of the URL may do: every command that a role needs is tried, in a form that changes nothing."""
+"""The rights of the Redis user: tries every command that a role needs, with arguments that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cancel()`: any process stops a run of any other; one publication, and the marked lease that can't be missed."""
+"""`cancel()`: stops a run of any process. It marks the lease, which every renewal reads, and publishes the mark."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def mark_cancelled(
     whose process died and that can be resumed gets a mark, too: the process that takes it over ends it.
 
     Args:
-        run_id: only this run; None takes whichever is live.
+        run_id: cancel only this run; None cancels the run that is live.
         now_ms: server time, or an estimate of it.
         lease_ttl: seconds for which a process that died still held the lease.
 

@@ -1,4 +1,4 @@
-"""The engine: what one running event loop owns: connections, group commit, queues, leases, hub, background tasks."""
+"""The engine of an event loop: its connections, group commit, queues, leases, hub and background tasks."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ class Engine:
             self._keeper.__anext__().send(None)
 
     async def ready(self) -> None:
-        """Learn the prefix's number of partitions; raises RedisError or OSError."""
+        """Read the prefix's number of partitions; raises RedisError or OSError."""
         if self.queues.partitions is None:
             self.queues.partitions = await self.meta.publish()
 
     def ready_later(self) -> None:
-        """Find the number of partitions out in the background; until then facts wait in memory."""
+        """Read the number of partitions in the background; until then facts wait in memory."""
         if self.queues.partitions is None and (self._readying is None or self._readying.done()):
             self._readying = self.supervisor.start(self._get_ready, name="agx-partitions")
 

@@ -1,4 +1,4 @@
-"""Leases: each proves that a run's process is alive, and carries a cancel that no lost message can hide (contract, 4).
+"""Leases: each shows that a run's process is alive, and stores a cancel until the run has read it (contract, 4).
 
 The stream decides how a run ended, the lease only who may write. A run without its lease may still have its `end` in
 the stream, and a run that holds its lease may find another run's `end` there.
@@ -30,7 +30,7 @@ _BUSY_WAIT = 1.0  # seconds a run waits for the lease of one that has ended
 _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
-_SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait no longer than that
+_SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 
@@ -217,7 +217,7 @@ class Leases:
         return self._clock.now_ms() + self._ttl_ms
 
     def _announce(self, leases: list[Lease]) -> None:
-        """Write deadlines: a hint for recovery, so a lost one costs nothing but time."""
+        """Write deadlines: a hint for recovery. If one is lost, recovery only starts later."""
         by_key: dict[str, list[str | int]] = {}
         deadline = self._deadline()
         for lease in leases:
@@ -234,7 +234,7 @@ class Leases:
             wait = min(period, await self._renew_once())
 
     async def _renew_once(self) -> float:
-        """Renew all leases; returns the seconds after which the next renewal is due at the latest."""
+        """Renew all leases; returns the longest time, in seconds, until the next renewal."""
         leases, confirmed, wait = list(self._held.values()), list[Lease](), float("inf")
         for start in range(0, len(leases), _SLICE):
             some = leases[start : start + _SLICE]
@@ -310,7 +310,7 @@ class Leases:
         return False
 
     async def _judge_missing(self, lease: Lease) -> bool | None:
-        """Tell a deleted lease from an expired one and from lost data."""
+        """Act on a missing lease: it was deleted, it has expired, or the server lost its data."""
         if lease.breaks == self._bus.breaks and self.holds(lease):
             if await self._is_only_lease_missing(lease):
                 # Only a client of the older package deletes a lease: that is how it cancels.

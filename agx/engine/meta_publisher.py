@@ -1,4 +1,4 @@
-"""The meta publisher: writes `::meta` for the sidecar and learns the number of partitions in force."""
+"""The meta publisher: writes `::meta` for the sidecar and reads the number of partitions in force."""
 
 from __future__ import annotations
 

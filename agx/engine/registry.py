@@ -39,7 +39,7 @@ def _remove(engine: Engine) -> None:
 async def aclose(grace: float = 0) -> None:
     """End the running event loop's runs and close its connections; for the service's shutdown.
 
-    Cancelled runs are saved and their streams ended. Whoever uses agx again afterwards gets new connections.
+    Cancelled runs are saved and their streams ended. A later call of agx opens new connections.
 
     Args:
         grace: seconds that live runs have left; then they are cancelled with reason `shutdown`.

@@ -22,7 +22,7 @@ _LOOK_AGAIN = 30.0  # seconds before a run that was left alone is read again, un
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """A deadline that has passed: a run that is held again has a later one."""
+    """A deadline that has passed. It identifies an attempt: the next process that holds the run sets a later one."""
 
     member: bytes
     deadline_ms: float
@@ -44,11 +44,11 @@ class _Passed:
 class DeadRuns:
     """Looks for dead runs of some agents that may be tried again.
 
-    A look costs one command a partition, and one for each run that somebody else may hold. A stream is read only where
-    its run could be started here, and again only once its deadline has changed.
+    A look costs one command per partition, and one for each run that another process may hold. A stream is read only if
+    its run could start here, and read again after 30 s or once its deadline has changed.
 
     Args:
-        agents: names of the recipes at hand.
+        agents: names of this worker's recipes.
         known: ids of runs that this process has already.
         takes: whether a run could be started now; its argument is whether the run has to run alone.
     """

@@ -1,4 +1,4 @@
-"""A run that any worker can start or go on with: driven by its recipe's arguments, handed over, or ended as failed."""
+"""A run that any worker can start or resume: driven with its recipe's arguments, handed over, or ended as failed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ResumableRun:
     job: Job
     due_ms: int | None = None
     on_begun: Callable[[], object] = lambda: None
-    drive: Drive | None = None  # known once the run has begun
+    drive: Drive | None = None  # set once the run has begun
     recipe: asyncio.Future[Call] | None = None  # while it makes the agent
     handing_over: bool = False
 
@@ -73,7 +73,7 @@ async def run_job(
 
 
 async def fail_run(engine: Engine, run: ResumableRun, dead: DeadRun | None, error: Exception) -> None:
-    """End a run as failed whose agent could not be made; nobody resumes it."""
+    """End as failed a run whose agent could not be made; no worker resumes it."""
     life = await _open(engine, run, dead, run.agent, None)
     if life is not None:
         run.on_begun()
@@ -81,7 +81,7 @@ async def fail_run(engine: Engine, run: ResumableRun, dead: DeadRun | None, erro
 
 
 def hand_over(run: ResumableRun, *, now: bool = False) -> None:
-    """Have another process go on with a run: at its next model request, or at once.
+    """Stop a run so that another process resumes it: at its next model request, or at once.
 
     A run that has not begun yet does not begin.
     """

@@ -1,4 +1,4 @@
-"""`submit()`: hands a run over to the workers, from a process that has neither the agent nor its keys."""
+"""`submit()`: queues a run for the workers, from a process that has neither the agent nor a model's key."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def submit(
     """Have a worker run an agent on a session; returns the run's id. Follow the run with `listen()`.
 
     Args:
-        agent: name of the recipe, as the workers know it.
+        agent: name of the recipe in the workers.
         prompt: what the user asks; None goes on with the stored conversation.
         args: JSON values for the recipe, at most 64 KiB.
         run_id: makes a repeated submit harmless: the same id runs once, as long as its stream is kept.
         recover: seconds after the death of its process during which the run may be resumed.
         max_attempts: attempts in a row without progress after which the run is lost.
-        delay: seconds before which the run does not begin.
+        delay: seconds until the run may begin.
         on_busy: `reject` raises where the session has a live run.
 
     Raises:
@@ -94,7 +94,7 @@ def open_queue(engine: Engine, worker: str) -> JobQueue:
 
 
 async def _has_ended(engine: Engine, session: SessionKeys) -> bool:
-    """Return whether the live run has ended already, and its lease is about to be given back."""
+    """Return whether the live run has its `end`, so that its lease is given back soon."""
     try:
         last = await engine.control.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
     except (RedisError, OSError) as error:

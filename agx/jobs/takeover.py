@@ -1,4 +1,4 @@
-"""Takes a run over whose process died: its lease, then `resume` behind the last entry (contract, section 4)."""
+"""Takes over a run whose process died: takes its lease, then appends `resume` (contract, section 4)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
 
 
 def _last_alive_ns(dead: DeadRun, lease_ttl: float) -> int:
-    """Return when the process before showed for the last time that it lives.
+    """Return the last time at which the process before was known to be alive.
 
     That is its last entry, or the last renewal of its lease if that was later. `lease_ttl`, in seconds, is this
     process's own, which is equal in a fleet.

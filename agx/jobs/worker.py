@@ -29,7 +29,7 @@ logger = logging.getLogger("agx")
 
 _POLL = 1.0  # seconds between two looks at the queue; a submit wakes the workers at once
 _SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter
-_BUSY_PAUSE = 1.0  # seconds before a job is tried again whose session has a live run
+_BUSY_PAUSE = 1.0  # seconds before a job whose run could not begin is tried again
 _MAKE_ROOM = 10.0  # seconds within which a worker makes room for a run that has to run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
 _SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
@@ -167,7 +167,7 @@ class Worker:
         await self._end_not_served(engine, queue, waiting, now_ms)
 
     async def _end_not_served(self, engine: Engine, queue: JobQueue, waiting: list[Waiting], now_ms: int) -> None:
-        """End the jobs, as failed, whose agent no worker has served for as long as they may wait."""
+        """End as failed the jobs that have waited `recover` seconds for an agent that no worker serves."""
         others = [job for job in waiting if job.agent not in self.recipes and job.due_ms <= now_ms]
         key, now = keys.workers(engine.config.key_prefix), asyncio.get_running_loop().time()
         for job in others:
@@ -197,8 +197,8 @@ class Worker:
     def _pick(self, waiting: list[Waiting], now_ms: int) -> Iterator[Waiting]:
         """Yield the jobs to start, in turn by scope.
 
-        The scope with the fewest runs here comes first, then the one that was served least since its jobs wait; of a
-        scope its oldest job.
+        The scope with the fewest runs here comes first; among equal ones, the scope with the fewest jobs started here
+        since it has waiting jobs. The oldest job of a scope comes first.
         """
         now = asyncio.get_running_loop().time()
         self._not_before = {entry_id: at for entry_id, at in self._not_before.items() if at > now}
@@ -234,7 +234,7 @@ class Worker:
         )
 
     def _postpone(self, entry_id: str) -> None:
-        """Try a job again later: its session has a live run, or it has to run alone."""
+        """Try a job again later."""
         self._not_before[entry_id] = asyncio.get_running_loop().time() + _BUSY_PAUSE
 
     # --- runs whose process died ---
@@ -255,7 +255,7 @@ class Worker:
         return not self.running if alone else self._has_room
 
     def _make_room(self, waits: set[str]) -> None:
-        """Start nothing more, after a while, where runs wait for a worker without other runs.
+        """Start nothing more, after a random delay, while runs wait for a worker without other runs.
 
         Not all workers make room at once: the first one that is empty takes the run, and the others go on.
         """
@@ -280,11 +280,11 @@ class Worker:
         try:
             await work
         except Exception:
-            # How a run ended stands in its stream and in the log already; a worker goes on with the next one.
+            # The stream and the log have how the run ended already; the worker continues with the next one.
             logger.debug("agx: a job ended with an exception", exc_info=True)
 
     async def _announce(self, engine: Engine) -> None:
-        """Announce which agents are served, so that a job that nobody serves is noticed."""
+        """Announce which agents are served, so that jobs of other agents can be ended and reported."""
         await engine.ready()
         key = keys.workers(engine.config.key_prefix)
         while True:

@@ -3,7 +3,7 @@
 Hooking the event stream turns each request of `agent.run()` into a streamed one. For a plain model that changes
 nothing but the time of arrival. It changes the outcome where something looks at the complete response (a fallback that
 rejects a response, a hook that asks for a retry), where the model can't stream, or where it answers a streamed request
-differently. What is not known to be alike is not streamed (issue 12, "Observing changes nothing").
+differently. A request that is not known to end in the same way is not streamed (issue 12, "Observing changes nothing").
 """
 
 from __future__ import annotations

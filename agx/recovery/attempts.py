@@ -1,4 +1,4 @@
-"""The attempts of a run, as its stream shows them: which of them made progress. Pure, no I/O."""
+"""The attempts of a run, read from its stream: which of them made progress. Pure, no I/O."""
 
 from __future__ import annotations
 

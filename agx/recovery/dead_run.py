@@ -25,8 +25,7 @@ class DeadRun:
         record: the run as its stream shows it.
         last_id: id of the last entry that was read.
         checkpoints: those after `begin`, of all attempts.
-        void: what the dead attempt streamed of a request that was not answered, `{"idx", "from_seq"}`; None where
-            there is none.
+        void: which events of an unanswered request the dead attempt streamed, `{"idx", "from_seq"}`; None if none.
         handed_over: whether the run's last process handed it over.
         deadline_ms: server time at which the lease of the run's last process expired; 0 where that is not known.
     """

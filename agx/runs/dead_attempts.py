@@ -1,4 +1,4 @@
-"""The facts of a run's earlier attempts, whose processes died: found and queued once, beside the run."""
+"""Queues, in the background, the facts of a run's earlier attempts that their dead processes did not queue."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ class _Opening:
         self._session = session
         self._runtime = runtime
         self._follows = follows
-        self._state = _new_state()
         # The state exists before the lease: a cancellation that comes while `begin` is on its way is not lost.
+        self._state = _new_state()
         self._job = job
         self._due_ms = due_ms
         self._called_ns = time.time_ns()
@@ -154,7 +154,7 @@ class _Opening:
             )
         except BaseException as error:
             if writer is not None and writer.begun:
-                # It was on its way already, and who sees the `begin` has to see the `end`.
+                # Redis has the `begin`: a listener that gets it has to get an `end`.
                 await self._end_unwanted(RunLifecycle(engine, recorder, lease), writer, error)
             elif isinstance(error, SessionBusyError):
                 engine.leases.forget(lease)
@@ -198,7 +198,7 @@ def start_streamed(run: RunLifecycle, writer: SessionWriter, lease: Lease) -> No
     engine, recorder = run.engine, run.recorder
     recorder.events.writer = writer
     lease.on_retaken = writer.check_owner
-    # A sidecar that has finished the run gave the lease back and stands in the stream.
+    # A sidecar that finalized the run has given the lease back, and its `end` is in the stream.
     recorder.state.is_confirmed = lambda: engine.leases.holds(lease) and writer.proved >= lease.taken
     recorder.state.begin()
     engine.sessions[writer.stream] = recorder.events

@@ -1,4 +1,4 @@
-"""The state of one run: its phase, the transitions between phases, and what asked it to stop.
+"""The state of one run: its phase, the transitions between phases, and why it has to stop.
 
 The picture and the meaning of each transition: docs/design.md, "A run's life". A run that another process takes over is
 fenced here; whatever that process does with it has a state of its own there.

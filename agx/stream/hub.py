@@ -22,7 +22,7 @@ from .subscription import Subscription
 READ = 500  # entries a read
 QUEUE = 2_000  # entries a listener may lag behind before it reads from its own cursor again
 _NEVER = float("inf")
-POLL = 1.0  # seconds; what a lost or never sent wake-up costs at most
+POLL = 1.0  # seconds between two polls of quiet sessions
 
 
 class Subscriber:

@@ -21,7 +21,7 @@ class PendingEntry:
     checkpoint: bytes | None = None
 
     def take_body(self) -> Body:
-        """Return the body in its final form, the caller's to change."""
+        """Return the body in its final form; the caller may change it."""
         if self.part is not None:
             return self.part.delta("".join(self.pieces))
         return UserBody(self.body) if isinstance(self.body, UserBody) else dict(self.body or {})

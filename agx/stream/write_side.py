@@ -15,7 +15,7 @@ from .open_streams import OpenStreams
 class AppendSettings:
     """The configuration of appends."""
 
-    max_length: int  # entries of a stream, about
+    max_length: int  # entries of a stream, approximately
     max_body: int  # bytes
     retain: float  # seconds for which acknowledged entries are retained
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 _FIRST, _LAST = 5.0, 300.0  # seconds; the wait doubles from the first to the last
-_MOST = 10_000  # beyond, the oldest is forgotten and tried again at once
+_MOST = 10_000  # members; above it the oldest one is dropped, and so tried again at once
 
 
 class Postponed:

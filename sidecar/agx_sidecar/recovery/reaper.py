@@ -40,7 +40,7 @@ from .postponed import Postponed
 logger = logging.getLogger(__name__)
 
 SWEEP = 1.0  # seconds between two looks
-_AT_ONCE = 100  # dead runs a look and partition
+_AT_ONCE = 100  # dead runs per partition in one look
 _PAGE = 1_000  # entries a read
 
 # Removes a member whose deadline is still the one that was read: a process that has come back has set a later one.
