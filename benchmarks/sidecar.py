@@ -52,6 +52,24 @@ class Rate:
     memory_mib: tuple[int, ...] = ()
 
 
+def _model_call(n: int, start: int) -> facts.ModelCall:
+    return facts.ModelCall(
+        provider="openai",
+        request_model="gpt-4o-mini",
+        response_model="gpt-4o-mini-2024-07-18",
+        response_id=f"resp-{n}",
+        stream=True,
+        finish_reason="stop",
+        finish_reason_missing=False,
+        first_chunk_ns=150_000_000,
+        chunk_counts=(7, 0, 3, *[0] * 12),
+        chunk_sum_ns=123_456_789,
+        usage=facts.Usage(1_000, 200, 300, 0, 40),
+        start_ns=start,
+        end_ns=start + 600_000_000,
+    )
+
+
 def a_run(n: int) -> Iterator[facts.Fact]:
     """Five facts: a run with two model requests and a tool call."""
     start = time.time_ns()
@@ -78,21 +96,7 @@ def a_run(n: int) -> Iterator[facts.Fact]:
             outcome="completed",
             start_ns=start,
             end_ns=start + 700_000_000,
-            model=facts.ModelCall(
-                provider="openai",
-                request_model="gpt-4o-mini",
-                response_model="gpt-4o-mini-2024-07-18",
-                response_id=f"resp-{n}",
-                stream=True,
-                finish_reason="stop",
-                finish_reason_missing=False,
-                first_chunk_ns=150_000_000,
-                chunk_counts=(7, 0, 3, *[0] * 12),
-                chunk_sum_ns=123_456_789,
-                usage=facts.Usage(1_000, 200, 300, 0, 40),
-                start_ns=start,
-                end_ns=start + 600_000_000,
-            ),
+            model=_model_call(n, start),
             trace=place(facts.span_id(run_id, f"n{idx}"), root),
             **shared,
         )

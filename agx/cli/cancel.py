@@ -35,9 +35,8 @@ async def _cancel(args: argparse.Namespace) -> int:
     async with connect(args) as connection:
         session = await find_session(connection, args.session)
         found = await cancel(session.scope, session.user, session.session)
-    name = f"{session.scope}/{session.user}/{session.session}"
     if args.json:
-        print_json({"session": name, "cancelled": found})
+        print_json({"session": session.path, "cancelled": found})
     else:
-        print(f"{name}: cancel requested" if found else f"{name}: nothing is live")
+        print(f"{session.path}: cancel requested" if found else f"{session.path}: nothing is live")
     return 0 if found else 3

@@ -159,10 +159,9 @@ async def _check_leases(connection: Connection) -> list[Finding]:
     if not dead:
         live = f"{len(runs) - len(recovering)} live"
         return [Finding("leases", "ok", f"{live}, {len(recovering)} recovering" if recovering else live)]
-    session = dead[0].session
     message = (
         f"{len(dead)} of {len(runs)} have no process any more and nobody has closed them, "
-        f"such as {session.scope}/{session.user}/{session.session}"
+        f"such as {dead[0].session.path}"
     )
     return [
         Finding("leases", "fault", message, "start agx-sidecar on this prefix: it ends what a dead process left open")

@@ -69,9 +69,8 @@ def _described(run: LiveRun, last: StreamEntry | None, now_ms: int) -> dict[str,
 
 
 def _row(run: LiveRun, last: StreamEntry | None, now_ms: int) -> tuple[str, ...]:
-    session = run.session
     return (
-        f"{session.scope}/{session.user}/{session.session}",
+        run.session.path,
         run.agent or "-",
         format_duration(now_ms - run.began_ms) if run.began_ms else "-",
         format_duration(now_ms - last.id[0]) if last is not None else "-",

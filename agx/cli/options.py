@@ -119,5 +119,5 @@ async def find_session(connection: Connection, text: str) -> SessionKeys:
         return next(iter(found.values()))
     if not found:
         raise AgxError(f"no live session or run is called {text!r}: name it as SCOPE/USER/SESSION, or see `agx ls`")
-    names = ", ".join(f"{session.scope}/{session.user}/{session.session}" for session in found.values())
+    names = ", ".join(session.path for session in found.values())
     raise AgxError(f"{len(found)} live sessions are called {text!r}: {names}")

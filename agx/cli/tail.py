@@ -61,8 +61,7 @@ async def _tail(args: argparse.Namespace) -> int:
         except ValueError as error:
             raise AgxError(str(error)) from None
     if last is None:
-        name = "/".join(ids)
-        raise AgxError(f"{name} has no events: it is not live, and events are kept only for some time")
+        raise AgxError(f"{session.path} has no events: it is not live, and events are kept only for some time")
     return 0 if last.type == "end" and last.body.get("outcome", "completed") == "completed" else 3
 
 

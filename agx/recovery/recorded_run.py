@@ -163,7 +163,7 @@ class RecordedRun:
             first_text_at_ns=next((_ns(entry) for entry in entries if _shows_text(entry)), None),
             last_error_type=error_type,
             requests=tuple(_requests(entries)),
-            totals=StreamTotals(events=len(entries), bytes=sum(len(entry.raw_body) for entry in entries)),
+            totals=StreamTotals(events=len(entries), bytes=sum(entry.size for entry in entries)),
             sample=sample,
             attempts=read_attempts(entries, handed_over=handed_over),
             last_attempt=None if begin is None or begin.trace is None else _last_attempt(begin.trace, entries),

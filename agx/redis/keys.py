@@ -64,6 +64,11 @@ class SessionKeys:
         )
 
     @property
+    def path(self) -> str:
+        """The session's name for people: `scope/user/session`."""
+        return f"{self.scope}/{self.user}/{self.session}"
+
+    @property
     def stream(self) -> str:
         return f"{self.prefix}:{self.scope}:{self.user}:{self.session}"
 

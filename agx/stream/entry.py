@@ -70,6 +70,11 @@ class StreamEntry:
         )
 
     @property
+    def size(self) -> int:
+        """Bytes of the body and of the checkpoint."""
+        return len(self.raw_body) + len(self.checkpoint or b"")
+
+    @property
     def is_users(self) -> bool:
         """Whether the body is a user's that only looks like one of the runtime's: nothing in it is read."""
         return self.own_seq is not None

@@ -1,4 +1,4 @@
-"""The streams that this process writes, or wrote lately: checked for lost entries, kept from expiring, watched."""
+"""The streams that this process writes, or wrote lately: compared with Redis, and their expiry is renewed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class OpenStreams:
     def close(self, writer: WrittenStream, *, retain: bool) -> None:
         """Remove a writer; with `retain` its stream is checked for a while longer."""
         self.writers.discard(writer)
-        self._closed[writer.stream] = writer
+        if retain:
+            self._closed[writer.stream] = writer
         asyncio.get_running_loop().call_later(self._retain if retain else 0.0, self._forget, writer)
 
     def _forget(self, writer: WrittenStream) -> None:

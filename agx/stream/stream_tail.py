@@ -171,7 +171,7 @@ class Retained:
         now = time.monotonic()
         for entry in entries:
             self._entries.append((now, entry))
-            self._bytes += len(entry.raw_body)
+            self._bytes += entry.size
         self._expire(now)
 
     def _expire(self, now: float) -> None:
@@ -179,7 +179,7 @@ class Retained:
         while entries and (
             entries[0][0] < oldest or len(entries) > _MAX_ENTRIES or (self._bytes > _MAX_BYTES and len(entries) > 1)
         ):
-            self._bytes -= len(entries.popleft()[1].raw_body)
+            self._bytes -= entries.popleft()[1].size
 
     def clear(self) -> None:
         """Drop all entries."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -33,7 +32,7 @@ class Subscription:
         self._bus = bus
         self._supervisor = supervisor
         self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
-        self._wanted: deque[tuple[str, bytes]] = deque()  # SUBSCRIBE and UNSUBSCRIBE still to be sent, in order
+        self._wanted: dict[bytes, str] = {}  # by channel: SUBSCRIBE or UNSUBSCRIBE, the last one counts
         self._receiving: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._silent = 0  # polls since the last message
@@ -45,7 +44,7 @@ class Subscription:
         """
         name = channel.encode()
         self._channels[name] = (on_message, on_subscribed)
-        self._wanted.append(("SUBSCRIBE", name))
+        self._wanted[name] = "SUBSCRIBE"
         self._changed.set()
         if self._receiving is None:
             self._receiving = self._supervisor.start(self._receive, name="agx-subscription")
@@ -54,7 +53,7 @@ class Subscription:
         """Stop listening to a channel."""
         name = channel.encode()
         if self._channels.pop(name, None) is not None:
-            self._wanted.append(("UNSUBSCRIBE", name))
+            self._wanted[name] = "UNSUBSCRIBE"
             self._changed.set()
 
     async def _receive(self) -> None:
@@ -69,6 +68,7 @@ class Subscription:
             try:
                 await self._follow()
             except (RedisError, OSError) as error:
+                self._wanted.clear()  # the next connection subscribes to all channels
                 if time.monotonic() - started > _STEADY:
                     backoff.reset()
                 if not backoff.is_waiting:
@@ -126,8 +126,7 @@ class Subscription:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            changes = {name: verb for verb, name in self._wanted}  # the last word on a channel counts
-            self._wanted.clear()
+            changes, self._wanted = self._wanted, {}
             for verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
                 await _send(connection, verb, [name for name, wanted in changes.items() if wanted == verb])
 

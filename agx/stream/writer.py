@@ -256,7 +256,7 @@ class SessionWriter:
         sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body, own_seq, entry.checkpoint)
         self._seq += 1
         self._counts.events += 1
-        self._counts.bytes += len(body) + len(entry.checkpoint or b"")
+        self._counts.bytes += sent.size
         return sent
 
     def _transmit(self) -> None:

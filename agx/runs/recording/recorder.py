@@ -180,8 +180,7 @@ class Recorder:
     def _log_failure(self, ending: Ending) -> None:
         # A sub-agent's failure is part of the traceback of the run that called it.
         if ending.outcome == "failed" and ending.error is not None and self.parent is None:
-            keys = self.session
-            session = None if keys is None else f"{keys.scope}/{keys.user}/{keys.session}"
+            session = None if self.session is None else self.session.path
             log_failure(ending.error, self.tools.last_error, run_id=self.run_id, session=session, agent=self.agent)
 
     def report(self, ending: Ending) -> asyncio.Future[None]:
