@@ -17,17 +17,19 @@ from ..redis.entry_id import parse_id
 
 _GROUP = "agx-workers"
 WINDOW = 2_000  # waiting jobs of a partition among which a worker picks
-_PAGE = 100  # jobs that the server holds in memory at a time while it lists them
+_PAGE = 100  # jobs that the server holds in memory at a time while it lists or counts them
 
-# ARGV: scope, most waiting jobs of a scope, TTL, wake-up channel, due time (ms after now), agent, job.
+# ARGV: scope, most waiting jobs of a scope, TTL, wake-up channel, due time (ms after now), agent, job, entries a read.
 _SUBMIT = Script("""
-local waiting = redis.call('XLEN', KEYS[1])
-if waiting >= tonumber(ARGV[2]) then
-  local ours = 0
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
+local most, ours, from = tonumber(ARGV[2]), 0, '-'
+while redis.call('XLEN', KEYS[1]) >= most do
+  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', ARGV[8])
+  if #page == 0 then break end
+  for _, entry in ipairs(page) do
     if entry[2][2] == ARGV[1] then ours = ours + 1 end
   end
-  if ours >= tonumber(ARGV[2]) then return 0 end
+  if ours >= most then return 0 end
+  from = '(' .. page[#page][1]
 end
 local t = redis.call('TIME')
 local due = t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5])
@@ -133,7 +135,7 @@ class JobQueue:
         """
         key = keys.jobs(self._prefix, keys.partition(job.scope_id, self._partitions))
         args = (job.scope_id, max_waiting, keys.JOBS_TTL, keys.jobs_wake_channel(self._prefix), int(delay * 1_000))
-        return bool(await self._bus.run(_SUBMIT, key, *args, job.agent, job.encode()))
+        return bool(await self._bus.run(_SUBMIT, key, *args, job.agent, job.encode(), _PAGE))
 
     async def waiting(self, partition: int) -> list[Waiting]:
         """Return the oldest jobs of a partition, also those that are not due or claimed by others.

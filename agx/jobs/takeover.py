@@ -53,6 +53,8 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
         }
         resumed = await writer.resume(body, origin=RUNTIME, behind=dead.last_id, seq=dead.record.next_seq)
     except BaseException:
+        if writer.begun:
+            writer.close()
         await asyncio.shield(give_up(lease, engine.leases.hand_over))
         raise
     if not resumed:

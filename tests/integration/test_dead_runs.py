@@ -24,9 +24,10 @@ from agx.jobs.queue import JobQueue
 from agx.jobs.takeover import open_taken_over
 from agx.recovery.dead_run import DeadRun
 from agx.redis import keys
-from agx.redis.bus import Bus
+from agx.redis.bus import Bus, Script
 from agx.redis.live_key import new_holder, parse_live
 from agx.runs.outcome import Ending
+from agx.stream import append_scripts
 
 BIG = "x" * 100_000
 
@@ -232,3 +233,24 @@ async def test_a_run_that_ended_is_not_resumed_although_an_event_was_added_behin
     await ready()
     await die(configured, "ended", {"type": "end"}, {"type": "info"})
     assert await find(DeadRuns(await ready(), {"support"}, known=(), takes=lambda alone: True)) == []
+
+
+async def test_a_takeover_that_is_cancelled_after_its_resume_leaves_no_open_stream(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await ready()
+    await die(configured, "r")
+    (dead,) = [dead async for dead in DeadRuns(engine, {"support"}, known=(), takes=lambda alone: True).find()]
+    run = engine.write_side.bus.run
+
+    def run_and_cancel(script: Script, *args: Any) -> asyncio.Future[Any]:
+        if script is append_scripts.RESUME:
+            asyncio.get_running_loop().call_soon(taking_over.cancel)
+        return run(script, *args)
+
+    monkeypatch.setattr(engine.write_side.bus, "run", run_and_cancel)
+    taking_over = asyncio.create_task(open_taken_over(engine, dead, "support", None))
+    await asyncio.wait({taking_over})
+    assert taking_over.cancelled()
+    assert [entry[1][b"type"] for entry in await configured.xrevrange("agx:acme:ada:r", count=1)] == [b"resume"]
+    assert not engine.write_side.streams.writers

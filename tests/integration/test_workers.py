@@ -153,6 +153,18 @@ async def test_a_scope_has_only_so_many_waiting_jobs(redis_url: str) -> None:
         await agx.aclose()
 
 
+async def test_waiting_jobs_of_a_scope_are_counted_behind_those_of_others(configured: Redis) -> None:
+    engine = current_engine()
+    await engine.ready()
+    queue = JobQueue(engine.control, "agx", 1, worker="-", claim_ttl=1)
+    for n in range(205):
+        scope = "beta" if n < 150 else "acme"
+        assert await queue.submit(agx.Job(f"r{n}", scope, "ada", f"s{n}", "support"), delay=0, max_waiting=200)
+    job = agx.Job("more", "acme", "ada", "more", "support")
+    assert not await queue.submit(job, delay=0, max_waiting=55)
+    assert await queue.submit(job, delay=0, max_waiting=56)
+
+
 async def test_a_job_is_accepted_as_soon_as_the_run_before_has_ended(configured: Redis) -> None:
     await configured.set("agx:acme:ada:s:live", "run-1", px=60_000)
     await configured.xadd("agx:acme:ada:s", {"type": "begin", "body": "{}"})
