@@ -31,7 +31,7 @@ from .recorded_run import RecordedRequest, RecordedRun
 
 LOST: Literal["lost"] = "lost"
 
-_LOOK = 20_000  # facts that are searched
+_LOOK = 20_000  # facts that are searched at most
 _BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the time
 
 Describe = Callable[[RecordedRequest, int], ModelCall]  # a request, and the time (ns) at which it ended
@@ -192,7 +192,7 @@ def _sub_agents(run_id: str, queued: Sequence[RunFact], last_ns: int) -> Iterabl
 def _steps(header: Header, run: RecordedRun, last_ns: int, describe: Describe) -> Iterable[NodeEnded | ToolEnded]:
     """Yield the run's model requests and tool calls; what was under way ends with its attempt, as `lost` or `error`."""
     for request in run.requests:
-        # The next attempt's `resume` is no sign of life of the process that died.
+        # The next attempt's `resume` does not show that the dead process was still alive.
         seen_ns = last_ns if request.seen_ns is None else request.seen_ns
         yield _request_ended(header, request, seen_ns, describe)
         for call_id, (tool, called_ns) in request.begun_calls.items():

@@ -33,7 +33,7 @@ class DeadAttempts:
         self._task: asyncio.Task[None] | None = None
 
     def queue_facts(self, conversation: Sequence[ModelMessage] = ()) -> None:
-        """Begin, unless that was done.
+        """Start to queue the facts; a second call has no effect.
 
         Args:
             conversation: as the interrupted model request sent it; its tokens are estimated.
@@ -42,7 +42,7 @@ class DeadAttempts:
             self._task = asyncio.get_running_loop().create_task(self._queue(tuple(conversation)), name="agx-dead")
 
     async def finish(self) -> None:
-        """Wait until the facts are handed over; where Redis does not answer, they are lost, and the log says so."""
+        """Wait until the facts are queued. If Redis does not answer, they are lost, and a warning is logged."""
         self.queue_facts()
         assert self._task is not None
         await asyncio.wait({self._task})

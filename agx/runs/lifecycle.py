@@ -71,8 +71,8 @@ class RunLifecycle:
     async def close(self, ending: Ending) -> None:
         """Hand the last events over, and wait until all is emitted and the lease is given back, at most `lease_ttl`.
 
-        The rest goes on by itself: Redis never holds an answer back. An observed run waits for nothing. A caller that
-        is cancelled meanwhile gets its CancelledError when this is done.
+        After that time the rest continues in the background: Redis trouble delays no answer further. An observed run
+        waits for nothing. A caller that is cancelled meanwhile gets its CancelledError when this is done.
         """
         self.recorder.finish(ending)
         if self._lease is None:

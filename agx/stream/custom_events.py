@@ -137,7 +137,7 @@ def load_chunk(chunk: Body) -> Any:
 
 
 def _chunk_classes() -> Iterator[tuple[str, tuple[type, ...]]]:
-    # Whoever made a chunk has imported its class: nothing is imported here that the application does not use.
+    # Code that makes a chunk has imported its class: nothing is imported here that the application does not use.
     if (vercel := sys.modules.get(_VERCEL_MODULE)) is not None:
         yield _VERCEL_AI, tuple(getattr(vercel, name) for name in _VERCEL_CHUNKS)
     if (ag_ui := sys.modules.get(_AG_UI_MODULE)) is not None:

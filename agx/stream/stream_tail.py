@@ -158,7 +158,7 @@ class StreamTail:
 
 
 class Retained:
-    """The entries of the last `seconds`, within bounds; and always `begin`, which says whose the stream is."""
+    """The entries of the last `seconds`, within limits, and always the `begin`, which shows whose stream it is."""
 
     def __init__(self, seconds: float) -> None:
         self.begin: StreamEntry | None = None

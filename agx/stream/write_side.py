@@ -31,6 +31,6 @@ class WriteSide:
         self.streams = OpenStreams(supervisor, retain=settings.retain)
 
     def close(self) -> None:
-        """Stop all timers and writers; what was not sent is lost with the loop."""
+        """Stop all timers and writers; events that were not sent are lost with the loop."""
         self.commit.close()
         self.streams.close_all()

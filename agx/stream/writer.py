@@ -202,7 +202,7 @@ class SessionWriter:
         self._side.streams.close(self, retain=not self._stopped)
 
     def forget(self) -> None:
-        """Write nothing any more: the stream is another run's, or nothing is retained any longer."""
+        """Stop writing: the stream belongs to another run, or nothing is retained any longer."""
         self._stopped = True
         if self._retry is not None:
             self._retry.cancel()
@@ -270,7 +270,7 @@ class SessionWriter:
         elif error is None:
             self._start_comparison()
         else:
-            self._retry_later(error)  # of whatever kind: an event is sent again until the server has it
+            self._retry_later(error)  # any error: an event is sent again until the server has it
 
     def _acknowledge(self) -> None:
         self._side.commit.stats.observe(time.perf_counter_ns() - self._batch_sent_ns)
