@@ -25,7 +25,7 @@ from agx.sessions.redis_session import RedisSessions
 from agx.sessions.sql_session import SqlSessions, make_table
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgres_url() -> Iterator[str]:
     with running_postgres() as url:
         yield url

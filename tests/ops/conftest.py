@@ -1,4 +1,4 @@
-"""The stack behind the boards, once for all tests that need it, with traffic for as long as they run."""
+"""The stack behind the boards, once for each file that needs it, with traffic for as long as they run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dashboards.preview.stack import Stack, running
 from dashboards.preview.traffic import Traffic
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     """A server, two sidecars and a Prometheus with our rules, and runs of every outcome."""
     with running() as parts:
