@@ -105,6 +105,8 @@ def _sidecar_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
     leader, metrics = keys.leader(prefix), keys.metrics(prefix)
     return [
         ("GET", session.live),
+        ("EVAL", "return 1", 1, keys.jobs(prefix, 0)),
+        ("XRANGE", keys.jobs(prefix, 0), "-", "-"),
         ("EVAL", "return 1", 1, session.live),
         ("EVAL", "return 1", 1, session.stream),
         ("HGETALL", meta),

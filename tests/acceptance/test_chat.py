@@ -25,7 +25,6 @@ from support.waiting import wait_until_sync
 from support.web import BOB, WebService, running_service
 
 import agx
-from agx.embedded.server import EmbeddedServer
 from agx.errors import MODEL_FAILED
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -94,35 +93,12 @@ def commented(code: str) -> str:
     return code.replace("**chat)", "**chat, keep_alive=0.02)")
 
 
-@pytest.fixture(scope="module")
-def chat_model() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
 @pytest.fixture
-def model_server(chat_model: ModelServer) -> ModelServer:
-    """The model of this file's one service, with nothing in it of the test before."""
-    chat_model.reset()
-    return chat_model
-
-
-@pytest.fixture(scope="module")
-def shared_service(
-    server: EmbeddedServer, chat_model: ModelServer, tmp_path_factory: pytest.TempPathFactory, bundle: Path
-) -> Iterator[WebService]:
+def service(redis_url: str, model_server: ModelServer, tmp_path: Path, bundle: Path) -> Iterator[WebService]:
     served = SERVED.replace("BUNDLE", repr(str(bundle / "site")))
     files = {"served.py": served, "chat.py": commented(Blocks(PAGE).take("python"))}
-    with running_service("served", tmp_path_factory.mktemp("chat"), server.url, chat_model, files) as service:
+    with running_service("served", tmp_path, redis_url, model_server, files) as service:
         yield service
-
-
-@pytest.fixture
-def service(redis_url: str, shared_service: WebService) -> Iterator[WebService]:
-    """The service, on an empty server; every run that a test started has ended behind it."""
-    yield shared_service
-    with Redis.from_url(redis_url) as client:
-        wait_until_sync(lambda: not list(client.scan_iter("agx:*:live")))
 
 
 @pytest.fixture

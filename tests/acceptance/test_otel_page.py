@@ -99,7 +99,7 @@ def test_every_block(host: Host, orders: tuple[str, list[str]]) -> None:
         for name in ("assistant.py", "with_sdk.py", "with_logfire.py"):
             (host.home / name).write_text(page.take("python"))
         sidecar = host.sent_here(page.take("bash", "agx-sidecar"))
-        host.keep_running(sidecar, url=f"http://localhost:{host.port}/readyz")
+        child, _ = host.keep_running(sidecar, url=f"http://localhost:{host.port}/readyz")
 
         without_sdk = host.serve(page.take("bash", "python assistant.py"))
         look = page.take("bash", "curl").replace("9464", str(host.port))
@@ -119,8 +119,14 @@ def test_every_block(host: Host, orders: tuple[str, list[str]]) -> None:
             "OTEL_METRICS_EXPORTER": "none",
             "OTEL_LOGS_EXPORTER": "none",
             "LOGFIRE_CONSOLE": "false",
+            "OTEL_METRIC_EXPORT_INTERVAL": "100",
         }
         is_the_trace_on_the_page(host.serve(page.take("bash", "python with_logfire.py")), shown, orders[1])
+
+        host.interrupt(child)  # its port is the next sidecar's
+        host.otlp.points.clear()
+        host.keep_running(host.sent_here(page.take("bash", "AGX_METRICS_EXPORT")))
+        wait_until_sync(lambda: any(point.name == "agx_runs_total" for point in host.otlp.points), what="a push")
 
 
 def is_the_trace_on_the_page(spans: list[ReceivedSpan], shown: str, asked: list[str]) -> None:

@@ -119,14 +119,6 @@ class ModelServer:
         """Queue one reply per request that will come; a request beyond them gets status 501."""
         self._script.extend(replies)
 
-    def reset(self) -> None:
-        """Forget what was asked and scripted, for the next test."""
-        with self._lock:
-            self.requests.clear()
-            self._script.clear()
-            self.disconnects = 0
-        self.hold()
-
     def release(self) -> None:
         """End every Silence, this reply's and later ones'."""
         self._released.set()
