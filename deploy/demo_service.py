@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 import agx
 from agx.demo.finished_runs import FinishedRun, FinishedRuns
+from agx.demo.run_view import RunView
 from agx.demo.scenarios import (
     CANCELLED,
     COMPLETED,
@@ -22,7 +23,7 @@ from agx.demo.scenarios import (
     LOST,
     Scenario,
 )
-from agx.demo.traffic import RunView, Traffic
+from agx.demo.traffic import Traffic
 from agx.errors import AgxError
 
 MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]

@@ -21,7 +21,8 @@ def add_to(commands: Commands) -> None:
         "demo",
         help="run agents on an embedded server, with the sidecar beside them, and watch",
         description="Starts an embedded Valkey and the sidecar, and runs agents whose scripted model needs no key. "
-        "Some runs complete, some are cancelled, some fail. At the end, what ran is compared with the sidecar's "
+        "Some runs complete, some are cancelled, some fail, and the process of one is killed: another process resumes "
+        "it. At the end, what ran is compared with the sidecar's "
         "/metrics; the exit code is 0 only if they agree exactly.",
         examples=("agx demo", "agx demo --once", "OPENAI_API_KEY=... agx demo --model openai:gpt-4o-mini"),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import (
     AgentInfo,
     BuiltinToolCallsReturns,
@@ -117,16 +117,16 @@ def _recorded(ctx: RunContext[DemoDeps]) -> Iterator[None]:
 
 
 class ScriptedModel(FunctionModel):
-    """Gives the answers of one scenario, one for each request, and counts the requests."""
+    """Gives the answers of one scenario, each behind the one before in the conversation, and counts the requests."""
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(stream_function=self._play, model_name="scripted-1")
-        self._turns = iter(scenario.turns)
+        self._turns = scenario.turns
         self.requests = 0
 
     async def _play(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Delta]:
         self.requests += 1
-        turn = next(self._turns)
+        turn = self._turns[sum(isinstance(message, ModelResponse) for message in messages)]
         await _work(0.5)
         if turn.overloaded:
             raise ModelHTTPError(529, self.model_name, {"error": "overloaded"})

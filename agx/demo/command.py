@@ -24,17 +24,18 @@ from .scenarios import (
     FAILED,
     LOST,
     ONCE,
+    RESUMED,
     Scenario,
 )
 from .screen import Screen
 from .sidecar import SidecarProcess
-from .traffic import LEASE_TTL, Traffic, find_model
+from .traffic import LEASE_TTL, Traffic, find_model, start_module
 
 _AT_ONCE = 4  # runs
 _FRAME = 1 / 12  # seconds
 _SETTLE = 15.0  # seconds within which the sidecar must have counted all runs
 _PAUSE = (0.3, 1.6)  # seconds between two arrivals of the endless traffic
-_MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST]
+_MIX = [COMPLETED] * 20 + [CANCELLED] * 5 + [FAILED] * 2 + [LOST, (RESUMED,)]
 
 
 def run_demo(*, once: bool, model: str | None) -> int:
@@ -53,18 +54,21 @@ def run_demo(*, once: bool, model: str | None) -> int:
 async def _demo(redis_url: str, *, once: bool, model: str | None) -> int:
     sidecar = SidecarProcess(redis_url)
     stop = asyncio.Event()
+    finished_runs = FinishedRuns()
     try:
-        await sidecar.start(watched=not once)
-        addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"}
-        if not once:
-            addresses |= {"console": sidecar.console_url, "to end": "Ctrl-C"}
-        finished_runs = FinishedRuns()
-        screen = Screen(Console(), finished_runs, addresses)
-        traffic = Traffic(redis_url, model, finished_runs, on_begin=screen.add, on_end=screen.print_finished)
-        async with Redis.from_url(redis_url) as client:
-            configure(Config(redis=client, service_name="agx-demo", lease_ttl=LEASE_TTL))
-            with _stopped_by_signals(stop):
-                await _show(screen, (_play_once if once else _play_on)(traffic, stop), stop)
+        with start_module("worker_process", redis_url, *([model] if model else [])) as worker:
+            await sidecar.start(watched=not once)
+            addresses = {"Redis": redis_url, "metrics": f"{sidecar.url}/metrics"}
+            if not once:
+                addresses |= {"console": sidecar.console_url, "to end": "Ctrl-C"}
+            screen = Screen(Console(), finished_runs, addresses)
+            traffic = Traffic(
+                redis_url, model, finished_runs, on_begin=screen.add, on_end=screen.print_finished, worker=worker
+            )
+            async with Redis.from_url(redis_url) as client:
+                configure(Config(redis=client, service_name="agx-demo", lease_ttl=LEASE_TTL))
+                with _stopped_by_signals(stop):
+                    await _show(screen, (_play_once if once else _play_on)(traffic, stop), stop)
         rows = await _settle(sidecar, finished_runs)
     finally:
         sidecar.stop()
@@ -89,10 +93,12 @@ async def _play_once(traffic: Traffic, stop: asyncio.Event) -> None:
 
 
 async def _play_on(traffic: Traffic, stop: asyncio.Event) -> None:
-    """Run sessions of all outcomes until `stop` is set."""
+    """Run sessions of all outcomes until `stop` is set; the first one survives the loss of its process."""
     async with asyncio.TaskGroup() as group:
+        scenario = RESUMED
         while not stop.is_set():
-            group.create_task(traffic.play(random.choice(random.choice(_MIX))))
+            group.create_task(traffic.play(scenario))
+            scenario = random.choice(random.choice(_MIX))
             try:
                 await asyncio.wait_for(stop.wait(), random.uniform(*_PAUSE))
             except TimeoutError:

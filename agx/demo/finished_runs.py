@@ -17,7 +17,15 @@ TokenType = Literal["input", "output", "cache_read", "cache_write", "reasoning"]
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """One run that has ended. `seconds` is how long its caller waited: never less than what agx measures."""
+    """One run that has ended.
+
+    Args:
+        all_reported: False if an answer came without usage, as a cancelled one does: `tokens` are a lower bound.
+        model_requests: None with a real model: only agx counts its requests.
+        seconds: from its start to its end, or until its process was killed if that ended it.
+        resumes: how often another process resumed it.
+        note: what happened to its process.
+    """
 
     scope: str
     user: str
@@ -27,10 +35,12 @@ class FinishedRun:
     reason: str | None
     error_type: str | None
     tokens: Counter[TokenType]
-    all_reported: bool  # False if an answer came without usage, as a cancelled one does: tokens are a lower bound
+    all_reported: bool
     tool_calls: Counter[tuple[str, ToolOutcome]]
-    model_requests: int | None  # None with a real model: only agx counts its requests
+    model_requests: int | None
     seconds: float
+    resumes: int = 0
+    note: str = ""
 
 
 @dataclass(slots=True)

@@ -10,19 +10,27 @@ from redis.asyncio import Redis
 from ..config import Config, configure
 from ..engine.registry import aclose
 from ..runs.runner import run
-from ..testing import MemorySession
+from ..sessions.redis_session import RedisSession
 from .agents import AGENTS, DemoDeps, ScriptedModel
-from .scenarios import KILLED
+from .scenarios import IN_A_PROCESS
 from .traffic import LEASE_TTL, find_model
 
 
-async def play(redis_url: str, scope: str, user: str, session: str, model: str | None = None) -> None:
-    """Run the scenario; with a real model and a short answer it may complete."""
+async def play(  # noqa: PLR0917 - the arguments of the command line
+    redis_url: str, scope: str, user: str, session: str, prompt: str, model: str | None = None
+) -> None:
+    """Run the scenario with this prompt; with a real model and a short answer it may complete."""
+    scenario = IN_A_PROCESS[prompt]
     async with Redis.from_url(redis_url) as client:
         configure(Config(redis=client, service_name="agx-demo", lease_ttl=LEASE_TTL))
-        deps = DemoDeps(user_id=user, session_id=session, scope_id=scope)
-        chosen = find_model(model) if model else ScriptedModel(KILLED)
-        await run(MemorySession(session), AGENTS[KILLED.agent], KILLED.prompt, deps, model=chosen)
+        await run(
+            RedisSession(scope, user, session),
+            AGENTS[scenario.agent],
+            prompt,
+            DemoDeps(user_id=user, session_id=session, scope_id=scope),
+            resume=scenario.agent if scenario.resumable else None,
+            model=find_model(model) if model else ScriptedModel(scenario),
+        )
         await aclose()
 
 

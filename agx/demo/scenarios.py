@@ -30,7 +30,7 @@ class Scenario:
     """One run: its prompt, the answers, and how it ends.
 
     It is cancelled after `cancel_after` characters, or at a tool call. With `kill_after` it runs in a process of its
-    own, which is killed after so many characters.
+    own, which is killed after so many characters. If it is `resumable`, the worker process then goes on with it.
     """
 
     agent: str
@@ -38,6 +38,7 @@ class Scenario:
     turns: tuple[Turn, ...] = field(repr=False)
     cancel_after: int | Literal["tool call"] | None = None
     kill_after: int | None = None
+    resumable: bool = False
 
 
 BRIEFING = Scenario(
@@ -143,12 +144,30 @@ KILLED = Scenario(
     ),
     kill_after=120,
 )
+RESUMED = Scenario(
+    "travel",
+    "I want to go from Paris to Venice by night train.",
+    (
+        Turn(
+            thinking="Rain would change the evening in Venice. I need the office's hours too.",
+            calls=(Call("weather", {"city": "Venice", "day": "Sunday"}), Call("opening_hours", {"place": "office"})),
+        ),
+        Turn(
+            text="Sunday will be sunny with 19 degrees, a good day to arrive. The train leaves Paris at night and "
+            "crosses the Alps while you sleep. Buy the ticket at the office between eleven and seven, but not on a "
+            "Tuesday. Take a place on the left side: there the sun rises over the lagoon just before you arrive."
+        ),
+    ),
+    kill_after=150,
+    resumable=True,
+)
 
 COMPLETED = (BRIEFING, REFUND, REPORT, HAIKU, LATE)
 CANCELLED = (STOPPED_READING, STOPPED_TOOL, STUCK_PROVIDER)
 FAILED = (DECLINED, OVERLOADED)
 LOST = (KILLED,)
+IN_A_PROCESS = {scenario.prompt: scenario for scenario in (RESUMED, KILLED)}
 ONCE = (
-    *(KILLED, BRIEFING, REFUND, KILLED, STOPPED_READING, REPORT),
+    *(RESUMED, BRIEFING, REFUND, KILLED, STOPPED_READING, REPORT),
     *(DECLINED, HAIKU, STOPPED_TOOL, OVERLOADED, STUCK_PROVIDER, LATE),
 )

@@ -18,11 +18,11 @@ from rich.text import Text
 from ..facts.schema import Outcome
 from .comparison import Row
 from .finished_runs import FinishedRun, FinishedRuns
-from .traffic import RunView
+from .run_view import RunView
 
 _STYLE: dict[Outcome, str] = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
 _MARK: dict[Outcome, str] = {"completed": "✔", "cancelled": "■", "failed": "✘", "lost": "☠"}
-_PANEL_HEIGHT = 7
+_PANEL_HEIGHT = 8
 _PANEL_WIDTH = 44
 _LINGER = 3.0  # seconds that a panel stays after its run
 
@@ -49,7 +49,7 @@ class Screen:
     def print_finished(self, run: FinishedRun) -> None:
         """Print the line of a finished run."""
         style = _STYLE[run.outcome]
-        why = "" if run.outcome == "lost" else (run.error_type or run.reason or "").rpartition(".")[2]
+        why = run.note or (run.error_type or run.reason or "").rpartition(".")[2]
         who = f"{run.scope}/{run.user}/{run.session}"
         tokens = f"{run.tokens['input']:>5} in {run.tokens['output']:>4} out"
         line = Text.assemble(
@@ -82,7 +82,7 @@ class Screen:
             return
         now = time.perf_counter()
         for i, view in enumerate(self._slots):
-            if view and view.finished and now - view.began - view.finished.seconds > _LINGER:
+            if view and view.finished and now - view.finished_at > _LINGER:
                 self._slots[i] = None
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
@@ -123,6 +123,8 @@ class Screen:
         for what, outcome in list(view.calls.values())[-2:]:
             colour = "green" if outcome == "ok" else "dim" if outcome == "…" else "yellow"
             lines.append(Text.assemble(("⚙ ", "blue"), _cut(what, width - len(outcome) - 3), " ", (outcome, colour)))
+        if view.note:
+            lines.append(Text(_cut(view.note, width), "bold magenta"))
         space = _PANEL_HEIGHT - 2 - len(lines)
         lines_of_text = [line for paragraph in view.text.splitlines() for line in wrap(paragraph, width - 2)]
         if view.finished is None:

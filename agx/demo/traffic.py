@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..errors import AgxCanceledError, AgxError
 from ..facts.schema import Outcome
 from ..listeners.listener import listen
 from ..runs.runner import run
+from ..sessions.redis_session import RedisSession
 from ..testing import MemorySession
 from .agents import AGENTS, DemoDeps, ScriptedModel
 from .finished_runs import (
@@ -31,6 +33,7 @@ from .finished_runs import (
     count_tokens,
     has_all_usage,
 )
+from .run_view import RunView
 from .scenarios import Scenario
 
 LEASE_TTL = 3.0  # seconds; short, so that a killed process is noticed while people still look
@@ -40,34 +43,35 @@ _PATIENCE = 60.0  # seconds without an event after which the sidecar has failed
 _PEOPLE = (("acme", "ada"), ("globex", "lin"), ("acme", "sam"), ("initech", "kim"))
 
 
-@dataclass(slots=True)
-class RunView:
-    """What a listener has received of one run, for the screen."""
+@dataclass(frozen=True, slots=True)
+class ModuleProcess:
+    """A module of the demo that runs as a process of its own, and the file with its output."""
 
-    scope: str
-    user: str
-    session: str
-    agent: str
-    prompt: str
-    began: float = field(default_factory=time.perf_counter)
-    calls: dict[str, tuple[str, str]] = field(default_factory=dict)  # tool calls by id: what was called, its outcome
-    text: str = ""
-    thinking: bool = False
-    finished: FinishedRun | None = None
+    child: Child
+    log: Path
 
-    def show(self, body: dict[str, Any]) -> None:
-        """Add the body of an event."""
-        kind = body.get("part_kind")
-        if kind in ("text", "thinking"):
-            self.thinking = kind == "thinking"
-            if not self.thinking:
-                self.text += body.get("content", "") + body.get("content_delta", "")
-        elif kind == "tool-call":
-            self.thinking = False
-            args = ", ".join(str(value) for value in body["args"].values())
-            self.calls[body["tool_call_id"]] = f"{body['tool_name']}({args})", "…"
-        elif (call_id := body.get("tool_call_id")) in self.calls and "tool_outcome" in body:
-            self.calls[call_id] = self.calls[call_id][0], body["tool_outcome"]
+    def check(self) -> None:
+        """Raise AgxError with its output if it has ended."""
+        if self.child.ended:
+            raise AgxError(f"process {self.child.pid} ended early:\n{self.log.read_text(errors='replace')[-2_000:]}")
+
+
+@contextmanager
+def start_module(name: str, *arguments: str, beside: ModuleProcess | None = None) -> Iterator[ModuleProcess]:
+    """Run a module of this package as a process of its own; it ends with the `with` block at the latest.
+
+    Args:
+        beside: a process in whose directory this one's is made. It is removed with that one if the demo is killed, also
+            where this process is not guarded: while it starts, and after its kill.
+    """
+    home = Path(tempfile.mkdtemp(prefix="agx-demo-", dir=None if beside is None else beside.log.parent))
+    child = Child([sys.executable, "-m", f"{__package__}.{name}", *arguments], log=home / "log", home=home)
+    try:
+        yield ModuleProcess(child, home / "log")
+    finally:
+        if not child.ended:
+            child.end()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 class Traffic:
@@ -79,6 +83,7 @@ class Traffic:
         finished_runs: each run is added to it when it has ended.
         on_begin: called when a run begins.
         on_end: called when a run has ended.
+        worker: the process that resumes runs; None where none does, and no scenario needs it.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Traffic:
         *,
         on_begin: Callable[[RunView], None],
         on_end: Callable[[FinishedRun], None],
+        worker: ModuleProcess | None = None,
     ) -> None:
         self._redis_url = redis_url
         self._model_name = model
@@ -96,6 +102,7 @@ class Traffic:
         self._finished_runs = finished_runs
         self._on_begin = on_begin
         self._on_end = on_end
+        self._worker = worker
         self._numbers = itertools.count(1)
 
     async def play(self, scenario: Scenario) -> None:
@@ -104,11 +111,12 @@ class Traffic:
         scope, user = _PEOPLE[number % len(_PEOPLE)]
         view = RunView(scope, user, f"chat-{number}", scenario.agent, scenario.prompt)
         self._on_begin(view)
-        view.finished = await (
+        finished = await (
             self._run_here(view, scenario) if scenario.kill_after is None else self._run_in_a_process(view, scenario)
         )
-        self._finished_runs.runs.append(view.finished)
-        self._on_end(view.finished)
+        view.finish(finished)
+        self._finished_runs.runs.append(finished)
+        self._on_end(finished)
 
     async def _run_here(self, view: RunView, scenario: Scenario) -> FinishedRun:
         """Run it in this process, and follow it as any other process could."""
@@ -126,7 +134,7 @@ class Traffic:
         cancelled = False
         async for event in listen(view.scope, view.user, view.session, serialize=False):
             body: dict[str, Any] = event["body"]
-            view.show(body)
+            view.show(event)
             due = (
                 body.get("part_kind") == scenario.cancel_after.replace(" ", "-")
                 if isinstance(scenario.cancel_after, str)
@@ -167,56 +175,71 @@ class Traffic:
         )
 
     async def _run_in_a_process(self, view: RunView, scenario: Scenario) -> FinishedRun:
-        """Run it in a process of its own and kill that in the middle; the sidecar has to notice and end the run."""
-        home = Path(tempfile.mkdtemp(prefix="agx-demo-"))
-        arguments = [self._redis_url, view.scope, view.user, view.session]
+        """Run it in a process of its own and kill that in the middle; the worker or the sidecar has to notice."""
+        arguments = [self._redis_url, view.scope, view.user, view.session, scenario.prompt]
         if self._model_name:
             arguments.append(self._model_name)
-        process = Child([sys.executable, "-m", "agx.demo.killed_process", *arguments], log=home / "log", home=home)
-        killed = False
-        try:
-            async for body in self._resume_until_end(view, process, home / "log"):
-                view.show(body)
-                if not killed and len(view.text) >= (scenario.kill_after or 0):
-                    process.end(signal.SIGKILL)
-                    killed = True
-            if not killed:  # a real model's answer was short: the process still writes its last facts
-                await asyncio.to_thread(process.wait, _LAST_EVENT)
-        finally:
-            if not killed:
-                process.end()
-            shutil.rmtree(home, ignore_errors=True)
+        killed_at: float | None = None
+        with start_module("killed_process", *arguments, beside=self._worker) as process:
+            async for event in self._read_until_end(view, process, scenario):
+                view.show(event)
+                if event["type"] == "begin":
+                    view.began = time.perf_counter()
+                elif event["type"] == "resume":
+                    view.note = f"{self._resumer} resumed the run"
+                if killed_at is None and len(view.text) >= (scenario.kill_after or 0):
+                    process.child.end(signal.SIGKILL)
+                    killed_at = time.perf_counter()
+                    view.note = f"process {process.child.pid} was killed"
+            ended_at = time.perf_counter()
+            if killed_at is None:  # a real model's answer was short: the process still writes its last facts
+                await asyncio.to_thread(process.child.wait, _LAST_EVENT)
+        lost = killed_at is not None and not scenario.resumable
+        killed = f"process {process.child.pid} was killed"
+        session = RedisSession(view.scope, view.user, view.session)
+        await session.load()
+        complete = killed_at is None and has_all_usage(session.msgs, "completed", None)
+        # Nobody received the usage of a killed process's request. If the run is resumed, agx estimates it.
         return FinishedRun(
             scope=view.scope,
             user=view.user,
             session=view.session,
             agent=scenario.agent,
-            outcome="lost" if killed else "completed",
+            outcome="lost" if lost else "completed",
             reason=None,
-            error_type="lost" if killed else None,
-            # The usage of its one answer was lost with the process; nobody invents it.
-            tokens=Counter(),
-            all_reported=self._model is None,
-            tool_calls=Counter(),
-            model_requests=1 if self._model is None else None,
-            seconds=time.perf_counter() - view.began,
+            error_type="lost" if lost else None,
+            tokens=count_tokens(session.msgs),
+            all_reported=complete or (lost and self._model is None),
+            tool_calls=Counter(view.tool_calls),
+            model_requests=view.model_requests if self._model is None else None,
+            seconds=(killed_at if lost and killed_at else ended_at) - view.began,
+            resumes=int(killed_at is not None and scenario.resumable),
+            note="" if killed_at is None else killed if lost else f"{killed}, {view.note}",
         )
 
-    async def _resume_until_end(self, view: RunView, process: Child, log: Path) -> AsyncIterator[dict[str, Any]]:
-        """Yield bodies up to the `end`, also while this process shuts down and closes its listeners."""
+    async def _read_until_end(
+        self, view: RunView, process: ModuleProcess, scenario: Scenario
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield events up to the `end`, also while this process shuts down and closes its listeners."""
         last: str | None = None
         patience = time.monotonic() + _PATIENCE
         while time.monotonic() < patience:
-            if last is None and process.ended:
-                raise AgxError(f"the process ended before it could be killed:\n{_tail(log)}")
+            if last is None:
+                process.check()
+            if scenario.resumable and self._worker is not None:
+                self._worker.check()
             async for event in listen(
                 view.scope, view.user, view.session, serialize=False, after=last, wait=_LOOK, timeout=_LOOK
             ):
                 last, patience = event["id"], time.monotonic() + _PATIENCE
-                yield event["body"]
+                yield event
                 if event["type"] == "end":
                     return
         raise AgxError(f"the run of {view.session} was killed, and nobody ended it within {_PATIENCE:.0f} s")
+
+    @property
+    def _resumer(self) -> str:
+        return "another process" if self._worker is None else f"process {self._worker.child.pid}"
 
 
 def find_model(name: str) -> Model:
@@ -225,7 +248,3 @@ def find_model(name: str) -> Model:
         return infer_model(name)
     except Exception as error:  # each provider's client has its own exception for a missing key
         raise AgxError(f"the model {name!r} can't be used: {error}") from None
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-2_000:]

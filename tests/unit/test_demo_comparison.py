@@ -25,6 +25,7 @@ COMPLETED = FinishedRun(
     tool_calls=Counter({("weather", "ok"): 2}),
     model_requests=2,
     seconds=1.5,
+    resumes=1,
 )
 CANCELLED = FinishedRun(
     scope="globex",
@@ -46,6 +47,7 @@ agx_runs_started_total{scope="globex",agent="travel"} 1
 agx_runs_total{scope="acme",agent="travel",outcome="completed"} 1
 agx_runs_total{scope="acme",agent="travel",outcome="failed"} 0
 agx_runs_total{scope="globex",agent="travel",outcome="cancelled"} 1
+agx_run_resumes_total{agent="travel"} 1
 agx_cancellations_total{scope="globex",agent="travel",stage="model_request",reason="cancel"} 1
 agx_tool_calls_total{agent="travel",tool="weather",outcome="ok"} 2
 agx_tokens_total{scope="acme",agent="travel",model="m",type="input"} 60
@@ -76,12 +78,17 @@ def test_agrees_when_every_number_does() -> None:
         ('outcome="completed"} 1\n', 'outcome="completed"} 2\n', "runs · completed"),
         ('outcome="failed"} 0', 'outcome="failed"} 1', "runs · failed"),
         ('outcome="cancelled"} 1', 'outcome="cancelled"} 0', "runs · cancelled"),
+        (
+            'resumes_total{agent="travel"} 1',
+            'resumes_total{agent="travel"} 0',
+            "runs resumed by another process · travel",
+        ),
         ('reason="cancel"} 1', 'reason="task"} 1', "cancellations · cancel"),
         ('tool="weather",outcome="ok"} 2', 'tool="weather",outcome="ok"} 3', "tool calls · ok"),
         ('type="output"} 20', 'type="output"} 21', "tokens · output"),
         ('error_type=""} 3', 'error_type=""} 4', "model requests · chat"),
-        ('outcome="completed"} 1.4', 'outcome="completed"} 1.6', "seconds in runs (waited, measured)"),
-        ('outcome="cancelled"} 0.4', 'outcome="cancelled"} 0', "seconds in runs (waited, measured)"),
+        ('outcome="completed"} 1.4', 'outcome="completed"} 2.1', "seconds in runs (within 0.5 s each)"),
+        ('outcome="cancelled"} 0.4', 'outcome="cancelled"} 1.1', "seconds in runs (within 0.5 s each)"),
         ('agx_runs_live{scope="acme"} 0', 'agx_runs_live{scope="acme"} 1', "runs live now"),
     ],
 )
