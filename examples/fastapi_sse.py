@@ -1,7 +1,7 @@
 """A chat service: runs that survive the request, events as SSE that resume, cancel, a tool, sessions in SQLite.
 
 pip install 'opale-agent-stream' 'pydantic-ai-slim[openai]' fastapi uvicorn
-OPENAI_API_KEY=... REDIS_URL=redis://localhost:6379 python examples/fastapi_sse.py
+OPENAI_API_KEY=... AGX_REDIS_URL=redis://localhost:6379 python examples/fastapi_sse.py
 
 curl -N localhost:8000/chat/first -H 'content-type: application/json' -d '{"prompt": "What time is it in Lisbon?"}'
 curl -N localhost:8000/chat/first/events                            # from the beginning, from any process
@@ -31,7 +31,7 @@ from redis.asyncio import Redis
 
 import agx
 
-REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379")
+REDIS_URL = os.environ.get("AGX_REDIS_URL", "redis://localhost:6379")
 DATABASE = os.environ.get("DATABASE", "chats.sqlite")
 GRACE = float(os.environ.get("GRACE", "10"))  # seconds that a shutdown gives to live runs
 MODEL = os.environ.get("MODEL", "openai:gpt-4o-mini")

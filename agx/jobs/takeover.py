@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from ..engine.engine import Engine
 from ..engine.leases import Lease
@@ -22,6 +23,8 @@ from ..stream.events import Body, Runtime
 from ..stream.writer import SessionWriter
 from ..telemetry import conventions as names
 from ..telemetry.tracing import continue_run, describe_run, start_run
+
+logger = logging.getLogger("agx")
 
 
 async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps | None) -> RunLifecycle | None:
@@ -68,6 +71,8 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     except BaseException as error:
         await life.close(Ending("failed", error=error))
         raise
+    fields = {"run_id": dead.run_id, "attempt": dead.job.attempt}
+    logger.info("agx: run %s continues here, attempt %d", *fields.values(), extra=fields)
     return life
 
 

@@ -51,7 +51,7 @@ def serving(redis_url: str, model_server: ModelServer, tmp_path: Path) -> Iterat
     database = tmp_path / "chats.sqlite"
     environment = {
         **os.environ,
-        "REDIS_URL": redis_url,
+        "AGX_REDIS_URL": redis_url,
         "DATABASE": str(database),
         "MODEL": f"openai-chat:{MODEL}",
         "OPENAI_BASE_URL": model_server.base_url,

@@ -52,7 +52,7 @@ class Host(Terminals):
 
     def __init__(self, home: Path, redis_url: str, model: ModelServer, orders: str, otlp: OtlpReceiver) -> None:
         (self.port,) = draw_ports(1)
-        addresses = {"REDIS_URL": redis_url, "AGX_REDIS_URL": redis_url, "AGX_HTTP_PORT": str(self.port)}
+        addresses = {"AGX_REDIS_URL": redis_url, "AGX_HTTP_PORT": str(self.port)}
         super().__init__(home, {**addresses, **model.environment, "ORDERS": orders})
         self.otlp = otlp
         self._model = model

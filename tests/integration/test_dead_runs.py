@@ -164,6 +164,14 @@ async def test_the_successor_records_a_hand_over(configured: Redis, deadline: in
     assert resume.get("handed_over") is said
 
 
+async def test_the_successor_s_log_names_the_run(configured: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    engine = await ready()
+    await die(configured, "r")
+    with caplog.at_level("INFO", "agx"):
+        await take_over(engine)
+    assert "agx: run r continues here, attempt 2" in caplog.messages
+
+
 async def test_two_attempts_of_a_run_in_one_process_have_a_lease_each(configured: Redis) -> None:
     """The first one's process stalled; what becomes of its lease leaves the second one's alone."""
     engine = await ready()

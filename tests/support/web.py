@@ -62,7 +62,7 @@ def running_service(
         (home / name).write_text(content)
     (port,) = draw_ports(1)
     environment = {
-        "REDIS_URL": redis_url,
+        "AGX_REDIS_URL": redis_url,
         "GRACE": "0.2",
         "UVICORN_PORT": str(port),
         **({"MODEL": "test"} if model is None else model.environment),
