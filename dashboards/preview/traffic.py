@@ -247,7 +247,7 @@ class Traffic:
             rereads=self._count(0.3),
             append_counts=appends,
             append_sum_ns=sum(
-                round(bound * SECOND) * n for bound, n in zip((*APPEND_BUCKETS, 10), appends, strict=True)
+                round(bound * SECOND) * n for bound, n in zip((*APPEND_BUCKETS, 10), appends, strict=False)
             ),
         )
 
