@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
@@ -99,10 +100,9 @@ async def _play_on(traffic: Traffic, stop: asyncio.Event) -> None:
         while not stop.is_set():
             group.create_task(traffic.play(scenario))
             scenario = random.choice(random.choice(_MIX))
-            try:
-                await asyncio.wait_for(stop.wait(), random.uniform(*_PAUSE))
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(*_PAUSE)):
+                    await stop.wait()
 
 
 async def _show(screen: Screen, traffic: Coroutine[None, None, None], stop: asyncio.Event) -> None:

@@ -139,7 +139,8 @@ async def _keep_claim(queue: JobQueue, waiting: Waiting, begun: asyncio.Event) -
         with contextlib.suppress(RedisError, OSError):
             await queue.claim(waiting)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(begun.wait(), _RENEW_CLAIM)
+            async with asyncio.timeout(_RENEW_CLAIM):
+                await begun.wait()
     while True:
         with contextlib.suppress(RedisError, OSError):
             await queue.remove(waiting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import signal
@@ -138,10 +139,9 @@ class Worker:
                 self._wake.clear()
                 if self._has_room:
                     await self._start_jobs(engine, queue)
-                try:
-                    await asyncio.wait_for(self._wake.wait(), _POLL)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL):
+                        await self._wake.wait()
         finally:
             engine.subscription.unsubscribe(channel)
 

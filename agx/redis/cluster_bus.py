@@ -142,7 +142,8 @@ class ClusterBus(Bus):
             self._refreshed = loop.time()
             for address in self._candidates():
                 try:
-                    ranges = await asyncio.wait_for(self._node(address).execute("CLUSTER", "SLOTS"), CONNECT_TIMEOUT)
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        ranges = await self._node(address).execute("CLUSTER", "SLOTS")
                     self._take_slots(address, ranges)
                 except (RedisError, OSError) as error:
                     failure = error

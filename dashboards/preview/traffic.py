@@ -22,6 +22,7 @@ from agx.facts.schema import (
     ProcessState,
     Reason,
     RunEnded,
+    RunResumed,
     RunStarted,
     Service,
     StreamTotals,
@@ -148,7 +149,7 @@ class Traffic:
         requests = 1 + self._count(1.2 if kind.tools else 0)
         durations = [self._spread(kind.seconds) for _ in range(requests)]
         start = now - round(sum(durations) * 1.2 * SECOND)
-        yield RunStarted(**about("start"), start_ns=start)  # type: ignore[arg-type]  # the fields every fact has
+        yield from self._begin(about, start)
         tools = 0
         at = start
         for idx, seconds in enumerate(durations):
@@ -188,6 +189,14 @@ class Traffic:
             first_text_ns=(at - start) * 4 // 10,
             stream=StreamTotals(requests * 60, requests * 9_000, int(self._random.random() < 0.05), 0),
         )
+
+    def _begin(self, about: Callable[[str], dict[str, object]], start: int) -> Iterator[Fact]:
+        waited = round(self._spread(0.3) * SECOND)  # all runs are jobs
+        yield RunStarted(**about("start"), start_ns=start, waited_ns=waited)  # type: ignore[arg-type]
+        if self._random.random() < 0.1:
+            dead = round(self._spread(5) * SECOND)
+            resumed = about("resume") | {"attempt": 2, "last_ns": start - dead, "at_ns": start}
+            yield RunResumed(**resumed)  # type: ignore[arg-type]
 
     def _tool_node(self, kind: Kind, idx: int, at: int, about: Callable[[str], dict[str, object]]) -> Iterator[Fact]:
         end = at + round(self._spread(0.2) * SECOND)
@@ -235,7 +244,9 @@ class Traffic:
 
     def _heartbeat(self, service: Service, now: int) -> ProcessState:
         self._number += 1
-        appends = tuple(self._count(weight) for weight in (40, 60, 20, 8, 3, 1, 0.3, 0.1, 0, 0, 0, 0, 0, 0, 0))
+        # From the fastest on, two buckets an octave.
+        weights = (20, 20, 30, 30, 10, 10, 4, 4, 2, 1, 0.5, 0.5, 0.2, 0.1)
+        appends = tuple(self._count(weight) for weight in weights) + (0,) * (len(APPEND_BUCKETS) + 1 - len(weights))
         return ProcessState(
             id=f"heartbeat-{self._number}",
             at_ns=now,
@@ -247,7 +258,7 @@ class Traffic:
             rereads=self._count(0.3),
             append_counts=appends,
             append_sum_ns=sum(
-                round(bound * SECOND) * n for bound, n in zip((*APPEND_BUCKETS, 10), appends, strict=False)
+                round(bound * SECOND) * n for bound, n in zip((*APPEND_BUCKETS, 10), appends, strict=True)
             ),
         )
 

@@ -42,7 +42,8 @@ class Pages:
     async def _show_metrics(self, request: Request) -> Response:
         async with self._rendering:
             copying = asyncio.run_coroutine_threadsafe(self._copy(), self._main_loop)
-            own, fleet = await asyncio.wait_for(asyncio.wrap_future(copying), ALIVE_WITHIN)
+            async with asyncio.timeout(ALIVE_WITHIN):
+                own, fleet = await asyncio.wrap_future(copying)
             try:
                 accept = request.headers.get("accept", "")
                 body, content_type = await asyncio.to_thread(self._render, own, fleet, accept)

@@ -380,3 +380,16 @@ async def test_a_worker_claims_a_job_again_that_it_gave_back(configured: Redis) 
         assert await queue.claim(waiting) == 1
         assert await queue.claim(waiting) == 1  # renewed
         await queue.give_back(waiting)
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_worker_stops_in_whatever_step_it_is_woken(configured: Redis, steps: int) -> None:
+    """Before Python 3.12 `asyncio.wait_for()` loses a cancellation that comes together with what it waits for."""
+    worker = agx.Worker({"support": make_recipe()})
+    running = asyncio.create_task(worker.run())
+    await wait_until(lambda: worker.is_ready)
+    worker._wake.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    worker.stop()
+    await asyncio.wait_for(running, 20)

@@ -285,7 +285,8 @@ def _redirect(to: str, headers: Mapping[str, str] | None = None) -> Response:
 
 
 async def _in_time(work: Coroutine[Any, Any, T]) -> T:
-    return await asyncio.wait_for(work, _REDIS_TIMEOUT)
+    async with asyncio.timeout(_REDIS_TIMEOUT):
+        return await work
 
 
 async def _read_form(request: Request) -> dict[str, str]:

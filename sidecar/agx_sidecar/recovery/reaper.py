@@ -7,6 +7,7 @@ and tried again later.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -76,10 +77,9 @@ class Reaper:
             except TROUBLE as error:
                 self._link.report_refusal("look for dead runs", error)
                 self._steady_since = time.monotonic()
-            try:
-                await asyncio.wait_for(stop.wait(), SWEEP)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP):
+                    await stop.wait()
 
     async def _is_steady(self) -> bool:
         """Return whether the same server has answered for a lease's time: after an outage all leases look expired."""
