@@ -7,6 +7,7 @@ It goes on while no sidecar runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -50,10 +51,9 @@ async def main() -> None:
         while not stop.is_set():
             playing = {task for task in playing if not task.done()}
             playing.add(group.create_task(_play(traffic, random.choice(random.choice(MIX)))))
-            try:
-                await asyncio.wait_for(stop.wait(), random.uniform(*PAUSE))
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(*PAUSE)):
+                    await stop.wait()
         await agx.aclose(GRACE)
         for task in playing:
             task.cancel()
