@@ -287,8 +287,14 @@ async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis
 
 async def _lose_a_run_that_can_not_be_finalized(redis: Redis, redis_url: str) -> None:
     async with service(redis_url, "talking", session="bad") as process:
+        await wait_until(lambda: _has_queued_a_fact(redis, b'"session":"bad"'))  # its stream will be gone
         process.kill()
     await redis.set("agx:1:1:bad", "no stream", ex=60)
+
+
+async def _has_queued_a_fact(redis: Redis, part: bytes) -> bool:
+    queued = [fields[b"fact"] for n in range(8) for _, fields in await redis.xrange(f"agx::queue:{n}")]
+    return any(part in fact for fact in queued)
 
 
 async def test_what_others_wrote_into_a_stream_stops_no_recovery(

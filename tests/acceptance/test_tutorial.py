@@ -33,6 +33,8 @@ EMPTY = {
     "Errors by type",
     "Last export",
     "Longest silence of a live run",
+    "Job wait p95",
+    "Recovery p95",
 }
 
 

@@ -25,7 +25,7 @@ from agx.sessions.redis_session import RedisSessions
 from agx.sessions.sql_session import SqlSessions
 from agx.web.history import read_conversation
 from agx.web.runs import Runs, Who
-from agx.web.turns import ask_again, say
+from agx.web.turns import ask, ask_again
 
 # A service that is killed while its model is silent: the address of Redis, and of the database where there is one.
 SERVICE = """
@@ -36,7 +36,7 @@ import agx
 from agx.sessions.redis_session import RedisSessions
 from agx.sessions.sql_session import SqlSessions
 from agx.web.runs import Runs, Who
-from agx.web.turns import say
+from agx.web.turns import ask
 from support.agents import ScopeDeps, ScriptedAgent
 
 async def main():
@@ -44,7 +44,7 @@ async def main():
     agx.configure(agx.Config(client, lease_ttl=0.5))
     store = SqlSessions(create_async_engine(sys.argv[2])) if len(sys.argv) > 2 else RedisSessions(ttl=60)
     agent = ScriptedAgent(hold_after=2)
-    await Runs(agent.agent(), store, lambda *ids: ScopeDeps(), {}).start(Who(1, 1), "s", say("Is it kept?"))
+    await Runs(agent.agent(), store, lambda *ids: ScopeDeps(), {}).start(Who(1, 1), "s", ask("Is it kept?"))
     await agent.reached.wait()
     while "two " not in str(await client.xrange("agx:1:1:s")):
         await asyncio.sleep(0.01)
@@ -127,7 +127,7 @@ async def test_what_a_lost_run_answered_is_shown_and_stored_with_the_next_turn(
     assert texts(found.session.msgs) == ["Is it kept?", "one two "]
     assert not found.live
     runs = Runs(ScriptedAgent().agent(), store, lambda *ids: ScopeDeps(), {})
-    await runs.start(Who(1, 1), "s", say("And now?"))
+    await runs.start(Who(1, 1), "s", ask("And now?"))
     assert [event["type"] async for event in agx.listen(1, 1, "s", serialize=False)][-1] == "end"
     assert await stored(store) == ["Is it kept?", "one two ", "And now?", "one two three"]
 
