@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError
+from ..redis.entry_id import format_id
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
 from ..stream.entry import PROMPT, StreamEntry
@@ -28,6 +29,7 @@ class LatestRun:
 
     run_id: str
     live: bool
+    last_event_id: str
     asked: Body | None  # how a router started it: its prompt, if it has one, and what it goes on from
 
 
@@ -41,15 +43,16 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
     lease = bus.execute("EXISTS", session.live)
     try:
         entries = [StreamEntry.of(*entry) for entry in await head]
-        ended = any(StreamEntry.of(*entry).type == "end" for entry in await last)
+        latest = [StreamEntry.of(*entry) for entry in await last]
+        ended = any(entry.type == "end" for entry in latest)
         live = not ended and (bool(await lease) or await engine.is_recoverable(session))
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("look at the session", error) from error
-    if not entries or entries[0].type != "begin":
+    if not entries or not latest or entries[0].type != "begin":
         return None
     # The last one is that of the attempt that began: a process may have died right before.
     asked = next((entry.body for entry in reversed(entries) if entry.origin == PROMPT and not entry.is_users), None)
-    return LatestRun(str(entries[0].body.get("run_id")), live, asked)
+    return LatestRun(str(entries[0].body.get("run_id")), live, format_id(latest[0].id), asked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
+from ..client.files import CLIENT_FILES, read_client_file
 from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
@@ -84,6 +85,7 @@ class Messages(BaseModel):
     )
     run_id: str | None = Field(description="The latest run, as long as its events are kept")
     live: bool = Field(description="Whether that run is live: follow its events")
+    last_event_id: str | None = Field(description="The latest event of that run; behind it is what comes next")
 
 
 def make_router(
@@ -127,6 +129,8 @@ def make_router(
     )
     add_cancel(router, "/sessions/{session_id}/cancel", who)
     _add_lists(router, who, sessions)
+    for name in CLIENT_FILES:
+        _add_client_file(router, name)
     return router
 
 
@@ -153,6 +157,18 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, ret
         return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry + (first or b""))
 
 
+def _add_client_file(router: APIRouter, name: str) -> None:
+    # Without `authorize`: a page's `import` can't send a token.
+    @router.get(f"/{name}", include_in_schema=False)
+    async def read_client(if_none_match: Annotated[str, Header()] = "") -> Response:
+        file = read_client_file(name)
+        # A page that has been open for days asks again after an upgrade of the service.
+        headers = {"ETag": file.etag, "Cache-Control": "no-cache"}
+        if file.etag in if_none_match:
+            return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+        return Response(file.content, media_type=file.media_type, headers=headers)
+
+
 def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
     Asker = Annotated[Who, Depends(who)]
 
@@ -160,7 +176,12 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
     async def read_messages(session_id: SessionId, asker: Asker) -> Messages:
         """Return the conversation."""
         found = await read_conversation(sessions, asker, session_id)
-        return Messages(messages=json.loads(found.session.msgs_to_json()), run_id=found.run_id, live=found.live)
+        return Messages(
+            messages=json.loads(found.session.msgs_to_json()),
+            run_id=found.run_id,
+            live=found.live,
+            last_event_id=None if found.latest is None else found.latest.last_event_id,
+        )
 
     @router.get("/sessions")
     async def list_conversations(

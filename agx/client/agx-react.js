@@ -1,0 +1,20 @@
+/** A React hook for agx.js: `const { parts, status, error, start, cancel, retry } = useAgx(client, sessionId)`. */
+
+import { useCallback, useEffect, useRef, useState } from "react";
+import { INITIAL } from "./agx.js";
+
+/** Follow a session as long as the component is shown; `client` must be the same object at each rendering. */
+export function useAgx(client, sessionId) {
+  const [state, setState] = useState(INITIAL);
+  const follower = useRef(null);
+  useEffect(() => {
+    setState(INITIAL);
+    const followed = client.session(sessionId).follow(setState);
+    follower.current = followed;
+    return () => followed.close();
+  }, [client, sessionId]);
+  const start = useCallback((prompt) => follower.current.start(prompt), []);
+  const cancel = useCallback(() => follower.current.cancel(), []);
+  const retry = useCallback(() => follower.current.retry(), []);
+  return { ...state, start, cancel, retry };
+}

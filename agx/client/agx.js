@@ -1,0 +1,347 @@
+/**
+ * The client for pages: starts, follows and cancels runs through the router that `agx.web.make_router()` makes.
+ *
+ * An ES module without dependencies, for browsers and for Node 20 or later. Types: agx.d.ts.
+ */
+
+const NETWORK_ERROR = "network_error";
+const SENTENCES = {
+  [NETWORK_ERROR]: "The service can't be reached: check the connection.",
+  unauthenticated: "You are not signed in: sign in, then load the page again.",
+  forbidden: "You may not do this.",
+  not_found: "The service has nothing at this address: check the prefix of the client.",
+  answer_unreadable: "The service's answer can't be read: load the page again.",
+  service_error: "The service failed to answer: try again later.",
+  run_lost: "The run was lost: the process that ran it has stopped.",
+};
+const CODES_OF_STATUS = { 401: "unauthenticated", 403: "forbidden", 404: "not_found" };
+const EMIT_MS = 16; // events that arrive together make one change of the state
+const MAX_BACKOFF_MS = 15_000;
+
+/** An error as people read it; programs compare its `code`. `status` is 0 where no answer came. */
+export class AgxError extends Error {
+  constructor(code, message = SENTENCES[code], status = 0) {
+    super(message);
+    this.name = "AgxError";
+    this.code = code;
+    this.status = status;
+  }
+}
+
+/** Return a client for the router at `prefix`. */
+export function connect(prefix, options = {}) {
+  return new Client(prefix, options);
+}
+
+class Client {
+  constructor(prefix, { headers = () => ({}), fetch = globalThis.fetch, silence = 20, poll = 5, backoff = 1 }) {
+    Object.assign(this, { prefix: prefix.replace(/\/$/, ""), headers, silence, poll, backoff });
+    this.fetch = (...request) => fetch(...request); // a browser's fetch fails as a method of another object
+  }
+
+  session(id) {
+    return new Session(this, id);
+  }
+
+  async conversations({ limit = 50, offset = 0 } = {}) {
+    return (await this.json(`/sessions?limit=${limit}&offset=${offset}`)).conversations;
+  }
+
+  async live() {
+    return (await this.json("/live")).sessions;
+  }
+
+  /** Send a request; raises AgxError unless the answer is a success. */
+  async request(path, { headers, ...init } = {}) {
+    const sent = { ...headers, ...(await this.headers()) };
+    let answer;
+    try {
+      answer = await this.fetch(this.prefix + path, { ...init, headers: sent });
+    } catch (error) {
+      if (init.signal?.aborted) throw error;
+      throw new AgxError(NETWORK_ERROR);
+    }
+    if (answer.ok) return answer;
+    const { detail, code } = await answer.json().catch(() => ({}));
+    const found = code ?? CODES_OF_STATUS[answer.status] ?? "service_error";
+    // Only what the router itself answers is written for people.
+    throw new AgxError(found, (code && detail) || SENTENCES[found], answer.status);
+  }
+
+  async json(path, init) {
+    const answer = await this.request(path, init);
+    try {
+      return await answer.json();
+    } catch {
+      throw new AgxError("answer_unreadable", undefined, answer.status);
+    }
+  }
+}
+
+class Session {
+  constructor(client, id) {
+    this.client = client;
+    this.id = id;
+    this.path = `/sessions/${encodeURIComponent(id)}`;
+  }
+
+  /** The stored conversation, and whether a run is live. */
+  read() {
+    return this.client.json(`${this.path}/messages`);
+  }
+
+  /** Start a run; its run_id. */
+  async start(prompt) {
+    const body = JSON.stringify({ prompt });
+    const headers = { "Content-Type": "application/json" };
+    return (await this.client.json(`${this.path}/runs`, { method: "POST", headers, body })).run_id;
+  }
+
+  /** Cancel the live run; false where it had already ended. */
+  async cancel() {
+    return (await this.client.json(`${this.path}/cancel`, { method: "POST" })).cancelled;
+  }
+
+  /**
+   * Yield the latest run's events, from the first or behind the cursor `after`, up to its `end`. A connection that is
+   * cut, or silent for `silence` seconds, is made again behind the last event. It returns without an `end` where the
+   * service has no further event: then nothing is to come, or the run is lost.
+   */
+  async *events({ after = "", signal, onConnection = () => {} } = {}) {
+    const { client } = this;
+    for (let attempt = 0; ; ) {
+      const connection = new AbortController();
+      const abort = () => connection.abort();
+      signal?.addEventListener("abort", abort);
+      let timer;
+      const restart = () => {
+        clearTimeout(timer);
+        timer = setTimeout(abort, client.silence * 1000);
+      };
+      try {
+        signal?.throwIfAborted();
+        restart();
+        const headers = after ? { "Last-Event-ID": after } : {};
+        const answer = await client.request(`${this.path}/events`, { headers, signal: connection.signal });
+        onConnection(null);
+        if (answer.status === 204) return;
+        for await (const { id, data } of frames(answer.body)) {
+          restart();
+          attempt = 0;
+          if (id) after = id;
+          const event = JSON.parse(data);
+          yield event;
+          if (event.type === "end") return;
+        }
+      } catch (error) {
+        if (signal?.aborted) return;
+        const failed = error instanceof AgxError;
+        if (failed && error.status >= 400 && error.status < 500 && ![408, 429].includes(error.status)) throw error;
+        if (connection.signal.aborted) attempt = 0; // it was only silent
+        else onConnection(failed ? error : new AgxError(NETWORK_ERROR));
+      } finally {
+        clearTimeout(timer);
+        signal?.removeEventListener("abort", abort);
+        abort();
+      }
+      if (attempt++) await pause(Math.min(client.backoff * 1000 * 2 ** (attempt - 2), MAX_BACKOFF_MS), signal);
+    }
+  }
+
+  /** Show the session: call `onState` with each state, now and after each change, until `close()`. */
+  follow(onState) {
+    return new Follower(this, onState);
+  }
+}
+
+/** What a page shows before it has read anything. */
+export const INITIAL = Object.freeze({ status: "loading", parts: [], outcome: null, error: null, runId: null });
+
+class Follower {
+  #session;
+  #onState;
+  #closing = new AbortController();
+  #wake = () => {};
+  #isWoken = false;
+  #timer;
+  #cursor = "";
+  #lastPrompt = null;
+
+  constructor(session, onState) {
+    this.#session = session;
+    this.#onState = onState;
+    this.state = INITIAL;
+    this.#change({});
+    void this.#run();
+  }
+
+  /** Start a run; what refuses it is the state's `error`. Returns whether it has begun. */
+  async start(prompt) {
+    this.#change({ error: null });
+    try {
+      const runId = await this.#session.start(prompt);
+      this.#lastPrompt = prompt;
+      const parts = [...this.state.parts, { part_kind: "user-prompt", content: prompt }];
+      if (this.state.runId !== runId) this.#change({ parts, runId, status: "running", outcome: null });
+      this.#isWoken = true; // it may be reading, and sleep only then
+      this.#wake();
+      return true;
+    } catch (error) {
+      this.#change({ error });
+      return false;
+    }
+  }
+
+  /** Ask the last prompt again: after a lost, failed or cancelled run. */
+  async retry() {
+    return this.#lastPrompt !== null && this.start(this.#lastPrompt);
+  }
+
+  /** Cancel the live run; false where it had already ended, or where the request failed. */
+  async cancel() {
+    try {
+      return await this.#session.cancel();
+    } catch (error) {
+      this.#change({ error });
+      return false;
+    }
+  }
+
+  close() {
+    this.#closing.abort();
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#wake();
+  }
+
+  async #run() {
+    const { client } = this.#session;
+    const { signal } = this.#closing;
+    for (let failures = 0; !signal.aborted; ) {
+      try {
+        if (this.state.status === "loading") await this.#load();
+        await this.#readRun(signal);
+        failures = 0;
+        await this.#sleep(client.poll * 1000);
+      } catch (error) {
+        if (signal.aborted) return;
+        this.#change({ error });
+        if (error.status >= 400 && error.status < 500) return this.#change({ status: "ready" });
+        await this.#sleep(Math.min(client.backoff * 1000 * 2 ** failures++, MAX_BACKOFF_MS));
+      }
+    }
+  }
+
+  async #load() {
+    const { messages, run_id, live, last_event_id } = await this.#session.read();
+    const parts = messages.flatMap((message) => message.parts);
+    this.#lastPrompt = textOf(parts.findLast((part) => part.part_kind === "user-prompt")) || null;
+    this.#cursor = live ? "" : (last_event_id ?? "");
+    this.#change({ parts, runId: run_id, status: live ? "running" : "ready", outcome: null, error: null });
+  }
+
+  async #readRun(signal) {
+    const known = this.state.runId;
+    const onConnection = (error) => {
+      if (error) this.#change({ error, status: this.state.status === "running" ? "reconnecting" : this.state.status });
+      else if (this.state.status === "reconnecting") this.#change({ error: null, status: "running" });
+    };
+    let failure = null;
+    for await (const event of this.#session.events({ after: this.#cursor, signal, onConnection })) {
+      this.#cursor = event.id ?? this.#cursor;
+      if (event.type === "begin" && event.body.run_id !== this.state.runId) {
+        await this.#load();
+        if (this.state.status === "ready") return; // it has ended, and what was read has its answer
+      }
+      if (event.type === "begin") this.#change({ status: "running", outcome: null });
+      if (event.type === "error" && event.body.code) failure = new AgxError(event.body.code, event.body.msg);
+      if (event.type === "end") {
+        const { outcome } = event.body;
+        // A run that was cancelled has no error to show.
+        this.#change({ status: "ready", outcome, error: outcome === "completed" || outcome === "cancelled" ? null : failure });
+        return;
+      }
+      const parts = apply(this.state.parts, event);
+      if (parts !== this.state.parts) this.#change({ parts });
+    }
+    if (!signal.aborted && this.state.status !== "ready" && this.state.runId === known)
+      this.#change({ status: "ready", outcome: "lost", error: new AgxError("run_lost") });
+  }
+
+  async #sleep(milliseconds) {
+    const waking = new AbortController();
+    this.#wake = () => waking.abort();
+    if (this.#isWoken || this.#closing.signal.aborted) waking.abort();
+    this.#isWoken = false;
+    do await pause(milliseconds, waking.signal);
+    while (globalThis.document?.hidden && !waking.signal.aborted); // a hidden page does not ask
+  }
+
+  #change(changes) {
+    this.state = { ...this.state, ...changes };
+    if (!this.#closing.signal.aborted)
+      this.#timer ??= setTimeout(() => {
+        this.#timer = undefined;
+        this.#onState(this.state);
+      }, EMIT_MS);
+  }
+}
+
+/** Return the parts after an event: the same array where the event changes none. Unknown events change none. */
+export function apply(parts, { type, origin, body }) {
+  if (body.event === "part_start") return [...parts, body];
+  if (body.event === "part_delta") {
+    const index = parts.findLastIndex((part) => part.part_kind === body.part_kind);
+    if (index < 0 || typeof body.content_delta !== "string") return parts;
+    return parts.with(index, { ...parts[index], content: (parts[index].content ?? "") + body.content_delta });
+  }
+  if (type === "info" && origin === "prompt" && body.prompt) {
+    const last = parts.findLast((part) => part.part_kind === "user-prompt");
+    return textOf(last) === body.prompt ? parts : [...parts, { part_kind: "user-prompt", content: body.prompt }];
+  }
+  // Another process goes on with the run: what the first one had begun to answer does not count.
+  if (type === "resume" && body.void)
+    return parts.filter((part) => part.idx !== body.void.idx || part.seq < body.void.from_seq);
+  // The cursor is older than what the service retains.
+  if (type === "info" && body.gap && !body.superseded_by) return [...parts, { part_kind: "gap" }];
+  return parts;
+}
+
+/** Return the text of a part; other content as JSON. */
+export function textOf(part) {
+  const content = part?.content ?? "";
+  if (typeof content === "string") return content;
+  if (part.part_kind === "user-prompt") return content.filter((each) => typeof each === "string").join("\n");
+  return JSON.stringify(content);
+}
+
+async function* frames(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (let rest = ""; ; ) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const found = (rest + value).split("\n\n");
+      rest = found.pop();
+      for (const frame of found) {
+        const fields = Object.fromEntries(frame.split("\n").map((line) => line.split(/: ?(.*)/s, 2)));
+        if (fields.data) yield fields;
+      }
+    }
+  } finally {
+    await reader.cancel().catch(() => {});
+  }
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    if (signal?.aborted) return resolve();
+    const done = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, milliseconds);
+    signal?.addEventListener("abort", done);
+  });
+}

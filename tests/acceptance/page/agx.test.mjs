@@ -1,0 +1,190 @@
+// The client against a service that is played here: each request takes the next answer of a script.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { AgxError, apply, connect } from "../../../agx/client/agx.js";
+
+const frame = (id, type, body = {}, origin = "opale") =>
+  `id: ${id}\ndata: ${JSON.stringify({ id, type, origin, body })}\n\n`;
+const begin = (id, run_id) => frame(id, "begin", { run_id });
+const text = (id, content, idx = 0, seq = 1) =>
+  frame(id, "event", { event: "part_start", part_kind: "text", content, idx, seq }, "pydantic-ai");
+const end = (id, outcome = "completed") => frame(id, "end", { outcome });
+
+/** An event stream: sends the text in pieces of 7 bytes, then closes, breaks, or stays silent. */
+function stream(text, then = "close") {
+  const bytes = new TextEncoder().encode(text);
+  let at = 0;
+  return new Response(
+    new ReadableStream({
+      pull(controller) {
+        if (at < bytes.length) return controller.enqueue(bytes.slice(at, (at += 7)));
+        if (then === "break") return controller.error(new TypeError("terminated"));
+        if (then === "close") return controller.close();
+        return new Promise(() => {});
+      },
+    }),
+  );
+}
+const nothing = () => new Response(null, { status: 204 });
+const json = (value, status = 200) => new Response(JSON.stringify(value), { status });
+
+function service(answers, options = {}) {
+  const requests = [];
+  const fetch = async (url, init) => {
+    requests.push(`${init.method ?? "GET"} ${url} ${init.headers["Last-Event-ID"] ?? ""}`.trim());
+    assert.ok(answers.length, `not expected: ${requests.at(-1)}`);
+    const answer = answers.shift();
+    if (answer instanceof Error) throw answer;
+    const made = typeof answer === "function" ? await answer() : answer;
+    // As a browser does: what is aborted ends with an error, also where nothing comes.
+    if (!made.body) return made;
+    const { readable, writable } = new TransformStream();
+    made.body.pipeTo(writable, { signal: init.signal }).catch(() => {});
+    return new Response(readable, { status: made.status });
+  };
+  return { client: connect("/api/", { fetch, backoff: 0.001, poll: 0.01, ...options }), requests };
+}
+
+async function collect(events) {
+  const found = [];
+  for await (const event of events) found.push(event);
+  return found;
+}
+
+/** Follow until the state meets a condition. */
+function shown(client, condition) {
+  return new Promise((resolve) => {
+    const follower = client.session("s").follow((state) => {
+      if (!condition(state)) return;
+      follower.close();
+      resolve(state);
+    });
+  });
+}
+const contents = (state) => state.parts.map((part) => part.content ?? part.part_kind);
+const conversation = (run_id, live, parts = [], last_event_id = null) =>
+  json({ messages: [{ parts }], run_id, live, last_event_id });
+const prompt = (content) => ({ part_kind: "user-prompt", content });
+
+test("a cut connection goes on behind the last event, without a repeat", async () => {
+  const { client, requests } = service([
+    stream(begin("1-0", "r") + text("2-0", "æøå") + "id: 3-0\ndata: {", "break"),
+    new TypeError("fetch failed"),
+    json({ detail: "later", code: "redis_unavailable" }, 503),
+    stream(": keep-alive\n\n" + text("3-0", "b") + end("4-0")),
+  ]);
+  const failures = [];
+  const events = client.session("a b").events({ onConnection: (error) => failures.push(error?.code ?? null) });
+  const ids = (await collect(events)).map((event) => event.id);
+  assert.deepEqual(ids, ["1-0", "2-0", "3-0", "4-0"]);
+  const path = "GET /api/sessions/a%20b/events";
+  assert.deepEqual(requests, [path, `${path} 2-0`, `${path} 2-0`, `${path} 2-0`]);
+  assert.deepEqual(failures, [null, "network_error", "network_error", "redis_unavailable", null]);
+});
+
+test("a silent connection is made again", async () => {
+  const { client, requests } = service([stream(begin("1-0", "r"), "silence"), stream(end("2-0"))], { silence: 0.05 });
+  assert.equal((await collect(client.session("s").events())).length, 2);
+  assert.equal(requests[1], "GET /api/sessions/s/events 1-0");
+});
+
+test("a refused request is not repeated, and its error is a sentence with a code", async () => {
+  const cases = [
+    [json({ detail: "The session has a live run.", code: "session_busy" }, 409), "session_busy", "The session has a live run."],
+    [json({ detail: "unknown token" }, 401), "unauthenticated", "You are not signed in: sign in, then load the page again."],
+    [new Response("<html>", { status: 500 }), "service_error", "The service failed to answer: try again later."],
+    [new Response("<html>"), "answer_unreadable", "The service's answer can't be read: load the page again."],
+    [new TypeError("x"), "network_error", "The service can't be reached: check the connection."],
+  ];
+  for (const [answer, code, message] of cases) {
+    const { client, requests } = service([answer]);
+    await assert.rejects(client.session("s").start("Hi"), (error) => {
+      assert.ok(error instanceof AgxError);
+      assert.deepEqual([error.code, error.message], [code, message]);
+      return true;
+    });
+    assert.equal(requests.length, 1);
+  }
+  await assert.rejects(collect(service([json({}, 401)]).client.session("s").events()), { code: "unauthenticated" });
+});
+
+test("a lost run is shown as lost, and its prompt asked again", async () => {
+  const { client, requests } = service([
+    conversation("r", true, [prompt("Hi")]),
+    stream(begin("1-0", "r") + text("2-0", "half"), "break"),
+    nothing,
+    json({ run_id: "r2" }, 202),
+    stream(begin("3-0", "r2") + text("4-0", "whole") + end("5-0")),
+    ...Array(50).fill(nothing),
+  ]);
+  let asked = false;
+  const states = [];
+  const state = await new Promise((resolve) => {
+    const follower = client.session("s").follow((state) => {
+      states.push(state);
+      if (state.outcome === "lost" && !asked) asked = follower.retry();
+      if (state.outcome === "completed") follower.close(), resolve(state);
+    });
+  });
+  const lost = states.find((state) => state.outcome === "lost");
+  assert.deepEqual([lost.status, lost.error.code, contents(lost)], ["ready", "run_lost", ["Hi", "half"]]);
+  assert.deepEqual([state.error, contents(state)], [null, ["Hi", "half", "Hi", "whole"]]);
+  assert.ok(requests.includes("POST /api/sessions/s/runs"));
+});
+
+test("a run that replaced the followed one is shown in its place", async () => {
+  const { client, requests } = service([
+    conversation("old", true, [prompt("One")]),
+    stream(begin("1-0", "old") + frame("0", "info", { gap: true, superseded_by: "new" })),
+    stream(begin("8-0", "new") + text("9-0", "Two!") + end("9-1")),
+    conversation("new", true, [prompt("One"), prompt("Two")]),
+    ...Array(50).fill(nothing),
+  ]);
+  const state = await shown(client, (state) => state.outcome === "completed");
+  assert.deepEqual(contents(state), ["One", "Two", "Two!"]);
+  assert.equal(state.runId, "new");
+  assert.equal(requests[2], "GET /api/sessions/s/events 0");
+});
+
+test("a turn of another page is shown, one that has already ended from what is stored", async () => {
+  const { client } = service([
+    conversation("r", false, [prompt("One")], "1-0"),
+    nothing,
+    stream(begin("2-0", "r2") + text("3-0", "twice?") + end("4-0")),
+    conversation("r2", false, [prompt("One"), prompt("Two"), { part_kind: "text", content: "once" }], "4-0"),
+    ...Array(50).fill(nothing),
+  ]);
+  const state = await shown(client, (state) => state.runId === "r2");
+  assert.deepEqual([state.status, contents(state)], ["ready", ["One", "Two", "once"]]);
+});
+
+test("a cancelled run has an outcome and no error, a failed one its sentence", async () => {
+  for (const [outcome, code, expected] of [["cancelled", "run_canceled", null], ["failed", "model_failed", "model_failed"]]) {
+    const { client } = service([
+      conversation("r", true),
+      stream(begin("1-0", "r") + frame("2-0", "error", { msg: "A sentence.", code }) + end("3-0", outcome)),
+      ...Array(50).fill(nothing),
+    ]);
+    const state = await shown(client, (state) => state.status === "ready");
+    assert.deepEqual([state.outcome, state.error?.code ?? null], [outcome, expected]);
+  }
+});
+
+test("parts: deltas, void parts of a resumed run, gaps, and events of a later version", () => {
+  const part = (idx, seq, content) => ({ event: "part_start", part_kind: "text", idx, seq, content });
+  const delta = (content_delta) => ({ event: "part_delta", part_kind: "text", content_delta });
+  const after = (parts, body, type = "event", origin = "pydantic-ai") => apply(parts, { type, origin, body });
+  let parts = after([], part(0, 1, "kept"));
+  parts = after(parts, part(1, 5, "vo"));
+  parts = after(parts, delta("id"));
+  assert.deepEqual(parts.map((each) => each.content), ["kept", "void"]);
+  parts = after(parts, { attempt: 2, void: { idx: 1, from_seq: 5 } }, "resume");
+  parts = after(parts, { attempt: 3, void: null }, "resume");
+  assert.deepEqual(parts.map((each) => each.content), ["kept"]);
+  parts = after(parts, { gap: true }, "info", "agx");
+  assert.equal(parts.at(-1).part_kind, "gap");
+  assert.equal(after(parts, { event: "of-a-later-version" }), parts);
+  assert.equal(after(parts, {}, "of-a-later-version"), parts);
+});
