@@ -251,7 +251,8 @@ class Follower {
       this.#cursor = event.id ?? this.#cursor;
       if (event.type === "begin" && event.body.run_id !== this.state.runId) {
         await this.#load();
-        if (this.state.status === "ready") return; // it has ended, and what was read has its answer
+        // It has ended, and what was read has its answer; or another run has begun, which is read from its first event.
+        if (this.state.status === "ready" || this.state.runId !== event.body.run_id) return;
       }
       if (event.type === "begin") this.#change({ status: "running", outcome: null });
       if (event.type === "error" && event.body.code) failure = new AgxError(event.body.code, event.body.msg);

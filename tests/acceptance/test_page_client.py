@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from signal import SIGKILL
 
 import httpx
 import pytest
@@ -24,6 +21,8 @@ from support.web import WebService, running_service
 
 from agx.embedded.server import EmbeddedServer
 from agx.errors import SESSION_BUSY
+
+expect.set_options(timeout=30_000)  # ms
 
 pytestmark = [pytest.mark.browser, pytest.mark.npm, pytest.mark.timeout(240)]
 
@@ -47,7 +46,7 @@ def run(*command: str, cwd: Path) -> str:
 
 
 def test_the_client_in_node() -> None:
-    assert re.search(r"^# pass [1-9]", run("node", "--test", "agx.test.mjs", cwd=SOURCES), re.MULTILINE)
+    assert re.search(r"^# pass [1-9]", run("node", "--test", "--test-timeout=30000", "agx.test.mjs", cwd=SOURCES), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +117,14 @@ def service(
 
 
 @pytest.fixture
-def page(redis_url: str, service: WebService, browser: Browser) -> Iterator[Page]:
+def page(request: pytest.FixtureRequest, redis_url: str, service: WebService, browser: Browser) -> Iterator[Page]:
+    """A tab with a session named after the test: the service goes on with its caches behind an emptied server."""
     context = browser.new_context(base_url=service.url)
     context.add_init_script("localStorage.setItem('token', 'token-of-ada')")
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto("/#first")
+    page.goto(f"/#{request.node.name}")
     yield page
     context.close()
     with Redis.from_url(redis_url) as client:
@@ -163,7 +163,7 @@ def test_a_reload_a_second_tab_and_the_stop_button(page: Page, model_server: Mod
     shows(page, "Tell me", "half ")
     page.reload()
     other = page.context.new_page()
-    other.goto("/#first")
+    other.goto(page.url)
     for tab in (page, other):
         shows(tab, "Tell me", "half ")
     model_server.release()
@@ -179,10 +179,12 @@ def test_a_reload_a_second_tab_and_the_stop_button(page: Page, model_server: Mod
 
 def test_a_busy_session_is_a_sentence(page: Page, model_server: ModelServer, service: WebService) -> None:
     model_server.script((Text("slow "), Silence(), Finish()))
-    expect(page.get_by_role("button", name="Send")).to_be_enabled()
     # Between two looks of the page for other turns.
-    page.route("**/events", lambda route: route.abort())
-    service.start("first", "Hi")
+    page.route("**/events", lambda route: route.fulfill(status=204))
+    page.reload()
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    session = page.url.partition("#")[2]
+    service.start(session, "Hi")
     ask(page, "Me too")
     expect(page.locator("output")).to_have_text(SESSION_BUSY.sentence)
-    service.client.post("/api/sessions/first/cancel")
+    service.client.post(f"/api/sessions/{session}/cancel")
