@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from redis import Redis
 from support.browser import ask, running_chromium, shows
 from support.docs import Blocks, every_block
+from support.leaks import leak_checked
 from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.waiting import wait_until_sync
 from support.web import WebService, running_service
@@ -46,7 +46,9 @@ def run(*command: str, cwd: Path) -> str:
 
 
 def test_the_client_in_node() -> None:
-    assert re.search(r"^# pass [1-9]", run("node", "--test", "--test-timeout=30000", "agx.test.mjs", cwd=SOURCES), re.MULTILINE)
+    assert re.search(
+        r"^# pass [1-9]", run("node", "--test", "--test-timeout=30000", "agx.test.mjs", cwd=SOURCES), re.MULTILINE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +73,11 @@ def site(home: Path) -> Path:
     return site
 
 
-def check_types(home: Path, *sources: str) -> str:
-    options = ["--noEmit", "--strict", "--target", "es2023", "--module", "nodenext", "--jsx", "react-jsx"]
-    command = ["npm", "exec", "--", "tsc", *options, *sources]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120, check=False).stdout
-
-
 def test_the_types_are_strict(home: Path) -> None:
-    assert check_types(home, "main.tsx") == ""
-    (home / "wrong.ts").write_text('import { connect } from "./agx.js";\nconnect("/api").session("s").steer("x");\n')
-    assert "TS2339" in check_types(home, "wrong.ts")
+    wrong = 'import { connect } from "./agx.js";\n// @ts-expect-error: an error unless this line has one\n'
+    (home / "wrong.ts").write_text(wrong + 'connect("/api").session("s").start(1);\n')
+    options = ["--noEmit", "--strict", "--target", "es2023", "--module", "nodenext", "--jsx", "react-jsx"]
+    run("npm", "exec", "--", "tsc", *options, "main.tsx", "wrong.ts", cwd=home)
 
 
 def test_the_types_name_what_the_module_exports(home: Path) -> None:
@@ -103,7 +100,7 @@ def chat_model() -> Iterator[ModelServer]:
 
 @pytest.fixture
 def model_server(chat_model: ModelServer) -> ModelServer:
-    chat_model.reset()
+    chat_model.hold()
     return chat_model
 
 
@@ -111,14 +108,16 @@ def model_server(chat_model: ModelServer) -> ModelServer:
 def service(
     server: EmbeddedServer, chat_model: ModelServer, tmp_path_factory: pytest.TempPathFactory, site: Path
 ) -> Iterator[WebService]:
+    """One service for the file: its Redis is not emptied between tests, and each test has a session of its own."""
     served = {"served.py": SERVED.replace("SITE", repr(str(site)))}
-    with running_service("served", tmp_path_factory.mktemp("served"), server.url, chat_model, served) as service:
+    home = tmp_path_factory.mktemp("served")
+    with leak_checked(server.url) as url, running_service("served", home, url, chat_model, served) as service:
         yield service
 
 
 @pytest.fixture
-def page(request: pytest.FixtureRequest, redis_url: str, service: WebService, browser: Browser) -> Iterator[Page]:
-    """A tab with a session named after the test: the service goes on with its caches behind an emptied server."""
+def page(request: pytest.FixtureRequest, service: WebService, browser: Browser) -> Iterator[Page]:
+    """A tab with a session named after the test."""
     context = browser.new_context(base_url=service.url)
     context.add_init_script("localStorage.setItem('token', 'token-of-ada')")
     page = context.new_page()
@@ -127,8 +126,7 @@ def page(request: pytest.FixtureRequest, redis_url: str, service: WebService, br
     page.goto(f"/#{request.node.name}")
     yield page
     context.close()
-    with Redis.from_url(redis_url) as client:
-        wait_until_sync(lambda: not list(client.scan_iter("agx:*:live")))
+    wait_until_sync(lambda: service.client.get("/api/live").json() == {"sessions": []}, what="the end of all runs")
     assert not errors
 
 
@@ -169,6 +167,7 @@ def test_a_reload_a_second_tab_and_the_stop_button(page: Page, model_server: Mod
     model_server.release()
     for tab in (page, other):
         shows(tab, "Tell me", "half and half")
+    model_server.hold()
     # The other tab finds the new turn by itself.
     ask(page, "Go on")
     shows(other, "Tell me", "half and half", "Go on", "never ")
