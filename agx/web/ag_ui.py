@@ -4,15 +4,18 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import takewhile
 from typing import Annotated, Any
 
-from ag_ui.core import BaseEvent, MessagesSnapshotEvent, ResumeEntry, RunAgentInput, UserMessage
+from ag_ui.core import BaseEvent, MessagesSnapshotEvent, ResumeEntry, RunAgentInput, ToolMessage, UserMessage
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage
+from pydantic_ai.tools import DeferredToolResults
 from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
 from ..listeners.replay import replay
@@ -42,6 +45,7 @@ from .runs import (
     make_plain_deps,
 )
 from .turns import (
+    Prompt,
     Turn,
     ask,
     decide,
@@ -61,7 +65,7 @@ _USER_MESSAGE: JsonDict = {
 
 
 class RunInput(BaseModel):
-    """AG-UI's RunAgentInput. The server keeps the conversation: of the messages only the last is read."""
+    """AG-UI's RunAgentInput. The server keeps the conversation: of the messages only the end is read."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="allow")
 
@@ -69,7 +73,7 @@ class RunInput(BaseModel):
     run_id: str = Field(description="The client's id of this request, which it gets back")
     messages: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="AG-UI's messages; to start a run, the last one is the user's",
+        description="AG-UI's messages; the last one is the user's, or the last ones are results of external tool calls",
         json_schema_extra={"items": {"anyOf": [_USER_MESSAGE, {"type": "object"}]}},
     )
     resume: list[ResumeEntry] | None = Field(
@@ -99,7 +103,8 @@ def make_ag_ui_router(
     """Return a router for AG-UI clients; its prefix is the `url` of an `HttpAgent`, and `{url}/connect` joins a thread.
 
     A client that goes away, or calls `abortRun()`, does not cancel its run: `POST {url}/{thread}/cancel` does.
-    Tools and state of the front end are not passed on to the agent.
+    Tools and state of the front end are not passed on to the agent. A call of the agent that is made elsewhere
+    (`CallDeferred`, an external tool) stays open: the front end runs again with its result, a tool message, at the end.
 
     Args:
         agent: what runs.
@@ -121,7 +126,7 @@ def make_ag_ui_router(
 
     @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
     async def run_agent(request: RunInput, asker: Asker) -> Response:
-        """Start a run with the last message, or with decisions on interrupting calls, and stream its events."""
+        """Start a run with the last message, or with decisions on or results of calls, and stream its events."""
         turn = _read_turn(agent, request)
         await runs.start(asker, request.thread_id, turn)
         return EventStreamResponse(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
@@ -140,11 +145,30 @@ def make_ag_ui_router(
 def _read_turn(agent: AbstractAgent[Any, Any], request: RunInput) -> Turn:
     with refusing_unreadable():
         results = AGUIAdapter(agent=agent, run_input=request.for_adapter).deferred_tool_results
-        if results is not None:
-            return decide(results, {})
+        outputs = _read_outputs(request.messages)
+        if results is not None or outputs:
+            return decide(results or DeferredToolResults(), outputs)
         if not request.messages or request.messages[-1].get("role") != "user":
             raise ValueError("it must be the user's")
-        return ask(prompt_of(AGUIAdapter.load_messages([UserMessage.model_validate(request.messages[-1])])))
+        return ask(_read_content(UserMessage.model_validate(request.messages[-1])))
+
+
+def _read_outputs(messages: list[dict[str, Any]]) -> dict[str, object]:
+    """Return the results of tool calls that stand behind the last message of another kind, by call."""
+    outputs: dict[str, object] = {}
+    for message in takewhile(lambda message: message.get("role") == "tool", reversed(messages)):
+        result = ToolMessage.model_validate(message)
+        output: object = result.content
+        if result.error is not None:
+            output = ToolFailed(result.error)
+        elif not isinstance(result.content, str):
+            output = _read_content(UserMessage(id=result.id, content=result.content))
+        outputs[result.tool_call_id] = output
+    return outputs
+
+
+def _read_content(message: UserMessage) -> Prompt:
+    return prompt_of(AGUIAdapter.load_messages([message]))
 
 
 def _follow(asker: Who, request: RunInput) -> AsyncGenerator[Event, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic_ai import Agent, CallDeferred, DeferredToolRequests
 from support.agents import ScopeDeps, call, scripted
 
 from agx.sessions.redis_session import RedisSessions
-from agx.web import make_vercel_ai_router
+from agx.web import make_ag_ui_router, make_vercel_ai_router
 
 pytestmark = pytest.mark.usefixtures("configured")
 
@@ -33,9 +34,9 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         return "deleted"
 
     app = FastAPI()
-    app.include_router(
-        make_vercel_ai_router(agent, authorize=lambda: (1, 1), sessions=RedisSessions(ttl=60)), prefix="/chat"
-    )
+    store = RedisSessions(ttl=60)
+    app.include_router(make_vercel_ai_router(agent, authorize=lambda: (1, 1), sessions=store), prefix="/chat")
+    app.include_router(make_ag_ui_router(agent, authorize=lambda: (1, 1), sessions=store), prefix="/ag-ui")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 
@@ -74,3 +75,63 @@ async def test_a_result_is_given_once_and_an_approval_stays_an_approval(client: 
 
     again = await send(client, message)
     assert again.status_code == 409
+
+
+# --- AG-UI ---
+
+
+async def run_ag_ui(client: httpx.AsyncClient, messages: list[dict[str, Any]], **more: Any) -> httpx.Response:
+    request = {"threadId": "s", "runId": "r", "protocolVersion": "1.0", "messages": messages, **more}
+    return await client.post("/ag-ui", json=request)
+
+
+async def join_ag_ui(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+    joined = await client.post("/ag-ui/connect", json={"threadId": "s", "runId": "r"})
+    return [json.loads(line.removeprefix("data: ")) for line in joined.text.splitlines() if line.startswith("data: ")]
+
+
+QUESTION = {"id": "m1", "role": "user", "content": "How warm is it?"}
+APPROVED = [{"interruptId": "int-c2", "status": "resolved", "payload": {"approved": True}}]
+
+
+def result_of(call_id: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"id": f"result-{call_id}", "role": "tool", "toolCallId": call_id, "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (result_of("c1", "21 degrees"), "21 degrees"),
+        (result_of("c1", [{"type": "text", "text": "21 degrees"}]), "21 degrees"),
+        (result_of("c1", "", error="no sensor"), "no sensor"),
+    ],
+    ids=["text", "parts", "error"],
+)
+async def test_a_front_end_over_ag_ui_gives_a_result_once(
+    client: httpx.AsyncClient, result: dict[str, Any], told: str
+) -> None:
+    assert (await run_ag_ui(client, [QUESTION])).status_code == 200
+    (snapshot,) = [event for event in await join_ag_ui(client) if event["type"] == "MESSAGES_SNAPSHOT"]
+    shown = snapshot["messages"]
+
+    for refused in (
+        await run_ag_ui(client, [*shown, result]),  # without the decision
+        await run_ag_ui(client, shown, resume=APPROVED),  # without the result
+        await run_ag_ui(client, [*shown, result_of("c3", "made up")], resume=APPROVED),
+        await run_ag_ui(client, [*shown, result_of("c2", "made up"), result]),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (409, "conversation_changed")
+
+    answered = await run_ag_ui(client, [*shown, result], resume=APPROVED)
+    assert "It is warm" in answered.text
+    shown = next(event for event in await join_ag_ui(client) if event["type"] == "MESSAGES_SNAPSHOT")["messages"]
+    results = {message["toolCallId"]: message["content"] for message in shown if message["role"] == "tool"}
+    assert results == {"c1": told, "c2": "deleted"}
+    assert (await run_ag_ui(client, [*shown, result], resume=APPROVED)).status_code == 409
+
+
+async def test_a_run_over_ag_ui_names_the_calls_that_wait(client: httpx.AsyncClient) -> None:
+    asked = await run_ag_ui(client, [QUESTION])
+    finished = json.loads(asked.text.strip().splitlines()[-1].removeprefix("data: "))
+    assert [one["id"] for one in finished["outcome"]["interrupts"]] == ["int-c2"]
+    assert "TOOL_CALL_RESULT" not in asked.text
