@@ -13,6 +13,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, UserPromptPart
 from pydantic_ai.run import AgentRun, AgentRunResult
+from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
 from pydantic_graph import End
 from redis.exceptions import RedisError
@@ -34,7 +35,7 @@ from ..model_calls.private_api import restore_pending, take_snapshot
 from ..recovery.dead_run import DeadRun
 from ..redis.bus import CONNECTION_ERRORS
 from ..redis.keys import SessionKeys
-from ..sessions.base import Session, keep_prompt
+from ..sessions.base import Session, keep_prompt, mark_external
 from ..telemetry.tracing import attached
 from .capability import AgxCapability
 from .deps import Deps
@@ -192,6 +193,8 @@ class Drive:
         try:
             if self.request is not None and self.loaded:
                 self.session.msgs = keep_prompt(self.session.msgs, self.request)
+            if self.result is not None and isinstance(self.result.output, DeferredToolRequests):
+                self.session.msgs = mark_external(self.session.msgs, self.result.output.calls)
             if self.loaded and await self._may_save():
                 await self.session.save()
         except (Exception, asyncio.CancelledError) as error:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelMessagesTypeAdapter,
+    ModelRequest,
+    ModelResponse,
+    ToolCallPart,
+    UserPromptPart,
+)
 from pydantic_core import PydanticSerializationError
 
 from ..redis.keys import Id
 
+EXTERNAL_CALLS = "agx_external_calls"  # in the metadata of a response; not sent to the model
 TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
 
 
@@ -146,6 +154,18 @@ def keep_prompt(messages: Sequence[ModelMessage], request: ModelRequest) -> list
         return list(messages)
     first = next((n for n, one in enumerate(messages) if one.run_id == request.run_id), len(messages))
     return [*messages[:first], replace(request, parts=prompt), *messages[first:]]
+
+
+def mark_external(messages: Sequence[ModelMessage], calls: Iterable[ToolCallPart]) -> list[ModelMessage]:
+    """Return a run's messages with the ids of those calls in them that are to be made elsewhere.
+
+    pydantic-ai's messages do not show whether an open call awaits a result or an approval.
+    """
+    marked, ids = list(messages), sorted(call.tool_call_id for call in calls)
+    last = next((n for n in reversed(range(len(marked))) if isinstance(marked[n], ModelResponse)), None)
+    if ids and last is not None:
+        marked[last] = replace(marked[last], metadata={**(marked[last].metadata or {}), EXTERNAL_CALLS: ids})
+    return marked
 
 
 def title_of(session: Session) -> str:

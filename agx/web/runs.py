@@ -11,8 +11,6 @@ from typing import Any
 from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.run import AgentRunResult
-from pydantic_ai.tools import DeferredToolRequests
 
 from ..checkpoints.job import Job
 from ..jobs.recipe import Call, Recipe
@@ -111,11 +109,6 @@ class WebRun(AbstractCapability[Any]):
         }
         recorder.events.put("info", PROMPT, body, urgent=True)
         self.begun.set_result(recorder.run_id)
-
-    async def after_run(self, ctx: RunContext[Any], *, result: AgentRunResult[Any]) -> AgentRunResult[Any]:
-        if isinstance(result.output, DeferredToolRequests):
-            self.session.external = frozenset(call.tool_call_id for call in result.output.calls)
-        return result
 
 
 @dataclass

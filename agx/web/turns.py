@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic_ai.messages import (
@@ -19,13 +19,12 @@ from pydantic_ai.messages import (
 from pydantic_ai.tools import DeferredToolResults
 
 from ..errors import ConversationChangedError
-from ..sessions.base import Session
+from ..sessions.base import EXTERNAL_CALLS, Session
 from .lost_answer import append_answer
 
 Prompt = str | Sequence[UserContent]
 Messages = list[ModelMessage]
 
-_EXTERNAL = "agx_external_calls"  # in the metadata of the last response; not sent to the model
 _PASSED_OVER = "The user did not decide on this call, but went on with another message."
 _CUT_OFF = "The run ended before this call had a result."
 
@@ -49,7 +48,6 @@ class TurnSession(Session):
     stored: Session
     turn: Turn
     lost_answer: Messages = field(default_factory=list)  # of the run before, whose process died
-    external: frozenset[str] = frozenset()  # ids of calls that the run has left to be made elsewhere
 
     async def load(self) -> None:
         """Take the stored messages, prepared; raises ConversationChangedError, and what the stored session raises."""
@@ -63,7 +61,7 @@ class TurnSession(Session):
 
     async def save(self) -> None:
         """Write the messages as the stored session does; raises what it raises."""
-        self.stored.msgs = _mark_external(self.msgs, self.external)
+        self.stored.msgs = self.msgs
         await self.stored.save()
 
 
@@ -111,18 +109,8 @@ def decide(results: DeferredToolResults, outputs: Mapping[str, object]) -> Turn:
 def external_calls(messages: Sequence[ModelMessage]) -> set[str]:
     """Return the ids of the pending calls that are to be made elsewhere: they await a result, not an approval."""
     last = next((message for message in reversed(messages) if isinstance(message, ModelResponse)), None)
-    marked = None if last is None else (last.metadata or {}).get(_EXTERNAL)
+    marked = None if last is None else (last.metadata or {}).get(EXTERNAL_CALLS)
     return {call_id for call_id in pending_calls(messages) if isinstance(marked, list) and call_id in marked}
-
-
-def _mark_external(messages: Messages, call_ids: Collection[str]) -> Messages:
-    # pydantic-ai's messages do not show whether a call awaits a result or an approval.
-    if not call_ids:
-        return messages
-    index = max(n for n, message in enumerate(messages) if isinstance(message, ModelResponse))
-    last = messages[index]
-    marked = replace(last, metadata={**(last.metadata or {}), _EXTERNAL: sorted(call_ids)})
-    return [*messages[:index], marked, *messages[index + 1 :]]
 
 
 def pending_calls(messages: Sequence[ModelMessage]) -> dict[str, ToolCallPart]:

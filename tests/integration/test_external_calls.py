@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from pydantic_ai import Agent, CallDeferred, DeferredToolRequests
 from support.agents import ScopeDeps, call, scripted
 
+import agx
 from agx.sessions.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_vercel_ai_router
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("configured")
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
+def agent() -> Agent[Any, str | DeferredToolRequests]:
     calls = [*call("measure", call_id="c1", index=0), *call("delete", call_id="c2", index=1)]
     agent: Agent[Any, str | DeferredToolRequests] = Agent(
         scripted(calls, ["It is warm"]), deps_type=ScopeDeps, output_type=[str, DeferredToolRequests]
@@ -33,6 +34,11 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
     def delete() -> str:
         return "deleted"
 
+    return agent
+
+
+@pytest.fixture
+async def client(agent: Agent[Any, Any]) -> AsyncIterator[httpx.AsyncClient]:
     app = FastAPI()
     store = RedisSessions(ttl=60)
     app.include_router(make_vercel_ai_router(agent, authorize=lambda: (1, 1), sessions=store), prefix="/chat")
@@ -75,6 +81,14 @@ async def test_a_result_is_given_once_and_an_approval_stays_an_approval(client: 
 
     again = await send(client, message)
     assert again.status_code == 409
+
+
+async def test_a_run_that_no_router_started_marks_its_calls(client: httpx.AsyncClient, agent: Agent[Any, Any]) -> None:
+    session = RedisSessions(ttl=60).open(1, 1, "s")
+    await agx.run(session, agent, "How warm is it?", ScopeDeps())
+    _, parts = await last_parts(client)
+    assert parts["c1"]["state"] == "input-available"
+    assert parts["c2"]["state"] == "approval-requested"
 
 
 # --- AG-UI ---
