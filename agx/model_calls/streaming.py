@@ -120,7 +120,7 @@ def report_obstacle(agent: str, obstacle: str) -> None:
     """Log, once per agent and cause, why listeners get complete answers and no tokens."""
     logger.info(
         "agx: the answers of agent %r reach listeners complete, not token by token: a streamed request could end "
-        "differently because of %s (see 'Tokens or complete answers' in the documentation)",
+        "differently because of %s (docs/how-to/streaming.md)",
         agent,
         obstacle,
     )
