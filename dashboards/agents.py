@@ -47,7 +47,7 @@ COST = "agx_cost_usd_total"
 # The whole leaves cancelled runs out: who cancels was not failed by us.
 JUDGED = 'outcome!="cancelled"'
 FIRING = 'alertname=~"Agx.+", alertstate="firing", severity!="info"'
-BROKEN = 'outcome=~"failed|lost"'
+BROKEN = 'outcome!~"completed|cancelled"'
 AGENT_TRACES = '{ span.gen_ai.agent.name = "${__field.labels.agent}" }'
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..errors import AgxError
+from ..facts.outcome_marks import COLOURS
 from ..listeners.listener import follow
 from ..stream.entry import StreamEntry
 from .options import (
@@ -19,7 +20,7 @@ from .options import (
     connect,
     find_session,
 )
-from .terminal import STYLES, format_duration, open_console, without_control
+from .terminal import format_duration, open_console, without_control
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +86,7 @@ class Screen:
             outcome = str(body.get("outcome") or "completed")
             took = f" in {format_duration(at_ms - self._began_ms)}" if self._began_ms is not None else ""
             reason = f" ({body['reason']})" if body.get("reason") else ""
-            self._line(f"● {outcome}{took}{reason}", f"bold {STYLES.get(outcome, '')}")
+            self._line(f"● {outcome}{took}{reason}", f"bold {COLOURS.get(outcome, '')}")
         elif kind == "resume":
             void = "; the unfinished answer above does not count" if body.get("void") else ""
             self._line(f"● resumed by another process (attempt {body.get('attempt', '?')}){void}", "bold cyan")

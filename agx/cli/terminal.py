@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import orjson
 
 from ..errors import AgxError
+from ..facts.outcome_marks import COLOURS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 # Escape sequences, other control characters, and those that change the direction of the following text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-STYLES = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
 
 
 def without_control(text: object) -> str:
@@ -56,7 +55,7 @@ def print_table(
     for n in shown:
         table.add_column(heads[n], justify="right" if heads[n] in right else "left", no_wrap=True)
     for line in lines:
-        table.add_row(*(Text(line[n], STYLES.get(line[n], "")) for n in shown))
+        table.add_row(*(Text(line[n], COLOURS.get(line[n], "")) for n in shown))
     console.width = 10_000
     console.print(table, soft_wrap=True)
 

@@ -15,13 +15,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ..facts.schema import Outcome
+from ..facts.outcome_marks import COLOURS, MARKS
 from .comparison import Row
 from .finished_runs import FinishedRun, FinishedRuns
 from .run_view import RunView
 
-_STYLE: dict[Outcome, str] = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
-_MARK: dict[Outcome, str] = {"completed": "✔", "cancelled": "■", "failed": "✘", "lost": "☠"}
 _PANEL_HEIGHT = 8
 _PANEL_WIDTH = 44
 _LINGER = 3.0  # seconds that a panel stays after its run
@@ -48,12 +46,12 @@ class Screen:
 
     def print_finished(self, run: FinishedRun) -> None:
         """Print the line of a finished run."""
-        style = _STYLE[run.outcome]
+        style = COLOURS[run.outcome]
         why = run.note or (run.error_type or run.reason or "").rpartition(".")[2]
         who = f"{run.scope}/{run.user}/{run.session}"
         tokens = f"{run.tokens['input']:>5} in {run.tokens['output']:>4} out"
         line = Text.assemble(
-            (f"{_MARK[run.outcome]} {run.outcome:<9}", style),
+            (f"{MARKS[run.outcome]} {run.outcome:<9}", style),
             f"  {run.agent:<8} {who:<20} {tokens} {run.seconds:>6.2f} s  ",
             (why, style),
         )
@@ -114,7 +112,7 @@ class Screen:
         live = sum(view is not None and view.finished is None for view in self._slots)
         text = Text.assemble(("agx demo", "bold cyan"), f"   {live} live")
         for outcome, count in sorted(self._finished.outcomes().items()):
-            text.append(f"   {_MARK[outcome]} {count} {outcome}", _STYLE[outcome])
+            text.append(f"   {MARKS[outcome]} {count} {outcome}", COLOURS[outcome])
         text.append(f"   {self._finished.tokens().total():,} tokens")
         return text.append("   ending", "bold") if ending else text
 
@@ -132,14 +130,14 @@ class Screen:
             lines_of_text[-1] = f"{lines_of_text[-1]} ▌".strip()
         lines += map(Text, lines_of_text[-space:])
         seconds = view.finished.seconds if view.finished else now - view.began
-        state = f"{_MARK[view.finished.outcome]} {view.finished.outcome}" if view.finished else "live"
+        state = f"{MARKS[view.finished.outcome]} {view.finished.outcome}" if view.finished else "live"
         return Panel(
             Group(*lines),
             title=f"[bold]{view.agent}[/] {view.scope}/{view.user}/{view.session}",
             title_align="left",
             subtitle=f"{state} · {seconds:.1f} s",
             subtitle_align="right",
-            border_style=_STYLE[view.finished.outcome] if view.finished else "cyan",
+            border_style=COLOURS[view.finished.outcome] if view.finished else "cyan",
             height=_PANEL_HEIGHT,
         )
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from urllib.parse import urlencode
 
+from agx.facts.outcome_marks import MARKS as OUTCOME_MARKS
+
 from .html import Child, Html, h
 
 # Never by colour alone.
 _MARKS = {
+    **OUTCOME_MARKS,
     "live": "●",
-    "completed": "✔",
-    "cancelled": "■",
     "cancelling": "■",
-    "failed": "✘",
-    "lost": "☠\ufe0e",  # as text, not as a picture
-    "dead": "☠\ufe0e",
+    "dead": "☠",
     "recovering": "↻",
     "ok": "✔",
     "retry": "↻",
@@ -24,6 +23,7 @@ _MARKS = {
     "deferred": "…",
     "open": "●",
 }
+_AS_TEXT = "\ufe0e"  # a browser shows the mark in front as text, not as a picture
 _TEXTS = {
     "dead": "dead, waits for a sidecar",
     "recovering": "recovering, waits for a worker",
@@ -34,7 +34,7 @@ _TEXTS = {
 
 def badge(outcome: str) -> Html:
     """Return an outcome with its mark."""
-    mark = h("span", _MARKS.get(outcome, "?"), aria_hidden="true")
+    mark = h("span", _MARKS.get(outcome, "?") + _AS_TEXT, aria_hidden="true")
     text = h("span", outcome_text(outcome), class_="word")
     return h("span", mark, " ", text, class_=f"badge {outcome if outcome in _MARKS else ''}")
 

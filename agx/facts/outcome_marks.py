@@ -1,0 +1,14 @@
+"""How text displays show the outcome of a run: its mark and its colour; the command line, the demo and the console."""
+
+from __future__ import annotations
+
+from .schema import Outcome
+
+MARKS: dict[Outcome, str] = {
+    "completed": "✔",
+    "cancelled": "■",
+    "failed": "✘",
+    "lost": "☠",
+}
+# A terminal's names of colours.
+COLOURS: dict[Outcome, str] = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
