@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from .schema import Outcome
-
-MARKS: dict[Outcome, str] = {
+MARKS: dict[str, str] = {
     "completed": "✔",
     "cancelled": "■",
     "failed": "✘",
     "lost": "☠",
 }
 # A terminal's names of colours.
-COLOURS: dict[Outcome, str] = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
+COLOURS: dict[str, str] = {"completed": "green", "cancelled": "yellow", "failed": "red", "lost": "magenta"}
