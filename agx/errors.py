@@ -263,6 +263,13 @@ REQUEST_TOO_LARGE = ErrorCode(
     "Send less, or raise the limit of the router.",
     413,
 )
+CLIENT_OUTDATED = ErrorCode(
+    "client_outdated",
+    "This page is older than the service: load it again.",
+    "The service was upgraded while the page was open, and its router no longer supports the page's `agx.js`.",
+    "Load the page again. If the page has a copy of `agx.js`, replace it.",
+    400,
+)
 QUEUE_FULL = ErrorCode(
     "queue_full",
     "Too many runs are waiting: try again later.",
@@ -308,6 +315,7 @@ CATALOGUE = (
     EVENTS_EXPIRED,
     REQUEST_UNREADABLE,
     REQUEST_TOO_LARGE,
+    CLIENT_OUTDATED,
     QUEUE_FULL,
     SESSION_BUSY,
     CONVERSATION_CHANGED,

@@ -31,7 +31,7 @@ export interface Part {
 export interface State {
   readonly status: "loading" | "ready" | "running" | "reconnecting";
   readonly parts: readonly Part[];
-  /** How the last run ended; null while one is live, and after a reload. */
+  /** How the last run ended; null while one is live, and where its events are no longer retained. */
   readonly outcome: Outcome | null;
   /** What to show: a sentence and its code. */
   readonly error: AgxError | null;
@@ -55,6 +55,8 @@ export interface Conversation {
   run_id: string | null;
   live: boolean;
   last_event_id: string | null;
+  /** How the latest run ended; `lost` where its process died. */
+  outcome: Outcome | null;
 }
 
 export interface StoredConversation {

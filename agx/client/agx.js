@@ -4,19 +4,22 @@
  * An ES module without dependencies, for browsers and for Node 20 or later. Types: agx.d.ts.
  */
 
+const VERSION = "1"; // sent with each request: a router that no longer supports it answers with a sentence
 const NETWORK_ERROR = "network_error";
 const SENTENCES = {
   [NETWORK_ERROR]: "The service can't be reached: check the connection.",
   unauthenticated: "You are not signed in: sign in, then load the page again.",
   forbidden: "You may not do this.",
   not_found: "The service has nothing at this address: check the prefix of the client.",
+  request_too_large: "The request is too large.",
   answer_unreadable: "The service's answer can't be read: load the page again.",
   service_error: "The service failed to answer: try again later.",
   run_lost: "The run was lost: the process that ran it has stopped.",
 };
-const CODES_OF_STATUS = { 401: "unauthenticated", 403: "forbidden", 404: "not_found" };
+const CODES_OF_STATUS = { 401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "request_too_large" };
 const EMIT_MS = 16; // events that arrive together make one change of the state
 const MAX_BACKOFF_MS = 15_000;
+const LONGEST_MS = 2 ** 31 - 1; // of a browser's timer
 
 /** An error as people read it; programs compare its `code`. `status` is 0 where no answer came. */
 export class AgxError extends Error {
@@ -53,7 +56,7 @@ class Client {
 
   /** Send a request; raises AgxError unless the answer is a success. */
   async request(path, { headers, ...init } = {}) {
-    const sent = { ...headers, ...(await this.headers()) };
+    const sent = { "Agx-Client": VERSION, ...headers, ...(await this.headers()) };
     let answer;
     try {
       answer = await this.fetch(this.prefix + path, { ...init, headers: sent });
@@ -165,7 +168,9 @@ class Follower {
   #isWoken = false;
   #timer;
   #cursor = "";
+  #isLoaded = false;
   #lastPrompt = null;
+  #connectionError = null;
 
   constructor(session, onState) {
     this.#session = session;
@@ -219,32 +224,38 @@ class Follower {
     const { signal } = this.#closing;
     for (let failures = 0; !signal.aborted; ) {
       try {
-        if (this.state.status === "loading") await this.#load();
+        if (!this.#isLoaded) await this.#load();
         await this.#readRun(signal);
         failures = 0;
         await this.#sleep(client.poll * 1000);
       } catch (error) {
         if (signal.aborted) return;
         this.#change({ error });
-        if (error.status >= 400 && error.status < 500) return this.#change({ status: "ready" });
-        await this.#sleep(Math.min(client.backoff * 1000 * 2 ** failures++, MAX_BACKOFF_MS));
+        const isRefused = error.status >= 400 && error.status < 500;
+        if (isRefused) this.#change({ status: "ready" }); // until a run is started here
+        await this.#sleep(isRefused ? LONGEST_MS : Math.min(client.backoff * 1000 * 2 ** failures++, MAX_BACKOFF_MS));
       }
     }
   }
 
   async #load() {
-    const { messages, run_id, live, last_event_id } = await this.#session.read();
+    const { messages, run_id, live, last_event_id, outcome } = await this.#session.read();
     const parts = messages.flatMap((message) => message.parts);
     this.#lastPrompt = textOf(parts.findLast((part) => part.part_kind === "user-prompt")) || null;
     this.#cursor = live ? "" : (last_event_id ?? "");
-    this.#change({ parts, runId: run_id, status: live ? "running" : "ready", outcome: null, error: null });
+    this.#isLoaded = true;
+    const error = outcome === "lost" ? new AgxError("run_lost") : null;
+    this.#change({ parts, runId: run_id, status: live ? "running" : "ready", outcome, error });
   }
 
   async #readRun(signal) {
     const known = this.state.runId;
-    const onConnection = (error) => {
-      if (error) this.#change({ error, status: this.state.status === "running" ? "reconnecting" : this.state.status });
-      else if (this.state.status === "reconnecting") this.#change({ error: null, status: "running" });
+    const onConnection = (failed) => {
+      const { status, error } = this.state;
+      if (failed) this.#change({ error: failed, status: status === "running" ? "reconnecting" : status });
+      else if (this.#connectionError)
+        this.#change({ error: error === this.#connectionError ? null : error, status: status === "reconnecting" ? "running" : status });
+      this.#connectionError = failed;
     };
     let failure = null;
     for await (const event of this.#session.events({ after: this.#cursor, signal, onConnection })) {

@@ -29,6 +29,7 @@ class LatestRun:
 
     run_id: str
     live: bool
+    outcome: str | None  # lost: its process died, and no sidecar has ended it yet; None while it is live
     last_event_id: str
     asked: Body | None  # how a router started it: its prompt, if it has one, and what it goes on from
 
@@ -44,15 +45,16 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
     try:
         entries = [StreamEntry.of(*entry) for entry in await head]
         latest = [StreamEntry.of(*entry) for entry in await last]
-        ended = any(entry.type == "end" for entry in latest)
-        live = not ended and (bool(await lease) or await engine.is_recoverable(session))
+        end = next((entry for entry in latest if entry.type == "end"), None)
+        live = end is None and (bool(await lease) or await engine.is_recoverable(session))
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("look at the session", error) from error
     if not entries or not latest or entries[0].type != "begin":
         return None
     # The last one is that of the attempt that began: a process may have died right before.
     asked = next((entry.body for entry in reversed(entries) if entry.origin == PROMPT and not entry.is_users), None)
-    return LatestRun(str(entries[0].body.get("run_id")), live, format_id(latest[0].id), asked)
+    outcome = (None if live else "lost") if end is None else end.body.get("outcome")
+    return LatestRun(str(entries[0].body.get("run_id")), live, outcome, format_id(latest[0].id), asked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def make_who(authorize: Authorize) -> GetWho:
 
 
 COMMON: Responses = {
+    400: {"model": Problem, "description": "The page's `agx.js` is too old: load the page again"},
     401: {"model": Problem, "description": "Not authenticated"},
     403: {"model": Problem, "description": "Not allowed"},
     422: {"model": Problem, "description": "The request can't be read"},

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from ..errors import (
+    CLIENT_OUTDATED,
     REQUEST_TOO_LARGE,
     REQUEST_UNREADABLE,
     ConversationChangedError,
@@ -23,6 +24,9 @@ from ..errors import (
     SessionBusyError,
 )
 from ..runs.outcome import classify_error
+
+# Versions of `agx.js` that no longer work with these routes. None so far: 0 was never released.
+OUTDATED_CLIENTS = frozenset({"0"})
 
 Responses = dict[int | str, dict[str, Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -56,6 +60,8 @@ def make_api_router(max_request: int, responses: Responses, lifespan: Lifespan |
             handle = super().get_route_handler()
 
             async def answer(request: Request) -> Response:
+                if request.headers.get("agx-client") in OUTDATED_CLIENTS:
+                    return RefusedError(CLIENT_OUTDATED).to_response()
                 try:
                     return await handle(_BoundedRequest(request, max_request))
                 except RefusedError as error:

@@ -85,6 +85,9 @@ class Messages(BaseModel):
     )
     run_id: str | None = Field(description="The latest run, as long as its events are kept")
     live: bool = Field(description="Whether that run is live: follow its events")
+    outcome: str | None = Field(
+        description="How that run ended: completed, cancelled, failed, or lost, where its process died"
+    )
     last_event_id: str | None = Field(description="The latest event of that run; behind it is what comes next")
 
 
@@ -180,6 +183,7 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
             messages=json.loads(found.session.msgs_to_json()),
             run_id=found.run_id,
             live=found.live,
+            outcome=None if found.latest is None or found.live else found.latest.outcome,
             last_event_id=None if found.latest is None else found.latest.last_event_id,
         )
 

@@ -23,6 +23,7 @@ from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.terminals import Terminals
 from support.web import ADA, BOB, WebService, read_events, running_service, text_of
 
+from agx.errors import CLIENT_OUTDATED
 from agx.sessions.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
 
@@ -164,6 +165,13 @@ def test_a_body_that_is_refused_gets_a_sentence_and_a_code(
         assert refused.json()["detail"].startswith("The request ")
 
 
+def test_an_agx_js_that_is_too_old_gets_a_sentence(service: WebService) -> None:
+    for version, status in (("0", 400), ("1", 200)):
+        assert service.client.get("/api/live", headers={"Agx-Client": version}).status_code == status
+    refused = service.client.get("/api/sessions/s/events", headers={"Agx-Client": "0"})
+    assert refused.json() == {"detail": CLIENT_OUTDATED.sentence, "code": CLIENT_OUTDATED.code}
+
+
 def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServer) -> None:
     model_server.script((Text("partial"), Silence()))
     service.start("s", "Go on")
@@ -176,7 +184,8 @@ def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServe
     with service.client.stream("GET", "/api/sessions/s/events") as response:
         end = list(read_events(response))[-1]
     assert (end["body"]["outcome"], end["body"]["reason"]) == ("cancelled", "cancel")
-    assert "partial" in service.client.get("/api/sessions/s/messages").text
+    assert "partial" in (shown := service.client.get("/api/sessions/s/messages")).text
+    assert shown.json()["outcome"] == "cancelled"
     assert service.client.post("/api/sessions/s/cancel").json() == {"cancelled": False}
 
 
@@ -187,7 +196,8 @@ def test_nobody_reaches_what_is_not_theirs(service: WebService, model_server: Mo
     client = service.client
     assert client.post("/api/sessions/s/cancel", headers=BOB).json() == {"cancelled": False}
     assert client.get("/api/live", headers=BOB).json() == {"sessions": []}
-    assert client.get("/api/sessions/s/messages", headers=BOB).json() == {"messages": [], "run_id": None, "live": False}
+    nothing = {"messages": [], "run_id": None, "live": False, "outcome": None, "last_event_id": None}
+    assert client.get("/api/sessions/s/messages", headers=BOB).json() == nothing
     assert client.get("/api/sessions/s/events", headers=BOB).status_code == 204
     for wrong in ({"Authorization": "Bearer nobody"}, {"Authorization": ""}):
         for path in ("sessions/s/events", "sessions/s/messages", "live", "sessions"):

@@ -65,8 +65,8 @@ function shown(client, condition) {
   });
 }
 const contents = (state) => state.parts.map((part) => part.content ?? part.part_kind);
-const conversation = (run_id, live, parts = [], last_event_id = null) =>
-  json({ messages: [{ parts }], run_id, live, last_event_id });
+const conversation = (run_id, live, parts = [], last_event_id = null, outcome = null) =>
+  json({ messages: [{ parts }], run_id, live, last_event_id, outcome });
 const prompt = (content) => ({ part_kind: "user-prompt", content });
 
 test("a cut connection goes on behind the last event, without a repeat", async () => {
@@ -139,6 +139,49 @@ test("a lost run is shown as lost, and its prompt asked again", async () => {
   assert.deepEqual([lost.status, lost.error.code, contents(lost)], ["ready", "run_lost", ["Hi", "half"]]);
   assert.deepEqual([state.error, contents(state)], [null, ["Hi", "half", "Hi", "whole"]]);
   assert.ok(requests.includes("POST /api/sessions/s/runs"));
+});
+
+test("a page that is opened behind a lost run shows it, and can ask again", async () => {
+  const scripts = {
+    messages: [conversation("r", false, [prompt("Hi")], "2-0", "lost")],
+    runs: [json({ run_id: "r2" }, 202)],
+    events: [nothing(), stream(begin("3-0", "r2") + text("4-0", "Hello") + end("5-0"))],
+  };
+  const { client } = service(scripts, { poll: 60 });
+  let asked;
+  const state = await new Promise((resolve) => {
+    const follower = client.session("s").follow((state) => {
+      if (state.error?.code === "run_lost") asked ??= follower.retry();
+      if (state.outcome === "completed") follower.close(), resolve(state);
+    });
+  });
+  assert.deepEqual([state.error, contents(state)], [null, ["Hi", "Hi", "Hello"]]);
+});
+
+test("a client that was refused goes on once a run is started, for example after a login", async () => {
+  const { client, requests } = service({
+    messages: [json({}, 401), conversation("r", true, [prompt("Hi")])],
+    runs: [json({ run_id: "r" }, 202)],
+    events: [stream(begin("1-0", "r") + text("2-0", "Hello") + end("3-0"))],
+  });
+  let started;
+  const state = await new Promise((resolve) => {
+    const follower = client.session("s").follow((state) => {
+      if (state.error?.code === "unauthenticated") started ??= follower.start("Hi");
+      if (state.outcome === "completed") follower.close(), resolve(state);
+    });
+  });
+  assert.deepEqual(contents(state), ["Hi", "Hello"]);
+  assert.equal(requests.filter((request) => request.includes("/messages")).length, 2);
+});
+
+test("the error of a lost connection goes away with it, also while nothing is live", async () => {
+  const { client } = service(
+    { messages: [conversation("r", false, [prompt("Hi")])], events: [new TypeError("x"), new TypeError("x"), nothing()] },
+    { backoff: 0.05 },
+  );
+  const seen = [];
+  await shown(client, ({ error }) => seen.push(error?.code ?? null) && seen.includes("network_error") && !error);
 });
 
 test("a run that replaced the followed one is shown in its place", async () => {
