@@ -41,6 +41,15 @@ class Position:
     trimmed: int = 0
 
 
+class Intake:
+    """What a replica counts of the entries that it reads, whatever they are: kinds of facts, malformed, repaired."""
+
+    def __init__(self, own: Series) -> None:
+        self.kinds = {kind: own.counter(i.FACTS, kind) for kind in i.FACT_KIND.values}
+        self.malformed = own.counter(i.MALFORMED)
+        self.repaired = own.counter(i.REPAIRED)
+
+
 class Deduplicator:
     """The ids of the last facts, at least `size` and at most twice as many."""
 
@@ -209,7 +218,13 @@ def _observations(instrument: Instrument, fact: Any) -> Iterator[tuple[tuple[str
 
 
 class Fold:
-    """The sum of all facts read so far."""
+    """The sum of all facts read so far.
+
+    Args:
+        own: this replica's own series.
+        read: the ids up to which this replica has read each partition before. A leader that lost its lease before it
+            wrote the state reads those entries again when it leads again; its own series have them already.
+    """
 
     def __init__(
         self,
@@ -217,6 +232,7 @@ class Fold:
         own: Series,
         positions: dict[int, Position] | None = None,
         table: Sequence[Instrument] = i.CATALOGUE,
+        read: Mapping[int, str] | None = None,
     ) -> None:
         self.series = series
         self.own = own
@@ -225,8 +241,8 @@ class Fold:
         # Per process: when it was received (server ms), and the fact.
         self.heartbeats: dict[tuple[str, str], tuple[int, ProcessState]] = {}
         self.changes = 0  # goes up with every batch, so that a state is written only if it has changed
-        self._count_repair = own.counter(i.REPAIRED).add
-        self._kinds = {kind: own.counter(i.FACTS, kind) for kind in i.FACT_KIND.values}
+        self._intake, self._second_intake = Intake(own), Intake(Series())
+        self._read = {n: parse_id(entry_id) for n, entry_id in (read or {}).items()}
         self._feeders: dict[type, list[_Feeder]] = {}
         sources = {_group(each.source): each.source for each in table if each.source}
         for source in sources.values():
@@ -240,7 +256,7 @@ class Fold:
         for entry in entries:
             position.last_id = entry.id
             position.count += 1
-            fact = self._decode(entry.payload)
+            fact = self._decode(entry.payload, self._find_intake(partition, entry.id))
             if fact is None:
                 continue
             for feeder in self._feeders.get(type(fact), ()):
@@ -260,20 +276,28 @@ class Fold:
                 if feeder.part == "model":
                     feeder.feed(attempt)
 
-    def _decode(self, payload: bytes) -> Fact | None:
+    def _find_intake(self, partition: int, entry_id: str) -> Intake:
+        if (read := self._read.get(partition)) is None:
+            return self._intake
+        if parse_id(entry_id) <= read:
+            return self._second_intake
+        del self._read[partition]
+        return self._intake
+
+    def _decode(self, payload: bytes, intake: Intake) -> Fact | None:
         """Return a fact that has not been counted, and count what kind of entry it is."""
         try:
-            fact = decode(payload, self._count_repair)
+            fact = decode(payload, intake.repaired.add)
         except MalformedFactError:
-            self.own.counter(i.MALFORMED).add()
+            intake.malformed.add()
             return None
         except UnknownFactError:
-            self._kinds["unknown"].value += 1
+            intake.kinds["unknown"].value += 1
             return None
         if not self.known.add(fact.id):
-            self._kinds["repeat"].value += 1
+            intake.kinds["repeat"].value += 1
             return None
-        self._kinds[fact.kind].value += 1
+        intake.kinds[fact.kind].value += 1
         return fact
 
     def touch(self) -> None:

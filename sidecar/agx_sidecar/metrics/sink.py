@@ -65,6 +65,7 @@ class MetricsSink:
         self._partitions = 0  # while `run()` runs
         self._state = State()
         self._fold: Fold | None = None  # while leading
+        self._read_ids: dict[int, str] = {}  # up to which this replica has read the partitions, whenever it led
         self._caught_up = False
         self._by_scope: dict[Instrument, dict[str, int]] = {}  # live runs, waiting jobs
         self._backlogs: dict[tuple[int, str], Backlog] = {}
@@ -142,7 +143,7 @@ class MetricsSink:
         for n in range(self._partitions):
             state.positions.setdefault(n, Position())
             state.traces_trims.setdefault(n, TracesTrims())
-        fold = Fold(state.series, self._own, state.positions)
+        fold = Fold(state.series, self._own, state.positions, read=self._read_ids)
         catch_up = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold))
         await self._link.persist("read known facts", lambda: self._recall(fold))
         self._state, self._fold = state, fold
@@ -266,6 +267,10 @@ class MetricsSink:
             logger.warning("the metric state could not be handed over (%s): a successor replays the queues", error)
 
     def _step_down(self) -> None:
+        if self._fold is not None:
+            known = self._read_ids
+            for n, position in self._fold.positions.items():
+                known[n] = max(known.get(n, ZERO_ID), position.last_id, key=parse_id)
         self._fold = None
         self._caught_up = False
         self._by_scope, self._backlogs = {}, {}
