@@ -175,7 +175,7 @@ class Leases:
         await self._give_up(lease)
 
     async def hand_over(self, lease: Lease) -> None:
-        """Give the lease up and let its deadline pass at once, so that another process goes on with the run.
+        """Give the lease up, let its deadline pass at once, and wake the workers: one of them goes on with the run.
 
         A cancel that this run no longer noticed is kept for that process.
         """
@@ -184,6 +184,7 @@ class Leases:
         kept_ms = gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
         await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms)
         await self._bus.execute("ZADD", self._deadlines(session), HANDED_OVER, session.lease_member(lease.run_id))
+        await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
 
     async def _give_up(self, lease: Lease) -> None:
         self.forget(lease)

@@ -11,7 +11,6 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ from .submit import CLAIM_TTL, open_queue
 logger = logging.getLogger("agx")
 
 _POLL = 1.0  # seconds between two looks at the queue; a submit wakes the workers at once
-_SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter
+_SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter; a hand-over wakes the workers at once
 _BUSY_PAUSE = 1.0  # seconds before a job whose run could not begin is tried again
 _MAKE_ROOM = 10.0  # seconds within which a worker makes room for a run that has to run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
@@ -75,7 +74,8 @@ class Worker:
         self._alone_from: dict[str, float] = {}  # by run id: the loop's time from which this worker makes room for it
         self._is_alone = False  # a run that may stop its worker is under way: nothing else starts
         self._announced_at: float | None = None  # the loop's time
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # a job may wait
+        self._wake_takeover = asyncio.Event()  # a run was handed over
         self._stop = asyncio.Event()
 
     @property
@@ -99,7 +99,7 @@ class Worker:
 
         In a process that handles SIGTERM itself, as uvicorn does, no signal is handled: call `stop()` at its shutdown.
         """
-        with nullcontext() if _has_own_handler() else stop_on_signals(self._stop):
+        with contextlib.nullcontext() if _has_own_handler() else stop_on_signals(self._stop):
             await self._work(self._announce, self._take_jobs, self._take_over)
 
     async def recover(self) -> None:
@@ -133,7 +133,7 @@ class Worker:
         await engine.ready()
         queue = open_queue(engine, self._name)
         channel = keys.jobs_wake_channel(engine.config.key_prefix)
-        engine.subscription.subscribe(channel, lambda _: self._wake.set(), self._wake.set)
+        engine.subscription.subscribe(channel, self._on_wake, self._wake.set)
         try:
             while True:
                 self._wake.clear()
@@ -144,6 +144,9 @@ class Worker:
                         await self._wake.wait()
         finally:
             engine.subscription.unsubscribe(channel)
+
+    def _on_wake(self, message: bytes) -> None:
+        (self._wake_takeover if message == keys.WAKE_HANDED_OVER else self._wake).set()
 
     async def _start_jobs(self, engine: Engine, queue: JobQueue) -> None:
         assert engine.queues.partitions is not None
@@ -243,7 +246,9 @@ class Worker:
         await engine.ready()
         dead_runs = DeadRuns(engine, self.recipes, known=self._runs, takes=self._takes)
         while True:
-            await asyncio.sleep(_SWEEP * random.uniform(0.75, 1.25))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake_takeover.wait(), _SWEEP * random.uniform(0.75, 1.25))
+            self._wake_takeover.clear()
             if self.running >= self.at_once or self._is_alone:
                 continue
             async for dead in dead_runs.find():

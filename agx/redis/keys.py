@@ -17,6 +17,8 @@ JOBS_TTL = 7 * 86_400  # a jobs queue without news
 QUEUE_TTL = 86_400  # a scope queue without news
 STATE_TTL = 30 * 86_400  # the sidecar's metric state
 
+WAKE_HANDED_OVER = b"handed over"  # the message of `jobs_wake_channel()` that wakes workers for a takeover
+
 
 def check_id(value: Id, name: str) -> str:
     """Return an id as it stands in keys.
@@ -123,6 +125,7 @@ def workers(prefix: str) -> str:
 
 
 def jobs_wake_channel(prefix: str) -> str:
+    """The channel that wakes the workers: `WAKE_HANDED_OVER` for a run to take over, anything else for a job."""
     return f"{prefix}::jobs:wake"
 
 

@@ -163,20 +163,22 @@ redis.call('SET', KEYS[1], 'cancel:' .. ARGV[2] .. ':' .. string.match(value, ':
 return 1
 """)
 
-# Takes the lease of a run whose process died; a cancel that came meanwhile is kept. ARGV: holder, TTL in ms, run id.
-# Replies {1, server ms} or {0, the value}.
+# Takes the lease of a run whose process died; a cancel that came meanwhile is kept, also where the command is repeated
+# after a lost reply. ARGV: holder, TTL in ms, run id. Replies {1, server ms} or {0, the value}.
 TAKE_OVER = Script(f"""{LUA}
 local value = redis.call('GET', KEYS[1])
-local taken = ARGV[1]
-if value and holder_of(value) ~= ARGV[1] then
-  local holder = holder_of(value)
+local holder = holder_of(value)
+if not value then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+elseif holder == ARGV[1] then
+  redis.call('GETEX', KEYS[1], 'PX', ARGV[2])
+else
   local ms = string.match(value, ':(%d+)$')
   if not (holder and ms and run_of(holder) == ARGV[3] and string.find(holder, '~{_NOBODY}%.%w+$')) then
     return {{0, value}}
   end
-  taken = 'cancel:' .. ARGV[1] .. ':' .. ms
+  redis.call('SET', KEYS[1], 'cancel:' .. ARGV[1] .. ':' .. ms, 'PX', ARGV[2])
 end
-redis.call('SET', KEYS[1], taken, 'PX', ARGV[2])
 return {{1, now_ms()}}
 """)
 

@@ -11,7 +11,12 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
+from support.agents import ScopeDeps
+from support.durable_worker import make_recipe
+from support.waiting import wait_until
 
 import agx
 from agx.checkpoints.codec import FORMAT
@@ -19,6 +24,7 @@ from agx.checkpoints.job import Job
 from agx.engine.engine import Engine
 from agx.engine.leases import Lease
 from agx.engine.registry import current_engine
+from agx.jobs import worker as worker_module
 from agx.jobs.dead_runs import DeadRuns
 from agx.jobs.queue import JobQueue
 from agx.jobs.takeover import open_taken_over
@@ -200,6 +206,30 @@ async def test_a_cancel_is_kept_through_a_hand_over_as_long_as_the_run_can_be_re
     await engine.leases.hand_over(lease)
     assert parse_live(await configured.get(session.live)).is_gap_mark
     assert await configured.pttl(session.live) > 590_000
+
+
+async def test_a_hand_over_wakes_the_workers(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_SWEEP", 3_600)
+    engine = await ready()
+    await die(configured, "r", deadline=0)
+    lease = Lease(keys.SessionKeys.of("agx", "acme", "ada", "r"), "r", lambda *_: None, lambda: None, recover=60)
+    assert await engine.leases.take_over(lease)
+    agent = Agent(TestModel(custom_output_text="Hi"), name="support", deps_type=ScopeDeps)
+    worker = agx.Worker({"support": make_recipe(agent)})
+    working = asyncio.create_task(worker.run())
+    try:
+        await wait_until(lambda: _count_subscribers(configured))
+        await engine.leases.hand_over(lease)
+        events = [event async for event in agx.listen("acme", "ada", "r", serialize=False)]
+    finally:
+        worker.stop()
+        await working
+    assert events[-1]["body"]["outcome"] == "completed"
+
+
+async def _count_subscribers(client: Redis) -> int:
+    ((_, count),) = await client.pubsub_numsub(keys.jobs_wake_channel("agx"))
+    return int(count)
 
 
 # --- waiting jobs ---

@@ -30,6 +30,7 @@ class Rules:
     take_over_keeps_mark: bool = True  # a cancel that came in the gap stays in the lease of attempt 2
     hand_over_keeps_mark: bool = True  # a cancel stays for the next attempt where this one gives the lease back
     gap_is_marked: bool = True  # a cancel in the gap is written down
+    canceller_waits: bool = True  # a cancel that has marked a lease is made again where the mark expires with the lease
     finalize_compares: bool = True  # the sidecar's `end` is refused where the stream has changed since it was read
     waits_for_recovery: bool = True  # the sidecar leaves a run alone until its recovery time is over
     refused_gives_back: bool = True  # an attempt whose `resume` is refused gives the lease back
@@ -114,7 +115,9 @@ class State(NamedTuple):
     r: Attempt = Attempt("runs", "b", looked=True)
     s: Attempt = Attempt()
     sidecar: Sidecar = Sidecar()
-    cancel: str = ""  # "", asks (the key was found empty), accepted, refused
+    # "", asks (the key was found empty), waits (a lease is marked), asks again, accepted, refused. It counts as refused
+    # where nobody can resume the run any more.
+    cancel: str = ""
     too_late: bool = False  # the run was ending already when the cancel was accepted
     is_over: bool = False  # the recovery time
     expiries: int = 1
@@ -163,15 +166,19 @@ class Model:
             after, _ = self._do(state, ("expire",))
             free = live in dead or live == "C"
             yield Step(f"{live} expires", (("expire",),), after._replace(expiries=state.expiries - (not free)))
-        # A marked lease whose process died, and a mark that nobody needs: only once the run has its `end`.
-        if live in ("R!", "S!", "G") and ended(state.server.stream):
+        if live in ("R!", "S!") and state.cancel != "accepted" and (state.expiries or live[0] in dead):
+            after, left = self._do(state, ("expire",))[0], state.expiries - (live[0] not in dead)
+            yield Step(f"{live} expires", (("expire",),), after._replace(expiries=left))
+        # A mark that nobody needs: only once the run has its `end`.
+        elif live in ("R!", "S!", "G") and ended(state.server.stream):
             yield Step(f"{live} expires", (("expire",),), self._do(state, ("expire",))[0])
         if not state.is_over:
             yield Step("the recovery time is over", (), state._replace(is_over=True))
         for who in ("R", "S"):
             at = getattr(state, who.lower()).at
-            # A cancel of a lease whose process dies within the lease's time is a case of its own.
-            if state.deaths and at not in ("dead", "done", "idle") and live != f"{who}!":
+            # Known gap: an attempt takes the mark of the gap into its lease, and dies before it acts on it.
+            taken_mark = live == f"{who}!" and state.cancel == "accepted"
+            if state.deaths and at not in ("dead", "done", "idle") and not taken_mark:
                 yield Step(f"{who} dies", (), state.change(who, at="dead")._replace(deaths=state.deaths - 1))
 
     # --- attempts ---
@@ -229,7 +236,7 @@ class Model:
         if reply == "refused":
             yield Step(f"{who} is fenced", (op,), after.change(who, fenced=True))
             return
-        late = entry in ENDS and not one.stop and state.cancel == "accepted"
+        late = entry in ENDS and not one.stop and state.cancel in ("accepted", "waits", "asks again")
         after = after._replace(too_late=after.too_late or late)
         yield Step(f"{who} appends {entry}", (op,), after.change(who, acked=entry))
 
@@ -259,22 +266,48 @@ class Model:
             yield Step(f"finalize: {done}", (op, release), after._replace(sidecar=Sidecar()), wrong)
 
     def _cancel(self, state: State) -> Iterator[Step]:
-        owner = getattr(state, state.server.live.lower(), None) if state.server.live in ("R", "S") else None
-        # Known gap: a mark on the lease of a process that has just died expires with that lease.
-        if state.cancel == "" and (owner is None or owner.at != "dead"):
+        if state.cancel == "":
             after, reply = self._do(state, ("mark",))
-            if reply != "claimed":
-                after = self._accepted(after) if reply == "marked" else after._replace(cancel="asks")
-                yield Step(f"cancel: {reply}", (("mark",),), after)
-        if state.cancel == "asks":
-            if ended(state.server.stream) or state.is_over:
-                yield Step("cancel: nothing to cancel", (), state._replace(cancel="refused"))
-            elif not self.rules.gap_is_marked:
-                yield Step("cancel: nothing is written", (), self._accepted(state))
-            else:
-                after, done = self._do(state, ("mark_gap",))
-                after = self._accepted(after) if done else after._replace(cancel="")
-                yield Step(f"mark the gap: {done}", (("mark_gap",),), after)
+            if reply == "marked":
+                yield Step("cancel: marked", (("mark",),), self._marked(after))
+            elif reply == "none":
+                yield Step("cancel: none", (("mark",),), after._replace(cancel="asks"))
+        if state.cancel in ("asks", "asks again"):
+            yield from self._mark_gap(state)
+        if state.cancel == "waits":
+            yield from self._wait(state)
+
+    def _mark_gap(self, state: State) -> Iterator[Step]:
+        again = state.cancel == "asks again"
+        if state.is_over or (ended(state.server.stream) and not again):
+            yield Step("cancel: nothing to cancel", (), state._replace(cancel="refused"))
+        elif ended(state.server.stream):
+            yield Step("cancel: it has ended", (), state._replace(cancel="accepted"))
+        elif not self.rules.gap_is_marked:
+            yield Step("cancel: nothing is written", (), self._accepted(state))
+        else:
+            after, done = self._do(state, ("mark_gap",))
+            after = self._accepted(after) if done else after._replace(cancel="waits" if again else "")
+            yield Step(f"mark the gap: {done}", (("mark_gap",),), after)
+
+    def _wait(self, state: State) -> Iterator[Step]:
+        """Wait until the run has ended, or its gap is marked; mark it again where the mark is gone."""
+        live = state.server.live
+        if state.is_over:
+            yield Step("cancel: nobody can resume it", (), state._replace(cancel="refused"))
+        elif ended(state.server.stream):
+            yield Step("cancel: it has ended", (), state._replace(cancel="accepted"))
+        elif live == "G":
+            yield Step("cancel: the gap is marked", (("read_live",),), state._replace(cancel="accepted"))
+        elif live in (None, "R", "S"):
+            after, reply = self._do(state, ("mark",))
+            after = after._replace(cancel="waits" if reply == "marked" else "asks again")
+            yield Step(f"cancel again: {reply}", (("mark",),), after)
+
+    def _marked(self, state: State) -> State:
+        if not self.rules.canceller_waits:
+            return self._accepted(state)
+        return state._replace(cancel="waits", too_late=ended(state.server.stream))
 
     def _accepted(self, state: State) -> State:
         return state._replace(cancel="accepted", too_late=ended(state.server.stream))

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agx.engine.cancellation import mark_cancelled
+from agx.engine.cancellation import keep_mark, mark_cancelled
 from agx.fleet.fleet import read_clock, read_lease_ttl
 from agx.redis.bus import Bus
 from agx.redis.cluster_bus import open_bus_at
@@ -96,6 +96,7 @@ class Console:
         self._settings = settings
         self._console = console
         self._gate = Gate(console.token)
+        self._keeping: set[asyncio.Task[None]] = set()  # cancels whose run has not ended yet
 
     def make_app(self) -> Starlette:
         """Return the application."""
@@ -125,6 +126,9 @@ class Console:
         try:
             yield
         finally:
+            for task in self._keeping:
+                task.cancel()
+            await asyncio.gather(*self._keeping, return_exceptions=True)
             await self._bus.aclose()
 
     # --- access ---
@@ -180,7 +184,19 @@ class Console:
         now_ms, lease_ttl = await asyncio.gather(
             read_clock(self._bus), read_lease_ttl(self._bus, self._settings.prefix)
         )
-        return await mark_cancelled(self._bus, session, run_id, now_ms=now_ms, lease_ttl=lease_ttl)
+        found = await mark_cancelled(self._bus, session, run_id, now_ms=now_ms, lease_ttl=lease_ttl)
+        if found:
+            # It may take longer than a visitor waits.
+            task = asyncio.create_task(self._keep_mark(session, run_id, now_ms=now_ms, lease_ttl=lease_ttl))
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+        return found
+
+    async def _keep_mark(self, session: SessionKeys, run_id: str, *, now_ms: int, lease_ttl: float) -> None:
+        try:
+            await keep_mark(self._bus, session, run_id, now_ms=now_ms, lease_ttl=lease_ttl)
+        except (RedisError, OSError) as error:
+            logger.warning("console: run %s may go on although it was cancelled (%s)", run_id, type(error).__name__)
 
     async def _cancel(self, request: Request) -> Response:
         if not self._console.can_cancel:
