@@ -49,9 +49,13 @@ def _needs(prefix: str, session: keys.SessionKeys) -> dict[str, list[Command]]:
     return {
         "service": service,
         "worker": [*service, *_worker_commands(prefix)],
-        "listener": [*reading, ("EXISTS", session.live), ("GET", session.live), ("ZRANGE", session.index, 0, -1)],
+        "listener": [*reading, ("EXISTS", session.live), ("GET", session.live), *_index_reads(session)],
         "sidecar": [*reading, *_sidecar_commands(prefix, session)],
     }
+
+
+def _index_reads(session: keys.SessionKeys) -> list[Command]:
+    return [("ZRANGE", session.index, 0, -1), ("ZSCORE", session.index, _NOBODY)]
 
 
 def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
@@ -67,7 +71,7 @@ def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("XADD", session.stream, "NOMKSTREAM", "0-0", "x", "x"),
         ("EXPIRE", session.stream, 1),
         ("ZADD", session.index, "XX", 0, "x"),
-        ("ZRANGE", session.index, 0, -1),
+        *_index_reads(session),
         ("ZREM", session.index, "x"),
         ("EVAL", "return 1", 1, queue),
         ("XADD", queue, "NOMKSTREAM", "0-0", "x", "x"),

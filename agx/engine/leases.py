@@ -19,8 +19,8 @@ from ..facts.schema import Reason
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.clock import ServerClock
-from ..redis.live_key import ACQUIRE, HAND_OVER, HANDED_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
-from ..redis.recovery_window import gap_ttl_ms, read_recovery_window
+from ..redis.live_key import ACQUIRE, HAND_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
+from ..redis.recovery_window import gap_ttl_ms, handover_deadline, read_recovery_window
 from ..redis.supervisor import Supervisor
 from .meta_publisher import MetaPublisher
 
@@ -174,17 +174,22 @@ class Leases:
         """
         await self._give_up(lease)
 
-    async def hand_over(self, lease: Lease) -> None:
-        """Give the lease up, let its deadline pass at once, and wake the workers: one of them goes on with the run.
+    async def hand_over(self, lease: Lease, deadline_ms: int | None = None) -> None:
+        """Give the lease up and set a deadline that has passed, so that another process goes on with the run at once.
 
         A cancel that this run no longer noticed is kept for that process.
+
+        Args:
+            deadline_ms: of the attempt before, where this one could not begin; by default the run is handed over, and
+                the workers are woken.
         """
         self.forget(lease)
-        session = lease.session
-        kept_ms = gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
+        session, kept_ms = lease.session, gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
         await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms)
-        await self._bus.execute("ZADD", self._deadlines(session), HANDED_OVER, session.lease_member(lease.run_id))
-        await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
+        deadline = handover_deadline(self._clock.now_ms()) if deadline_ms is None else deadline_ms
+        await self._bus.execute("ZADD", self._deadlines(session), deadline, session.lease_member(lease.run_id))
+        if deadline_ms is None:
+            await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
 
     async def _give_up(self, lease: Lease) -> None:
         self.forget(lease)
@@ -224,6 +229,8 @@ class Leases:
         for lease in leases:
             member = lease.session.lease_member(lease.run_id)
             by_key.setdefault(self._deadlines(lease.session), []).extend((deadline, member))
+            if lease.recover:  # for the recovery window; XX, so that `_is_only_lease_missing()` finds lost data missing
+                self._bus.execute("ZADD", lease.session.index, "XX", self._clock.now_ms(), lease.session.session)
         for key, pairs in by_key.items():
             self._bus.execute("ZADD", key, *pairs)
             self._bus.execute("EXPIRE", key, keys.INDEX_TTL)

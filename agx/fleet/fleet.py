@@ -14,7 +14,7 @@ from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, parse_id
 from ..redis.live_key import parse_live
 from ..redis.meta import parse_meta, parse_partitions
-from ..redis.recovery_window import parse_recover
+from ..redis.recovery_window import parse_recover, window_end_ms
 from ..stream.entry import StreamEntry
 
 MAX_LEASES = 20_000  # of one partition, those whose deadline is nearest
@@ -43,8 +43,7 @@ class LiveRun:
         """Whether its process is gone and another one can still resume it; `last` is the newest entry."""
         if self.recover is None or last is None or last.type == "end" or not self.is_dead(now_ms):
             return False
-        # A run that was handed over has no deadline.
-        return now_ms < max(self.deadline_ms, last.id[0]) + self.recover * 1_000
+        return now_ms < window_end_ms(self.recover, last_entry_ms=last.id[0], deadline_ms=self.deadline_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,13 @@ async def read_clock(bus: Bus) -> int:
     """Return the server's time in milliseconds."""
     seconds, micros = await bus.execute("TIME")
     return int(seconds) * 1_000 + int(micros) // 1_000
+
+
+async def read_deadline(bus: Bus, session: keys.SessionKeys, run_id: str) -> int:
+    """Return the deadline of a run's last process, or 0 where there is none."""
+    partitions = await read_partitions(bus, session.prefix)
+    key = keys.leases(session.prefix, keys.partition(session.scope, partitions or 1))
+    return int(float(await bus.execute("ZSCORE", key, session.lease_member(run_id)) or 0))
 
 
 async def find_live(bus: Bus, prefix: str, partitions: int) -> list[LiveRun]:

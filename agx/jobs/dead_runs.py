@@ -12,7 +12,8 @@ from redis.exceptions import ResponseError
 from ..engine.engine import Engine
 from ..recovery.dead_run import DeadRun, read_dead_run
 from ..redis import keys
-from ..redis.live_key import HANDED_OVER, parse_live
+from ..redis.live_key import parse_live
+from ..redis.recovery_window import is_handed_over
 
 logger = logging.getLogger("agx")
 
@@ -125,7 +126,7 @@ class DeadRuns:
             return None
         if _is_held(await engine.control.execute("GET", session.live), run_id):
             return None  # the deadline is only a hint
-        handed_over = death.deadline_ms == HANDED_OVER
+        handed_over = is_handed_over(death.deadline_ms)
         dead = await read_dead_run(engine.control, session, run_id, self._agents, handed_over=handed_over)
         if dead is None or dead.exhausted:
             self._pass(death, look_again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from ..engine.engine import Engine
 from ..engine.leases import Lease
@@ -38,6 +39,8 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     lease = Lease(dead.session, dead.run_id, state.cancel, state.fence, holder, recover=dead.job.recover)
     if not await retry(lambda: engine.leases.take_over(lease)):
         return None
+    # The deadline of the attempt before: whether that one has died or handed over is for the next process to know, too.
+    hand_back = partial(engine.leases.hand_over, deadline_ms=dead.deadline_ms)
     writer = SessionWriter(
         engine.write_side,
         dead.session,
@@ -58,11 +61,11 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     except BaseException:
         if writer.begun:
             writer.close()
-        await asyncio.shield(give_up(lease, engine.leases.hand_over))
+        await asyncio.shield(give_up(lease, hand_back))
         raise
     if not resumed:
         # A cancel that has marked the lease meanwhile is kept for the run's process, or for the next one.
-        await give_up(lease, engine.leases.hand_over)
+        await give_up(lease, hand_back)
         return None
     life = RunLifecycle(engine, recorder, lease, DeadAttempts(engine, dead, state))
     try:
@@ -82,7 +85,8 @@ def _last_alive_ns(dead: DeadRun, lease_ttl: float) -> int:
     That is its last entry, or the last renewal of its lease if that was later. `lease_ttl`, in seconds, is this
     process's own, which is equal in a fleet.
     """
-    return max(dead.record.last_ns, (dead.deadline_ms - int(lease_ttl * 1_000)) * 1_000_000)
+    renewed_ms = -dead.deadline_ms if dead.handed_over else dead.deadline_ms - int(lease_ttl * 1_000)
+    return max(dead.record.last_ns, renewed_ms * 1_000_000)
 
 
 def _span_before(record: RecordedRun) -> str | None:

@@ -27,7 +27,7 @@ class DeadRun:
         checkpoints: those after `begin`, of all attempts.
         void: which events of an unanswered request the dead attempt streamed, `{"idx", "from_seq"}`; None if none.
         handed_over: whether the run's last process handed it over.
-        deadline_ms: server time at which the lease of the run's last process expired; 0 where that is not known.
+        deadline_ms: the deadline of the run's last process, as `leases` has it; 0 where that is not known.
     """
 
     session: SessionKeys

@@ -26,7 +26,6 @@ from .bus import Script
 Kind = Literal["held", "cancelled", "claimed", "foreign", "unreadable"]
 
 CLAIM_MS = 5_000  # TTL of a claim
-HANDED_OVER = 0  # the deadline of a run that its process handed over
 
 _HOLDER = re.compile(r"[A-Za-z0-9_.@=+|~-]{1,300}")
 _ATTEMPT = re.compile(r"(.+)~([0-9]{1,9})\.[A-Za-z0-9]+")

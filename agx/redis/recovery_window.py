@@ -1,4 +1,4 @@
-"""Whether a run whose process died still counts as live: for `recover` seconds another process can resume it."""
+"""The recovery window: for how long a run whose process died still counts as live, because another can resume it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,31 @@ class RecoveryWindow:
     Args:
         run_id: the run.
         recover: seconds, from its `begin`.
-        ends_ms: server time.
     """
 
     run_id: str
     recover: float
-    ends_ms: int
+
+
+def window_end_ms(recover: float, *, last_entry_ms: float, deadline_ms: float) -> float:
+    """Return until when, server time, a run can be resumed: `recover` seconds after the last proof that it was alive.
+
+    A run writes nothing while a long tool works, but its process renews the lease.
+
+    Args:
+        deadline_ms: when the lease of its last process expired, as `leases` has it.
+    """
+    return max(last_entry_ms, abs(deadline_ms)) + recover * 1_000
+
+
+def handover_deadline(now_ms: int) -> int:
+    """Return the deadline of a run that its process hands over: it has passed, and has the time with a minus."""
+    return -now_ms
+
+
+def is_handed_over(deadline_ms: float) -> bool:
+    """Return whether a process has handed the run over, rather than died."""
+    return deadline_ms <= 0
 
 
 async def read_recovery_window(
@@ -33,7 +52,8 @@ async def read_recovery_window(
 ) -> RecoveryWindow | None:
     """Return the window of a session's latest run; None where the run has ended, or nobody can resume it any more.
 
-    The live key is not looked at: as long as a process holds it, the run is live anyway.
+    The live key is not looked at: as long as a process holds it, the run is live anyway. The last renewal is read from
+    the index of the user's sessions, because a process that only listens may not read deadlines.
 
     Args:
         now_ms: server time, or an estimate of it.
@@ -55,8 +75,11 @@ async def read_recovery_window(
     recover = parse_recover(body)
     if recover is None:
         return None
-    ends_ms = parse_id(last[0][0].decode())[0] + int((recover + lease_ttl) * 1_000)
-    return RecoveryWindow(str(body.get("run_id", "")), recover, ends_ms) if now_ms < ends_ms else None
+    last_entry_ms = parse_id(last[0][0].decode())[0]
+    renewed_ms = float(await bus.execute("ZSCORE", session.index, session.session) or 0)
+    deadline_ms = max(last_entry_ms, renewed_ms) + lease_ttl * 1_000
+    ends_ms = window_end_ms(recover, last_entry_ms=last_entry_ms, deadline_ms=deadline_ms)
+    return RecoveryWindow(str(body.get("run_id", "")), recover) if now_ms < ends_ms else None
 
 
 def gap_ttl_ms(recover: float, *, lease_ttl: float) -> int:

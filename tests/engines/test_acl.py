@@ -136,6 +136,8 @@ async def _act_as_service(rig: TlsRig, user: str) -> None:
     await run
     await session.load()
     await agx.submit(1, 1, "later", agent="support", prompt="Hi", delay=60)
+    _leave_run(rig, "gap")
+    assert await agx.is_live(1, 1, "gap")
 
     stage = ScriptedAgent(silent=True)
     run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
@@ -163,6 +165,8 @@ async def test_listener(rig: TlsRig) -> None:
     async for _ in as_user(rig, "agx-listener"):
         await reset_stats(rig)
         assert await agx.is_live(1, 1, "s")
+        _leave_run(rig, "gap")
+        assert await agx.is_live(1, 1, "gap")
         assert [found async for found in agx.q(1, 1)] == [(1, 1, "s")]
         hearing = asyncio.create_task(_hear("s"))
         resumed = [event async for event in agx.listen(1, 1, "s", after="1-0", timeout=0.1, serialize=False)]
@@ -178,6 +182,13 @@ async def test_listener(rig: TlsRig) -> None:
         with pytest.raises(agx.AgxError):
             await agx.add(1, 1, "s", type="info", origin="me")
     check_commands(rig, "agx-listener", refused={"evalsha", "xadd", "expire"})
+
+
+def _leave_run(rig: TlsRig, session: str) -> None:
+    """Write the begin of a run whose process died, and that another one can resume."""
+    with rig.admin() as admin:
+        body = '{"run_id": "r", "recover": 60}'
+        admin.xadd(f"agx:1:1:{session}", {"type": "begin", "origin": "opale", "body": body})
 
 
 async def _hear(session: str, wait: float = 30) -> list[str]:
@@ -233,6 +244,7 @@ async def test_console(rig: TlsRig, tmp_path: Path) -> None:
             ours = {"scope": "1", "user": "1", "session": "ours", "run": run_id}
             page = await asyncio.to_thread(visitor.get, f"/run?{urlencode(ours)}")
             assert "Cancel this run" in page.text
+            await _see_recovering(rig, visitor)
             for form in (ours, {**ours, "session": "theirs", "run": "1"}):
                 assert (await asyncio.to_thread(visitor.post, "/cancel", form)).status == 303
             with pytest.raises(agx.AgxCanceledError):
@@ -267,6 +279,7 @@ async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:
             (run_id,) = (await asyncio.to_thread(visitor.get, "/")).rows()
             place = urlencode({"scope": "1", "user": "1", "session": "s", "run": run_id})
             assert run_id in (await asyncio.to_thread(visitor.get, f"/run?{place}")).text
+            await _see_recovering(rig, visitor)
             await wait_until(lambda: allowed <= commands_used(rig), what="all that is allowed is used")
         finally:
             assert await asyncio.to_thread(console.end) == 0, console.log
@@ -275,6 +288,12 @@ async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:
             await run
     with rig.admin() as admin:
         assert not [entry for entry in admin.acl_log() if entry["username"] == "agx-console"]
+
+
+async def _see_recovering(rig: TlsRig, visitor: Visitor) -> None:
+    _leave_run(rig, "gap")
+    place = urlencode({"scope": "1", "user": "1", "session": "gap", "run": "r"})
+    assert "recovering" in (await asyncio.to_thread(visitor.get, f"/run?{place}")).text
 
 
 async def _die_talking(rig: TlsRig) -> None:

@@ -14,7 +14,13 @@ from support.agents import ScopeDeps, scripted
 from support.waiting import wait_until
 
 import agx
+from agx.checkpoints.job import Job
+from agx.engine.leases import Lease
 from agx.engine.registry import current_engine
+from agx.jobs.takeover import open_taken_over
+from agx.recovery.dead_run import DeadRun
+from agx.recovery.recorded_run import RecordedRun
+from agx.redis.keys import SessionKeys
 from agx.redis.live_key import TAKE_OVER, gap_holder, new_holder, parse_live
 from agx.testing import MemorySession
 
@@ -30,14 +36,15 @@ async def client(redis_url: str) -> Any:
         await agx.aclose()
 
 
-async def leave_run(client: Redis, *, age: float = 0, **begin: Any) -> None:
-    """Write the stream of a run whose process died `age` seconds ago."""
-    ms = int((time.time() - age) * 1_000)
+async def leave_run(client: Redis, *, age: float = 0, silent: float = 0, **begin: Any) -> None:
+    """Write the stream of a run whose process died `age` seconds ago, after `silent` seconds without an entry."""
+    died_ms = int((time.time() - age) * 1_000)
+    ms = died_ms - int(silent * 1_000)
     body = {"run_id": "r", "agent": "support", "seq": 0, **begin}
     entry: dict[Any, Any] = {"type": "begin", "origin": "opale", "body": orjson.dumps(body)}
     await client.xadd(STREAM, entry, id=f"{ms}-0")
     await client.expire(STREAM, 60)
-    await client.zadd("agx:1:1", {"s": ms})
+    await client.zadd("agx:1:1", {"s": died_ms})
     await client.expire("agx:1:1", 60)
 
 
@@ -53,6 +60,48 @@ async def test_it_is_live(client: Redis) -> None:
     await leave_run(client, recover=60, max_attempts=3)
     assert await agx.is_live(1, 1, "s")
     assert await live_sessions() == ["s"]
+
+
+async def test_it_is_live_after_a_tool_that_worked_for_long(client: Redis) -> None:
+    await leave_run(client, silent=300, recover=60)
+    assert await agx.is_live(1, 1, "s")
+    assert await agx.cancel(1, 1, "s")
+    with pytest.raises(agx.SessionBusyError):
+        await run()
+
+
+async def test_a_renewal_is_a_sign_of_life_of_a_run_that_can_be_resumed(client: Redis) -> None:
+    engine = current_engine()
+    await engine.ready()
+    session = SessionKeys.of("agx", 1, 1, "s")
+    lease = Lease(session, "r", lambda *_: None, lambda: None, new_holder("r", 1), recover=60)
+    await engine.leases.acquire(lease)
+    await client.zadd(session.index, {"s": 1}, xx=True)
+    await wait_until(lambda: _is_renewed(client, session))
+    await client.zrem(session.index, "s")
+    await engine.leases._renew_once()
+    assert await client.zscore(session.index, "s") is None  # so lost data is not taken for a cancel
+    await engine.leases.release(lease)
+
+
+async def _is_renewed(client: Redis, session: SessionKeys) -> bool:
+    return (await client.zscore(session.index, "s") or 0) > 1
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+async def test_a_takeover_that_fails_leaves_the_deadline_as_it_was(client: Redis, handed_over: bool) -> None:
+    """So a worker that died does not count as one that handed its run over."""
+    engine = current_engine()
+    await engine.ready()
+    session = SessionKeys.of("agx", 1, 1, "s")
+    deadline_ms = -5_000 if handed_over else 5_000
+    job = Job("r", "support", "1", "1", "s", prompt="hi", recover=60)
+    record = RecordedRun.of("r", [], handed_over=handed_over)
+    dead = DeadRun(session, job, record, (1, 0), (), None, handed_over=handed_over, deadline_ms=deadline_ms)
+    assert await open_taken_over(engine, dead, "support", None) is None  # the stream has changed
+    (key,) = [key async for key in client.scan_iter("agx::leases:*")]
+    assert await client.zscore(key, session.lease_member("r")) == deadline_ms
+    assert await client.get(LIVE) is None
 
 
 async def test_no_second_run_begins_and_the_stream_stays(client: Redis) -> None:

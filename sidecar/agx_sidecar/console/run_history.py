@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from agx.facts.schema import (
@@ -18,12 +18,13 @@ from agx.fleet.fleet import (
     LeaseState,
     lease_state,
     read_clock,
+    read_deadline,
     read_partitions,
 )
 from agx.redis import keys
 from agx.redis.bus import Bus
 from agx.redis.entry_id import parse_id
-from agx.redis.recovery_window import parse_recover
+from agx.redis.recovery_window import parse_recover, window_end_ms
 from agx.stream.entry import StreamEntry
 
 ENTRIES = 5_000  # of the stream, the newest
@@ -64,6 +65,7 @@ class RunHistory:
     facts: tuple[RunFact, ...] = ()  # its own and its sub-agents', in their order
     entries: tuple[StreamEntry, ...] = ()  # of the stream, the newest
     begin: StreamEntry | None = None  # its first entry, which may be older than those
+    deadline_ms: int = 0  # of its last process's lease; 0 where it is not known
 
     @property
     def started(self) -> RunStarted | None:
@@ -92,7 +94,10 @@ class RunHistory:
     def _is_recovering(self) -> bool:
         """Whether another process can still resume the run."""
         recover = None if self.begin is None else parse_recover(self.begin.body)
-        return recover is not None and bool(self.entries) and self.now_ms < self.entries[-1].id[0] + recover * 1_000
+        if recover is None or not self.entries:
+            return False
+        last_entry_ms = self.entries[-1].id[0]
+        return self.now_ms < window_end_ms(recover, last_entry_ms=last_entry_ms, deadline_ms=self.deadline_ms)
 
     @property
     def is_known(self) -> bool:
@@ -111,7 +116,7 @@ async def read_history(bus: Bus, prefix: str, place: RunPlace) -> RunHistory:
         history = await _read_stream(bus, session, place, now_ms)
     begin_ms = place.at_ms or (history.begin.id[0] if history.begin is not None else 0)
     facts = await _read_facts(bus, prefix, place, begin_ms)
-    return RunHistory(place, now_ms, history.lease, facts, history.entries, history.begin)
+    return replace(history, facts=facts)
 
 
 async def _read_stream(bus: Bus, session: keys.SessionKeys, place: RunPlace, now_ms: int) -> RunHistory:
@@ -124,7 +129,10 @@ async def _read_stream(bus: Bus, session: keys.SessionKeys, place: RunPlace, now
         return RunHistory(place, now_ms, held)  # of a later run of the session
     newest = await bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", ENTRIES)
     entries = tuple(StreamEntry.of(*entry) for entry in reversed(newest))
-    return RunHistory(place, now_ms, held, (), entries, begin)
+    deadline_ms = 0
+    if held == "gone" and begin is not None and parse_recover(begin.body) is not None:
+        deadline_ms = await read_deadline(bus, session, place.run_id)
+    return RunHistory(place, now_ms, held, (), entries, begin, deadline_ms)
 
 
 async def _read_facts(bus: Bus, prefix: str, place: RunPlace, begin_ms: int) -> tuple[RunFact, ...]:

@@ -23,7 +23,6 @@ from agx.redis import keys
 from agx.redis.live_key import (
     CLAIM,
     CLAIM_MS,
-    HANDED_OVER,
     RELEASE,
     RENEW,
     LeaseValue,
@@ -31,6 +30,7 @@ from agx.redis.live_key import (
     new_claim,
     parse_live,
 )
+from agx.redis.recovery_window import is_handed_over, window_end_ms
 from agx.stream.append_scripts import FINALIZE
 from agx.stream.entry import StreamEntry
 
@@ -258,12 +258,12 @@ class _Death:
 
     @property
     def handed_over(self) -> bool:
-        return float(self.deadline) == HANDED_OVER
+        return is_handed_over(float(self.deadline))
 
     def wait(self, run: RecordedRun, now_ms: int) -> float:
         """Return for how many seconds from now another process may resume the run."""
         begin = run.begin
         if begin is None or begin.recover is None or run.end is not None or run.is_exhausted:
             return 0.0
-        since_ms = max(run.last_ns / 1e6, float(self.deadline))
-        return begin.recover - (now_ms - since_ms) / 1_000
+        ends_ms = window_end_ms(begin.recover, last_entry_ms=run.last_ns / 1e6, deadline_ms=float(self.deadline))
+        return (ends_ms - now_ms) / 1_000
