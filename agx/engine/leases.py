@@ -161,7 +161,7 @@ class Leases:
 
         A lease that is another's by now is left alone.
         """
-        await self._give_up(lease)
+        await self.abandon(lease)
         session = lease.session
         self._bus.execute("ZREM", session.index, session.session)
         await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
@@ -172,16 +172,14 @@ class Leases:
         For a run whose `begin` may be appended or not, or whose `end` another process may have written. That
         process may have died before the facts were queued.
         """
-        await self._give_up(lease)
+        self.forget(lease)
+        await self._bus.run(RELEASE, lease.session.live, lease.holder)
 
     async def hand_over(self, lease: Lease, deadline_ms: int | None = None) -> None:
         """Give the lease up and set a deadline that has passed, so that another process goes on with the run at once.
 
-        A cancel that this run no longer noticed is kept for that process.
-
-        Args:
-            deadline_ms: of the attempt before, where this one could not begin; by default the run is handed over, and
-                the workers are woken.
+        A cancel that this run no longer noticed is kept for that process. By default the deadline is the one of a
+        hand-over, and the workers are woken; `deadline_ms` is for an attempt that could not begin.
         """
         self.forget(lease)
         session, kept_ms = lease.session, gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
@@ -190,10 +188,6 @@ class Leases:
         await self._bus.execute("ZADD", self._deadlines(session), deadline, session.lease_member(lease.run_id))
         if deadline_ms is None:
             await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
-
-    async def _give_up(self, lease: Lease) -> None:
-        self.forget(lease)
-        await self._bus.run(RELEASE, lease.session.live, lease.holder)
 
     def holds(self, lease: Lease) -> bool:
         """Return whether a lease can't have expired: its last renewal was confirmed less than its TTL ago."""
