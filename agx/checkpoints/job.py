@@ -113,6 +113,8 @@ def decode(data: bytes) -> Job:
 def _dump_prompt(prompt: str | Sequence[UserContent] | None) -> Any:
     if prompt is None or isinstance(prompt, str):
         return None if prompt is None else prompt.encode("utf-8", "replace").decode()
+    if isinstance(prompt, bytes | bytearray):  # a sequence, but of numbers
+        raise TypeError("prompt must be a str or a sequence of user content, not bytes")
     return _prompt_adapter().dump_python(list(prompt), mode="json")
 
 

@@ -47,7 +47,7 @@ async def start_job(
         job = await queue.read(waiting)
         if job is None:
             logger.error("agx: a job of scope %s can't be read by this version, another worker may", waiting.scope)
-        elif job.run_id in runs or await _has_begun(engine, job):
+        elif _keys(engine, job).lease_member(job.run_id) in runs or await _has_begun(engine, job):
             begun.set()  # submitted twice under one id
             await queue.remove(waiting)
         else:
@@ -73,7 +73,7 @@ async def _start(
     """Run a job to its end; `begun` is set once its run has begun. A session with a live run leaves the job waiting."""
     claim = asyncio.get_running_loop().create_task(_keep_claim(queue, waiting, begun))
     run = ResumableRun(_keys(engine, job), job, waiting.due_ms, on_begun=begun.set)
-    runs[job.run_id] = run
+    runs[run.member] = run
     try:
         if claims > job.max_attempts:
             await fail_run(engine, run, None, AttemptsExhaustedError(claims - 1))
@@ -84,7 +84,7 @@ async def _start(
     except SessionBusyError:
         logger.debug("agx: the session of a waiting job has a live run")
     finally:
-        del runs[job.run_id]
+        del runs[run.member]
         if not begun.is_set():
             claim.cancel()
         await asyncio.wait({claim})
@@ -93,11 +93,11 @@ async def _start(
 async def resume_run(engine: Engine, dead: DeadRun, recipe: Recipe, runs: dict[str, ResumableRun]) -> None:
     """Go on with a run whose process died, to its end."""
     run = ResumableRun(dead.session, dead.job)
-    runs[dead.run_id] = run
+    runs[run.member] = run
     try:
         await _attempt(engine, run, recipe, dead)
     finally:
-        del runs[dead.run_id]
+        del runs[run.member]
 
 
 async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: DeadRun | None) -> None:

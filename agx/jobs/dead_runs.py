@@ -50,7 +50,7 @@ class DeadRuns:
 
     Args:
         agents: names of this worker's recipes.
-        known: ids of runs that this process has already.
+        known: lease members of runs that this process has already.
         takes: whether a run could be started now; its argument is whether the run has to run alone.
     """
 
@@ -122,7 +122,7 @@ class DeadRuns:
         except ValueError:
             self._pass(death, look_again)  # not ours; the sidecar removes it
             return None
-        if run_id in self._known or session.stream in engine.sessions:
+        if session.lease_member(run_id) in self._known or session.stream in engine.sessions:
             return None
         if _is_held(await engine.control.execute("GET", session.live), run_id):
             return None  # the deadline is only a hint

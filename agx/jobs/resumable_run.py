@@ -45,6 +45,11 @@ class ResumableRun:
     def agent(self) -> str:
         return self.job.agent
 
+    @property
+    def member(self) -> str:
+        """What identifies the run among those of all sessions: two tenants may choose the same run id."""
+        return self.session.lease_member(self.job.run_id)
+
 
 async def run_job(
     engine: Engine,

@@ -21,6 +21,7 @@ from .queue import JobQueue
 if TYPE_CHECKING:
     from pydantic_ai.messages import UserContent
 
+_MAX_AGENT = 200  # characters, as for ids
 CLAIM_TTL = 10.0  # seconds; a worker that died before its run began loses its claim after that
 
 
@@ -60,6 +61,10 @@ async def submit(
         raise ValueError(f"on_busy must be 'reject', not {on_busy!r:.40}")
     if not 0 <= recover < math.inf or not 0 <= delay < math.inf or max_attempts < 1:
         raise ValueError("recover and delay must be finite and not negative, and max_attempts at least 1")
+    if not isinstance(agent, str):
+        raise TypeError(f"agent must be a str, not {type(agent).__name__}")
+    if not 0 < len(agent) <= _MAX_AGENT:
+        raise ValueError(f"agent must have 1 to {_MAX_AGENT} characters, not {len(agent)}")
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     job = Job(

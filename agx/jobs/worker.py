@@ -8,6 +8,7 @@ import logging
 import random
 import signal
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
 from ..engine.signals import stop_on_signals
+from ..fleet.fleet import read_clock
 from ..redis import keys
 from .attempt import resume_run, start_job
 from .dead_runs import DeadRuns
@@ -67,7 +69,7 @@ class Worker:
         self._per_agent = per_agent
         self._grace = grace
         self._name = uuid.uuid4().hex
-        self._runs: dict[str, ResumableRun] = {}  # by run id; also those that are about to begin
+        self._runs: dict[str, ResumableRun] = {}  # by lease member; also those that are about to begin
         self._tasks: set[asyncio.Task[None]] = set()
         self._not_before: dict[str, float] = {}  # by entry id: the loop's time at which a job is tried again
         self._served = Counter[str]()  # by scope that has waiting jobs: how many of its jobs were started here
@@ -293,7 +295,10 @@ class Worker:
         await engine.ready()
         key = keys.workers(engine.config.key_prefix)
         while True:
-            now = engine.clock.now_ms()
+            # A worker without runs renews no lease, and after a pause of its machine only Redis knows the time.
+            asked_ns = time.monotonic_ns()
+            now = await read_clock(engine.control)
+            engine.clock.sync(now, asked_ns)
             pairs = [part for agent in self.recipes for part in (now, agent)]
             await engine.control.execute("ZADD", key, *pairs)
             await engine.control.execute("EXPIRE", key, keys.INDEX_TTL)

@@ -340,6 +340,7 @@ REFUSED = {
         "XRANGE other:1:1:s - +", "GET agx:1:1:s:msgs", "HMGET agx:1:1:s:msgs messages", "HSET agx::meta a b",
         "SET agx:1:1:s x", "DEL agx:1:1:s", "PUBLISH agx:1:1:s:cancel x",
         "SUBSCRIBE agx:1:1:s:wake", "ZADD agx::leases:0 1 x",
+        "XADD agx::jobs:0 * a b", "XACK agx::jobs:0 g 1-1",
         "FLUSHALL", "KEYS *", "CONFIG SET maxmemory 1", "ACL LIST",
     ],
     "agx-console": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -393,3 +394,40 @@ async def test_a_worker_stops_in_whatever_step_it_is_woken(configured: Redis, st
         await asyncio.sleep(0)
     worker.stop()
     await asyncio.wait_for(running, 20)
+
+
+async def test_two_tenants_may_choose_the_same_run_id(configured: Redis) -> None:
+    waits, proceed = asyncio.Event(), asyncio.Event()
+
+    async def wait(job: agx.Job) -> None:
+        if job.scope_id == "acme":
+            waits.set()
+            await proceed.wait()
+
+    async with working(agx.Worker({"support": make_recipe(wait)})):
+        await submit(run_id="same")
+        await waits.wait()
+        await submit(scope="globex", run_id="same")
+        others = [event async for event in agx.listen("globex", "ada", "s", serialize=False, wait=5)]
+        proceed.set()
+        events = await follow()
+    assert [events[-1]["body"]["outcome"] for events in (events, others) if events] == ["completed", "completed"]
+
+
+async def test_a_worker_whose_clock_is_behind_takes_jobs(configured: Redis) -> None:
+    """As after a pause of the machine, in which the monotonic clock stands still."""
+    engine = current_engine()
+    await engine.ready()
+    engine.clock.sync(engine.clock.now_ms() - 3_600_000, time.monotonic_ns())
+    await submit()
+    async with working(agx.Worker({"support": make_recipe()})):
+        events = [event async for event in agx.listen("acme", "ada", "s", serialize=False, wait=5)]
+    assert events
+    assert events[-1]["body"]["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("options", [{"agent": 5}, {"agent": ""}, {"agent": "a" * 201}, {"prompt": b"Hello"}])
+async def test_submit_refuses_what_no_worker_can_read(configured: Redis, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"agent must|prompt must"):
+        await submit(**options)
+    assert await _is_empty(configured)
