@@ -249,7 +249,8 @@ class Worker:
         dead_runs = DeadRuns(engine, self.recipes, known=self._runs, takes=self._takes)
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake_takeover.wait(), _SWEEP * random.uniform(0.75, 1.25))
+                async with asyncio.timeout(_SWEEP * random.uniform(0.75, 1.25)):
+                    await self._wake_takeover.wait()
             self._wake_takeover.clear()
             if self.running >= self.at_once or self._is_alone:
                 continue
