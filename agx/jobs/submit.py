@@ -61,10 +61,7 @@ async def submit(
         raise ValueError(f"on_busy must be 'reject', not {on_busy!r:.40}")
     if not 0 <= recover < math.inf or not 0 <= delay < math.inf or max_attempts < 1:
         raise ValueError("recover and delay must be finite and not negative, and max_attempts at least 1")
-    if not isinstance(agent, str):
-        raise TypeError(f"agent must be a str, not {type(agent).__name__}")
-    if not 0 < len(agent) <= _MAX_AGENT:
-        raise ValueError(f"agent must have 1 to {_MAX_AGENT} characters, not {len(agent)}")
+    _check_agent(agent)
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     job = Job(
@@ -89,6 +86,13 @@ async def submit(
     if not accepted:
         raise QueueFullError(session.scope, engine.config.max_waiting_jobs)
     return job.run_id
+
+
+def _check_agent(agent: object) -> None:
+    if not isinstance(agent, str):
+        raise TypeError(f"agent must be a str, not {type(agent).__name__}")
+    if not 0 < len(agent) <= _MAX_AGENT:
+        raise ValueError(f"agent must have 1 to {_MAX_AGENT} characters, not {len(agent)}")
 
 
 def open_queue(engine: Engine, worker: str) -> JobQueue:
