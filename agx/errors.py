@@ -56,6 +56,10 @@ class QueueFullError(AgxError):
         )
 
 
+class JobError(AgxError, TypeError, ValueError):
+    """Raised by `submit()` and `run(resume=...)` for an argument that can't be used; Redis was not asked."""
+
+
 class RecipeError(AgxError):
     """The error of a run whose recipe raised, or made a run for other ids."""
 

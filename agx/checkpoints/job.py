@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..errors import JobError
+
 if TYPE_CHECKING:
     from pydantic_ai.messages import UserContent
 
 FORMAT = 1  # goes up when an older worker could misread a newer job
 MAX_ARGS = 65_536  # bytes
+MAX_RECOVER = 86_400  # seconds: a live stream expires after that
+_MAX_AGENT = 200  # characters, as for ids
 
 
 class UnreadableJobError(ValueError):
@@ -55,14 +60,14 @@ class Job:
         """Return the job as JSON.
 
         Raises:
-            TypeError: `args` holds something that is not JSON, or is larger than 64 KiB.
+            JobError: a field is not what a worker could read.
         """
-        try:
-            args = orjson.dumps(self.args)
-        except orjson.JSONEncodeError as error:
-            raise TypeError(f"args must be JSON values ({error}): pass ids, and load objects in the recipe") from None
-        if len(args) > MAX_ARGS:
-            raise TypeError(f"args must be at most {MAX_ARGS} bytes of JSON, not {len(args)}: pass ids instead")
+        if not isinstance(self.agent, str) or not 0 < len(self.agent) <= _MAX_AGENT:
+            raise JobError(f"the agent's name must be a str of 1 to {_MAX_AGENT} characters, not {self.agent!r:.40}")
+        if not _is_number(self.recover) or not 0 <= self.recover <= MAX_RECOVER:
+            raise JobError(f"recover must be from 0 to {MAX_RECOVER} seconds, not {self.recover!r:.40}")
+        if not _is_number(self.max_attempts) or isinstance(self.max_attempts, float) or self.max_attempts < 1:
+            raise JobError(f"max_attempts must be an int of at least 1, not {self.max_attempts!r:.40}")
         return orjson.dumps(
             {
                 "v": FORMAT,
@@ -70,7 +75,7 @@ class Job:
                 "ids": (self.scope_id, self.user_id, self.session_id),
                 "agent": self.agent,
                 "prompt": _dump_prompt(self.prompt),
-                "args": orjson.Fragment(args),
+                "args": orjson.Fragment(_dump_args(self.args)),
                 "recover": self.recover,
                 "max_attempts": self.max_attempts,
                 "submitted_ms": self.submitted_ms,
@@ -110,12 +115,33 @@ def decode(data: bytes) -> Job:
         raise UnreadableJobError(type(error).__name__) from None
 
 
-def _dump_prompt(prompt: str | Sequence[UserContent] | None) -> Any:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _dump_args(args: object) -> bytes:
+    if not isinstance(args, dict):
+        raise JobError(f"args must be a dict of JSON values, not {type(args).__name__}")
+    try:
+        data = orjson.dumps(args)
+        json.dumps(args, allow_nan=False, default=str)  # orjson writes NaN as null
+    except (TypeError, ValueError) as error:
+        raise JobError(f"args must be JSON values ({error}): pass ids, and load objects in the recipe") from None
+    if len(data) > MAX_ARGS:
+        raise JobError(f"args must be at most {MAX_ARGS} bytes of JSON, not {len(data)}: pass ids instead")
+    return data
+
+
+def _dump_prompt(prompt: object) -> Any:
     if prompt is None or isinstance(prompt, str):
         return None if prompt is None else prompt.encode("utf-8", "replace").decode()
-    if isinstance(prompt, bytes | bytearray):  # a sequence, but of numbers
-        raise TypeError("prompt must be a str or a sequence of user content, not bytes")
-    return _prompt_adapter().dump_python(list(prompt), mode="json")
+    if not isinstance(prompt, list | tuple):
+        raise JobError(f"prompt must be a str, a list of user content or None, not {type(prompt).__name__}")
+    adapter = _prompt_adapter()
+    try:
+        return adapter.dump_python(adapter.validate_python(list(prompt)), mode="json")
+    except ValueError as error:  # its text may quote the prompt
+        raise JobError(f"prompt must be a list of user content ({type(error).__name__})") from None
 
 
 def _load_prompt(plain: Any) -> str | Sequence[UserContent] | None:

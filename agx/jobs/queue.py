@@ -127,15 +127,18 @@ class JobQueue:
         self._claim_ms = int(claim_ttl * 1_000)
         self._listed: dict[int, tuple[bytes, list[Waiting]]] = {}  # by partition: version of the stream, and its jobs
 
-    async def submit(self, job: Job, *, delay: float, max_waiting: int) -> bool:
+    async def submit(self, job: Job, data: bytes, *, delay: float, max_waiting: int) -> bool:
         """Append a job, due in `delay` seconds; returns False where its scope has `max_waiting` jobs already.
+
+        Args:
+            data: the job, encoded.
 
         Raises:
             RedisError, OSError: it is not known whether the job was appended.
         """
         key = keys.jobs(self._prefix, keys.partition(job.scope_id, self._partitions))
         args = (job.scope_id, max_waiting, keys.JOBS_TTL, keys.jobs_wake_channel(self._prefix), int(delay * 1_000))
-        return bool(await self._bus.run(_SUBMIT, key, *args, job.agent, job.encode(), _PAGE))
+        return bool(await self._bus.run(_SUBMIT, key, *args, job.agent, data, _PAGE))
 
     async def waiting(self, partition: int) -> list[Waiting]:
         """Return the oldest jobs of a partition, also those that are not due or claimed by others.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +11,9 @@ from redis.exceptions import RedisError
 from ..checkpoints.job import Job
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
-from ..errors import QueueFullError, RedisUnavailableError, SessionBusyError
+from ..errors import JobError, QueueFullError, RedisUnavailableError, SessionBusyError
 from ..listeners.manual import is_live
+from ..redis import keys
 from ..redis.keys import Id, SessionKeys, check_id
 from ..redis.retry import retry
 from .queue import JobQueue
@@ -21,7 +21,7 @@ from .queue import JobQueue
 if TYPE_CHECKING:
     from pydantic_ai.messages import UserContent
 
-_MAX_AGENT = 200  # characters, as for ids
+_MAX_DELAY = keys.JOBS_TTL - 86_400  # seconds: a queue without news expires
 CLAIM_TTL = 10.0  # seconds; a worker that died before its run began loses its claim after that
 
 
@@ -44,24 +44,21 @@ async def submit(
     Args:
         agent: name of the recipe in the workers.
         prompt: what the user asks; None goes on with the stored conversation.
-        args: JSON values for the recipe, at most 64 KiB.
+        args: a dict of JSON values for the recipe, at most 64 KiB.
         run_id: makes a repeated submit harmless: the same id runs once, as long as its stream is kept.
-        recover: seconds after the death of its process during which the run may be resumed.
+        recover: seconds after the death of its process during which the run may be resumed, at most a day.
         max_attempts: attempts in a row without progress after which the run is lost.
-        delay: seconds until the run may begin.
+        delay: seconds until the run may begin, at most six days.
         on_busy: `reject` raises where the session has a live run.
 
     Raises:
         SessionBusyError: the session has a live run.
         QueueFullError: the scope has as many waiting jobs as it may have.
         RedisUnavailableError: Redis can't be reached within 2 s; the job may have been queued or not.
-        TypeError, ValueError: an argument that can't be used.
+        JobError: an argument can't be used. Redis was not asked.
+        TypeError, ValueError: an id can't be used.
     """
-    if on_busy != "reject":
-        raise ValueError(f"on_busy must be 'reject', not {on_busy!r:.40}")
-    if not 0 <= recover < math.inf or not 0 <= delay < math.inf or max_attempts < 1:
-        raise ValueError("recover and delay must be finite and not negative, and max_attempts at least 1")
-    _check_agent(agent)
+    _check(delay, on_busy)
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     job = Job(
@@ -71,16 +68,17 @@ async def submit(
         session_id=session.session,
         agent=agent,
         prompt=prompt,
-        args=dict(args or {}),
+        args={} if args is None else args,
         recover=recover,
         max_attempts=max_attempts,
     )
+    data = job.encode()
     if await is_live(scope_id, user_id, session_id) and not await _has_ended(engine, session):
         raise SessionBusyError(session.session)
     try:
         await retry(engine.ready)
         queue = open_queue(engine, "-")
-        accepted = await queue.submit(job, delay=delay, max_waiting=engine.config.max_waiting_jobs)
+        accepted = await queue.submit(job, data, delay=delay, max_waiting=engine.config.max_waiting_jobs)
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("submit the run", error) from error
     if not accepted:
@@ -88,11 +86,11 @@ async def submit(
     return job.run_id
 
 
-def _check_agent(agent: object) -> None:
-    if not isinstance(agent, str):
-        raise TypeError(f"agent must be a str, not {type(agent).__name__}")
-    if not 0 < len(agent) <= _MAX_AGENT:
-        raise ValueError(f"agent must have 1 to {_MAX_AGENT} characters, not {len(agent)}")
+def _check(delay: object, on_busy: object) -> None:
+    if on_busy != "reject":
+        raise JobError(f"on_busy must be 'reject', not {on_busy!r:.40}")
+    if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= _MAX_DELAY:
+        raise JobError(f"delay must be from 0 to {_MAX_DELAY} seconds, not {delay!r:.40}")
 
 
 def open_queue(engine: Engine, worker: str) -> JobQueue:

@@ -14,6 +14,7 @@ from pydantic_ai.run import AgentRunResult
 from ..checkpoints.codec import dump_results
 from ..checkpoints.job import Job
 from ..engine.registry import current_engine
+from ..errors import JobError
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session
 from ..stream.events import Runtime
@@ -62,12 +63,12 @@ async def run(
         SessionSaveError: `session.save()` failed; `.result` and `.messages` hold what it should have kept.
         LeaseLostError: another run took the session over while this process was stalled.
         RunHandedOverError: the service shut down, and another process resumes the run.
-        TypeError, ValueError: `resume` or `args` can't be used.
+        JobError: `resume` or `args`, or the prompt of a run that can be resumed, can't be used.
         asyncio.CancelledError: the task was cancelled from outside.
         Exception: whatever the agent, its tools or `session.load()` raised.
     """
     if args is not None and resume is None:
-        raise ValueError('args are for the recipe that resumes the run: name it with resume="..."')
+        raise JobError('args are for the recipe that resumes the run: name it with resume="..."')
     engine = current_engine()
     keys = SessionKeys.of(engine.config.key_prefix, deps.get_scope_id(), deps.user_id, deps.session_id)
     task = asyncio.current_task()
@@ -99,6 +100,6 @@ def _make_job(
         session_id=keys.session,
         agent=recipe,
         prompt=prompt,
-        args=dict(args or {}),
+        args={} if args is None else args,
         results=None if results is None else dump_results(results),
     )

@@ -120,19 +120,17 @@ async def test_a_run_without_resume_stores_nothing_to_resume_it(configured: Redi
 
 
 @pytest.mark.parametrize(
-    ("options", "error"),
+    "options",
     [
-        ({"args": {"n": 1}}, ValueError),
-        ({"resume": "support", "args": {"n": object()}}, TypeError),
-        ({"resume": "support", "args": {"text": "x" * 65_536}}, TypeError),
+        {"args": {"n": 1}},
+        {"resume": "support", "args": {"n": object()}},
+        {"resume": "support", "args": {"text": "x" * 65_536}},
     ],
     ids=["args without resume", "args that are not JSON", "args that are too large"],
 )
-async def test_wrong_arguments_touch_nothing(
-    configured: Redis, options: dict[str, Any], error: type[Exception]
-) -> None:
+async def test_wrong_arguments_touch_nothing(configured: Redis, options: dict[str, Any]) -> None:
     agent = Agent(TestModel(), deps_type=ScopeDeps)
-    with pytest.raises(error, match="args"):
+    with pytest.raises(agx.JobError, match="args"):
         await agx.run(FakeSession(), agent, "Hello", ScopeDeps(), **options)
     assert not await configured.keys("agx:1:*")
 
