@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .config import Config, configure
     from .engine.cancellation import cancel
     from .engine.registry import aclose
+    from .engine.steering import steer
     from .errors import (
         AgxCanceledError,
         AgxError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         SessionBusyError,
         SessionConflictError,
         SessionSaveError,
+        TextError,
     )
     from .jobs.recipe import Call
     from .jobs.submit import submit
@@ -66,6 +68,7 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionSaveError",
+    "TextError",
     "Worker",
     "aclose",
     "add",
@@ -77,6 +80,7 @@ __all__ = [
     "run",
     "sse",
     "start",
+    "steer",
     "stop",
     "submit",
 ]
@@ -86,6 +90,7 @@ _MODULES = {
     "config": ("Config", "configure"),
     "engine.cancellation": ("cancel",),
     "engine.registry": ("aclose",),
+    "engine.steering": ("steer",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "jobs.recipe": ("Call",),
     "jobs.submit": ("submit",),

@@ -48,12 +48,17 @@ class SessionBusyError(AgxError):
 
 
 class QueueFullError(AgxError):
-    """Raised by `submit()` when the scope has as many waiting jobs as it may have."""
+    """Raised when as much waits as may wait: jobs of a scope, or messages of a session."""
 
-    def __init__(self, scope: str, most: int) -> None:
-        super().__init__(
-            f"scope {scope!r} has {most} waiting jobs, the most it may have: try again later, or start more workers"
-        )
+    def __init__(self, who: str, most: str) -> None:
+        super().__init__(f"{most} of {who} wait, the most that may wait: try again later")
+
+
+class TextError(AgxError, ValueError):
+    """Raised when a text for a run can't be taken."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the text can't be taken: {cause}")
 
 
 class JobError(AgxError, TypeError, ValueError):
@@ -276,8 +281,8 @@ CLIENT_OUTDATED = ErrorCode(
 )
 QUEUE_FULL = ErrorCode(
     "queue_full",
-    "Too many runs are waiting: try again later.",
-    "The scope has as many waiting jobs as `max_waiting_jobs` allows.",
+    "Too much is waiting: try again later.",
+    "The scope has as many waiting jobs as `max_waiting_jobs` allows, or the session as many steering messages.",
     "Try again later. For operators: start more workers.",
     429,
 )
@@ -287,6 +292,13 @@ SESSION_BUSY = ErrorCode(
     "A session has at most one live run.",
     "Follow the live run, or cancel it.",
     409,
+)
+NOTHING_RUNS = ErrorCode(
+    "nothing_runs",
+    "The session has no live run.",
+    "The run has ended, or it is not one of this user.",
+    "Start a run with the text.",
+    404,
 )
 CONVERSATION_CHANGED = ErrorCode(
     "conversation_changed",
@@ -322,6 +334,7 @@ CATALOGUE = (
     CLIENT_OUTDATED,
     QUEUE_FULL,
     SESSION_BUSY,
+    NOTHING_RUNS,
     CONVERSATION_CHANGED,
     REDIS_UNAVAILABLE,
 )

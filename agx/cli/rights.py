@@ -70,6 +70,7 @@ def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("EVAL", "return 1", 1, session.stream),
         ("XADD", session.stream, "NOMKSTREAM", "0-0", "x", "x"),
         ("EXPIRE", session.stream, 1),
+        ("XDEL", session.inbox, "0-1"),
         ("ZADD", session.index, "XX", 0, "x"),
         *_index_reads(session),
         ("ZREM", session.index, "x"),

@@ -30,6 +30,7 @@ Outcome = Literal["completed", "cancelled", "failed", "lost"]
 ERROR_OUTCOMES: tuple[Outcome, ...] = ("failed", "lost")
 Reason = Literal["cancel", "lease_deleted", "task", "shutdown", "abandoned"]
 NodeKind = Literal["user_prompt", "model_request", "call_tools"]
+SteerOutcome = Literal["delivered", "stored"]  # in a model request; only in the conversation
 ToolOutcome = Literal["ok", "retry", "error", "cancelled", "denied", "deferred"]
 UsageSource = Literal["reported", "estimated", "missing"]
 
@@ -163,6 +164,15 @@ class RunResumed(RunFact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunSteered(RunFact):
+    """A run took a message of `steer()` into its conversation."""
+
+    kind: Literal["run.steer"] = "run.steer"
+    outcome: SteerOutcome
+    at_ns: Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeEnded(RunFact):
     """A node of the agent's graph ended.
 
@@ -242,7 +252,7 @@ class ProcessState:
     append_sum_ns: Int64 = 0
 
 
-Fact = RunStarted | RunResumed | NodeEnded | ToolEnded | RunEnded | ProcessState
+Fact = RunStarted | RunResumed | RunSteered | NodeEnded | ToolEnded | RunEnded | ProcessState
 
 _ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")])
 

@@ -82,7 +82,7 @@ async def submit(
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("submit the run", error) from error
     if not accepted:
-        raise QueueFullError(session.scope, engine.config.max_waiting_jobs)
+        raise QueueFullError(f"scope {session.scope!r}", f"{engine.config.max_waiting_jobs} jobs")
     return job.run_id
 
 

@@ -11,6 +11,7 @@ Id = int | str
 ID = re.compile(r"[A-Za-z0-9_.@=+|~-]{1,200}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
 
+INBOX_TTL = 86_400  # messages that no run has taken
 STREAM_TTL = 86_400  # seconds; a live session's stream, refreshed by the lease's renewal
 INDEX_TTL = 86_400  # the user's sessions, the runtime's meta and leases
 JOBS_TTL = 7 * 86_400  # a jobs queue without news
@@ -85,6 +86,10 @@ class SessionKeys:
     @property
     def cancel_channel(self) -> str:
         return f"{self.stream}:cancel"
+
+    @property
+    def inbox(self) -> str:
+        return f"{self.stream}:inbox"
 
     @property
     def index(self) -> str:

@@ -34,6 +34,7 @@ from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.tools import ToolDefinition
+from pydantic_graph import End
 
 from ..checkpoints.replayed import replay_return
 from ..engine.registry import current_engine
@@ -149,6 +150,7 @@ class AgxCapability(AbstractCapability[Any]):
             await life.close(classify(run.error or error, life.recorder.state, _cancel_source(ctx, run)))
             raise
         await life.close(Ending("completed"))
+        await life.recorder.steered.remove()
         return result
 
     async def _open(self, ctx: RunContext[Any]) -> RunLifecycle:
@@ -206,6 +208,7 @@ class AgxCapability(AbstractCapability[Any]):
         kind, recorder = _NODE_KINDS.get(type(node)), self._recorder_of(ctx)
         streams = False
         if kind is not None and recorder is not None:
+            recorder.steered.begin(ctx)
             request = node.request if isinstance(node, ModelRequestNode) else None
             if recorder.journal is not None and request is not None:
                 if recorder.journal.hand_over:
@@ -223,6 +226,8 @@ class AgxCapability(AbstractCapability[Any]):
     ) -> NodeResult[Any]:
         if (recorder := self._recorder_of(ctx)) is not None and type(node) in _NODE_KINDS:
             recorder.end_node("completed", None)
+            if isinstance(result, End):
+                await recorder.steered.close(recorder.run_id)
         return result
 
     async def on_node_run_error(
@@ -265,6 +270,7 @@ class AgxCapability(AbstractCapability[Any]):
             return await handler(request_context)
         with attached(recorder.begin_model(request_context)):
             response = await handler(request_context)
+        recorder.steered.deliver()
         recorder.end_model(response)
         return response
 

@@ -94,6 +94,8 @@ class Drive:
         if self.request is None and not progress.begun and prompt is not None:
             self.request = ModelRequest(parts=[UserPromptPart(prompt)])
             await self.session.begin(self.request)
+        steered = self.life.recorder.steered
+        steered.restore(progress.messages, (message for one in progress.pending for message in one.messages))
         self.loaded = True
         if self._state.must_stop:
             raise RunCancelled("the run was cancelled before its agent began")
@@ -190,13 +192,16 @@ class Drive:
         if self._handed_over:
             await self.life.hand_over()
             return
+        steered = self.life.recorder.steered
         try:
             if self.request is not None and self.loaded:
                 self.session.msgs = keep_prompt(self.session.msgs, self.request)
             if self.result is not None and isinstance(self.result.output, DeferredToolRequests):
                 self.session.msgs = mark_external(self.session.msgs, self.result.output.calls)
             if self.loaded and await self._may_save():
+                self.session.msgs = [*self.session.msgs, *steered.leave()]
                 await self.session.save()
+                await steered.remove()
         except (Exception, asyncio.CancelledError) as error:
             # Nobody cancels this task, so a CancelledError comes from what `save()` awaits.
             self.save_error = error

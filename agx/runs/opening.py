@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from ..checkpoints.job import Job
 from ..engine.engine import Engine
+from ..engine.inbox import STEER_HINT, Inbox
 from ..engine.leases import Lease
 from ..engine.starting import starting
 from ..errors import RedisUnavailableError, SessionBusyError
@@ -203,7 +204,8 @@ def start_streamed(run: RunLifecycle, writer: SessionWriter, lease: Lease) -> No
     recorder.state.begin()
     engine.sessions[writer.stream] = recorder.events
     engine.heartbeat.start()
-    _follow_cancel(engine, lease, recorder.state)
+    recorder.steered.inbox = Inbox(engine.control, lease.session)
+    _follow_channel(engine, lease, recorder)
 
 
 def _new_state() -> RunState:
@@ -264,8 +266,14 @@ def _traceparent_of(first: Any) -> object:
         return None
 
 
-def _follow_cancel(engine: Engine, lease: Lease, state: RunState) -> None:
-    live, channel = lease.session.live, lease.session.cancel_channel
+def _follow_channel(engine: Engine, lease: Lease, recorder: Recorder) -> None:
+    live, channel, state = lease.session.live, lease.session.cancel_channel, recorder.state
+
+    def on_message(raw: bytes) -> None:
+        if raw == STEER_HINT:
+            recorder.steered.look()
+        else:
+            on_mark(raw)
 
     def on_mark(raw: bytes) -> None:
         value = parse_live(raw)
@@ -273,11 +281,12 @@ def _follow_cancel(engine: Engine, lease: Lease, state: RunState) -> None:
             state.cancel("cancel", value.mark_ms)
 
     def look() -> None:
-        # For a mark that came before the subscription, or while it was broken.
+        # For a mark or a message that came before the subscription, or while it was broken.
+        recorder.steered.look()
         engine.control.execute("GET", live).add_done_callback(on_found)
 
     def on_found(held: asyncio.Future[Reply]) -> None:
         if held.exception() is None and held.result() is not None:
             on_mark(held.result())
 
-    engine.subscription.subscribe(channel, on_mark, look)
+    engine.subscription.subscribe(channel, on_message, look)

@@ -27,6 +27,7 @@ from ..errors import (
     MODEL_FAILED,
     QUEUE_FULL,
     REDIS_UNAVAILABLE,
+    REQUEST_UNREADABLE,
     RUN_CANCELED,
     RUN_FAILED,
     RUN_TIMED_OUT,
@@ -40,6 +41,7 @@ from ..errors import (
     RedisUnavailableError,
     SessionBusyError,
     SessionSaveError,
+    TextError,
 )
 from ..facts.schema import Outcome, Reason
 from ..stream.events import Body
@@ -60,6 +62,7 @@ _BY_TYPE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Err
     ((ModelAPIError, FallbackExceptionGroup), MODEL_FAILED),
     (UnexpectedModelBehavior, MODEL_ANSWER_UNUSABLE),
     (QueueFullError, QUEUE_FULL),
+    (TextError, REQUEST_UNREADABLE),
     (SessionBusyError, SESSION_BUSY),
     (ConversationChangedError, CONVERSATION_CHANGED),
     (AgentNotServedError, AGENT_NOT_SERVED),

@@ -31,7 +31,7 @@ from .responses import (
     EVENTS,
     ID_PATTERN,
     Authorize,
-    add_cancel,
+    add_controls,
     make_who,
 )
 from .route import make_api_router
@@ -121,7 +121,7 @@ def make_ag_ui_router(
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes))
     router = make_api_router(max_request, COMMON, make_lifespan(recipes))
-    add_cancel(router, "/{session_id}/cancel", who)
+    add_controls(router, "/{session_id}", who)
     Asker = Annotated[Who, Depends(who)]
 
     @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})

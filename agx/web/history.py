@@ -52,7 +52,7 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
     if not entries or not latest or entries[0].type != "begin":
         return None
     # The last one is that of the attempt that began: a process may have died right before.
-    asked = next((entry.body for entry in reversed(entries) if entry.origin == PROMPT and not entry.is_users), None)
+    asked = next((entry.body for entry in reversed(entries) if _is_prompt(entry)), None)
     outcome = (None if live else "lost") if end is None else end.body.get("outcome")
     return LatestRun(str(entries[0].body.get("run_id")), live, outcome, format_id(latest[0].id), asked)
 
@@ -97,6 +97,10 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
                 lost = None if is_stored else prompt
     session.msgs = _without_instructions(close_calls(session.msgs))
     return Conversation(session, latest, live, _without_instructions(opening), lost)
+
+
+def _is_prompt(entry: StreamEntry) -> bool:
+    return entry.origin == PROMPT and not entry.is_users and "stamp" in entry.body  # a steered one has none
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:

@@ -3,14 +3,17 @@
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Path, status
+from pydantic import BaseModel, Field
 
 from ..engine.cancellation import cancel
+from ..engine.inbox import MAX_TEXT
+from ..engine.steering import steer
+from ..errors import NOTHING_RUNS
 from ..redis import keys
-from .route import Problem
+from .route import Problem, RefusedError
 from .runs import Who
 
 ID_PATTERN = f"^{keys.ID.pattern}$"
@@ -50,6 +53,8 @@ COMMON: Responses = {
     503: {"model": Problem, "description": "Redis can't be reached"},
 }
 BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
+NOT_LIVE: Responses = {404: {"model": Problem, "description": "The session has no live run"}}
+FULL: Responses = {429: {"model": Problem, "description": "Too much is waiting"}}
 CHANGED: Responses = {
     409: {"model": Problem, "description": "The session has a live run, or its conversation is not the one shown"}
 }
@@ -67,10 +72,30 @@ EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"tex
 NOTHING: Responses = {204: {"description": "Nothing is to come: do not ask again"}}
 
 
-def add_cancel(router: APIRouter, path: str, who: GetWho) -> None:
-    """Add the route that stops a run: the same in every protocol, none of which has a word for it."""
+class Message(BaseModel):
+    """What the user adds while a run is live."""
 
-    @router.post(path)
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    key: str | None = Field(None, pattern=ID_PATTERN, description="A second message with this key is not added")
+
+
+class Steered(BaseModel):
+    """The message is in the run's next model request, or at the end of its conversation."""
+
+    steered: Literal[True] = True
+
+
+def add_controls(router: APIRouter, path: str, who: GetWho) -> None:
+    """Add the routes that stop and steer a run: the same in every protocol, none of which has a word for them."""
+
+    @router.post(f"{path}/steer", status_code=status.HTTP_202_ACCEPTED, responses={**NOT_LIVE, **FULL})
+    async def steer_run(session_id: SessionId, message: Message, asker: Annotated[Who, Depends(who)]) -> Steered:
+        """Give the session's live run a message, in whatever process it runs."""
+        if not await steer(asker.scope_id, asker.user_id, session_id, message.text, key=message.key):
+            raise RefusedError(NOTHING_RUNS)
+        return Steered()
+
+    @router.post(f"{path}/cancel")
     async def cancel_run(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> Cancelled:
         """Cancel the session's run, in whatever process it runs."""
         return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))

@@ -22,11 +22,13 @@ from ..errors import (
     QueueFullError,
     RedisUnavailableError,
     SessionBusyError,
+    TextError,
 )
 from ..runs.outcome import classify_error
 
 # Versions of `agx.js` that no longer work with these routes. None so far: 0 was never released.
 OUTDATED_CLIENTS = frozenset({"0"})
+_REFUSALS = (SessionBusyError, ConversationChangedError, QueueFullError, TextError, RedisUnavailableError)
 
 Responses = dict[int | str, dict[str, Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -69,7 +71,7 @@ def make_api_router(max_request: int, responses: Responses, lifespan: Lifespan |
                 except RequestValidationError as error:
                     detail = f"{REQUEST_UNREADABLE.sentence[:-1]}: {describe_fields(error.errors())}"
                     return RefusedError(REQUEST_UNREADABLE, detail).to_response()
-                except (SessionBusyError, ConversationChangedError, QueueFullError, RedisUnavailableError) as error:
+                except _REFUSALS as error:
                     # The catalogue's sentence: the exception's own text may hold addresses.
                     return RefusedError(classify_error(error)).to_response()
 

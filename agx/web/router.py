@@ -25,7 +25,7 @@ from .responses import (
     Authorize,
     GetWho,
     SessionId,
-    add_cancel,
+    add_controls,
     make_who,
 )
 from .route import make_api_router
@@ -130,7 +130,7 @@ def make_router(
         keep_alive,
         int(retry * 1_000),
     )
-    add_cancel(router, "/sessions/{session_id}/cancel", who)
+    add_controls(router, "/sessions/{session_id}", who)
     _add_lists(router, who, sessions)
     for name in CLIENT_FILES:
         _add_client_file(router, name)

@@ -44,7 +44,7 @@ from .responses import (
     Authorize,
     GetWho,
     SessionId,
-    add_cancel,
+    add_controls,
     make_who,
 )
 from .route import make_api_router
@@ -147,7 +147,7 @@ def make_vercel_ai_router(
     who = make_who(authorize)
     runs = Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes))
     router = make_api_router(max_request, COMMON, make_lifespan(recipes))
-    add_cancel(router, "/{session_id}/cancel", who)
+    add_controls(router, "/{session_id}", who)
     Asker = Annotated[Who, Depends(who)]
 
     def stream_run(asker: Who, session_id: str, message_id: str | None, opening: list[ModelMessage]) -> Response:

@@ -18,6 +18,7 @@ from agx.facts.schema import (
     RunEnded,
     RunResumed,
     RunStarted,
+    RunSteered,
     ToolEnded,
 )
 from agx_sidecar.metrics import instruments as i
@@ -59,6 +60,8 @@ class Ledger:
             case RunResumed():
                 self._add(i.RESUMES, 1, fact.agent)
                 self._observe(i.RECOVERY, fact.at_ns - fact.last_ns, fact.agent)
+            case RunSteered():
+                self._add(i.STEERS, 1, fact.agent, fact.outcome)
             case RunEnded():
                 self._note_end(fact)
             case NodeEnded():

@@ -143,6 +143,7 @@ async def _act_as_service(rig: TlsRig, user: str) -> None:
     run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="s2")))
     await stage.reached.wait()
     assert await agx.is_live(1, 1, "s2")
+    assert await agx.steer(1, 1, "s2", "now")
     assert (1, 1, "s2") in [found async for found in agx.q(1, 1)]
     with rig.admin() as admin:
         admin.client_kill_filter(_type="normal", skipme=True)

@@ -16,6 +16,7 @@ from pydantic_ai.usage import RunUsage
 
 import agx
 from agx.checkpoints.job import Job
+from agx.engine.inbox import Inbox
 from agx.engine.registry import current_engine
 from agx.facts.schema import StreamTotals
 from agx.recovery.dead_run import DeadRun
@@ -172,8 +173,10 @@ class Ended:
     usage: RunUsage
 
 
-async def attempt(scenario: Scenario, ledger: Ledger, stream: Stream, *, first: bool) -> Ended:
-    """Drive a run from where its checkpoints are, to its end.
+async def attempt(
+    scenario: Scenario, ledger: Ledger, stream: Stream, *, first: bool, is_steered: bool = False
+) -> Ended:
+    """Drive a run from where its checkpoints are, to its end; with `is_steered` it has the session's inbox.
 
     Raises:
         KilledError: it reached the point at which it is killed.
@@ -184,6 +187,9 @@ async def attempt(scenario: Scenario, ledger: Ledger, stream: Stream, *, first: 
     keys = SessionKeys.of(engine.config.key_prefix, 1, 1, "s")
     life.recorder.session = keys
     life.recorder.events.writer = cast("Any", _Writer(stream, ledger.points))
+    if is_steered:
+        life.recorder.steered.inbox = Inbox(engine.control, keys)
+        life.recorder.steered.look()
     job = Job("r", "1", "1", "s", "killed", scenario.prompt)
     dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), None)
     session = StoredSession(stored=list(scenario.stored), stream=stream)

@@ -38,7 +38,7 @@ def test_every_code_of_the_module_is_in_the_catalogue_once() -> None:
         (UsageLimitExceeded("secret"), "limit_reached"),
         (TimeoutError("secret"), "run_timed_out"),
         (agx.SessionBusyError("secret"), "session_busy"),
-        (agx.QueueFullError("secret", 2), "queue_full"),
+        (agx.QueueFullError("secret", "2 jobs"), "queue_full"),
         (agx.RedisUnavailableError("secret", "secret"), "redis_unavailable"),
     ],
 )

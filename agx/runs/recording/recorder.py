@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import (
     DeferredToolRequestsEvent,
+    EnqueuedMessagesEvent,
     FunctionToolResultEvent,
     ModelMessage,
     ModelResponse,
@@ -34,6 +35,7 @@ from ..outcome import Ending, log_failure, make_error_body
 from ..state import RunState
 from .run_events import RunEvents
 from .run_facts import CommonFields, RunFacts
+from .steered import SteeredMessages
 from .steps import Node, Tool
 from .tool_calls import ToolCalls
 
@@ -96,6 +98,7 @@ class Recorder:
         }
         self.events = RunEvents(state, runtime)
         self._facts = RunFacts(engine.queues, state, common)
+        self.steered = SteeredMessages(self.events, self._facts, span.trace)
         self.tools = ToolCalls(agent, self._facts, span, runtime, ensure_node=self._ensure_node)
 
     # --- the run ---
@@ -162,6 +165,7 @@ class Recorder:
         end: Body = {"run_id": self.run_id, "outcome": ending.outcome, "reason": ending.reason}
         for step in (
             self._note_partial,
+            self.steered.deliver,
             self.tools.end_deferred,
             partial(self.end_node, ending.outcome, ending.error),
             partial(self._put_result, ending),
@@ -243,13 +247,10 @@ class Recorder:
                 self._take_result(event, self.journal)
                 return
             self.tools.end_unrun(event.part)
+        elif isinstance(event, EnqueuedMessagesEvent):
+            self.steered.deliver()
         elif isinstance(event, DeferredToolRequestsEvent):
-            left = {"approvals": event.requests.approvals, "calls": event.requests.calls}
-            for call in (*left["calls"], *left["approvals"]):
-                self.tools.defer_unrun(call)
-            self.events.put(
-                "info", DEFERRED, {kind: {c.tool_call_id: c.tool_name for c in left[kind]} for kind in left}
-            )
+            self.events.put("info", DEFERRED, self.tools.defer_unrun(event.requests))
         if (wire := self._runtime.convert(event)) is not None:
             self.events.put_wire(wire)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ToolCallPart
+from pydantic_ai.tools import DeferredToolRequests
 
 from ...facts.schema import NodeEnded, ToolOutcome, tool_name
 from ...model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
 from ...recovery.recorded_run import RecordedRequest
-from ...stream.events import Runtime, tool_outcome
+from ...stream.events import Body, Runtime, tool_outcome
 from ...telemetry.tracing import RunSpan
 from .run_facts import RunFacts
 from .steps import Tool
@@ -76,10 +77,13 @@ class ToolCalls:
         """A tool call waits for a decision or a result; it counts when it is resolved, or as deferred with its run."""
         self._deferred[tool.call_id] = tool
 
-    def defer_unrun(self, call: ToolCallPart) -> None:
-        """A call waits that was not run: it needs an approval, or its tool is the caller's own."""
-        if not self._has_begun(call):
-            self.defer(self.begin(call))
+    def defer_unrun(self, requests: DeferredToolRequests) -> Body:
+        """Calls wait, some of which were not run: return the names by id, by what they need, for listeners."""
+        left = {"approvals": requests.approvals, "calls": requests.calls}
+        for call in (*requests.calls, *requests.approvals):
+            if not self._has_begun(call):
+                self.defer(self.begin(call))
+        return {kind: {call.tool_call_id: call.tool_name for call in calls} for kind, calls in left.items()}
 
     def end_unrun(self, part: BaseToolReturnPart) -> None:
         """A call has a result: of a tool that ran, that was refused, or that was resolved elsewhere."""

@@ -76,12 +76,13 @@ USAGE_SOURCE = _closed("source", "model.usage.source", values=USAGE_SOURCES)
 TOOL = Label("tool", ("tool", "known"), _tool, cap=WIDE_CAP)
 TOOL_NAME = Label("gen_ai_tool_name", ("tool", "known"), _tool, cap=WIDE_CAP)
 TOOL_OUTCOME = _closed("outcome", "outcome", values=TOOL_OUTCOMES)
+STEER_OUTCOME = _closed("outcome", "outcome", values=get_args(facts.SteerOutcome))
 TOOL_ERROR = Label("error_type", ("outcome", "error_type"), _tool_error, values=("",))
 # Of gauges and of a replica's own metrics, which no fact feeds.
 PARTITION = Label("partition")
 SINK = _closed("sink")
 FACT_KIND = _closed(
-    "kind", values=("run.start", "run.resume", "node", "tool", "run.end", "process", "repeat", "unknown")
+    "kind", values=("run.start", "run.resume", "run.steer", "node", "tool", "run.end", "process", "repeat", "unknown")
 )
 LABEL = Label("label", values=("scope", "agent", "model", "tool"))
 VERSION = Label("version")
@@ -93,6 +94,7 @@ _REQUEST = (OPERATION, PROVIDER, REQUEST_MODEL)
 
 RUN_STARTED = Source(facts.RunStarted, at_ns="start_ns")
 RUN_RESUMED = Source(facts.RunResumed, at_ns="at_ns")
+RUN_STEERED = Source(facts.RunSteered, at_ns="at_ns")
 RUN_ENDED = Source(facts.RunEnded)
 RUN_FAILED = Source(facts.RunEnded, where=("outcome", facts.ERROR_OUTCOMES))
 RUN_CANCELLED = Source(facts.RunEnded, where=("outcome", ("cancelled",)))
@@ -168,6 +170,7 @@ RECOVERY = histogram(
     source=RUN_RESUMED,
     value=v.recovery,
 )
+STEERS = counter("agx_steers_total", (AGENT, STEER_OUTCOME), "Messages of steer() that a run took.", source=RUN_STEERED)
 JOBS_WAITING = gauge("agx_jobs_waiting", (SCOPE,), "Jobs that are due and whose run has not begun.")
 JOB_WAIT = histogram(
     "agx_job_wait_seconds",
@@ -178,10 +181,7 @@ JOB_WAIT = histogram(
     value=attrgetter("waited_ns"),
 )
 JOB_EXHAUSTED = counter(
-    "agx_job_attempts_exhausted_total",
-    (AGENT,),
-    "Runs ended after too many attempts without progress.",
-    source=RUN_EXHAUSTED,
+    "agx_job_attempts_exhausted_total", (AGENT,), "Runs ended after too many futile attempts.", source=RUN_EXHAUSTED
 )
 
 # Model requests, by the GenAI conventions.
