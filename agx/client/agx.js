@@ -14,6 +14,7 @@ const SENTENCES = {
   request_too_large: "The request is too large.",
   answer_unreadable: "The service's answer can't be read: load the page again.",
   service_error: "The service failed to answer: try again later.",
+  run_waits: "All workers are busy: the answer comes as soon as one is free.",
   run_lost: "The run was lost: the process that ran it has stopped.",
 };
 const CODES_OF_STATUS = { 401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "request_too_large" };
@@ -93,11 +94,13 @@ class Session {
     return this.client.json(`${this.path}/messages`);
   }
 
-  /** Start a run; its run_id. */
+  /** Start a run; its run_id. Raises AgxError `run_waits` where it is queued, and begins later. */
   async start(prompt) {
     const body = JSON.stringify({ prompt });
     const headers = { "Content-Type": "application/json" };
-    return (await this.client.json(`${this.path}/runs`, { method: "POST", headers, body })).run_id;
+    const { run_id, begun } = await this.client.json(`${this.path}/runs`, { method: "POST", headers, body });
+    if (begun === false) throw new AgxError("run_waits", undefined, 202);
+    return run_id;
   }
 
   /** Cancel the live run; false where it had already ended. */

@@ -2,7 +2,9 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
+import asyncio
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -11,11 +13,12 @@ from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
 from ..client.files import CLIENT_FILES, read_client_file
+from ..jobs.submit import submit
 from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
-from .history import read_conversation
+from .history import read_conversation, read_latest_run
 from .responses import (
     BAD,
     BUSY,
@@ -41,6 +44,8 @@ from .runs import (
 from .turns import ask
 
 _WAIT = 0.5  # seconds for a first event: who has started a run here finds its first one stored
+_PAUSE = 0.1  # seconds between two looks whether a worker has begun a run
+_MOST = 30.0  # seconds until a request is answered whose run still waits for a worker
 _CURSOR = r"^([0-9]{1,19}(-[0-9]{1,19})?)?$"
 
 
@@ -51,10 +56,11 @@ class Question(BaseModel):
 
 
 class StartedRun(BaseModel):
-    """A run that has begun."""
+    """A run that was started."""
 
     session_id: str
     run_id: str
+    begun: bool = Field(description="False where it still waits for a worker: its events come later")
 
 
 class LiveSessions(BaseModel):
@@ -91,8 +97,37 @@ class Messages(BaseModel):
     last_event_id: str | None = Field(description="The latest event of that run; behind it is what comes next")
 
 
+@dataclass(frozen=True, slots=True)
+class SubmittedRuns:
+    """Starts runs of the agent that workers have under a name."""
+
+    agent: str
+
+    async def start(self, who: Who, session_id: str, prompt: str) -> tuple[str, bool]:
+        """Submit a run; return its id, and whether a worker has begun it within 30 s.
+
+        Until a run has begun, the stream has the run before.
+
+        Raises:
+            SessionBusyError: the session has a live run.
+            QueueFullError: the scope has as many waiting jobs as it may have.
+            RedisUnavailableError: Redis can't be reached.
+        """
+        run_id = await submit(who.scope_id, who.user_id, session_id, agent=self.agent, prompt=prompt)
+        begun = False
+        try:
+            async with asyncio.timeout(_MOST):
+                while not begun:
+                    await asyncio.sleep(_PAUSE)
+                    latest = await read_latest_run(who, session_id)
+                    begun = latest is not None and latest.run_id == run_id
+        except TimeoutError:
+            pass  # it is queued, and begins as soon as a worker is free
+        return run_id, begun
+
+
 def make_router(
-    agent: AbstractAgent[Any, Any],
+    agent: AbstractAgent[Any, Any] | str,
     *,
     authorize: Authorize,
     sessions: SessionStore,
@@ -108,7 +143,8 @@ def make_router(
     A client that goes away does not cancel its run; only `cancel`, or a shutdown, does.
 
     Args:
-        agent: what runs.
+        agent: what runs; or the name of a recipe: the runs are submitted to the workers that have it. With a name,
+            `make_deps`, `recipes` and `kwargs` are refused: the recipe has them.
         authorize: a FastAPI dependency that returns `(scope_id, user_id)` of the caller, or raises HTTPException;
             nobody reaches a session of another scope or user.
         sessions: where conversations are kept, `RedisSessions()` or `SqlSessions(engine)`.
@@ -123,13 +159,16 @@ def make_router(
     """
     who = make_who(authorize)
     router = make_api_router(max_request, COMMON, make_lifespan(recipes))
-    _add_runs(
-        router,
-        who,
-        Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes)),
-        keep_alive,
-        int(retry * 1_000),
-    )
+    runs: Runs | SubmittedRuns
+    if isinstance(agent, str):
+        if kwargs or recipes is not None or make_deps is not make_plain_deps:
+            raise TypeError(
+                "with an agent's name, make_deps, recipes and the run's arguments belong in the worker's recipe"
+            )
+        runs = SubmittedRuns(agent)
+    else:
+        runs = Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes))
+    _add_runs(router, who, runs, keep_alive, int(retry * 1_000))
     add_controls(router, "/sessions/{session_id}", who)
     _add_lists(router, who, sessions)
     for name in CLIENT_FILES:
@@ -137,13 +176,18 @@ def make_router(
     return router
 
 
-def _add_runs(router: APIRouter, who: GetWho, runs: Runs, keep_alive: float, retry_ms: int) -> None:
+def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_alive: float, retry_ms: int) -> None:
     Asker = Annotated[Who, Depends(who)]
 
     @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY})
     async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
         """Start a run; follow its events."""
-        return StartedRun(session_id=session_id, run_id=await runs.start(asker, session_id, ask(question.prompt)))
+        begun = True
+        if isinstance(runs, SubmittedRuns):
+            run_id, begun = await runs.start(asker, session_id, question.prompt)
+        else:
+            run_id = await runs.start(asker, session_id, ask(question.prompt))
+        return StartedRun(session_id=session_id, run_id=run_id, begun=begun)
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
     async def follow_events(

@@ -19,7 +19,7 @@ from support.docs import Blocks, every_block
 from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.recorded import read_recorded
 from support.terminals import Terminals
-from support.waiting import wait_until_sync
+from support.waiting import wait_until, wait_until_sync
 from support.web import ADA, BOB, read_events, text_of
 
 import agx
@@ -38,7 +38,7 @@ class Site(Terminals):
         environment = {"AGX_REDIS_URL": redis_url, "UVICORN_PORT": str(port), "GRACE": "0.2", **model.environment}
         super().__init__(home, environment)
         self.url = f"http://localhost:{port}"
-        self.client = httpx.Client(base_url=f"{self.url}/chats", headers=ADA, timeout=30, trust_env=False)
+        self.client = httpx.Client(base_url=f"{self.url}/api/sessions", headers=ADA, timeout=30, trust_env=False)
         for name in ("agents.py", "web.py"):
             (home / name).write_text(blocks.take("python"))
         self._start_worker = blocks.take("bash", "agx worker agents").replace(":8081", ":0")
@@ -52,16 +52,16 @@ class Site(Terminals):
 
     def ask(self, prompt: str) -> str:
         """Submit a question in the chat `first`; returns the run's id."""
-        run_id: str = self.client.post("/first", params={"prompt": prompt}).raise_for_status().json()["run_id"]
+        started = self.client.post("/first/runs", json={"prompt": prompt}).raise_for_status().json()
+        assert started["begun"]
+        run_id: str = started["run_id"]
         return run_id
 
-    def follow(self, run: str = "", until: str = "", after: str = "") -> list[dict[str, Any]]:
-        """Return a run's events up to its end, or until its text has what is awaited."""
+    def follow(self, until: str = "", after: str = "") -> list[dict[str, Any]]:
+        """Return the latest run's events up to its end, or until its text has what is awaited."""
         seen: list[dict[str, Any]] = []
         headers = {"Last-Event-ID": after} if after else {}
-        with self.client.stream(
-            "GET", "/first/events", headers=headers, params={"run": run} if run else {}
-        ) as response:
+        with self.client.stream("GET", "/first/events", headers=headers) as response:
             assert response.status_code == 200, response.read()
             for event in read_events(response):
                 seen.append(event)
@@ -95,9 +95,23 @@ async def test_every_block(configured: Redis, redis_url: str, model_server: Mode
             said = site.run(page.take("bash", "curl").replace("http://localhost:8000", site.url))
             events = [json.loads(line[len("data: ") :]) for line in said.splitlines() if line.startswith("data: ")]
             assert text_of(events) == "Hello from the worker"
-            assert f'{{"run_id":"{events[0]["body"]["run_id"]}"}}' in said
-            assert said.endswith("false")
+            assert f'"run_id":"{events[0]["body"]["run_id"]}","begun":true' in said
+            assert said.endswith('{"cancelled":false}')
+            await a_run_is_submitted(page.take("python", "submit"), model_server)
             await a_queue_s_worker_is_killed(site, *queue, model_server)
+
+
+async def a_run_is_submitted(code: str, model_server: ModelServer) -> None:
+    model_server.script(say("Hello once more"))
+    page: dict[str, Any] = {}
+    exec("import agx\nasync def submit():\n    " + code + "    return run_id", page)
+    run_id = await page["submit"]()
+
+    async def has_answered() -> bool:
+        events = await collect("acme", "ada", "first")
+        return events[0]["body"]["run_id"] == run_id and text_of(events) == "Hello once more"
+
+    await wait_until(has_answered, what="the submitted run has ended")
 
 
 async def a_queue_s_worker_is_killed(site: Site, code: str, command: str, model_server: ModelServer) -> None:
@@ -135,27 +149,33 @@ def test_a_second_question_is_followed_from_its_own_beginning(site: Site, model_
     model_server.script(say("One."), say("Two."))
     for prompt, answer in (("First", "One."), ("Second", "Two.")):
         run_id = site.ask(prompt)
-        events = site.follow(run_id)
+        events = site.follow()
         assert events[0]["body"]["run_id"] == run_id
         assert text_of(events) == answer
     asked = [message["content"] for message in model_server.requests[1].body["messages"]]
     assert asked == ["First", "One.", "Second"]
-    assert site.client.get("/first/events", headers={"Last-Event-ID": events[-1]["id"]}).status_code == 204
+    behind = {"Last-Event-ID": events[-1]["id"]}
+    wait_until_sync(
+        lambda: site.client.get("/first/events", headers=behind).status_code == 204,
+        what="the lease is given back, and nothing more is to come",
+    )
 
 
 def test_a_run_is_cancelled_from_the_web(site: Site, model_server: ModelServer) -> None:
     model_server.script((Text("never"), Silence()))
-    seen = site.follow(site.ask("Go on"), until="never")
-    assert site.client.post("/first", params={"prompt": "Me too"}).status_code == 409
-    assert site.client.post("/first/cancel", headers=BOB).json() is False
-    assert site.client.post("/first/cancel").json() is True
+    site.ask("Go on")
+    seen = site.follow(until="never")
+    assert site.client.post("/first/runs", json={"prompt": "Me too"}).status_code == 409
+    assert site.client.post("/first/cancel", headers=BOB).json() == {"cancelled": False}
+    assert site.client.post("/first/cancel").json() == {"cancelled": True}
     rest = site.follow(after=seen[-1]["id"])
     assert rest[-1]["body"]["outcome"] == "cancelled"
 
 
 def test_after_sigterm_the_next_worker_repeats_the_request_under_way(site: Site, model_server: ModelServer) -> None:
     model_server.script((Text("half"), Silence()), say("The whole answer"))
-    seen = site.follow(site.ask("Go on"), until="half")
+    site.ask("Go on")
+    seen = site.follow(until="half")
     assert site.interrupt(site.worker, signal.SIGTERM) == 0
     assert "Traceback" not in site.log.read_text()
     site.start_worker()
@@ -169,17 +189,18 @@ def test_a_run_ends_within_the_grace_of_sigterm(site: Site, model_server: ModelS
     site.interrupt(site.worker)
     site.start_worker()
     model_server.script((Text("one "), Silence(), Text("two"), Finish()))
-    run_id = site.ask("Go on")
-    site.follow(run_id, until="one ")
+    site.ask("Go on")
+    site.follow(until="one ")
     os.killpg(site.worker.pid, signal.SIGTERM)
     model_server.release()
     assert site.interrupt(site.worker, signal.SIGTERM) == 0
-    events = site.follow(run_id)
+    events = site.follow()
     assert [event["type"] for event in events if event["type"] in ("resume", "end")] == ["end"]
     assert events[-1]["body"]["outcome"] == "completed"
 
 
 def test_wrong_input_is_refused(site: Site) -> None:
-    assert site.client.post("/a:b", params={"prompt": "Hi"}).status_code == 422
+    assert site.client.post("/a:b/runs", json={"prompt": "Hi"}).status_code == 422
+    assert site.client.post("/first/runs", json={"prompt": ""}).status_code == 422
     assert site.client.get("/first/events", headers={"Last-Event-ID": "no"}).status_code == 422
     assert site.client.get("/first/events", headers={"Authorization": "Bearer no"}).status_code == 401

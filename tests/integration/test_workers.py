@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps
 from support.recorded import read_recorded
 from support.waiting import wait_until
+from support.workers import make_recipe, working
 
 import agx
 from agx.checkpoints import job as job_format
@@ -28,32 +28,6 @@ from agx.redis.keys import SessionKeys
 from agx.redis.live_key import ACQUIRE, HAND_OVER, MARK_CANCELLED, TAKE_OVER, gap_holder, new_holder, parse_live
 from agx_sidecar.link import Link
 from agx_sidecar.metrics import gauges
-
-Recipe = Callable[[agx.Job], Awaitable[agx.Call]]
-
-
-def make_recipe(before: Callable[[agx.Job], Awaitable[object]] | None = None, **other: Any) -> Recipe:
-    """Return a recipe that waits for `before`; `other` takes the place of ids of the job."""
-    agent = Agent(TestModel(custom_output_text="Hi"), name="support", deps_type=ScopeDeps)
-
-    async def recipe(job: agx.Job) -> agx.Call:
-        if before is not None:
-            await before(job)
-        ids = {"scope": job.scope_id, "user_id": job.user_id, "session_id": job.session_id} | other
-        return agx.Call(FakeSession(), agent, ScopeDeps(**ids))
-
-    return recipe
-
-
-@asynccontextmanager
-async def working(*workers: agx.Worker) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(worker.run()) for worker in workers]
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.stop()
-        await asyncio.gather(*tasks)
 
 
 async def submit(session: str = "s", *, scope: str = "acme", **options: Any) -> str:
@@ -80,7 +54,7 @@ async def raise_stray_cancellation(job: agx.Job) -> None:
     ids=["it raises", "it raises a CancelledError", "other ids"],
 )
 async def test_a_bad_recipe_ends_the_run_as_failed(
-    configured: Redis, recipe: Recipe, caplog: pytest.LogCaptureFixture
+    configured: Redis, recipe: Callable[[agx.Job], Awaitable[agx.Call]], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with working(agx.Worker({"support": recipe})):
         await submit()
