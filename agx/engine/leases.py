@@ -17,10 +17,12 @@ from redis.exceptions import RedisError
 from ..errors import SessionBusyError
 from ..facts.schema import Reason
 from ..redis import keys
-from ..redis.bus import Bus
+from ..redis.bus import Bus, Script
 from ..redis.clock import ServerClock
 from ..redis.live_key import ACQUIRE, HAND_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
-from ..redis.recovery_window import gap_ttl_ms, handover_deadline, read_recovery_window
+from ..redis.recovery_window import StreamEnds, ask_ends, find_recovery_window, gap_ttl_ms, handover_deadline
+from ..redis.redis_py import Reply
+from ..redis.retry import retry
 from ..redis.supervisor import Supervisor
 from .meta_publisher import MetaPublisher
 
@@ -32,6 +34,9 @@ _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
+
+# Enters members into a sorted set that expires without news. ARGV: expiry in seconds, then each score with its member.
+_ENTER = Script("redis.call('ZADD', KEYS[1], unpack(ARGV, 2)) redis.call('EXPIRE', KEYS[1], ARGV[1])")
 
 
 @dataclass(eq=False, slots=True)
@@ -87,32 +92,33 @@ class Leases:
         self._refreshed = time.monotonic()
         self._is_data_lost = False
 
-    async def acquire(self, lease: Lease) -> None:
-        """Take the lease, waiting a second where its holder has ended already.
+    async def acquire(self, lease: Lease) -> StreamEnds:
+        """Take the lease, waiting a second where its holder has ended already; returns what the stream had then.
 
         Raises:
             SessionBusyError: the session has a live run, or one whose process died and that can be resumed.
             RedisError, OSError: not taken as far as is known.
         """
         session, deadline = lease.session, time.monotonic() + _BUSY_WAIT
-        await self._check_recoverable(lease)
         while True:
             asked_ns = time.monotonic_ns()
-            taken, reply = await self._bus.run(ACQUIRE, session.live, lease.holder, self._ttl_ms)
+            acquired = self._bus.run(ACQUIRE, session.live, lease.holder, self._ttl_ms)
+            first, last = ask_ends(self._bus, session)
+            taken, reply = await acquired
+            ends = StreamEnds(await first, await last)
             if taken:
                 break
-            top = await self._bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
-            ended = bool(top) and top[0][1].get(b"type") == b"end"
+            ended = bool(ends.last) and ends.last[0][1].get(b"type") == b"end"
             # A claim is in force for the moment in which a recovery looks at the run before.
             if not (ended or parse_live(reply).kind == "claimed") or time.monotonic() > deadline:
                 raise SessionBusyError(session.session)
             await asyncio.sleep(_BUSY_POLL)
-        try:
-            await self._check_recoverable(lease)  # the lease of the run before may have expired since the first look
-        except SessionBusyError:
-            await self._bus.run(RELEASE, session.live, lease.holder)
-            raise
+        window = await find_recovery_window(self._bus, session, ends, int(reply), self._ttl_ms / 1_000)
+        if window is not None and window.run_id != lease.run_id:
+            await self._release(lease)
+            raise SessionBusyError(session.session)
         self._hold(lease, int(reply), asked_ns)
+        return ends
 
     async def ensure(self, lease: Lease) -> None:
         """Check that a lease is still held; one that may have expired is taken again.
@@ -124,16 +130,7 @@ class Leases:
         if lease.holder not in self._held:
             raise SessionBusyError(lease.session.session)
         if not self.holds(lease):
-            await self.acquire(lease)
-
-    async def _check_recoverable(self, lease: Lease) -> None:
-        """Raise SessionBusyError where another process can still resume the run before."""
-        session = lease.session
-        window = await read_recovery_window(
-            self._bus, session, now_ms=self._clock.now_ms(), lease_ttl=self._ttl_ms / 1_000
-        )
-        if window is not None and window.run_id != lease.run_id:
-            raise SessionBusyError(session.session)
+            await retry(lambda: self.acquire(lease))
 
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where another process holds it.
@@ -161,10 +158,11 @@ class Leases:
 
         A lease that is another's by now is left alone.
         """
-        await self.abandon(lease)
-        session = lease.session
+        session, released = lease.session, self._release(lease)
         self._bus.execute("ZREM", session.index, session.session)
-        await self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
+        removed = self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
+        await released
+        await removed
 
     async def abandon(self, lease: Lease) -> None:
         """Give the lease up and leave its deadline, so that recovery looks at the run.
@@ -172,8 +170,11 @@ class Leases:
         For a run whose `begin` may be appended or not, or whose `end` another process may have written. That
         process may have died before the facts were queued.
         """
+        await self._release(lease)
+
+    def _release(self, lease: Lease) -> asyncio.Future[Reply]:
         self.forget(lease)
-        await self._bus.run(RELEASE, lease.session.live, lease.holder)
+        return self._bus.run(RELEASE, lease.session.live, lease.holder)
 
     async def hand_over(self, lease: Lease, deadline_ms: int | None = None) -> None:
         """Give the lease up and set a deadline that has passed, so that another process goes on with the run at once.
@@ -207,8 +208,7 @@ class Leases:
 
     def _enter_index(self, lease: Lease) -> None:
         session = lease.session
-        self._bus.execute("ZADD", session.index, self._clock.now_ms(), session.session)
-        self._bus.execute("EXPIRE", session.index, keys.INDEX_TTL)
+        self._bus.run(_ENTER, session.index, keys.INDEX_TTL, self._clock.now_ms(), session.session)
 
     def _deadlines(self, session: keys.SessionKeys) -> str:
         return keys.leases(self._prefix, keys.partition(session.scope, self._meta.partitions or 1))
@@ -226,8 +226,7 @@ class Leases:
             if lease.recover:  # for the recovery window; XX, so that `_is_only_lease_missing()` finds lost data missing
                 self._bus.execute("ZADD", lease.session.index, "XX", self._clock.now_ms(), lease.session.session)
         for key, pairs in by_key.items():
-            self._bus.execute("ZADD", key, *pairs)
-            self._bus.execute("EXPIRE", key, keys.INDEX_TTL)
+            self._bus.run(_ENTER, key, keys.INDEX_TTL, *pairs)
 
     async def _renew_all(self) -> None:
         period = wait = self._ttl_ms / 3_000

@@ -15,7 +15,7 @@ from ..engine.engine import Engine
 from ..recovery.dead_run import DeadRun
 from ..redis.keys import SessionKeys
 from ..runs.deps import Deps
-from ..runs.drive import Drive, drive_to_end
+from ..runs.drive import Drive
 from ..runs.lifecycle import RunLifecycle
 from ..runs.opening import open_streamed
 from ..runs.outcome import Ending
@@ -74,7 +74,9 @@ async def run_job(
     run.drive = Drive(life, session, dead=dead, resumable=True)
     if run.handing_over:
         run.drive.hand_over(now=False)
-    return await drive_to_end(run.drive, agent, run.job.prompt, deps, kwargs)
+    with run.drive.noting_errors():
+        await run.drive.run_agent(agent, run.job.prompt, deps, kwargs)
+    return await run.drive.end()
 
 
 async def fail_run(engine: Engine, run: ResumableRun, dead: DeadRun | None, error: Exception) -> None:

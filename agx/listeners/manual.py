@@ -74,10 +74,11 @@ async def start(scope_id: Id, user_id: Id, session_id: Id) -> None:
     )
     with starting(session):
         await _reach("start the session", engine.ready)
-        await _reach("start the session", lambda: engine.leases.acquire(lease))
+        found = await _reach("start the session", lambda: engine.leases.acquire(lease))
         try:
             body = {"session_id": session.session, "run_id": run_id, "manual": True}
-            await writer.begin(body, origin=RUNTIME, ensure_lease=lambda: retry(lambda: engine.leases.ensure(lease)))
+            ensure_lease = partial(engine.leases.ensure, lease)
+            await writer.begin(body, origin=RUNTIME, last=found.last, ensure_lease=ensure_lease)
         except BaseException as error:
             engine.leases.forget(lease)
             if isinstance(error, (RedisError, OSError)):

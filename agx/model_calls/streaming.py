@@ -44,6 +44,8 @@ _REQUEST_HOOKS = (
 )
 # pydantic-ai's own capabilities use these to edit messages and parameters, in the same way for both kinds of request.
 _ALIKE_IN_PYDANTIC_AI = ("before_model_request", "prepare_model_request")
+# Classes whose hooks change nothing by themselves.
+_NEUTRAL = (AbstractCapability, CombinedCapability, WrapperCapability, Instrumentation, Hooks)
 
 
 def find_obstacle(model: object, root: AbstractCapability[Any] | None) -> str | None:
@@ -63,25 +65,31 @@ def find_obstacle(model: object, root: AbstractCapability[Any] | None) -> str | 
 
 def _find_model_obstacle(model: object) -> str | None:
     while isinstance(model, WrapperModel):
-        if _definer(type(model), "request") not in _TRANSPARENT:
-            return type(model).__name__
-        if _definer(type(model), "request_stream") not in _TRANSPARENT:
+        if not _is_transparent(type(model)):
             return type(model).__name__
         model = model.wrapped
     if isinstance(model, FunctionModel):
         # Two functions are two answers. With the one for streams alone there is nothing else that could answer.
         alike = model.function is None
     else:
-        # A subclass that overrides only one of the two methods answers the two kinds of request differently.
-        kind = type(model)
-        alike = (
-            isinstance(model, Model)
-            and not isinstance(model, _NEVER_ALIKE)
-            and kind.__module__ != _RAISES_WHEN_STREAMED
-            and _definer(kind, "request_stream") is not Model
-            and _definer(kind, "request") is _definer(kind, "request_stream")
-        )
+        alike = isinstance(model, Model) and _answers_alike(type(model))
     return None if alike else type(model).__name__
+
+
+@lru_cache(maxsize=1_000)
+def _is_transparent(kind: type) -> bool:
+    return all(_definer(kind, method) in _TRANSPARENT for method in ("request", "request_stream"))
+
+
+@lru_cache(maxsize=1_000)
+def _answers_alike(kind: type) -> bool:
+    # A subclass that overrides only one of the two methods answers the two kinds of request differently.
+    return (
+        not issubclass(kind, _NEVER_ALIKE)
+        and kind.__module__ != _RAISES_WHEN_STREAMED
+        and _definer(kind, "request_stream") is not Model
+        and _definer(kind, "request") is _definer(kind, "request_stream")
+    )
 
 
 def _leaves(capability: AbstractCapability[Any]) -> Iterator[AbstractCapability[Any]]:
@@ -96,16 +104,23 @@ def _leaves(capability: AbstractCapability[Any]) -> Iterator[AbstractCapability[
 
 def _judges_requests(capability: AbstractCapability[Any]) -> bool:
     """Return whether a capability sees model requests in a way that may depend on how they are sent."""
-    return any(_may_differ(capability, hook) for hook in _REQUEST_HOOKS)
+    may_differ, registrable = _find_request_hooks(type(capability))
+    return may_differ or (isinstance(capability, Hooks) and has_registered_hook(capability, registrable))
 
 
-def _may_differ(capability: AbstractCapability[Any], hook: str) -> bool:
-    definer = _definer(type(capability), hook)
-    if definer in (None, AbstractCapability, CombinedCapability, WrapperCapability, Instrumentation):
+@lru_cache(maxsize=1_000)
+def _find_request_hooks(kind: type) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a class has a hook that may differ, and the hooks that do if a function is registered."""
+    definers = {hook: _definer(kind, hook) for hook in _REQUEST_HOOKS}
+    return (
+        any(_may_differ(definer, hook) for hook, definer in definers.items()),
+        tuple(hook for hook, definer in definers.items() if definer is Hooks),
+    )
+
+
+def _may_differ(definer: type | None, hook: str) -> bool:
+    if definer is None or definer in _NEUTRAL:
         return False
-    if definer is Hooks:
-        return has_registered_hook(capability, (hook,)) if isinstance(capability, Hooks) else True
-    assert definer is not None
     package = definer.__module__.partition(".")[0]
     return package != "agx" and not (package == "pydantic_ai" and hook in _ALIKE_IN_PYDANTIC_AI)
 

@@ -27,7 +27,9 @@ def read_usage(used: RequestUsage) -> Usage:
         output=to_count(used.output_tokens),
         cache_read=to_count(used.cache_read_tokens),
         cache_write=to_count(used.cache_write_tokens),
-        reasoning=max(to_count(used.output_reasoning_tokens), *(to_count(details.get(name)) for name in _REASONING)),
+        reasoning=max(to_count(used.output_reasoning_tokens), *map(to_count, map(details.get, _REASONING)))
+        if details
+        else to_count(used.output_reasoning_tokens),
         cache_write_1h=to_count(used.cache_write_1h_tokens),
         cost_nano_usd=_to_nano_usd(used.cost),
     )

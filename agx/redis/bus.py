@@ -7,14 +7,14 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha1
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .redis_py import SOCKET_TIMEOUT, Address, Arg, Connection, Reply, pack_command
+from .redis_py import NO_REPLY, SOCKET_TIMEOUT, Address, Arg, Connection, Reply, pack_command
 
 logger = logging.getLogger("agx")
 
@@ -29,10 +29,10 @@ class Script:
     """A Lua script on one key; sent by its hash."""
 
     source: str
+    digest: str = field(init=False)
 
-    @property
-    def digest(self) -> str:
-        return sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", sha1(self.source.encode(), usedforsecurity=False).hexdigest())
 
 
 class Bus(ABC):
@@ -94,7 +94,6 @@ class NodeBus(Bus):
         self._used = 0.0
         self._waiting: list[_Call] = []
         self._sender: asyncio.Task[None] | None = None
-        self._digests: dict[Script, str] = {}
         self._breaks = 0
         self._primary: Address | None = None  # that Sentinel named last
         self._watch: asyncio.Task[None] | None = None
@@ -108,10 +107,7 @@ class NodeBus(Bus):
         return self._issue(args, None)
 
     def run(self, script: Script, key: str, *args: Arg) -> asyncio.Future[Reply]:
-        digest = self._digests.get(script)
-        if digest is None:
-            digest = self._digests[script] = script.digest
-        return self._issue(("EVALSHA", digest, 1, key, *args), (script, (key, *args)))
+        return self._issue(("EVALSHA", script.digest, 1, key, *args), (script, (key, *args)))
 
     def _issue(self, args: tuple[Arg, ...], script: tuple[Script, tuple[Arg, ...]] | None) -> asyncio.Future[Reply]:
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -136,8 +132,9 @@ class NodeBus(Bus):
                     raise
         finally:
             self._sender = None
-            leftover, self._waiting = self._waiting, []
-            _fail(leftover, _closing())
+            if self._waiting:
+                leftover, self._waiting = self._waiting, []
+                _fail(leftover, _closing())
 
     async def _round_trip(self, calls: list[_Call]) -> None:
         packed = b"".join([pack_command(call.args) for call in calls])
@@ -162,7 +159,9 @@ class NodeBus(Bus):
         is_replica = False
         for call in calls:
             try:
-                reply = await connection.read()
+                reply = connection.take_received()
+                if reply is NO_REPLY:
+                    reply = await connection.read()
             except NoScriptError as error:
                 if call.script is None:
                     _fail([call], error)

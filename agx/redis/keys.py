@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Id = int | str
 
@@ -58,6 +58,10 @@ class SessionKeys:
     scope: str
     user: str
     session: str
+    stream: str = field(init=False, repr=False, compare=False)  # each append needs it, so it is made once
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stream", f"{self.prefix}:{self.scope}:{self.user}:{self.session}")
 
     @classmethod
     def of(cls, prefix: str, scope_id: Id, user_id: Id, session_id: Id) -> SessionKeys:
@@ -70,10 +74,6 @@ class SessionKeys:
     def path(self) -> str:
         """The session's name for people: `scope/user/session`."""
         return f"{self.scope}/{self.user}/{self.session}"
-
-    @property
-    def stream(self) -> str:
-        return f"{self.prefix}:{self.scope}:{self.user}:{self.session}"
 
     @property
     def live(self) -> str:

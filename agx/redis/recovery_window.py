@@ -11,6 +11,7 @@ import orjson
 from .bus import Bus
 from .entry_id import parse_id
 from .keys import SessionKeys
+from .redis_py import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,22 @@ def is_handed_over(deadline_ms: float) -> bool:
     return deadline_ms <= 0
 
 
+@dataclass(frozen=True, slots=True)
+class StreamEnds:
+    """The first and the last entry of a session's stream, as replied; empty where there is no stream."""
+
+    first: Reply
+    last: Reply
+
+
+def ask_ends(bus: Bus, session: SessionKeys) -> tuple[asyncio.Future[Reply], asyncio.Future[Reply]]:
+    """Ask for a stream's first and last entry, in the round trip of what was issued before."""
+    return (
+        bus.execute("XRANGE", session.stream, "-", "+", "COUNT", 1),
+        bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1),
+    )
+
+
 async def read_recovery_window(
     bus: Bus, session: SessionKeys, *, now_ms: int, lease_ttl: float
 ) -> RecoveryWindow | None:
@@ -62,10 +79,15 @@ async def read_recovery_window(
     Raises:
         RedisError, OSError: Redis did not answer.
     """
-    first, last = await asyncio.gather(
-        bus.execute("XRANGE", session.stream, "-", "+", "COUNT", 1),
-        bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1),
-    )
+    first, last = ask_ends(bus, session)
+    return await find_recovery_window(bus, session, StreamEnds(await first, await last), now_ms, lease_ttl)
+
+
+async def find_recovery_window(
+    bus: Bus, session: SessionKeys, ends: StreamEnds, now_ms: int, lease_ttl: float
+) -> RecoveryWindow | None:
+    """Do the same as `read_recovery_window()` where the ends of the stream have been read."""
+    first, last = ends.first, ends.last
     if not first or not last or first[0][1].get(b"type") != b"begin" or last[0][1].get(b"type") == b"end":
         return None
     try:

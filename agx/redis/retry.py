@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -55,9 +54,9 @@ async def retry(command: Callable[[], Awaitable[T]]) -> T:
     Raises:
         RedisError, OSError: there was no reply in time (the error of the last attempt), or Redis refused.
     """
-    backoff = Backoff(0.05, 0.2)
-    failure: Exception = RedisTimeoutError(f"no reply within {COMMAND_TIMEOUT} s")
-    with contextlib.suppress(TimeoutError):
+    backoff: Backoff | None = None
+    failure: Exception | None = None
+    try:
         async with asyncio.timeout(COMMAND_TIMEOUT):
             while True:
                 try:
@@ -66,5 +65,8 @@ async def retry(command: Callable[[], Awaitable[T]]) -> T:
                     raise
                 except CONNECTION_ERRORS as error:
                     failure = error
+                backoff = backoff or Backoff(0.05, 0.2)
                 await asyncio.sleep(backoff.next())
+    except TimeoutError:
+        failure = failure or RedisTimeoutError(f"no reply within {COMMAND_TIMEOUT} s")
     raise failure

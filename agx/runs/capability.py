@@ -43,7 +43,7 @@ from ..facts.schema import NodeKind
 from ..model_calls.private_api import cancel_was_requested, run_timed_out
 from ..model_calls.streaming import find_obstacle, report_obstacle
 from ..redis.keys import Id, SessionKeys
-from ..telemetry.tracing import attached, captures_content, has_no_sdk
+from ..telemetry.tracing import Attached, captures_content, has_no_sdk
 from .deps import Deps
 from .driving_task import DrivingTask
 from .lifecycle import RunLifecycle, current_recorder, enclosing_recorder
@@ -144,7 +144,7 @@ class AgxCapability(AbstractCapability[Any]):
         life = await self._open(ctx)
         run = _ObservedRun(life.recorder)
         try:
-            with attached(life.recorder.span.context), self._observed(run, ctx):
+            with Attached(life.recorder.span.context), self._observed(run, ctx):
                 result = await handler()
         except BaseException as error:
             await life.close(classify(run.error or error, life.recorder.state, _cancel_source(ctx, run)))
@@ -268,7 +268,7 @@ class AgxCapability(AbstractCapability[Any]):
     ) -> ModelResponse:
         if (recorder := self._recorder_of(ctx)) is None:
             return await handler(request_context)
-        with attached(recorder.begin_model(request_context)):
+        with Attached(recorder.begin_model(request_context)):
             response = await handler(request_context)
         recorder.steered.deliver()
         recorder.end_model(response)
@@ -295,7 +295,7 @@ class AgxCapability(AbstractCapability[Any]):
             await recorder.events.wait_recorded()  # a call that may have acted is known to the next attempt
         tool, task = recorder.tools.begin(call), DrivingTask()
         try:
-            with attached(recorder.tool_context(tool)), capture_run_messages() as messages:
+            with Attached(recorder.tool_context(tool)), capture_run_messages() as messages:
                 try:
                     result = await handler(args)
                 finally:

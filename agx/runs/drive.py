@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
@@ -36,7 +37,7 @@ from ..recovery.dead_run import DeadRun
 from ..redis.bus import CONNECTION_ERRORS
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, keep_prompt, mark_external
-from ..telemetry.tracing import attached
+from ..telemetry.tracing import Attached
 from .capability import AgxCapability
 from .deps import Deps
 from .driving_task import DrivingTask, run_to_end
@@ -45,21 +46,6 @@ from .outcome import CancelSource, Ending, classify
 from .state import RunState
 
 logger = logging.getLogger("agx")
-
-
-async def drive_to_end(
-    drive: Drive, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]
-) -> AgentRunResult[Any]:
-    """Drive an agent whose run is open, and end the run; raises as `agx.run()` does."""
-    if drive.resumable:
-        drive.life.on_shutdown = lambda: drive.hand_over(now=True)
-    with attached(drive.life.recorder.span.context):
-        try:
-            await drive.run_agent(agent, prompt, deps, kwargs)
-        except BaseException as error:
-            drive.note_error(error)
-        await run_to_end(drive.conclude())
-    return drive.outcome()
 
 
 @dataclass(slots=True)
@@ -84,6 +70,24 @@ class Drive:
     save_error: BaseException | None = None
     _handing_over: bool = False
     _handed_over: bool = False
+
+    # Its callers do not share a coroutine around it: each one is gone through five times a token.
+    @contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Keep what `run_agent()` raises; `end()` raises it, in the run's trace context as the agent."""
+        if self.resumable:
+            self.life.on_shutdown = lambda: self.hand_over(now=True)
+        with Attached(self.life.recorder.span.context):
+            try:
+                yield
+            except BaseException as error:
+                self._note_error(error)
+
+    async def end(self) -> AgentRunResult[Any]:
+        """Save the session and end the run; returns the agent's result, or raises as `agx.run()` does."""
+        with Attached(self.life.recorder.span.context):
+            await run_to_end(self._conclude())
+        return self._outcome()
 
     async def run_agent(self, agent: AbstractAgent[Any, Any], prompt: Any, deps: Deps, kwargs: dict[str, Any]) -> None:
         """Load the conversation, store the prompt, and run the agent to its end, from where the last attempt got."""
@@ -174,7 +178,7 @@ class Drive:
 
     # --- the end ---
 
-    def note_error(self, error: BaseException) -> None:
+    def _note_error(self, error: BaseException) -> None:
         """Take what the agent, or `session.load()`, raised."""
         self.raised = error
         if self._handing_over and self._state.cancel_reason is None and not self._state.fenced:
@@ -187,7 +191,7 @@ class Drive:
             return
         self.ending = classify(error, self._state, CancelSource(task=self.task.is_cancelled))
 
-    async def conclude(self) -> None:
+    async def _conclude(self) -> None:
         """Save, then end; nothing interrupts it. Whatever saving raises, the run is ended."""
         if self._handed_over:
             await self.life.hand_over()
@@ -234,7 +238,7 @@ class Drive:
             return False
         return True
 
-    def outcome(self) -> AgentRunResult[Any]:
+    def _outcome(self) -> AgentRunResult[Any]:
         """Return the result or raise what the caller has to know."""
         raised = self.raised
         messages = self.session.msgs

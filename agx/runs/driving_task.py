@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
 logger = logging.getLogger("agx")
+
+_STALL = 0.5  # seconds by which a timer is late where the process did not run
 
 T = TypeVar("T")
 
@@ -45,15 +47,34 @@ async def run_to_end(work: Awaitable[T]) -> T:
     at the caller's next await.
     """
     task = asyncio.ensure_future(work)
+    try:
+        await wait_to_end(task)
+    except asyncio.CancelledError:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            logger.error("agx: a run's cleanup failed after it was cancelled", exc_info=failure)
+        raise
+    return task.result()
+
+
+async def wait_to_end(task: asyncio.Future[Any], seconds: float | None = None) -> bool:
+    """Wait until a task is done, at most some seconds, whatever cancellations arrive; returns whether it is done.
+
+    Time in which the process was stopped does not count. A cancellation is raised afterwards, as by `run_to_end()`.
+    """
+    loop = asyncio.get_running_loop()
+    due = None if seconds is None else loop.time() + seconds
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not task.done():
+            left = None if due is None else due - loop.time()
+            if seconds is not None and left is not None and left <= 0:
+                if left > -_STALL:
+                    break
+                due, left = loop.time() + seconds, seconds
             try:
-                await asyncio.wait({task})
+                await asyncio.wait({task}, timeout=left)
             except asyncio.CancelledError as error:
                 cancelled = error
     if cancelled is not None:
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            logger.error("agx: a run's cleanup failed after it was cancelled", exc_info=failure)
         raise cancelled
-    return task.result()
+    return task.done()

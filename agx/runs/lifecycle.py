@@ -15,7 +15,7 @@ from ..engine.engine import Engine
 from ..errors import SessionBusyError
 from ..facts.schema import Reason
 from .dead_attempts import DeadAttempts
-from .driving_task import run_to_end
+from .driving_task import wait_to_end
 from .outcome import Ending
 from .recording.recorder import Recorder
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("agx")
 
 _CLOCKS_DIFFER_MS = 5_000  # at most, between two nodes of a cluster
-_STALL = 0.5  # seconds by which a timer is late where the process did not run
 
 # The run in whose tool, or hook, the current code works.
 current_recorder: ContextVar[Recorder | None] = ContextVar("agx_recorder", default=None)
@@ -82,7 +81,7 @@ class RunLifecycle:
             return
         closing = asyncio.get_running_loop().create_task(self._close(ending, self._lease), name="agx-close")
         self.engine.keep(closing)
-        if not await run_to_end(_is_done_within(closing, self.engine.config.lease_ttl)):
+        if not await wait_to_end(closing, self.engine.config.lease_ttl):
             logger.warning("agx: run %s has ended, but Redis has not taken all of it yet", self.recorder.run_id)
 
     async def hand_over(self) -> None:
@@ -146,16 +145,6 @@ class RunLifecycle:
             return await self.engine.queues.has(recorder.scope, f"{recorder.run_id}:end", since_ms)
         except (RedisError, OSError):
             return False  # a fact that is emitted twice counts once
-
-
-async def _is_done_within(closing: asyncio.Task[None], seconds: float) -> bool:
-    """Return whether a task is done in time; time in which the process was stopped does not count."""
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + seconds
-        done, _ = await asyncio.wait({closing}, timeout=seconds)
-        if done or loop.time() - due < _STALL:
-            return bool(done)
 
 
 async def give_up(lease: Lease, how: Callable[[Lease], Awaitable[None]]) -> None:

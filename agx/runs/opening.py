@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import orjson
@@ -116,7 +117,8 @@ class _Opening:
 
     async def run(self) -> RunLifecycle:
         try:
-            await retry(self._engine.ready)
+            if self._engine.queues.partitions is None:
+                await retry(self._engine.ready)
             return await self._take_lease()
         except (RedisError, OSError) as error:
             raise RedisUnavailableError("start the run", error) from error
@@ -125,8 +127,7 @@ class _Opening:
         engine, session, lease = self._engine, self._session, self._lease
         writer: SessionWriter | None = None
         try:
-            await retry(lambda: engine.leases.acquire(lease))
-            previous = await retry(lambda: engine.control.execute("XRANGE", session.stream, "-", "+", "COUNT", 1))
+            found = await retry(lambda: engine.leases.acquire(lease))
             recorder = _make_recorder(
                 engine,
                 lease.run_id,
@@ -135,7 +136,7 @@ class _Opening:
                 state=self._state,
                 session=session,
                 runtime=self._runtime,
-                follows=valid_traceparent(self._follows) or valid_traceparent(_traceparent_of(previous)),
+                follows=valid_traceparent(self._follows) or valid_traceparent(_traceparent_of(found.first)),
             )
             recorder.called_ns = self._find_called_ns()
             writer = SessionWriter(
@@ -150,7 +151,8 @@ class _Opening:
             await writer.begin(
                 body,
                 origin=RUNTIME,
-                ensure_lease=lambda: retry(lambda: engine.leases.ensure(lease)),
+                last=found.last,
+                ensure_lease=partial(engine.leases.ensure, lease),
                 checkpoint=self._checkpoint,
             )
         except BaseException as error:

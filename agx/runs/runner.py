@@ -19,7 +19,7 @@ from ..redis.keys import SessionKeys
 from ..sessions.base import Session
 from ..stream.events import Runtime
 from .deps import Deps
-from .drive import Drive, drive_to_end
+from .drive import Drive
 from .opening import open_streamed
 
 DepsT = TypeVar("DepsT", bound=Deps)
@@ -80,7 +80,10 @@ async def run(
         life = await open_streamed(
             engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
         )
-        return await drive_to_end(Drive(life, session, resumable=job is not None), agent, user_prompt, deps, kwargs)
+        drive = Drive(life, session, resumable=job is not None)
+        with drive.noting_errors():
+            await drive.run_agent(agent, user_prompt, deps, kwargs)
+        return await drive.end()
     finally:
         _tasks.discard(task)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -132,7 +132,7 @@ class Runtime:
             if isinstance(event.part, BaseToolCallPart):
                 return None
             # A user waits for the first words of a response, so they do not wait for the next commit.
-            return replace(self._whole(event.index, event.part), urgent=True)
+            return self._whole(event.index, event.part, urgent=True)
         if isinstance(event, PartEndEvent):
             # A call is one event, whole: its arguments are complete only here. Results and files have no end.
             return self._whole(event.index, event.part) if isinstance(event.part, BaseToolCallPart) else None
@@ -169,7 +169,7 @@ class Runtime:
         body: Body = {"idx": self.index, "event": "part_start"}
         return body if index is None else body | {"event_idx": index}
 
-    def _whole(self, index: int, part: ModelResponsePart) -> WireEvent:
+    def _whole(self, index: int, part: ModelResponsePart, *, urgent: bool = False) -> WireEvent:
         body = self._part_start(index) | {"part_kind": part.part_kind}
         if isinstance(part, (TextPart, ThinkingPart)):
             body["content"] = part.content
@@ -181,7 +181,7 @@ class Runtime:
             body |= {"media_type": part.content.media_type, "size": len(part.content.data)}
             if len(part.content.data) <= _MOST_FILE:
                 body["data"] = base64.b64encode(part.content.data).decode()
-        return WireEvent(body)
+        return WireEvent(body, urgent)
 
 
 def delta_text(event: PartDeltaEvent) -> str | None:

@@ -36,11 +36,13 @@ class StreamTail:
         on_end: Callable[[int], None],
     ) -> None:
         self.retained = Retained(side.settings.retain)
+        self.written_bytes = 0  # of bodies and checkpoints, that the server has acknowledged
         self.retention = retention  # seconds the stream is kept after its `end`
         self._on_end = on_end
         self._end_sent = float("inf")  # monotonic, when our `end` was first sent
         self._bus = side.bus
         self._session = session
+        self._wake_channel = session.wake_channel
         self._clock = side.clock
         self._max_length = side.settings.max_length
         self._last: StreamId = (0, 0)  # id of the last entry given, or seen
@@ -64,7 +66,7 @@ class StreamTail:
 
     def acknowledge(self, entries: list[StreamEntry]) -> None:
         """Record that the server has these entries, in this order."""
-        self.retained.add(entries)
+        self.written_bytes += self.retained.add(entries)
         last = entries[-1]
         self._acked = last.id
         if last.type == "end":
@@ -89,7 +91,7 @@ class StreamTail:
     def _issue(self, behind: str, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         args: list[bytes | str | int] = [
             behind,
-            self._session.wake_channel,
+            self._wake_channel,
             self._max_length,
             self._ttl_after_end if entries[-1].type == "end" else keys.STREAM_TTL,
         ]
@@ -163,23 +165,26 @@ class Retained:
     def __init__(self, seconds: float) -> None:
         self.begin: StreamEntry | None = None
         self._seconds = seconds
-        self._entries: deque[tuple[float, StreamEntry]] = deque()
+        self._entries: deque[tuple[float, int, StreamEntry]] = deque()  # when it was acknowledged, its bytes
         self._bytes = 0
 
-    def add(self, entries: Iterable[StreamEntry]) -> None:
-        """Retain entries that were acknowledged just now, and drop old ones."""
-        now = time.monotonic()
+    def add(self, entries: Iterable[StreamEntry]) -> int:
+        """Retain entries that were acknowledged just now, and drop old ones; returns the bytes of the entries."""
+        now, added = time.monotonic(), 0
         for entry in entries:
-            self._entries.append((now, entry))
-            self._bytes += entry.size
+            size = entry.size
+            self._entries.append((now, size, entry))
+            added += size
+        self._bytes += added
         self._expire(now)
+        return added
 
     def _expire(self, now: float) -> None:
         entries, oldest = self._entries, now - self._seconds
         while entries and (
             entries[0][0] < oldest or len(entries) > _MAX_ENTRIES or (self._bytes > _MAX_BYTES and len(entries) > 1)
         ):
-            self._bytes -= entries.popleft()[1].size
+            self._bytes -= entries.popleft()[1]
 
     def clear(self) -> None:
         """Drop all entries."""
@@ -188,7 +193,7 @@ class Retained:
 
     def __iter__(self) -> Iterator[StreamEntry]:
         self._expire(time.monotonic())
-        return (entry for _, entry in self._entries)
+        return (entry for _, _, entry in self._entries)
 
     def __bool__(self) -> bool:
         self._expire(time.monotonic())

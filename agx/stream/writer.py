@@ -36,7 +36,6 @@ class _Counts:
     """What the writer did, for the run's last fact."""
 
     events: int = 0
-    bytes: int = 0
     retries: int = 0
     failures: int = 0
 
@@ -85,19 +84,21 @@ class SessionWriter:
     @property
     def totals(self) -> StreamTotals:
         counts = self._counts
-        return StreamTotals(counts.events, counts.bytes, counts.retries, counts.failures)
+        return StreamTotals(counts.events, self.tail.written_bytes, counts.retries, counts.failures)
 
     async def begin(
         self,
         body: dict[str, Any],
         *,
         origin: str,
+        last: Reply,
         ensure_lease: Callable[[], Awaitable[None]],
         checkpoint: bytes | None = None,
     ) -> None:
         """Restart the stream with this run's `begin`, as soon as the run before has its `end`, at most 5 s.
 
         Args:
+            last: the stream's last entry, as read just now; read again only where it is not an `end`.
             ensure_lease: raises where the lease is another's. Called after the stream was read, and the server appends
                 only if the stream has not changed since: a process that stalls replaces no stream of a later run.
 
@@ -108,26 +109,25 @@ class SessionWriter:
         trouble_since: float | None = None
         sent: dict[StreamId, StreamEntry] = {}
         while True:
-            reply = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
-            top = StreamEntry.of(*reply[0]) if reply else None
+            top = StreamEntry.of(*last[0]) if last else None
             # Of the same id may also be an entry that another process added in the same millisecond.
             if top is not None and (entry := sent.get(top.id)) is not None and entry.raw_body == top.raw_body:
                 break  # only the reply was lost
             await ensure_lease()
             if top is not None and top.type != "end" and time.monotonic() - waited_since < _PREVIOUS_END:
                 await asyncio.sleep(_PREVIOUS_POLL)
-                continue
-            if top is not None:
-                self.tail.note(top.id)
-            entry = self._stamp(PendingEntry("begin", origin, body, checkpoint=checkpoint), seq=0)
-            sent[entry.id] = entry
-            try:
-                if await self._append_first(BEGIN, entry, behind="" if top is None else format_id(top.id)) == b"ok":
-                    break
-            except CONNECTION_ERRORS:
-                trouble_since = trouble_since or self._asked
-                if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
-                    raise
+            else:
+                self.tail.note((0, 0) if top is None else top.id)
+                entry = self._stamp(PendingEntry("begin", origin, body, checkpoint=checkpoint), seq=0)
+                sent[entry.id] = entry
+                try:
+                    if await self._append_first(BEGIN, entry, behind=format_id(top.id) if top else "") == b"ok":
+                        break
+                except CONNECTION_ERRORS:
+                    trouble_since = trouble_since or self._asked
+                    if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
+                        raise
+            last = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
         self._take_begun(entry)
 
     async def resume(self, body: dict[str, Any], *, origin: str, behind: StreamId, seq: int) -> bool:
@@ -256,7 +256,6 @@ class SessionWriter:
         sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body, own_seq, entry.checkpoint)
         self._seq += 1
         self._counts.events += 1
-        self._counts.bytes += sent.size
         return sent
 
     def _transmit(self) -> None:
@@ -281,8 +280,9 @@ class SessionWriter:
     def _go_on(self, *, urgent: bool) -> None:
         """Redis answered, and the stream is ours: send what waits."""
         self.proved = self._asked
-        self._side.streams.note_success(self)
-        self._backoff.reset()
+        if self._backoff.is_waiting:
+            self._side.streams.note_success(self)
+            self._backoff.reset()
         if self._batch:
             self._transmit()
         elif self._pending.entries:

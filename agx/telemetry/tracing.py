@@ -7,11 +7,10 @@ spans from the facts.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from opentelemetry import baggage
@@ -198,17 +197,24 @@ def _report(error: Exception) -> None:
     logger.warning("agx: a span is lost, OpenTelemetry raised %s: check its span processors", type(error).__name__)
 
 
-@contextlib.contextmanager
-def attached(context: Context | None) -> Iterator[None]:
-    """Make a context current for a block of one coroutine; never across a `yield` of a generator."""
-    if context is None:
-        yield
-        return
-    token = otel_context.attach(context)
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
+class Attached:
+    """Makes a context current for a block of one coroutine; never across a `yield` of a generator.
+
+    Six of them in a run: a class costs half of what a generator does.
+    """
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context | None) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        if self._context is not None:
+            self._token = otel_context.attach(self._context)
+
+    def __exit__(self, *error: object) -> None:
+        if self._context is not None:
+            otel_context.detach(self._token)
 
 
 def has_no_sdk() -> bool:

@@ -13,7 +13,14 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ReadOnlyError
 from support.waiting import wait_until
 
-from agx.redis.redis_py import Connection, make_connection, make_node_connection, pack_command, startup_addresses
+from agx.redis.redis_py import (
+    NO_REPLY,
+    Connection,
+    make_connection,
+    make_node_connection,
+    pack_command,
+    startup_addresses,
+)
 
 
 @pytest.fixture
@@ -25,6 +32,21 @@ async def test_commands_are_packed_and_replies_read_one_by_one(connection: Conne
     await connection.open()
     await connection.send(pack_command(("SET", "k", b"\xff", "EX", 60)) + pack_command(("GET", "k")))
     assert [await connection.read(), await connection.read()] == [b"OK", b"\xff"]
+    await connection.close()
+
+
+async def test_replies_that_came_together_are_taken_without_a_read(connection: Connection) -> None:
+    assert connection.take_received() is NO_REPLY
+    await connection.open()
+    failing = ("EVAL", "return redis.error_reply('READONLY x')", 0)
+    await connection.send(b"".join(pack_command(args) for args in [("PING",), ("ECHO", b"x"), failing, ("PING",)]))
+    assert await connection.read() == b"PONG"
+    assert await connection.has_ended()  # the other replies have arrived
+    assert connection.take_received() == b"x"
+    with pytest.raises(ReadOnlyError):
+        connection.take_received()
+    assert connection.take_received() == b"PONG"
+    assert connection.take_received() is NO_REPLY
     await connection.close()
 
 

@@ -24,6 +24,21 @@ from agx.testing import MemorySession
 _PACKAGE = str(Path(agx.__file__).parent)
 
 
+class Calls(Counter[str]):
+    """Counts the calls of the package's functions in a block, each resumption of a coroutine as one."""
+
+    def __enter__(self) -> Calls:
+        sys.setprofile(self._count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+
+    def _count(self, frame: FrameType, what: str, argument: object) -> None:
+        if what == "call" and frame.f_code.co_filename.startswith(_PACKAGE):
+            self[frame.f_code.co_qualname] += 1
+
+
 async def commands(client: Redis) -> Counter[str]:
     """Return how often each command was called, by scripts too."""
     stats = await client.info("commandstats")
@@ -43,9 +58,30 @@ async def test_redis_commands_of_a_run(configured: Redis) -> None:
     spent = await commands(configured) - before
     sent = Counter({name: spent[name] for name in ("set", "evalsha", "eval", "xrange", "xrevrange", "xadd", "get")})
     assert sent["eval"] == 0, spent
-    # Lease, begin, batches of events, fact, release. Batches depend on time, the rest does not.
+    # Lease, begin, deadline, index, batches of events, facts, release. Batches depend on time, the rest does not.
     assert sent["set"] <= 10, spent
-    assert sent["evalsha"] <= 10 * 10, spent
+    assert sent["evalsha"] <= 10 * 12, spent
+    assert sent["get"] - sent["evalsha"] <= 10, spent  # the look for a cancel; the others are in scripts
+    # Acquiring reads both ends of the stream, once; `begin` and each batch look at one or two entries in their script.
+    assert sent["xrange"] + sent["xrevrange"] <= 10 * (2 + 1 + 2 * 6), spent
+    assert spent["expire"] <= 10 * (2 + 1 + 6 + 3), spent  # no command of its own: in the scripts
+
+
+async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:
+    deltas = 400
+    for _ in range(2):
+        await run_once("warm")
+    with Calls() as run:
+        for n in range(10):
+            await run_once(f"s{n}")
+    agent: Agent[ScopeDeps, str] = Agent(scripted(["token "] * deltas), deps_type=ScopeDeps)
+    with Calls() as long:
+        await agx.run(MemorySession(id="long"), agent, "hi", deps=ScopeDeps(session_id="long"))
+    # Five resumptions of three coroutines, and seven calls; what is done for a batch of deltas comes far less often.
+    token_path = {name: count for name, count in long.items() if count > 0.9 * deltas}
+    assert sum(token_path.values()) <= 22.5 * deltas, token_path
+    # Some of them are spent on round trips, whose number depends on time.
+    assert run.total() / 10 <= 1_050, run
 
 
 async def test_redis_commands_of_a_session_that_is_followed_and_idle(
@@ -101,20 +137,11 @@ async def test_reads_and_calls_of_a_delivery(configured: Redis) -> None:
     await wait_until(lambda: min(received) == 1)
     await agx.add(1, 1, "s", type="info", origin="test")
     await wait_until(lambda: min(received) == 2)
-    calls: Counter[str] = Counter()
-
-    def count(frame: FrameType, what: str, argument: object) -> None:
-        if what == "call" and frame.f_code.co_filename.startswith(_PACKAGE):
-            calls[frame.f_code.co_qualname] += 1
-
     before = await commands(configured)
-    sys.setprofile(count)
-    try:
+    with Calls() as calls:
         for n in range(events):
             await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
             await wait_until(lambda n=n: min(received) == n + 3)
-    finally:
-        sys.setprofile(None)
     spent = await commands(configured) - before
     # The append's own script reads once; one read of the feed for each event, one more for a wake-up during a read.
     assert spent["xrange"] <= 4 * events, spent

@@ -18,6 +18,7 @@ from support.waiting import wait_until
 import agx
 from agx.engine.leases import Lease
 from agx.engine.registry import current_engine
+from agx.redis.recovery_window import StreamEnds
 from agx.testing import MemorySession, collect
 
 Event = dict[str, Any]
@@ -172,10 +173,10 @@ async def test_a_listener_that_leaves_during_a_start_disturbs_neither_the_run_no
     gate, leases = Gate(), current_engine().leases
     acquire = leases.acquire
 
-    async def slow_acquire(lease: Lease) -> None:
+    async def slow_acquire(lease: Lease) -> StreamEnds:
         gate.reached.set()
         await gate.open.wait()
-        await acquire(lease)
+        return await acquire(lease)
 
     monkeypatch.setattr(leases, "acquire", slow_acquire)
     running = start_run(["answer"])

@@ -233,8 +233,8 @@ class Recorder:
         if isinstance(event, PartDeltaEvent):
             # The token path: nothing here that need not be.
             text = delta_text(event)
-            if (request := self._request) is not None:
-                request.chunk(len(text or ""))
+            if (node := self._node) is not None and node.request is not None:
+                node.request.chunk(len(text or ""))
             if text:
                 self.events.put_delta(event, text)
             return

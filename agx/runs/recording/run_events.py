@@ -53,7 +53,7 @@ class RunEvents:
     def put_delta(self, event: PartDeltaEvent, text: str) -> None:
         """Append a part of an answer."""
         if self.writer is not None:
-            part = self.runtime.part_of(event)
+            part = self.runtime.parts.get(event.index) or self.runtime.part_of(event)
             if self.first_text_ns is None and part.part_kind == "text":
                 self.first_text_ns = time.time_ns()
             self.writer.put_delta(AGENT, part, text)
