@@ -35,10 +35,14 @@ class EventSample:
         what = str(body.get("event", type)) if type == "event" else type
         if what == "part_delta":
             return
-        attributes = {name: value for name in _ATTRIBUTES if isinstance(value := body.get(name), str | int)}
+        attributes = {name: value for name in _ATTRIBUTES if _is_attribute(value := body.get(name))}
         event = StreamEvent(at_ns, "part" if what == "part_start" else what, attributes)
         self._count += 1
         if len(self._head) < _AT_EACH_END:
             self._head.append(event)
         else:
             self._tail.append(event)
+
+
+def _is_attribute(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64)  # a fact's integers

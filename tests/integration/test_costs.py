@@ -80,8 +80,9 @@ async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:
     # Five resumptions of three coroutines, and seven calls; what is done for a batch of deltas comes far less often.
     token_path = {name: count for name, count in long.items() if count > 0.9 * deltas}
     assert sum(token_path.values()) <= 22.5 * deltas, token_path
-    # Some of them are spent on round trips, whose number depends on time.
-    assert run.total() / 10 <= 1_050, run
+    # The number of round trips depends on time.
+    lasting = {name: count for name, count in run.items() if not name.startswith(("NodeBus.", "Connection."))}
+    assert sum(lasting.values()) / 10 <= 800, run
 
 
 async def test_redis_commands_of_a_session_that_is_followed_and_idle(
