@@ -35,14 +35,15 @@ class EventSample:
         what = str(body.get("event", type)) if type == "event" else type
         if what == "part_delta":
             return
-        attributes = {name: value for name in _ATTRIBUTES if _is_attribute(value := body.get(name))}
+        attributes = {
+            name: value
+            for name in _ATTRIBUTES
+            # A fact's integers have 64 bits.
+            if isinstance(value := body.get(name), str) or (isinstance(value, int) and value.bit_length() < 64)
+        }
         event = StreamEvent(at_ns, "part" if what == "part_start" else what, attributes)
         self._count += 1
         if len(self._head) < _AT_EACH_END:
             self._head.append(event)
         else:
             self._tail.append(event)
-
-
-def _is_attribute(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64)  # a fact's integers

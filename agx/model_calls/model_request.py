@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import pydantic_ai.exceptions
@@ -22,10 +23,10 @@ from .usage import estimate_usage, read_usage, to_text
 
 # Where pydantic-ai keeps the provider's own finish reason in `provider_details`. Its normalised one is `stop` even for
 # a stream that was cut short, so only the raw one shows that.
-_KEEPS_RAW_FINISH = {
+_KEEPS_RAW_FINISH = tuple(
     f"pydantic_ai.models.{name}"
     for name in ("anthropic", "bedrock", "cohere", "google", "groq", "huggingface", "mistral", "openai", "openrouter")
-}
+)
 _REJECTED = "rejected"  # the error type of a response that a fallback or a hook rejected
 
 
@@ -168,6 +169,9 @@ def _unwrap(model: Model[Any]) -> Iterator[Model[Any]]:
 
 
 def _lacks_finish(model: Model[Any], response: ModelResponse) -> bool:
-    if "finish_reason" in (response.provider_details or {}):
-        return False
-    return any(cls.__module__.startswith(tuple(_KEEPS_RAW_FINISH)) for cls in type(model).__mro__)
+    return "finish_reason" not in (response.provider_details or {}) and _keeps_raw_finish(type(model))
+
+
+@lru_cache(maxsize=1_000)
+def _keeps_raw_finish(kind: type) -> bool:
+    return any(cls.__module__.startswith(_KEEPS_RAW_FINISH) for cls in kind.__mro__)

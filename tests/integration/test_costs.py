@@ -60,11 +60,10 @@ async def test_redis_commands_of_a_run(configured: Redis) -> None:
     assert sent["eval"] == 0, spent
     # Lease, begin, deadline, index, batches of events, facts, release. Batches depend on time, the rest does not.
     assert sent["set"] <= 10, spent
-    assert sent["evalsha"] <= 10 * 12, spent
-    assert sent["get"] - sent["evalsha"] <= 10, spent  # the look for a cancel; the others are in scripts
-    # Acquiring reads both ends of the stream, once; `begin` and each batch look at one or two entries in their script.
-    assert sent["xrange"] + sent["xrevrange"] <= 10 * (2 + 1 + 2 * 6), spent
-    assert spent["expire"] <= 10 * (2 + 1 + 6 + 3), spent  # no command of its own: in the scripts
+    assert sent["evalsha"] <= 10 * 16, spent
+    # Acquiring reads both ends of the stream; steering looks for messages twice. The others are in scripts.
+    assert sent["xrange"] + sent["xrevrange"] <= 10 * (2 + 2) + 2 * spent["evalsha"], spent
+    assert spent["expire"] <= spent["evalsha"], spent  # no command of its own
 
 
 async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:
@@ -82,7 +81,7 @@ async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:
     assert sum(token_path.values()) <= 22.5 * deltas, token_path
     # The number of round trips depends on time.
     lasting = {name: count for name, count in run.items() if not name.startswith(("NodeBus.", "Connection."))}
-    assert sum(lasting.values()) / 10 <= 800, run
+    assert sum(lasting.values()) / 10 <= 850, run
 
 
 async def test_redis_commands_of_a_session_that_is_followed_and_idle(
