@@ -39,6 +39,7 @@ class Job:
         recover: seconds after the death of its process during which the run may be resumed.
         max_attempts: attempts in a row without progress after which the run is lost.
         results: approvals and results of deferred calls with which the run goes on, as pydantic-ai's JSON.
+        goes_on_from: fingerprint of the stored messages that the run goes on from; None: all of them.
         submitted_ms: server time of `submit()`; 0 where nobody submitted the run.
         attempt: which attempt this is, from 1.
     """
@@ -55,6 +56,7 @@ class Job:
     results: dict[str, Any] | None = None
     submitted_ms: int = 0
     attempt: int = 1
+    goes_on_from: str | None = None
 
     def encode(self) -> bytes:
         """Return the job as JSON.
@@ -81,6 +83,7 @@ class Job:
                 "submitted_ms": self.submitted_ms,
             }
             | ({} if self.results is None else {"results": self.results})
+            | ({} if self.goes_on_from is None else {"goes_on_from": self.goes_on_from})
         )
 
 
@@ -107,6 +110,7 @@ def decode(data: bytes) -> Job:
             max_attempts=int(fields["max_attempts"]),
             results=None if (results := fields.get("results")) is None else dict(results),
             submitted_ms=int(fields["submitted_ms"]),
+            goes_on_from=None if (known := fields.get("goes_on_from")) is None else str(known),
         )
     except UnreadableJobError:
         raise

@@ -63,25 +63,40 @@ class Progress:
             done |= {part.tool_call_id for part in message.parts if isinstance(part, BaseToolReturnPart)}
         return []
 
+    def drop_behind(self, expected: str) -> None:
+        """Drop the messages behind those with this fingerprint, with which the run began.
 
-def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage]) -> Progress:
+        Raises:
+            UnreadableCheckpointError: the session no longer holds them.
+        """
+        count, _, _ = expected.partition(":")
+        if count.isdecimal():
+            del self.messages[int(count) :]
+        self.stored = len(self.messages)
+        if fingerprint(self.messages) != expected:
+            raise UnreadableCheckpointError("the session no longer holds the conversation that the run began with")
+
+
+def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage], goes_on_from: str | None = None) -> Progress:
     """Return how far a run got.
 
     Args:
         checkpoints: of all attempts, in the order of the stream.
         loaded: the conversation as the session holds it now: that before the run, perhaps with the run's prompt.
+        goes_on_from: fingerprint of the messages among these that the run goes on from; None: all of them.
 
     Raises:
         NewerCheckpointError: one was written by a newer version.
         UnreadableCheckpointError: one can't be read, or one before it is missing.
     """
     progress = Progress(len(loaded), list(loaded), resumed=True)
+    if goes_on_from is not None:
+        progress.drop_behind(goes_on_from)
     returned: dict[str, ToolReturn] = {}
     for data in checkpoints:
         checkpoint = decode(data, returned)
         if checkpoint.stored is not None:
-            progress.stored = _count_stored(checkpoint.stored, loaded)
-            del progress.messages[progress.stored :]
+            progress.drop_behind(checkpoint.stored)
         if checkpoint.messages is not None:
             if checkpoint.start > len(progress.messages):
                 raise UnreadableCheckpointError("a checkpoint before this one is missing")
@@ -95,14 +110,6 @@ def fold(checkpoints: Iterable[bytes], loaded: Sequence[ModelMessage]) -> Progre
             progress.output_retries = checkpoint.output_retries
         progress.pending = checkpoint.pending
     return progress
-
-
-def _count_stored(expected: str, loaded: Sequence[ModelMessage]) -> int:
-    count, _, _ = expected.partition(":")
-    stored = loaded[: int(count)] if count.isdecimal() else loaded
-    if fingerprint(stored) != expected:
-        raise UnreadableCheckpointError("the session no longer holds the conversation that the run began with")
-    return len(stored)
 
 
 def fingerprint(messages: Sequence[ModelMessage]) -> str:

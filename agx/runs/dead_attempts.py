@@ -27,19 +27,26 @@ class DeadAttempts:
     """Queues the facts that the dead processes of a run did not queue. It never delays the run."""
 
     def __init__(self, engine: Engine, dead: DeadRun, state: RunState) -> None:
+        self.conversation: Sequence[ModelMessage] = ()  # as the checkpoints have it; without the last instructions
         self._engine = engine
         self._dead = dead
         self._state = state
         self._task: asyncio.Task[None] | None = None
 
-    def queue_facts(self, conversation: Sequence[ModelMessage] = ()) -> None:
+    @property
+    def was_asking(self) -> bool:
+        """Whether the last process died during a model request."""
+        return self._dead.void is not None
+
+    def queue_facts(self, conversation: Sequence[ModelMessage] | None = None) -> None:
         """Start to queue the facts; a second call has no effect.
 
         Args:
-            conversation: as the interrupted model request sent it; its tokens are estimated.
+            conversation: as the interrupted model request sent it, with instructions; its tokens are estimated.
         """
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._queue(tuple(conversation)), name="agx-dead")
+            sent = tuple(self.conversation if conversation is None else conversation)
+            self._task = asyncio.get_running_loop().create_task(self._queue(sent), name="agx-dead")
 
     async def finish(self) -> None:
         """Wait until the facts are queued. If Redis does not answer, they are lost, and a warning is logged."""

@@ -146,9 +146,14 @@ class Drive:
         """
         if self.dead is None:
             return Progress(len(self.session.msgs), self.session.msgs)
-        progress = fold(self.dead.checkpoints, self.session.msgs)
-        if self.life.before is not None:
-            self.life.before.queue_facts(progress.messages)
+        progress = fold(self.dead.checkpoints, self.session.msgs, self.dead.job.goes_on_from)
+        if (before := self.life.before) is not None:
+            before.conversation = tuple(progress.messages)
+            if before.was_asking:
+                # The request is sent again: then its instructions are known.
+                self.life.recorder.on_request = before.queue_facts
+            else:
+                before.queue_facts()
         if progress.begun:
             own = progress.messages[progress.stored]
             self.request = own if isinstance(own, ModelRequest) and prompt is not None else None

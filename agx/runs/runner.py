@@ -69,13 +69,32 @@ async def run(
     """
     if args is not None and resume is None:
         raise JobError('args are for the recipe that resumes the run: name it with resume="..."')
+    return await run_turn(session, agent, user_prompt, deps, kwargs, resume=resume, args=args)
+
+
+async def run_turn(
+    session: Session,
+    agent: AbstractAgent[DepsT, OutputT],
+    user_prompt: str | Sequence[UserContent] | None,
+    deps: DepsT,
+    kwargs: dict[str, Any],
+    *,
+    resume: str | None,
+    args: dict[str, Any] | None = None,
+    goes_on_from: str | None = None,
+) -> AgentRunResult[OutputT]:
+    """Run an agent as `run()` does.
+
+    Args:
+        goes_on_from: fingerprint of the stored messages that the run goes on from, where it drops those behind them.
+    """
     engine = current_engine()
     keys = SessionKeys.of(engine.config.key_prefix, deps.get_scope_id(), deps.user_id, deps.session_id)
     task = asyncio.current_task()
     assert task is not None
     _tasks.add(task)
     try:
-        job = None if resume is None else _make_job(keys, resume, user_prompt, args, kwargs)
+        job = None if resume is None else _make_job(keys, resume, user_prompt, args, kwargs, goes_on_from)
         deps.runtime = Runtime()
         life = await open_streamed(
             engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
@@ -94,6 +113,7 @@ def _make_job(
     prompt: str | Sequence[UserContent] | None,
     args: dict[str, Any] | None,
     kwargs: dict[str, Any],
+    goes_on_from: str | None,
 ) -> Job:
     results = kwargs.get("deferred_tool_results")
     return Job(
@@ -105,4 +125,5 @@ def _make_job(
         prompt=prompt,
         args={} if args is None else args,
         results=None if results is None else dump_results(results),
+        goes_on_from=goes_on_from,
     )

@@ -13,13 +13,14 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
 
 from ..checkpoints.job import Job
+from ..checkpoints.progress import fingerprint
 from ..jobs.recipe import Call, Recipe
 from ..jobs.worker import Worker
 from ..redis.keys import Id
 from ..runs.deps import Deps
 from ..runs.drive import is_prompt
 from ..runs.lifecycle import enclosing_recorder
-from ..runs.runner import run
+from ..runs.runner import run_turn
 from ..sessions.base import SessionStore
 from ..stream.entry import PROMPT
 from .lost_answer import read_lost_answer
@@ -74,10 +75,15 @@ class Runs:
         kwargs = {**self.kwargs, "capabilities": [*(self.kwargs.get("capabilities") or ()), asked]}
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
-        if self.recipe is not None:
-            kwargs["resume"] = self.recipe
+        # Another process that goes on with the run before there is a new answer must not take the old one for it.
+        goes_on_from = fingerprint(session.msgs) if turn.prompt is None and turn.results is None else None
         deps = self.make_deps(who.scope_id, who.user_id, session_id)
-        running = asyncio.create_task(run(session, self.agent, turn.prompt, deps, **kwargs), name="agx-web-run")
+        resume, args = kwargs.pop("resume", None), kwargs.pop("args", None)
+        work = run_turn(
+            session, self.agent, turn.prompt, deps, kwargs,
+            resume=self.recipe or resume, args=args, goes_on_from=goes_on_from,
+        )  # fmt: skip
+        running = asyncio.create_task(work, name="agx-web-run")
         running.add_done_callback(_retrieve)
         # A client that goes away cancels this wait, not the run.
         first: set[asyncio.Future[Any]] = {running, asked.begun}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,7 @@ class Recorder:
         self._node: Node | None = None
         self._model_calls = 0
         self.journal: Journal | None = None  # where another process can go on with the run
+        self.on_request: Callable[[Sequence[ModelMessage]], None] = lambda messages: None  # about to be sent
         state.on_stop = self._on_stop
         common: CommonFields = {
             "scope": scope,
@@ -311,6 +312,7 @@ class Recorder:
         self.begin_node("model_request", request.model)
         assert self._node is not None
         self._node.request = ModelRequest(request)
+        self.on_request(request.messages)
         return self.node_context()
 
     def node_context(self) -> Context | None:

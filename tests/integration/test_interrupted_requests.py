@@ -1,0 +1,128 @@
+"""A process that stops in or before a model request: what the next attempt sends, and records of what was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from redis.asyncio import Redis
+from support.agents import FakeSession, ScopeDeps
+from support.run_facts import FactsOfRun
+
+import agx
+from agx.sessions.redis_session import RedisSessions
+from agx.web.runs import PlainDeps, Runs, Who, make_plain_deps
+from agx.web.turns import ask_again
+
+INSTRUCTIONS = "Answer in one word. " * 20
+PROMPT = "Where is my order?"
+
+
+class Model:
+    """A model whose first request is never answered in full."""
+
+    def __init__(self) -> None:
+        self.asking = asyncio.Event()
+
+    async def answer(self, messages: Sequence[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        if self.asking.is_set():
+            yield "Here."
+            return
+        yield "Let "
+        self.asking.set()
+        await asyncio.Event().wait()
+
+
+async def run_in_two_workers(client: Redis, agent: Agent[ScopeDeps, Any], asking: asyncio.Event) -> FactsOfRun:
+    """Run a job whose first worker stops in the middle of its first request."""
+
+    async def recipe(job: agx.Job) -> agx.Call:
+        ids = {"scope": job.scope_id, "user_id": job.user_id, "session_id": job.session_id}
+        return agx.Call(FakeSession(), agent, ScopeDeps(**ids))
+
+    first, second = agx.Worker({"support": recipe}, grace=0), agx.Worker({"support": recipe})
+    running = asyncio.create_task(first.run())
+    run_id = await agx.submit("1", "1", "s", agent="support", prompt=PROMPT)
+    await asking.wait()
+    first.stop()
+    await running
+    running = asyncio.create_task(second.run())
+    events = [event async for event in agx.listen("1", "1", "s", serialize=False, wait=30)]
+    assert events[-1]["body"]["outcome"] == "completed"
+    run = await FactsOfRun.read(client, run_id)
+    second.stop()
+    await running
+    return run
+
+
+@pytest.mark.parametrize("instructions", [None, INSTRUCTIONS], ids=["no instructions", "instructions"])
+async def test_the_estimate_of_a_first_request_has_its_instructions(
+    configured: Redis, instructions: str | None
+) -> None:
+    model = Model()
+    agent = Agent(
+        FunctionModel(stream_function=model.answer), name="support", deps_type=ScopeDeps, instructions=instructions
+    )
+    run = await run_in_two_workers(configured, agent, model.asking)
+    run.check(attempts=2)
+    (estimated,) = [node.model.usage for node in run.requests if node.model and node.model.usage.source == "estimated"]
+    assert estimated.input == math.ceil(len((instructions or "").strip() + PROMPT) / 4)
+    assert estimated.output == 1
+
+
+@dataclass
+class Held(AbstractCapability[Any]):
+    """Holds its run before the first model request."""
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def before_run(self, ctx: RunContext[Any]) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+async def test_another_answer_that_was_asked_for_is_given_by_the_next_process(redis_url: str) -> None:
+    """A page asks for the last answer again, and the process dies before it has asked the model."""
+    got: list[list[ModelMessage]] = []
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        got.append(list(messages))
+        yield "New"
+
+    agent = Agent(FunctionModel(stream_function=answer), name="support", deps_type=PlainDeps)
+
+    async def recipe(job: agx.Job) -> agx.Call:
+        ids = (job.scope_id, job.user_id, job.session_id)
+        return agx.Call(agx.RedisSession(*ids), agent, make_plain_deps(*ids))
+
+    held = Held()
+    async with Redis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client))
+        session = agx.RedisSession("1", "1", "s")
+        session.msgs = [ModelRequest([UserPromptPart(PROMPT)]), ModelResponse([TextPart("Old")])]
+        await session.save()
+        runs = Runs(agent, RedisSessions(), make_plain_deps, {"capabilities": [held]}, "support")
+        starting = asyncio.create_task(runs.start(Who("1", "1"), "s", ask_again(PROMPT)))
+        await held.begun.wait()
+        await agx.aclose()
+        await asyncio.wait({starting})
+        assert isinstance(starting.exception(), agx.RunHandedOverError)
+
+        agx.configure(agx.Config(redis=client))
+        worker = agx.Worker({"support": recipe})
+        running = asyncio.create_task(worker.run())
+        assert [event async for event in agx.listen("1", "1", "s", wait=30)]
+        worker.stop()
+        await running
+        await session.load()
+        assert [message.parts[0].content for message in session.msgs] == [PROMPT, "New"]  # type: ignore[union-attr]
+        assert [len(messages) for messages in got] == [1]
+        await agx.aclose()
