@@ -13,6 +13,7 @@ from typing import Protocol
 from ..redis import keys
 from ..redis.bus import Bus, Script
 from ..redis.entry_id import parse_id
+from ..redis.keys import SessionKeys
 from ..redis.redis_py import Reply
 from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
@@ -120,11 +121,13 @@ class Queues:
         if queued.acknowledged is not None and not queued.acknowledged.done():
             queued.acknowledged.set_result(None)
 
-    async def has(self, tenant: str, fact_id: str, since_ms: int) -> bool:
-        """Return whether a fact stands in its queue, appended at or after a server time."""
-        key, needle = keys.queue(self._prefix, keys.partition(tenant, self.partitions or 1)), fact_id.encode()
-        async for page in QueuePages(self._bus.execute, key, start=str(max(0, since_ms))):
-            if any(needle in entry.payload for entry in page):
+    async def has_end(self, session: SessionKeys, run_id: str, since_ms: int) -> bool:
+        """Return whether the fact of a run's end stands in its queue, appended at or after a server time."""
+        fact_id = f"{run_id}:end"
+        fact_key = f"{session.scope}:{session.user}:{session.session}:{fact_id}"
+        queue, needle = keys.queue(self._prefix, keys.partition(session.scope, self.partitions or 1)), fact_id.encode()
+        async for page in QueuePages(self._bus.execute, queue, start=str(max(0, since_ms))):
+            if any(needle in entry.payload and entry.fact_key == fact_key for entry in page):
                 return True
         return False
 

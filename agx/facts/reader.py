@@ -38,14 +38,16 @@ class QueueEntry(NamedTuple):
             return None
 
     @property
-    def fact_id(self) -> str | None:
-        """The fact's id, also of a newer format; None where there is none."""
+    def fact_key(self) -> str | None:
+        """The fact's `key`, also of a newer format; None where there is none."""
         try:
             raw = orjson.loads(self.payload)
         except orjson.JSONDecodeError:
             return None
         fact_id = raw.get("id") if isinstance(raw, dict) else None
-        return fact_id if isinstance(fact_id, str) else None
+        if not isinstance(fact_id, str):
+            return None
+        return f"{raw['scope']}:{raw.get('user')}:{raw.get('session')}:{fact_id}" if "scope" in raw else fact_id
 
 
 def parse_entries(reply: Any) -> list[QueueEntry]:

@@ -140,6 +140,11 @@ class RunFact:
     service: Service
     trace: Trace
 
+    @property
+    def key(self) -> str:
+        """Identifies the fact among those of all sessions: two tenants may choose the same run id."""
+        return f"{self.scope}:{self.user}:{self.session}:{self.id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(RunFact):
@@ -250,6 +255,11 @@ class ProcessState:
     rereads: Int64 = 0
     append_counts: tuple[int, ...] = ()  # per APPEND_BUCKETS, one more for the rest
     append_sum_ns: Int64 = 0
+
+    @property
+    def key(self) -> str:
+        """Identifies the fact: a process has no session."""
+        return self.id
 
 
 Fact = RunStarted | RunResumed | RunSteered | NodeEnded | ToolEnded | RunEnded | ProcessState

@@ -151,7 +151,7 @@ async def read_newest(bus: Bus, prefix: str, partitions: int, depth: int, *kinds
         read_page(bus.execute, keys.queue(prefix, n), newest_first=True, count=depth + 1) for n in range(partitions)
     ]
     wanted = [f'"kind":"{kind}"'.encode() for kind in kinds]
-    newest: dict[str, tuple[StreamId, Fact]] = {}  # by its id: one that was queued twice counts once
+    newest: dict[str, tuple[StreamId, Fact]] = {}  # by its key: one that was queued twice counts once
     read = since_ms = 0
     for entries in await asyncio.gather(*reads):
         if len(entries) > depth:
@@ -161,6 +161,6 @@ async def read_newest(bus: Bus, prefix: str, partitions: int, depth: int, *kinds
         for entry in entries:
             # Most facts are of other kinds, and a search in the bytes is much cheaper than parsing them.
             if any(kind in entry.payload for kind in wanted) and (fact := entry.fact) is not None:
-                newest[fact.id] = (parse_id(entry.id), fact)
+                newest[fact.key] = (parse_id(entry.id), fact)
     ordered = sorted(newest.values(), key=lambda pair: pair[0], reverse=True)
     return NewestFacts(tuple(fact for _, fact in ordered), read, since_ms)

@@ -123,7 +123,8 @@ def find_missing_facts(
         queued: the facts of the run and of its sub-agents that are in the queue.
         describe: makes the model call of a request that has no fact.
     """
-    own = [fact for fact in queued if fact.run_id == run_id]
+    queued = [fact for fact in queued if fact.scope == session.scope]
+    own = [fact for fact in queued if (fact.run_id, fact.user, fact.session) == (run_id, session.user, session.session)]
     started = next((fact for fact in own if isinstance(fact, RunStarted)), None)
     header = _header(session, run_id, run, started)
     known = {fact.id for fact in own}

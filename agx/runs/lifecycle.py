@@ -95,8 +95,12 @@ class RunLifecycle:
         await self.engine.queues.drain()
         if not recorder.state.fenced:
             recorder.state.hand_over()
+        left = asyncio.get_running_loop().create_task(
+            give_up(lease, self.engine.leases.hand_over), name="agx-hand-over"
+        )
+        self.engine.keep(left)  # a shutdown waits for it: a lease that is left to expire delays the next process
         self._settle()
-        await give_up(lease, self.engine.leases.hand_over)
+        await left
 
     async def _close(self, ending: Ending, lease: Lease) -> None:
         """Emit the end, then give the lease back: whatever one step raises, the next ones follow."""
@@ -142,7 +146,7 @@ class RunLifecycle:
             with contextlib.suppress(SessionBusyError):
                 await self.engine.leases.acquire(lease)  # from here on no sidecar begins to finalize it
             since_ms = recorder.state.end_ms - _CLOCKS_DIFFER_MS
-            return await self.engine.queues.has(recorder.scope, f"{recorder.run_id}:end", since_ms)
+            return await self.engine.queues.has_end(lease.session, recorder.run_id, since_ms)
         except (RedisError, OSError):
             return False  # a fact that is emitted twice counts once
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic_ai.agent import AbstractAgent
@@ -94,7 +95,9 @@ async def run_turn(
     assert task is not None
     _tasks.add(task)
     try:
-        job = None if resume is None else _make_job(keys, resume, user_prompt, args, kwargs, goes_on_from)
+        job = None
+        if resume is not None:
+            job = replace(_make_job(keys, resume, user_prompt, args, kwargs), goes_on_from=goes_on_from)
         deps.runtime = Runtime()
         life = await open_streamed(
             engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
@@ -113,7 +116,6 @@ def _make_job(
     prompt: str | Sequence[UserContent] | None,
     args: dict[str, Any] | None,
     kwargs: dict[str, Any],
-    goes_on_from: str | None,
 ) -> Job:
     results = kwargs.get("deferred_tool_results")
     return Job(
@@ -125,5 +127,4 @@ def _make_job(
         prompt=prompt,
         args={} if args is None else args,
         results=None if results is None else dump_results(results),
-        goes_on_from=goes_on_from,
     )

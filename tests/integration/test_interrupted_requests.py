@@ -18,6 +18,7 @@ from support.agents import FakeSession, ScopeDeps
 from support.run_facts import FactsOfRun
 
 import agx
+from agx.engine.leases import Lease, Leases
 from agx.sessions.redis_session import RedisSessions
 from agx.web.runs import PlainDeps, Runs, Who, make_plain_deps
 from agx.web.turns import ask_again
@@ -63,18 +64,19 @@ async def run_in_two_workers(client: Redis, agent: Agent[ScopeDeps, Any], asking
     return run
 
 
-@pytest.mark.parametrize("instructions", [None, INSTRUCTIONS], ids=["no instructions", "instructions"])
-async def test_the_estimate_of_a_first_request_has_its_instructions(
-    configured: Redis, instructions: str | None
-) -> None:
+@pytest.mark.parametrize("instructions", ["", INSTRUCTIONS], ids=["no instructions", "instructions"])
+async def test_the_estimate_of_a_first_request_has_its_instructions(configured: Redis, instructions: str) -> None:
     model = Model()
     agent = Agent(
-        FunctionModel(stream_function=model.answer), name="support", deps_type=ScopeDeps, instructions=instructions
+        FunctionModel(stream_function=model.answer),
+        name="support",
+        deps_type=ScopeDeps,
+        instructions=instructions or None,
     )
     run = await run_in_two_workers(configured, agent, model.asking)
     run.check(attempts=2)
     (estimated,) = [node.model.usage for node in run.requests if node.model and node.model.usage.source == "estimated"]
-    assert estimated.input == math.ceil(len((instructions or "").strip() + PROMPT) / 4)
+    assert estimated.input == math.ceil(len(instructions.strip() + PROMPT) / 4)
     assert estimated.output == 1
 
 
@@ -89,7 +91,20 @@ class Held(AbstractCapability[Any]):
         await asyncio.Event().wait()
 
 
-async def test_another_answer_that_was_asked_for_is_given_by_the_next_process(redis_url: str) -> None:
+def slow_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_over = Leases.hand_over
+
+    async def slowly(self: Leases, lease: Lease, deadline_ms: int | None = None) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await hand_over(self, lease, deadline_ms)
+
+    monkeypatch.setattr(Leases, "hand_over", slowly)
+
+
+async def test_another_answer_that_was_asked_for_is_given_by_the_next_process(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A page asks for the last answer again, and the process dies before it has asked the model."""
     got: list[list[ModelMessage]] = []
 
@@ -112,7 +127,9 @@ async def test_another_answer_that_was_asked_for_is_given_by_the_next_process(re
         runs = Runs(agent, RedisSessions(), make_plain_deps, {"capabilities": [held]}, "support")
         starting = asyncio.create_task(runs.start(Who("1", "1"), "s", ask_again(PROMPT)))
         await held.begun.wait()
+        slow_hand_over(monkeypatch)
         await agx.aclose()
+        assert not await client.exists("agx:1:1:s:live")  # the shutdown has waited for the hand-over
         await asyncio.wait({starting})
         assert isinstance(starting.exception(), agx.RunHandedOverError)
 

@@ -414,3 +414,12 @@ def test_counts_beyond_64_bits_are_left_out(folding: Folding, count: int) -> Non
     folding.add_raw(json.dumps(raw).encode())
     assert folding.observed(i.OUTPUT_CHUNK, "chat", "openai", "gpt-4o-mini") == (0, 0)
     assert folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", "output") == 160
+
+
+def test_runs_of_two_sessions_with_one_id_count_both() -> None:
+    """A run's id is its caller's choice, and two tenants may choose the same."""
+    folding = Folding()
+    sessions = [{"scope": scope, "session": session} for scope in ("acme", "globex") for session in ("s1", "s2")]
+    for ids in sessions:
+        folding.add(started(**ids), ended(**ids), ended(**ids))
+    assert folding.count(i.RUNS_STARTED) == folding.count(i.RUNS) == 4

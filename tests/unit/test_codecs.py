@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from support.made_facts import started
 
-from agx.facts.reader import QueuePages, parse_entries, read_page
+from agx.facts.reader import QueueEntry, QueuePages, parse_entries, read_page
 from agx.facts.schema import FIELD, ProcessState, Service, encode
 from agx.stream.entry import StreamEntry, to_fields
 
@@ -93,7 +94,9 @@ def test_what_is_no_fact_is_told_apart_from_one() -> None:
             (b"5-0", None),
         ]
     )
-    assert (good.fact, good.fact_id) == (FACT, "p:1")
-    assert (newer.fact, newer.fact_id) == (None, "f")
+    assert (good.fact, good.fact_key) == (FACT, "p:1")
+    assert (newer.fact, newer.fact_key) == (None, "f")
+    run = started()
+    assert QueueEntry("6-0", encode(run)).fact_key == run.key  # of a newer format it is read from the bytes
     assert [entry.fact for entry in (bad, none, trimmed)] == [None, None, None]
-    assert [entry.fact_id for entry in (bad, none, trimmed)] == [None, None, None]
+    assert [entry.fact_key for entry in (bad, none, trimmed)] == [None, None, None]

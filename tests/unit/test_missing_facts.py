@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -100,6 +101,12 @@ def test_what_is_queued_is_not_missing() -> None:
     again = _find(*ANSWERED, queued=first.facts)
     assert again.facts == ()
     assert again.all_steps == first.steps
+
+
+def test_facts_of_another_session_s_run_with_the_same_id_are_not_taken_for_the_run_s() -> None:
+    facts = _find(*ANSWERED).facts
+    others = [replace(fact, **ids) for ids in ({"scope": "other"}, {"session": "other"}) for fact in facts]
+    assert _find(*ANSWERED, queued=others).facts == facts
 
 
 def test_a_step_of_an_earlier_attempt_ends_with_its_attempt() -> None:

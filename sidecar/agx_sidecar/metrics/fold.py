@@ -51,18 +51,18 @@ class Intake:
 
 
 class Deduplicator:
-    """The ids of the last facts, at least `size` and at most twice as many."""
+    """The keys of the last facts, at least `size` and at most twice as many."""
 
     def __init__(self, size: int = RECENT) -> None:
         self._size = size
         self._new: set[str] = set()
         self._old: set[str] = set()
 
-    def add(self, fact_id: str) -> bool:
-        """Remember an id; returns whether it was not known."""
-        if fact_id in self._new or fact_id in self._old:
+    def add(self, key: str) -> bool:
+        """Remember a key; returns whether it was not known."""
+        if key in self._new or key in self._old:
             return False
-        self._new.add(fact_id)
+        self._new.add(key)
         if len(self._new) >= self._size:
             self._old, self._new = self._new, set()
         return True
@@ -294,7 +294,7 @@ class Fold:
         except UnknownFactError:
             intake.kinds["unknown"].value += 1
             return None
-        if not self.known.add(fact.id):
+        if not self.known.add(fact.key):
             intake.kinds["repeat"].value += 1
             return None
         intake.kinds[fact.kind].value += 1

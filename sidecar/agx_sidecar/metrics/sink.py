@@ -180,7 +180,7 @@ class MetricsSink:
         return catch_up
 
     async def _recall(self, fold: Fold) -> None:
-        """Read the ids of the last facts that were counted, newest first over all partitions, to recognise repeats."""
+        """Read the keys of the last facts that were counted, newest first over all partitions, to recognise repeats."""
         pages = {
             n: QueuePages(
                 self._link.call, keys.queue(self._prefix, n), start=fold.positions[n].last_id, newest_first=True
@@ -197,9 +197,9 @@ class MetricsSink:
                 del pages[n]
                 continue
             oldest[n] = parse_id(page[-1].id)[0]
-            known += [fact_id for entry in page if (fact_id := entry.fact_id) is not None]
-        for fact_id in reversed(known):
-            fold.known.add(fact_id)
+            known += [key for entry in page if (key := entry.fact_key) is not None]
+        for key in reversed(known):
+            fold.known.add(key)
 
     async def _read(self, fold: Fold, n: int, catch_up: CatchUp) -> None:
         key = keys.queue(self._prefix, n)
