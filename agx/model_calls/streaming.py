@@ -32,7 +32,8 @@ _NEVER_ALIKE = (FallbackModel, TestModel)
 _RAISES_WHEN_STREAMED = "pydantic_ai.models.mcp_sampling"  # its import needs a package of its own
 _TRANSPARENT = (WrapperModel, InstrumentedModel, ConcurrencyLimitedModel)
 
-# The hooks that see a model request, or choose its model.
+# The hooks that see a model request, choose its model, or may recover from its failure: behind a stream that broke, the
+# messages have a partial answer.
 _REQUEST_HOOKS = (
     "get_model",
     "get_wrapper_model",
@@ -41,6 +42,8 @@ _REQUEST_HOOKS = (
     "wrap_model_request",
     "after_model_request",
     "on_model_request_error",
+    "wrap_node_run",
+    "on_node_run_error",
 )
 # pydantic-ai's own capabilities use these to edit messages and parameters, in the same way for both kinds of request.
 _ALIKE_IN_PYDANTIC_AI = ("before_model_request", "prepare_model_request")

@@ -44,7 +44,9 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.instrumented import InstrumentationSettings, InstrumentedModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.result import FinalResult
 from pydantic_ai.tools import RunContext as ToolContext
+from pydantic_graph import End
 from redis.asyncio import Redis
 from support.observing import ENTRY_POINTS, Made, Make, Outcome, Probe, ScriptedModel, outcome_of
 from support.recorded import read_stream
@@ -187,6 +189,26 @@ class Recovers(AbstractCapability[Any]):
         return ModelResponse([TextPart("recovered")], model_name="recovered")
 
 
+ENDED = End(FinalResult("ended"))
+
+
+class EndsAfterError(AbstractCapability[Any]):
+    """Ends the run with an answer of its own when a node fails."""
+
+    async def on_node_run_error(self, ctx: Any, *, node: Any, error: Exception) -> Any:
+        return ENDED
+
+
+class EndsWithin(AbstractCapability[Any]):
+    """The same, around the node."""
+
+    async def wrap_node_run(self, ctx: Any, *, node: Any, handler: Any) -> Any:
+        try:
+            return await handler(node)
+        except ModelAPIError:
+            return ENDED
+
+
 class Replaces(AbstractCapability[Any]):
     """Sends each request to another model."""
 
@@ -244,6 +266,8 @@ CAPABILITIES: dict[str, Callable[[Probe, Caps], Made]] = {
     "Hooks": lambda p, c: agent_of(plain(p), hooks_of(p), *c),
     "Hooks of tools": lambda p, c: agent_of(plain(p), tool_hooks_of(p), *c),
     "recovers": lambda p, c: agent_of(ScriptedModel(p, CUT), Recovers(), *c),
+    "ends after an error": lambda p, c: agent_of(ScriptedModel(p, CUT), EndsAfterError(), *c),
+    "ends after an error, within": lambda p, c: agent_of(ScriptedModel(p, CUT), EndsWithin(), *c),
     "replaces the model": lambda p, c: agent_of(plain(p), Replaces(p), *c),
     "wraps the model": lambda p, c: agent_of(plain(p), Wraps(), *c),
     "ProcessHistory": lambda p, c: agent_of(plain(p), ProcessHistory(lambda m: m[-1:]), *c),
