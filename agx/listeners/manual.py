@@ -129,11 +129,14 @@ async def add(
     Raises:
         BodyError: the body is not a JSON object.
         TypeError: an id, `type` or `origin` is of another type.
-        ValueError: an id has a character that none may have; `type` or `origin` has a lone surrogate.
+        ValueError: an id has a character that none may have; `type` or `origin` has a lone surrogate; `type` is
+            `resume`, or is `begin` or `end` while the session has a live run in this process.
         RedisUnavailableError: Redis can't be reached. A session that is open here takes it and appends it later.
     """
     check_label("type", type)
     check_label("origin", origin)
+    if type == "resume":
+        raise ValueError("only a process that resumes a run appends 'resume': add an `event`, an `info` or an `error`")
     await append(scope_id, user_id, session_id, type=type, origin=origin, body=check_body({} if body is None else body))
 
 
@@ -144,6 +147,8 @@ async def append(scope_id: Id, user_id: Id, session_id: Id, *, type: str, origin
     if opened is not None and type not in ("begin", "end"):
         opened.put(type, origin, body)
         return
+    if opened is not None and not isinstance(opened, ManualSession):
+        raise ValueError(f"a run appends its own {type!r}: add an `event`, an `info` or an `error`")
     await _append(engine, session, type, origin, body)
 
 

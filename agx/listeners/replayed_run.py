@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -36,6 +37,8 @@ from ..stream.entry import DEFERRED, PROMPT, RUNTIME, StreamEntry
 from ..stream.events import Body
 from .message_parts import load_part, load_return
 from .void import ResumeEvent
+
+logger = logging.getLogger("agx")
 
 Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]
 
@@ -113,7 +116,10 @@ class ReplayedRun:
         elif kind == "info" and (origin != PROMPT or entry.is_users):
             yield InfoEvent(body=body)
         elif kind == "event":
-            yield from self._read_event(body)
+            try:
+                yield from self._read_event(body)
+            except (ValueError, TypeError, AttributeError) as error:  # an entry may be anybody's
+                logger.warning("agx: an entry of a session can't be replayed (%s)", type(error).__name__)
         elif kind == "resume" and origin == RUNTIME:
             yield from self._resume(body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,9 @@ from pydantic_ai.messages import (
 from pydantic_core import PydanticSerializationError
 
 from ..redis.keys import Id
+from ..stream.events import to_readable
 
+_UNREADABLE_NUMBER = re.compile(rb"[0-9]{4301}")  # no JSON parser of Python's reads more digits
 EXTERNAL_CALLS = "agx_external_calls"  # in the metadata of a response; not sent to the model
 TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
 
@@ -56,13 +59,15 @@ class Session(ABC):
     def msgs_to_json(self) -> bytes:
         """Return the messages as JSON. What a tool returned that JSON can't hold is replaced, not the rest lost."""
         try:
-            return ModelMessagesTypeAdapter.dump_json(self.msgs)
+            data = ModelMessagesTypeAdapter.dump_json(self.msgs)
         except PydanticSerializationError:
+            data = None
+        if data is None or _UNREADABLE_NUMBER.search(data):
             plain = ModelMessagesTypeAdapter.dump_python(
                 self.msgs, mode="json", fallback=lambda value: {"unserialisable": type(value).__name__}
             )
-            # Of a lone surrogate a question mark is left.
-            return json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace")
+            return json.dumps(to_readable(plain), ensure_ascii=False).encode()
+        return data
 
     def msgs_from_json(self, data: bytes | str) -> None:
         """Take the messages from JSON.

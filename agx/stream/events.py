@@ -278,14 +278,14 @@ def _to_json(body: Body) -> bytes:
 
 def _plain(value: object) -> object:
     try:
-        plain = _tame(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64", fallback=repr))
+        plain = to_readable(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64", fallback=repr))
         orjson.dumps(plain)
     except Exception as error:  # a tool's own type may raise anything while it is serialised
         return {"unserialisable": type(value).__name__, "error": type(error).__name__}
     return plain
 
 
-def _tame(value: Any) -> Any:
+def to_readable(value: Any) -> Any:
     """Return a value without what JSON's readers refuse or round: lone surrogates, NaN, integers beyond 2^53 - 1."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
@@ -294,14 +294,14 @@ def _tame(value: Any) -> Any:
     if isinstance(value, int):
         return value if abs(value) <= _MOST_EXACT else _digits(value)
     if isinstance(value, dict):
-        return {_tame(name): _tame(item) for name, item in value.items()}
+        return {to_readable(name): to_readable(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_tame(item) for item in value]
+        return [to_readable(item) for item in value]
     return value
 
 
 def _name(name: object) -> str:
-    return str(_tame(name if isinstance(name, str) else _plain(name)))
+    return str(to_readable(name if isinstance(name, str) else _plain(name)))
 
 
 def _digits(value: int) -> str:

@@ -13,7 +13,6 @@ from ..redis.entry_id import format_id
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
 from ..stream.entry import PROMPT, StreamEntry
-from ..stream.events import Body
 from .lost_answer import read_lost_answer
 from .runs import Who
 from .turns import close_calls, end_of_prompt
@@ -24,6 +23,15 @@ _HEAD = 8  # entries among which the prompt is: behind `begin`, others may have 
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """How a router started a run: its prompt, if it has one, and behind how many messages it goes on."""
+
+    prompt: str | None
+    after: int
+    stamp: str  # pydantic-ai's id of the run
+
+
+@dataclass(frozen=True, slots=True)
 class LatestRun:
     """The run that a session's stream holds."""
 
@@ -31,7 +39,7 @@ class LatestRun:
     live: bool
     outcome: str | None  # lost: its process died, and no sidecar has ended it yet; None while it is live
     last_event_id: str
-    asked: Body | None  # how a router started it: its prompt, if it has one, and what it goes on from
+    asked: Asked | None  # None where no router started it
 
 
 async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
@@ -52,8 +60,9 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
     if not entries or not latest or entries[0].type != "begin":
         return None
     # The last one is that of the attempt that began: a process may have died right before.
-    asked = next((entry.body for entry in reversed(entries) if _is_prompt(entry)), None)
+    asked = next((asked for entry in reversed(entries) if (asked := _read_asked(entry)) is not None), None)
     outcome = (None if live else "lost") if end is None else end.body.get("outcome")
+    outcome = outcome if isinstance(outcome, str) else None
     return LatestRun(str(entries[0].body.get("run_id")), live, outcome, format_id(latest[0].id), asked)
 
 
@@ -82,15 +91,15 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
     opening: list[ModelMessage] = []
     lost: str | None = None
     if latest is not None and latest.asked is not None:
-        prompt = latest.asked["prompt"]
-        asked = session.msgs[: latest.asked["after"]]
+        prompt = latest.asked.prompt
+        asked = session.msgs[: latest.asked.after]
         if prompt is not None:
             asked.append(ModelRequest(parts=[UserPromptPart(prompt)]))
         opening = asked[end_of_prompt(asked) :]
-        if any(message.run_id == latest.asked["stamp"] for message in session.msgs):
+        if any(message.run_id == latest.asked.stamp for message in session.msgs):
             live = False
         elif live or prompt is not None:
-            is_stored = end_of_prompt(session.msgs) > latest.asked["after"]  # by the session's `begin()`
+            is_stored = end_of_prompt(session.msgs) > latest.asked.after  # by the session's `begin()`
             session.msgs = asked
             if not live:
                 session.msgs += await read_lost_answer(who.scope_id, who.user_id, session_id)
@@ -99,8 +108,15 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
     return Conversation(session, latest, live, _without_instructions(opening), lost)
 
 
-def _is_prompt(entry: StreamEntry) -> bool:
-    return entry.origin == PROMPT and not entry.is_users and "stamp" in entry.body  # a steered one has none
+def _read_asked(entry: StreamEntry) -> Asked | None:
+    """Return what a router's run has put on its stream; None for any other entry, which may be anybody's."""
+    if entry.origin != PROMPT or entry.is_users:
+        return None
+    body = entry.body
+    prompt, after, stamp = body.get("prompt"), body.get("after"), body.get("stamp")
+    if isinstance(prompt, str | None) and isinstance(after, int) and isinstance(stamp, str):
+        return Asked(prompt, after, stamp)
+    return None  # a steered prompt has no stamp
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:

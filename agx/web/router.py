@@ -17,6 +17,7 @@ from ..jobs.submit import submit
 from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
+from ..stream.events import to_readable
 from .event_stream import EventStreamResponse
 from .history import read_conversation, read_latest_run
 from .responses import (
@@ -224,7 +225,7 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
         """Return the conversation."""
         found = await read_conversation(sessions, asker, session_id)
         return Messages(
-            messages=json.loads(found.session.msgs_to_json()),
+            messages=to_readable(json.loads(found.session.msgs_to_json())),
             run_id=found.run_id,
             live=found.live,
             outcome=None if found.latest is None or found.live else found.latest.outcome,

@@ -31,6 +31,7 @@ from pydantic_ai.ui.vercel_ai.request_types import (
 from ..listeners.replay import replay, replay_messages
 from ..listeners.replayed_run import Event
 from ..sessions.base import SessionStore
+from ..stream.events import to_readable
 from .event_stream import EventStreamResponse
 from .history import read_conversation
 from .prompt import prompt_of, refusing_unreadable
@@ -91,6 +92,8 @@ _USER_MESSAGE: JsonDict = {
 
 
 EventStream = VercelAIEventStream[Any, Any]
+
+_VALUES = frozenset({"input", "raw_input", "output"})  # of a tool's part: any JSON
 
 
 class ChatRequest(BaseModel, extra="allow"):
@@ -246,6 +249,9 @@ def _dump(messages: list[ModelMessage], sdk_version: SdkVersion) -> list[UIMessa
     dumped: list[UIMessage] = []
     for message in VercelAIAdapter.dump_messages(messages, sdk_version=sdk_version):
         message.parts = [_await_result(part) if _asks_approval(part, external) else part for part in message.parts]
+        for part in message.parts:
+            for name in _VALUES & part.__class__.model_fields.keys():
+                setattr(part, name, to_readable(getattr(part, name)))
         if dumped and message.role == dumped[-1].role == "assistant":
             dumped[-1].parts.extend(message.parts)
         else:

@@ -88,3 +88,17 @@ async def test_from_another_process_they_have_no_number(configured: Redis) -> No
     await agx.add(1, 1, "s", type="info", origin="opale", body={"seq": 7})
     entries = await read_stream(configured)
     assert [(entry.seq, entry.body.get("seq")) for entry in entries] == [(0, 0), (1, 1), (2, 2), (None, 7)]
+
+
+@pytest.mark.parametrize("kind", ["begin", "end", "resume"])
+async def test_what_only_a_run_appends_is_refused(configured: Redis, kind: str) -> None:
+    agent: Agent[ScopeDeps, str] = Agent(scripted([*call("add")], ["done"]), deps_type=ScopeDeps)
+
+    @agent.tool_plain
+    async def add() -> str:
+        with pytest.raises(ValueError, match=kind):
+            await agx.add(1, 1, "s", type=kind, origin="opale", body={"run_id": "x"})
+        return "refused"
+
+    assert (await agx.run(FakeSession(), agent, "Go", ScopeDeps())).output == "done"
+    assert [entry.type for entry in await read_stream(configured)].count(kind) == (kind != "resume")
