@@ -43,7 +43,6 @@ class Choice:
 
 
 _JOB = '{cluster=~"$cluster", namespace=~"$namespace", job=~"$job"}'
-_CALLS = "gen_ai_client_operation_duration_seconds_count"
 INSTALLATION = (
     Choice("cluster", "Cluster", "agx_build_info", "cluster", "", "clusters"),
     Choice("namespace", "Namespace", "agx_build_info", "namespace", '{cluster=~"$cluster"}', "namespaces"),
@@ -51,7 +50,7 @@ INSTALLATION = (
 )
 SCOPE = Choice("scope", "Scope", "agx_runs_total", "scope", _JOB, "scopes")
 AGENT = Choice("agent", "Agent", "agx_runs_total", "agent", _JOB, "agents")
-MODEL = Choice("model", "Model", _CALLS, "gen_ai_request_model", _JOB, "models")
+MODEL = Choice("model", "Model", "agx_tokens_total", "model", _JOB, "models")
 SERVICE = Choice("service", "Service", "agx_listeners", "service", _JOB, "services")
 
 

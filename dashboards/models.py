@@ -23,6 +23,7 @@ from dashboards.promql import (
     AGENT,
     GENAI_MODEL,
     RANGE,
+    either,
     increase,
     quantile,
     rate,
@@ -178,10 +179,7 @@ def _model_spread() -> tuple[Placed, ...]:
     tokens = lines(
         Text("Tokens per request p95", "Input rises: conversations or tool results without a bound.", "AgxTokenBurn"),
         "short",
-        Query(
-            quantile(0.95, "gen_ai_client_token_usage", GENAI_MODEL, by="gen_ai_request_model, gen_ai_token_type"),
-            "{{gen_ai_request_model}} {{gen_ai_token_type}}",
-        ),
+        Query(_tokens_p95(), "{{gen_ai_request_model}} {{gen_ai_token_type}}"),
     )
     source = lines(
         Text(
@@ -192,6 +190,20 @@ def _model_spread() -> tuple[Placed, ...]:
         stacked=True,
     )
     return tuple((6, panel) for panel in (duration, first, tokens, source))
+
+
+def _tokens_p95() -> str:
+    """Return the tokens per request: AGX_SEMCONV=next has a histogram for each type instead of a label."""
+    by = "gen_ai_request_model"
+    current = quantile(0.95, "gen_ai_client_token_usage", GENAI_MODEL, by=f"{by}, gen_ai_token_type")
+    of_type = {
+        kind: quantile(0.95, f"gen_ai_client_inference_operation_{kind}_tokens", GENAI_MODEL, by=by)
+        for kind in ("input", "output")
+    }
+    return either(
+        current,
+        *(f'label_replace({query}, "gen_ai_token_type", "{kind}", "", "")' for kind, query in of_type.items()),
+    )
 
 
 def _tools() -> tuple[Placed, ...]:

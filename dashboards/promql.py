@@ -7,6 +7,9 @@ but `own()`, whose metrics belong to each replica.
 
 from __future__ import annotations
 
+from agx_sidecar.metrics.instruments import OPERATION_DURATION
+from agx_sidecar.semconv import RELEASED
+
 FLEET = "max without (instance, pod)"
 INTERVAL = "$__rate_interval"
 RANGE = "$__range"
@@ -18,6 +21,9 @@ SERVICE = 'service=~"$service"'
 MODEL = 'model=~"$model"'
 GENAI_AGENT = 'gen_ai_agent_name=~"$agent"'
 GENAI_MODEL = 'gen_ai_request_model=~"$model"'
+# Some metrics have another name under AGX_SEMCONV=next. Where both are there, their series are equal: `or` takes one.
+_NEXT_NAMES = {name.source.name: name.target.name for name in RELEASED if not name.token_type}
+_MODEL_REQUEST = 'gen_ai_operation_name="chat"'  # under AGX_SEMCONV=both tool calls are operations too
 INSTALLATION = 'cluster=~"$cluster", namespace=~"$namespace", job=~"$job"'
 
 
@@ -38,13 +44,13 @@ def highest(metric: str, *matchers: str, by: str = "") -> str:
 
 def rate(metric: str, *matchers: str, by: str = "") -> str:
     """Return a counter's increase per second, summed."""
-    return f"{_sum(by)} ({FLEET} (rate({select(metric, *matchers)}[{INTERVAL}])))"
+    return f"{_sum(by)} ({_over_window('rate', metric, matchers, INTERVAL)})"
 
 
 def increase(metric: str, *matchers: str, by: str = "", window: str = RANGE, offset: str = "") -> str:
     """Return a counter's increase over the window, summed."""
     shifted = f" offset {offset}" if offset else ""
-    return f"{_sum(by)} ({FLEET} (increase({select(metric, *matchers)}[{window}]{shifted})))"
+    return f"{_sum(by)} ({_over_window('increase', metric, matchers, window, shifted)})"
 
 
 def quantile(q: float, histogram: str, *matchers: str, by: str = "", window: str = INTERVAL) -> str:
@@ -55,7 +61,12 @@ def quantile(q: float, histogram: str, *matchers: str, by: str = "", window: str
 
 def rate_buckets(histogram: str, *matchers: str, by: str = "le", window: str = INTERVAL) -> str:
     """Return the rate of a histogram's buckets."""
-    return f"sum by ({by}) ({FLEET} (rate({select(histogram + '_bucket', *matchers)}[{window}])))"
+    return f"sum by ({by}) ({_over_window('rate', f'{histogram}_bucket', matchers, window)})"
+
+
+def either(*queries: str) -> str:
+    """Return the series of the first query, and of the others those with labels of their own."""
+    return " or ".join(f"({query})" for query in queries)
 
 
 def own(metric: str, *matchers: str, by: str = "", per_second: bool = False) -> str:
@@ -72,6 +83,14 @@ def ratio(part: str, whole: str) -> str:
 def threshold(name: str) -> str:
     """Return an alert's threshold (rules/agx.rules.yaml) as a line."""
     return f'max(agx:threshold{{name="{name}"}})'
+
+
+def _over_window(function: str, metric: str, matchers: tuple[str, ...], window: str, shifted: str = "") -> str:
+    if metric.startswith(OPERATION_DURATION.name):
+        matchers = (*matchers, _MODEL_REQUEST)
+    names = [metric]
+    names += [metric.replace(old, new) for old, new in _NEXT_NAMES.items() if metric.startswith(old)]
+    return " or ".join(f"{FLEET} ({function}({select(name, *matchers)}[{window}]{shifted}))" for name in names)
 
 
 def _by(labels: str) -> str:

@@ -49,12 +49,18 @@ class Sidecar:
             self._export = Export(open_transport(settings), self._own, settings.otlp_timeout)
             self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
             self._traces.counts_malformed = self._metrics is None
+            self._traces.semconv = settings.semconv
         self._push: MetricsPush | None = None
         if settings.push is not None:
             self._push = MetricsPush(
-                settings.push, settings.prefix, link=self._link, own=self._own, metrics=self._metrics
+                settings.push,
+                settings.prefix,
+                link=self._link,
+                own=self._own,
+                metrics=self._metrics,
+                semconv=settings.semconv,
             )
-        pages = Pages(self._health, self._link, self._own, self._metrics)
+        pages = Pages(self._health, self._link, self._own, self._metrics, semconv=settings.semconv)
         self._pages = HttpServer(
             settings.http_host, settings.http_port, pages.make_app(), port_variable="AGX_HTTP_PORT"
         )

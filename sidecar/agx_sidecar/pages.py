@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from agx.telemetry.conventions import Semconv
+
 from .health import ALIVE_WITHIN, Health
 from .http import make_app
 from .link import Link
@@ -17,16 +19,20 @@ from .metrics.exposition import Snapshot, render
 from .metrics.series import Sample, Series
 from .metrics.sink import MetricsSink
 from .replica_metrics import show_replica
+from .semconv import named
 
 
 class Pages:
     """The pages of one replica. The main loop is asked for a copy of its series; all else is done in other threads."""
 
-    def __init__(self, health: Health, link: Link, own: Series, metrics: MetricsSink | None) -> None:
+    def __init__(
+        self, health: Health, link: Link, own: Series, metrics: MetricsSink | None, *, semconv: Semconv = "current"
+    ) -> None:
         self._health = health
         self._link = link
         self._own = own
         self._metrics = metrics
+        self._semconv = semconv
         self._main_loop = asyncio.get_running_loop()
         self._rendering = asyncio.Lock()  # one at a time: each holds the interpreter for a while
 
@@ -59,7 +65,7 @@ class Pages:
         return show_replica(self._own, self._link, self._metrics), fleet
 
     def _render(self, own: Snapshot, fleet: Snapshot, accept: str) -> tuple[bytes, str]:
-        rendered = render({**own, **fleet}, accept)
+        rendered = render({**own, **named(fleet, self._semconv)}, accept)
         if fleet and self._metrics is not None and not self._metrics.exporting:
             # The lease ran out while we rendered: another may lead by now.
             rendered = render({**own, i.IS_LEADER: [Sample((), 0)]}, accept)

@@ -16,6 +16,8 @@ What it does:
 - `AGX_HTTP_HOST` (default `127.0.0.1`; the image sets `0.0.0.0`): where `/metrics`, `/healthz`, `/readyz` and the
   console listen.
 - `AGX_HTTP_PORT` (default `9464`): the port of the first three; 0 takes any free one.
+- `AGX_SEMCONV` (default `current`): the GenAI names of metrics and spans. `current`: conventions 1.41. `next`: release
+  0.1.0 of the GenAI conventions. `both`: both, and names that public boards use.
 - `AGX_LOG_LEVEL` (default `info`): `debug`, `info`, `warning` or `error`.
 - `AGX_LOG_FORMAT` (default `text`): `text`, or `json` with `run_id` and `trace_id`.
 
@@ -44,7 +46,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agx.errors import AgxError
 from agx.redis.address import (
@@ -53,6 +55,7 @@ from agx.redis.address import (
     read_address,
     read_prefix,
 )
+from agx.telemetry.conventions import Semconv
 
 Sink = Literal["metrics", "traces"]
 Protocol = Literal["http/protobuf", "grpc"]
@@ -94,6 +97,7 @@ class Settings:
     http_host: str = "127.0.0.1"
     http_port: int = 9464
     console: ConsoleSettings | None = None
+    semconv: Semconv = "current"
     log_level: str = "INFO"
     log_format: Literal["text", "json"] = "text"
     otlp_protocol: Literal["http/protobuf", "grpc"] = "http/protobuf"
@@ -125,6 +129,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         http_host=host,
         http_port=_port(environ, "AGX_HTTP_PORT", 9464),
         console=console,
+        semconv=_choice(environ, "AGX_SEMCONV", get_args(Semconv), "current", str.lower),  # type: ignore[arg-type]
         log_level=_choice(environ, "AGX_LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", str.upper),
         log_format="json"
         if _choice(environ, "AGX_LOG_FORMAT", ("text", "json"), "text", str.lower) == "json"

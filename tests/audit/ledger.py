@@ -109,18 +109,19 @@ class Ledger:
 
     def _note_call(self, node: NodeEnded, call: ModelCall, error: str) -> None:
         model = ("chat", call.provider, call.request_model)
-        self._observe(i.OPERATION_DURATION, call.end_ns - call.start_ns, *model, error, node.agent)
+        origin = (node.agent, call.response_model or "", node.service.name)
+        self._observe(i.OPERATION_DURATION, call.end_ns - call.start_ns, *model, error, *origin)
         if call.first_chunk_ns is not None:
-            self._observe(i.FIRST_CHUNK, call.first_chunk_ns, *model, node.agent)
-        self._merge(i.OUTPUT_CHUNK, call.chunk_counts, call.chunk_sum_ns, *model, node.agent)
+            self._observe(i.FIRST_CHUNK, call.first_chunk_ns, *model, *origin)
+        self._merge(i.OUTPUT_CHUNK, call.chunk_counts, call.chunk_sum_ns, *model, *origin)
         self._add(i.USAGE, 1, call.usage.source)
         if call.usage.source != "missing":
-            self._note_usage(node, call)
+            self._note_usage(node, call, origin)
 
-    def _note_usage(self, node: NodeEnded, call: ModelCall) -> None:
+    def _note_usage(self, node: NodeEnded, call: ModelCall, origin: tuple[str, str, str]) -> None:
         model, usage, service = call.request_model, call.usage, node.service.name
-        self._observe(i.TOKEN_USAGE, usage.input, "chat", call.provider, model, "input", node.agent)
-        self._observe(i.TOKEN_USAGE, usage.output, "chat", call.provider, model, "output", node.agent)
+        self._observe(i.TOKEN_USAGE, usage.input, "chat", call.provider, model, "input", *origin)
+        self._observe(i.TOKEN_USAGE, usage.output, "chat", call.provider, model, "output", *origin)
         parts = {
             "input": usage.input - usage.cache_read - usage.cache_write,
             "output": usage.output - usage.reasoning,

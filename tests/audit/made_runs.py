@@ -19,7 +19,7 @@ from agx.facts.schema import (
     Service,
     StreamTotals,
 )
-from agx_sidecar.metrics.instruments import (
+from agx_sidecar.metrics.table import (
     OUTCOMES,
     REASONS,
     STAGES,

@@ -11,6 +11,7 @@ from decimal import Decimal
 from support.waiting import wait_until_sync
 
 from agx_sidecar.metrics.instruments import CATALOGUE
+from agx_sidecar.semconv import HIDDEN
 from dashboards.preview.stack import Stack
 
 from .ledger import Ledger, Series, series_of
@@ -26,7 +27,7 @@ _OF_TARGETS = frozenset({"__name__", "job", "instance", "pod", "container"})
 SCALES = {
     name: 1 if name.endswith(("_count", "_bucket")) else instrument.scale
     for instrument in CATALOGUE
-    if instrument.fleet and instrument.kind != "gauge"
+    if instrument.fleet and instrument.kind != "gauge" and instrument not in HIDDEN["current"]
     for name in (
         [instrument.name]
         if instrument.kind == "counter"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from agx_sidecar.metrics.instruments import CATALOGUE
+from agx_sidecar.semconv import RELEASED
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules" / "agx.rules.yaml"
@@ -23,7 +24,8 @@ VARIABLES = {"$__rate_interval": "10s", "$__range": "1m"}
 _NAME = re.compile(r"\b(?:agx|gen_ai)_[a-z0-9_]+")
 _LABEL_USES = re.compile(r"\b(?:by|without|on)\s*\([^)]*\)|\{[^}]*\}")
 _SUFFIX = re.compile(r"_(bucket|count|sum)$")
-_HISTOGRAMS = {instrument.name for instrument in CATALOGUE if instrument.kind == "histogram"}
+BY_NAME = {each.name: each for each in (*CATALOGUE, *(name.target for name in RELEASED))}
+_HISTOGRAMS = {name for name, instrument in BY_NAME.items() if instrument.kind == "histogram"}
 
 
 @dataclass(frozen=True, slots=True)

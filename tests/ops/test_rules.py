@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ops.boards import BOARDS, ROOT, RULES, rules
-
-from agx_sidecar.metrics.instruments import BY_NAME
+from ops.boards import BOARDS, BY_NAME, ROOT, RULES, rules
 
 ALERTS = [rule for rule in rules() if "alert" in rule]
 TESTS = sorted((RULES.parent / "tests").glob("*.yaml"))

@@ -18,6 +18,7 @@ from agx.facts.schema import (
     encode,
 )
 from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics import table as t
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.series import Cell, Counter, Histogram, Series
 from agx_sidecar.metrics.table import Instrument
@@ -102,7 +103,7 @@ def test_a_run_in_error_counts_its_type(folding: Folding, outcome: str) -> None:
     folding.add(ended(outcome=outcome, error_type="ModelHTTPError"), ended("run-2", outcome=outcome))
     assert folding.count(i.RUNS, "acme", "support", outcome) == 2
     assert folding.count(i.RUN_ERRORS, "support", "ModelHTTPError") == 1
-    assert folding.count(i.RUN_ERRORS, "support", i.OTHER_ERROR) == 1
+    assert folding.count(i.RUN_ERRORS, "support", t.OTHER_ERROR) == 1
     assert folding.observed(i.INVOKE_DURATION, "support", "ModelHTTPError") == (1, 2_500_000_000)
 
 
@@ -183,7 +184,7 @@ def test_a_model_request_counts_times_chunks_tokens_and_cost(folding: Folding) -
     assert folding.histogram(i.OUTPUT_CHUNK, *model).counts[:3] == [7, 0, 3]
     assert folding.observed(i.TOKEN_USAGE, *model, "input") == (1, 1_000)
     assert folding.observed(i.TOKEN_USAGE, *model, "output") == (1, 200)
-    used = [folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", kind) for kind in i.TOKEN_TYPES]
+    used = [folding.count(i.TOKENS, "acme", "support", "gpt-4o-mini", kind) for kind in t.TOKEN_TYPES]
     assert used == [650, 160, 300, 50, 40]
     assert sum(used) == 1_000 + 200
     assert folding.count(i.USAGE, "reported") == 1
@@ -247,7 +248,7 @@ def test_a_node_of_another_kind_counts_its_duration_only(folding: Folding) -> No
         ("retry", None, ""),
         ("retry", "ModelRetry", "ModelRetry"),
         ("error", "ValueError", "ValueError"),
-        ("error", None, i.OTHER_ERROR),
+        ("error", None, t.OTHER_ERROR),
         ("cancelled", "CancelledError", ""),
         ("denied", None, ""),
         ("deferred", None, ""),
@@ -302,14 +303,14 @@ def test_a_newer_fact_is_counted_as_unknown(folding: Folding) -> None:
 
 def test_series_of_an_agent_are_zero_initialized(folding: Folding) -> None:
     folding.add(started())
-    for outcome in i.OUTCOMES:
+    for outcome in t.OUTCOMES:
         assert folding.count(i.RUNS, "acme", "support", outcome) == 0
         assert folding.observed(i.RUN_DURATION, "support", outcome) == (0, 0)
-    for stage, reason in itertools.product(i.STAGES, i.REASONS):
+    for stage, reason in itertools.product(t.STAGES, t.REASONS):
         assert folding.count(i.CANCELLATIONS, "acme", "support", stage, reason) == 0
-    assert folding.count(i.RUN_ERRORS, "support", i.OTHER_ERROR) == 0
+    assert folding.count(i.RUN_ERRORS, "support", t.OTHER_ERROR) == 0
     folding.add(tool())
-    for outcome in set(i.TOOL_OUTCOMES) - {"ok"}:
+    for outcome in set(t.TOOL_OUTCOMES) - {"ok"}:
         assert folding.count(i.TOOL_CALLS, "support", "lookup", outcome) == 0
 
 
@@ -340,8 +341,8 @@ def test_two_processes_of_a_service_are_two_heartbeats(folding: Folding) -> None
 def test_an_invented_tool_does_not_take_the_room_of_a_real_one(folding: Folding) -> None:
     folding.add(*(tool(call_id=f"c{n}", tool=f"invented-{n}", known=False, outcome="retry") for n in range(110)))
     folding.add(tool(call_id="real"))
-    assert folding.count(i.TOOL_CALLS, "support", i.UNKNOWN_TOOL, "retry") == 110
-    assert folding.observed(i.TOOL_DURATION, i.UNKNOWN_TOOL, "")[0] == 110
+    assert folding.count(i.TOOL_CALLS, "support", t.UNKNOWN_TOOL, "retry") == 110
+    assert folding.observed(i.TOOL_DURATION, t.UNKNOWN_TOOL, "")[0] == 110
     assert folding.count(i.TOOL_CALLS, "support", "lookup", "ok") == 1
     assert folding.fold.series.take_overflows() == {}
 
@@ -380,7 +381,7 @@ def test_an_idle_agent_is_forgotten_and_counts_again_from_zero(folding: Folding)
     now = AT_MS // 1000
     folding.fold.forget_idle(now)
     assert folding.count(i.RUNS, "acme", "support", "completed") == 1
-    folding.fold.forget_idle(now + i.SERIES_IDLE + 1)
+    folding.fold.forget_idle(now + t.SERIES_IDLE + 1)
     assert not folding.fold.series.cells[i.RUNS]
     folding.add(ended("run-2"))
     assert folding.count(i.RUNS, "acme", "support", "completed") == 1
@@ -396,13 +397,13 @@ def test_a_busy_agent_is_not_idle(folding: Folding) -> None:
 
 
 def test_a_label_that_is_added_to_a_row_is_fed_and_zero_initialized() -> None:
-    runs = dataclasses.replace(i.RUNS, by=(i.SCOPE, i.AGENT, i.OUTCOME, i.SERVICE))
+    runs = dataclasses.replace(i.RUNS, by=(t.SCOPE, t.AGENT, t.OUTCOME, t.SERVICE))
     fold = Fold(Series(), Series(), {0: Position()}, [runs if each is i.RUNS else each for each in i.CATALOGUE])
     for n, service in enumerate(("shop", "desk")):
         begun = started(f"run-{n}", service=Service(service))
         fold.apply(0, [QueueEntry(f"{AT_MS}-{n}", encode(begun))])
         assert ("acme", "support", "lost", service) in fold.series.cells[runs]
-    assert len(fold.series.cells[runs]) == 2 * len(i.OUTCOMES)
+    assert len(fold.series.cells[runs]) == 2 * len(t.OUTCOMES)
     fold.apply(0, [QueueEntry(f"{AT_MS}-9", encode(ended("run-1", service=Service("desk"))))])
     assert fold.series.counter(runs, "acme", "support", "completed", "desk").value == 1
 

@@ -15,6 +15,7 @@ from support.waiting import wait_until_sync
 from agx_sidecar.metrics import instruments as i
 from agx_sidecar.metrics.series import Sample
 from agx_sidecar.push.encoding import describe, fleet_resource
+from agx_sidecar.semconv import SHOWN
 
 RUNS = 40
 
@@ -117,3 +118,15 @@ def test_a_start_is_never_after_its_point() -> None:
     described = describe(Resource({}), {i.RUNS: [Sample(("a", "b", "c", ""), 1)]}, start_ns=9, now_ns=5)
     (point,) = described.scope_metrics[0].metrics[0].data.data_points
     assert point.start_time_unix_nano == 5
+
+
+def test_a_collector_makes_the_names_of_metrics_from_the_pushed_ones() -> None:
+    """It writes dots as underscores, the unit `s` as seconds, `USD` as it is, nothing for a unit in braces."""
+    suffixes = {"s": "_seconds", "USD": "_USD"}
+    for name in SHOWN["both"]:
+        pushed = describe(
+            Resource({}), {name.target: [Sample(("",) * len(name.target.by), 0, (0,))]}, start_ns=0, now_ns=1
+        )
+        (metric,) = pushed.scope_metrics[0].metrics
+        spelled = metric.name.replace(".", "_") + suffixes.get(metric.unit, "")
+        assert spelled + ("_total" if name.target.kind == "counter" else "") == name.target.name

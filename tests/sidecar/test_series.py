@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics import table as t
 from agx_sidecar.metrics.series import LABEL_LENGTH, Series
 from agx_sidecar.metrics.table import SERIES_BUDGET, Instrument, counter
 
 # Rows of these tests, whatever labels the product's have.
-RUNS = counter("runs", (i.SCOPE, i.AGENT, i.OUTCOME), "Runs.", source=i.RUN_ENDED)
-STARTED = counter("started", (i.SCOPE, i.AGENT), "Runs.", source=i.RUN_STARTED)
+RUNS = counter("runs", (t.SCOPE, t.AGENT, t.OUTCOME), "Runs.", source=t.RUN_ENDED)
+STARTED = counter("started", (t.SCOPE, t.AGENT), "Runs.", source=t.RUN_STARTED)
 
 
 def count(series: Series, instrument: Instrument, *labels: str) -> None:
@@ -39,7 +40,7 @@ def test_past_its_cap_a_label_counts_under_other_and_what_is_there_stays() -> No
     seen = values(series, i.STREAM_EVENTS)
     assert len(seen) == 101
     assert seen["scope-3",] == 2
-    assert seen[i.OTHER,] == 50
+    assert seen[t.OTHER,] == 50
     assert series.take_overflows() == {"scope": 50}
 
 
@@ -49,7 +50,7 @@ def test_a_cap_holds_over_all_metrics_with_the_label() -> None:
         count(series, i.STREAM_EVENTS, f"scope-{n}")
     count(series, STARTED, "new", "support")
     count(series, STARTED, "scope-1", "support")
-    assert values(series, STARTED) == {(i.OTHER, "support"): 1, ("scope-1", "support"): 1}
+    assert values(series, STARTED) == {(t.OTHER, "support"): 1, ("scope-1", "support"): 1}
 
 
 @pytest.mark.parametrize(
@@ -85,17 +86,17 @@ def test_a_counter_never_has_more_than_2000_series(instrument: Instrument) -> No
     seen = values(series, instrument)
     assert len(seen) <= 2_000
     assert sum(seen.values()) == total
-    assert any(i.OTHER in labels for labels in seen)
+    assert any(t.OTHER in labels for labels in seen)
     # The closed labels keep their meaning.
     closed = [n for n, label in enumerate(instrument.by) if label.closed]
-    assert all(labels[n] != i.OTHER for labels in seen for n in closed)
+    assert all(labels[n] != t.OTHER for labels in seen for n in closed)
 
 
 def test_a_histogram_never_has_more_than_200_label_sets() -> None:
     series = Series()
     for agent in range(100):
-        for kind in i.STAGES:
-            for outcome in i.OUTCOMES:
+        for kind in t.STAGES:
+            for outcome in t.OUTCOMES:
                 series.histogram(i.NODE_DURATION, f"a{agent}", kind, outcome).observe(7)
     samples = series.sample()[i.NODE_DURATION]
     assert len(samples) <= 200
@@ -122,7 +123,7 @@ def test_an_idle_agent_is_retired_and_returns_at_zero() -> None:
     count(series, RUNS, "acme", "busy", "completed")
     assert series.retire(50)
     assert values(series, RUNS) == {("acme", "busy", "completed"): 2}
-    assert "old" not in series.values(i.AGENT)
+    assert "old" not in series.values(t.AGENT)
     assert series.counter(RUNS, "acme", "old", "completed").value == 0
 
 

@@ -33,6 +33,7 @@ from agx.facts.schema import (
     Usage,
     stream_span_id,
 )
+from agx.telemetry.conventions import Semconv
 from agx_sidecar.traces.spans import CUT, MAX_TEXT, spans_of
 
 
@@ -117,6 +118,15 @@ def test_a_chat_span() -> None:
         },
         "resource": RESOURCE,
     }
+
+
+@pytest.mark.parametrize(
+    ("semconv", "names"), [("current", {"creation"}), ("both", {"creation", "write"}), ("next", {"write"})]
+)
+def test_tokens_written_to_a_cache_have_the_names_of_the_mode(semconv: Semconv, names: set[str]) -> None:
+    (span,) = spans_of(node(), semconv)
+    found = {name for name in span.attributes or {} if "cache_" in name and "read" not in name}
+    assert found == {f"gen_ai.usage.cache_{name}.input_tokens" for name in names}
 
 
 def test_a_tool_span() -> None:

@@ -11,6 +11,7 @@ from support.made_facts import ended, heartbeat, node, started, tool
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import encode
 from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics import table as t
 from agx_sidecar.metrics.exposition import render
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.gauges import TracesTrims
@@ -46,7 +47,7 @@ def test_a_state_comes_back_as_it_was() -> None:
     assert again.traces_trims[3] == TracesTrims(3, 2, 1)
     text = "text/plain; version=0.0.4"
     assert render(again.series.sample(), text) == render(state.series.sample(), text)
-    assert again.series.values(i.SCOPE) == {"acme"}
+    assert again.series.values(t.SCOPE) == {"acme"}
 
 
 def test_a_successor_counts_on() -> None:

@@ -18,6 +18,7 @@ from support.made_facts import ended, node, started, tool
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import Service, encode
 from agx_sidecar.metrics import instruments as i
+from agx_sidecar.metrics import table as t
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.gauges import TracesTrims
 from agx_sidecar.metrics.series import Counter, Series
@@ -112,10 +113,10 @@ def changed_table(**changes: Any) -> tuple[Instrument, ...]:
 
 
 WITH_SERVICE = changed_table(
-    RUNS={"by": (*row("RUNS").by, i.SERVICE)},
-    COST={"by": (*row("COST").by, i.SERVICE)},
-    TOKENS={"by": (*row("TOKENS").by, i.SERVICE)},
-    OPERATION_DURATION={"by": (*row("OPERATION_DURATION").by, i.AGENT_NAME)},
+    RUNS={"by": (*row("RUNS").by, t.SERVICE)},
+    COST={"by": (*row("COST").by, t.SERVICE)},
+    TOKENS={"by": (*row("TOKENS").by, t.SERVICE)},
+    OPERATION_DURATION={"by": (*row("OPERATION_DURATION").by, t.AGENT_NAME)},
 )
 RELABELLED = {"agx_runs_total", "agx_cost_usd_total", "agx_tokens_total", "gen_ai_client_operation_duration_seconds"}
 
@@ -156,7 +157,7 @@ def test_0_2_0_can_lead_after_a_version_with_more_labels() -> None:
 
 
 def test_a_removed_label_is_summed() -> None:
-    table = changed_table(TOOL_CALLS={"by": (i.TOOL, i.TOOL_OUTCOME)})
+    table = changed_table(TOOL_CALLS={"by": (t.TOOL, t.TOOL_OUTCOME)})
     before, after = cells_of(load(BODY, TABLE).series), cells_of(load(BODY, table).series)
     name = "agx_tool_calls_total"
     expected = Totals[tuple[str, ...]]()
@@ -183,7 +184,7 @@ def test_changed_buckets_restart_that_metric_only() -> None:
     assert again.histogram(named(table, "agx_run_duration_seconds"), "support", "completed").sum == 2_500_000_000
 
 
-NEW = counter("agx_new_total", (i.SCOPE,), "New.", source=i.RUN_ENDED, value=attrgetter("model_calls"))
+NEW = counter("agx_new_total", (t.SCOPE,), "New.", source=t.RUN_ENDED, value=attrgetter("model_calls"))
 
 
 def test_a_metric_of_a_newer_version_survives_an_older_leader() -> None:
@@ -205,7 +206,7 @@ def test_a_removed_metric_is_not_shown_and_goes_when_it_was_idle_for_a_day() -> 
     state = load(BODY, without)
     assert "agx_listener_gaps_total" not in cells_of(state.series)
     assert state.foreign["agx_listener_gaps_total"][1]
-    state.series.now = 1_700_000_000 + 2 * i.SERIES_IDLE
+    state.series.now = 1_700_000_000 + 2 * t.SERIES_IDLE
     state.series.counter(row("RUNS"), "acme", "support", "completed").add()
     assert not load(pack(dump(state)), without).foreign["agx_listener_gaps_total"][1]
 
@@ -235,8 +236,8 @@ def as_0_2(body: bytes) -> bytes:
 def test_versions_that_alternate_neither_lose_nor_double_anything() -> None:
     """0.2.0 and a version with more labels, other buckets and a new metric lead in turn; each counts ten runs."""
     newer = (*changed_table(
-        RUNS={"by": (*row("RUNS").by, i.SERVICE)},
-        COST={"by": (*row("COST").by, i.SERVICE)},
+        RUNS={"by": (*row("RUNS").by, t.SERVICE)},
+        COST={"by": (*row("COST").by, t.SERVICE)},
         RUN_DURATION={"buckets": row("RUN_DURATION").buckets[:5]},
     ), NEW)  # fmt: skip
     truth = Fold(Series(), Series(), {0: Position()}, TABLE)

@@ -59,6 +59,7 @@ volumeMounts:
 - { name: AGX_REDIS_CA, value: /etc/agx/redis/ca.pem }
 {{- end }}
 - { name: AGX_KEY_PREFIX, value: {{ .Values.redis.keyPrefix | quote }} }
+- { name: AGX_SEMCONV, value: {{ .Values.semconv }} }
 - { name: AGX_LOG_LEVEL, value: {{ .Values.logLevel }} }
 - { name: AGX_LOG_FORMAT, value: {{ .Values.logFormat }} }
 {{- end }}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import instruments as i
+from . import table as t
 from .series import LABEL_LENGTH
 from .table import HISTOGRAM_BUDGET, LABEL_CAP, SERIES_BUDGET, Instrument
 
@@ -20,12 +21,12 @@ exemplars on durations of sampled runs. This page is generated from `sidecar/agx
 - **One observation per model request and tool call**, however it ended. A cancelled one has an empty `error_type`,
   which Prometheus treats as no label. A tool call that was denied or deferred counts with the time until that decision.
 - **Initialized at zero.** The series of an agent, model or tool exist from its first fact on, so `increase()` sees the
-  first event. They take at most half of the room of their metric. A series that is idle for {i.SERIES_IDLE // 3600} h
+  first event. They take at most half of the room of their metric. A series that is idle for {t.SERIES_IDLE // 3600} h
   is removed, and returns at zero.
-- **Bounded.** There are at most {i.WIDE_CAP} values of `scope`, `agent`, `model` and `tool`, {LABEL_CAP} of each other
+- **Bounded.** There are at most {t.WIDE_CAP} values of `scope`, `agent`, `model` and `tool`, {LABEL_CAP} of each other
   open label, {SERIES_BUDGET:,} series of a metric and {HISTOGRAM_BUDGET} label sets of a histogram. New values beyond
-  that count under `{i.OTHER}` and in `agx_label_overflow_total`. Values are cut at {LABEL_LENGTH} characters. A tool
-  that the agent does not have is `{i.UNKNOWN_TOOL}`. No user, session or run is ever a label.
+  that count under `{t.OTHER}` and in `agx_label_overflow_total`. Values are cut at {LABEL_LENGTH} characters. A tool
+  that the agent does not have is `{t.UNKNOWN_TOOL}`. No user, session or run is ever a label.
 - **Kept through upgrades.** The leader writes what was counted to Redis, and its successor continues from there, also
   after an upgrade. If a label is added to a metric, its old series have the empty value. If buckets change, that
   metric restarts. No other metric is affected.
@@ -34,6 +35,9 @@ exemplars on durations of sampled runs. This page is generated from `sidecar/agx
 - **Cost** is what pydantic-ai or the provider reported for the response, else what
   [genai-prices](https://github.com/pydantic/genai-prices) has for the model that answered, else for the one that was
   requested. A response without any price counts in `agx_cost_unpriced_total`.
+- **GenAI names in transition.** `AGX_SEMCONV` shows names of the conventions' next release, and names that public
+  boards use: see [GenAI boards of others](other-boards.md). By default `gen_ai_client_inference_*` and
+  `gen_ai_usage_cost_USD` are not shown.
 """
 
 _FLEET = """\

@@ -10,7 +10,6 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.samples import Sample as Line
 
-from .instruments import CATALOGUE
 from .series import Sample
 from .table import NANO, Instrument
 
@@ -30,9 +29,8 @@ class _Families(Collector):
         self._snapshot = snapshot
 
     def collect(self) -> Iterable[Metric]:
-        for instrument in CATALOGUE:
-            if instrument in self._snapshot:
-                yield _family(instrument, self._snapshot[instrument])
+        for instrument in sorted(self._snapshot, key=lambda each: each.name):
+            yield _family(instrument, self._snapshot[instrument])
 
 
 def _family(instrument: Instrument, cells: Sequence[Sample]) -> Metric:

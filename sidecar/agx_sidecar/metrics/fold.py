@@ -23,6 +23,7 @@ from agx.facts.schema import (
 from agx.redis.entry_id import parse_id
 
 from . import instruments as i
+from . import table as t
 from .series import LABEL_LENGTH, Cell, Counter, Histogram, Series
 from .table import Counts, Instrument, Label, Source, Value
 
@@ -45,7 +46,7 @@ class Intake:
     """What a replica counts of the entries that it reads, whatever they are: kinds of facts, malformed, repaired."""
 
     def __init__(self, own: Series) -> None:
-        self.kinds = {kind: own.counter(i.FACTS, kind) for kind in i.FACT_KIND.values}
+        self.kinds = {kind: own.counter(i.FACTS, kind) for kind in t.FACT_KIND.values}
         self.malformed = own.counter(i.MALFORMED)
         self.repaired = own.counter(i.REPAIRED)
 
@@ -312,7 +313,7 @@ class Fold:
             key: received for key, received in self.heartbeats.items() if now * 1000 - received[0] <= HEARTBEAT_LIFE_MS
         }
         self.touch()
-        if self.series.retire(now - i.SERIES_IDLE):
+        if self.series.retire(now - t.SERIES_IDLE):
             self.changes += 1
             for feeders in self._feeders.values():
                 for feeder in feeders:

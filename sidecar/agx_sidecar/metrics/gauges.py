@@ -19,6 +19,7 @@ from agx.redis.entry_id import parse_id
 from ..link import Link
 from ..source import TRACES_GROUP, QueueEnd, find_end, first_id_after
 from . import instruments as i
+from . import table as t
 from .fold import HEARTBEAT_LIFE_MS, ZERO_ID, Fold, Position
 from .series import Sample
 from .table import Instrument
@@ -211,11 +212,11 @@ def sample_gauges(
 
 def _sample_scopes(fold: Fold, measured: Mapping[str, int]) -> list[Sample]:
     """Return a sample for each known scope; one that is not measured has zero."""
-    counts = dict.fromkeys(fold.series.values(i.SCOPE), 0)
+    counts = dict.fromkeys(fold.series.values(t.SCOPE), 0)
     for scope, count in measured.items():
-        label = scope if scope in counts else fold.series.capped(i.SCOPE, scope)
-        if label == scope and len(counts) >= i.SCOPE.cap:
-            label = scope if scope in counts else i.OTHER
+        label = scope if scope in counts else fold.series.capped(t.SCOPE, scope)
+        if label == scope and len(counts) >= t.SCOPE.cap:
+            label = scope if scope in counts else t.OTHER
         counts[label] = counts.get(label, 0) + count
     return [Sample((scope,), count) for scope, count in sorted(counts.items())]
 
@@ -226,7 +227,7 @@ def _by_service(fold: Fold, now_ms: int) -> dict[Instrument, list[Sample]]:
     for at_ms, heartbeat in fold.heartbeats.values():
         if now_ms - at_ms > HEARTBEAT_LIFE_MS:
             continue
-        name = fold.series.capped(i.SERVICE, heartbeat.service.name)
+        name = fold.series.capped(t.SERVICE, heartbeat.service.name)
         listeners, buffered, silence = sums.get(name, (0, 0, 0))
         sums[name] = (
             listeners + heartbeat.listeners,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
-from .instruments import OTHER
-from .table import Instrument, Label
+from .table import OTHER, Instrument, Label
 
 Labels = tuple[str, ...]
 Exemplar = tuple[str, int, int]  # trace id, value in the metric's integer unit, time in ns

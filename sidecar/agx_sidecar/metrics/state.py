@@ -24,10 +24,10 @@ import orjson
 
 from .fold import Position
 from .gauges import TracesTrims
-from .instruments import CATALOGUE, SERIES_IDLE
+from .instruments import CATALOGUE
 from .series import Counter, Histogram, Labels, Series
 from .state_0_2 import SHAPES
-from .table import Instrument
+from .table import SERIES_IDLE, Instrument
 
 logger = logging.getLogger(__name__)
 

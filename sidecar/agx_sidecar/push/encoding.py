@@ -6,7 +6,7 @@ Prometheus makes the names of `/metrics` from them. Our own metrics have the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -25,7 +25,6 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from agx import __version__
 
-from ..metrics import instruments as i
 from ..metrics.exposition import Snapshot
 from ..metrics.series import Sample
 from ..metrics.table import Instrument
@@ -33,18 +32,6 @@ from ..metrics.table import Instrument
 _GENAI = "gen_ai_"
 _SCOPE = InstrumentationScope("agx_sidecar", __version__)
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
-
-# Names of the conventions, which Prometheus spells with underscores and the unit.
-_NAMES: Mapping[Instrument, str] = {
-    i.OPERATION_DURATION: "gen_ai.client.operation.duration",
-    i.FIRST_CHUNK: "gen_ai.client.operation.time_to_first_chunk",
-    i.OUTPUT_CHUNK: "gen_ai.client.operation.time_per_output_chunk",
-    i.TOKEN_USAGE: "gen_ai.client.token.usage",
-    i.INVOKE_DURATION: "gen_ai.invoke_agent.duration",
-    i.INFERENCE_CALLS: "gen_ai.invoke_agent.inference_calls",
-    i.TOOL_CALLS_PER_RUN: "gen_ai.invoke_agent.tool_calls",
-    i.TOOL_DURATION: "gen_ai.execute_tool.duration",
-}
 
 # What belongs to one replica or its machine. The fleet's series go on under another one after a takeover.
 _OF_REPLICA = ("service.instance.", "host.", "process.", "container.", "k8s.pod.", "k8s.node.", "k8s.container.")
@@ -84,8 +71,16 @@ def _metric(instrument: Instrument, cells: Sequence[Sample], start_ns: int, now_
             for cell in cells
         ]
         data = Sum(points, _CUMULATIVE, is_monotonic=True) if is_sum else Gauge(points)
-    unit = "s" if instrument.name.endswith("_seconds") else "{token}" if instrument is i.TOKEN_USAGE else ""
-    return Metric(_NAMES.get(instrument, instrument.name), instrument.help, unit, data)
+    return Metric(instrument.otel_name or instrument.name, instrument.help, _unit(instrument), data)
+
+
+def _unit(instrument: Instrument) -> str:
+    # A collector that writes to Prometheus appends `s` and `USD` to the name, and leaves out what is in braces.
+    if instrument.name.endswith("_seconds"):
+        return "s"
+    if instrument.name.endswith("_USD"):
+        return "USD"
+    return "{token}" if "token" in instrument.otel_name else ""
 
 
 def _histogram_points(
@@ -112,10 +107,9 @@ def _in_unit(instrument: Instrument, cell: Sample) -> int | float:
 
 
 def _attributes(instrument: Instrument, cell: Sample) -> dict[str, str]:
-    dotted = instrument in _NAMES
     pairs = zip(instrument.labels, cell.labels, strict=True)
     # An empty label is no label, as in Prometheus.
-    return {_dotted(name) if dotted else name: value for name, value in pairs if value}
+    return {_dotted(name) if instrument.otel_name else name: value for name, value in pairs if value}
 
 
 def _dotted(label: str) -> str:

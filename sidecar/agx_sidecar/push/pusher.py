@@ -11,12 +11,14 @@ import time
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from agx import __version__
+from agx.telemetry.conventions import Semconv
 
 from ..link import Link
 from ..log import RepeatedWarnings
 from ..metrics.series import Series
 from ..metrics.sink import MetricsSink
 from ..replica_metrics import show_replica
+from ..semconv import named
 from ..settings import PushSettings
 from ..traces.otlp import MetricTransport
 from .encoding import describe, fleet_resource, join
@@ -28,12 +30,20 @@ class MetricsPush:
     """Sends this replica's series, and the fleet's while it leads. A failed push is not repeated: the next has all."""
 
     def __init__(
-        self, settings: PushSettings, prefix: str, *, link: Link, own: Series, metrics: MetricsSink | None
+        self,
+        settings: PushSettings,
+        prefix: str,
+        *,
+        link: Link,
+        own: Series,
+        metrics: MetricsSink | None,
+        semconv: Semconv = "current",
     ) -> None:
         self._settings = settings
         self._link = link
         self._own = own
         self._metrics = metrics
+        self._semconv = semconv
         self._transport = MetricTransport(settings)
         self._start_ns = time.time_ns()
         self._resource = _own_resource(prefix)
@@ -56,7 +66,8 @@ class MetricsPush:
         own = show_replica(self._own, self._link, self._metrics)
         parts = [describe(self._resource, own, start_ns=self._start_ns, now_ns=now_ns)]
         if fleet and self._metrics is not None:
-            parts.append(describe(self._fleet_resource, fleet, start_ns=self._metrics.begun_ns, now_ns=now_ns))
+            series = named(fleet, self._semconv)
+            parts.append(describe(self._fleet_resource, series, start_ns=self._metrics.begun_ns, now_ns=now_ns))
         sending = asyncio.create_task(asyncio.to_thread(self._transport.send, join(parts)))
         done, _ = await asyncio.wait({sending}, timeout=self._settings.timeout + _GRACE)
         if not done:

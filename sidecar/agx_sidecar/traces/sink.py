@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from agx.facts.reader import QueueEntry, parse_entries
 from agx.facts.schema import UnknownFactError, decode
 from agx.redis import keys
+from agx.telemetry.conventions import Semconv
 
 from ..link import BLOCK_MS, Link
 from ..metrics import instruments as i
@@ -46,6 +47,7 @@ class TracesSink:
 
     def __init__(self, link: Link, prefix: str, export: Export, own: Series, claim_idle: float) -> None:
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.semconv: Semconv = "current"
         self.counts_malformed = True  # unless the metrics sink of this replica does
         self._link = link
         self._prefix = prefix
@@ -142,7 +144,7 @@ class TracesSink:
         """Return a fact's id and its spans; none of what is newer, malformed, or has ids that are none."""
         try:
             fact = decode(payload)
-            return fact.id, spans_of(fact)
+            return fact.id, spans_of(fact, self.semconv)
         except UnknownFactError:
             return "", []
         except ValueError:

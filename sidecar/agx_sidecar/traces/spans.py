@@ -56,7 +56,7 @@ class SampledSpan(ReadableSpan):
         return self._left_out
 
 
-def spans_of(fact: Fact) -> list[ReadableSpan]:
+def spans_of(fact: Fact, semconv: c.Semconv = "current") -> list[ReadableSpan]:
     """Return the spans that the sidecar exports for a fact; most facts of an SDK's service have none.
 
     Raises:
@@ -65,12 +65,12 @@ def spans_of(fact: Fact) -> list[ReadableSpan]:
     if not isinstance(fact, NodeEnded | ToolEnded | RunEnded | RunResumed) or not fact.trace.sampled:
         return []
     try:
-        return _make_spans(fact)
+        return _make_spans(fact, semconv)
     except OverflowError as error:
         raise ValueError(str(error)) from None
 
 
-def _make_spans(fact: NodeEnded | ToolEnded | RunEnded | RunResumed) -> list[ReadableSpan]:
+def _make_spans(fact: NodeEnded | ToolEnded | RunEnded | RunResumed, semconv: c.Semconv) -> list[ReadableSpan]:
     if isinstance(fact, RunEnded):
         return _run_spans(fact)
     if isinstance(fact, RunResumed):
@@ -81,8 +81,8 @@ def _make_spans(fact: NodeEnded | ToolEnded | RunEnded | RunResumed) -> list[Rea
         return [] if fact.outcome in _NOT_RUN else [_tool_span(fact)]
     if fact.model is None:
         return []
-    attempts = [_attempt_span(fact, number, attempt) for number, attempt in enumerate(fact.failed_attempts)]
-    return [*attempts, _chat_span(fact, fact.model)]
+    attempts = [_attempt_span(fact, number, attempt, semconv) for number, attempt in enumerate(fact.failed_attempts)]
+    return [*attempts, _chat_span(fact, fact.model, semconv)]
 
 
 def _run_spans(fact: RunEnded) -> list[ReadableSpan]:
@@ -142,7 +142,7 @@ def _stream_span(fact: RunEnded) -> ReadableSpan:
     )
 
 
-def _chat_span(fact: NodeEnded, call: ModelCall) -> ReadableSpan:
+def _chat_span(fact: NodeEnded, call: ModelCall, semconv: c.Semconv) -> ReadableSpan:
     attributes = _common(fact)
     attributes |= {
         c.OPERATION_NAME: c.CHAT,
@@ -164,17 +164,17 @@ def _chat_span(fact: NodeEnded, call: ModelCall) -> ReadableSpan:
         attributes[c.FINISH_REASON] = "missing"
     if call.first_chunk_ns is not None:
         attributes[c.RESPONSE_TIME_TO_FIRST_CHUNK] = call.first_chunk_ns / 1_000_000_000
-    _add_usage(attributes, call)
+    _add_usage(attributes, call, semconv)
     _add_error(attributes, fact.outcome, fact.error_type)
     name = f"{c.CHAT} {call.request_model}"
     return _span(fact, name, attributes, call.start_ns, call.end_ns, kind=SpanKind.CLIENT)
 
 
-def _attempt_span(fact: NodeEnded, number: int, attempt: ModelCall) -> ReadableSpan:
+def _attempt_span(fact: NodeEnded, number: int, attempt: ModelCall, semconv: c.Semconv) -> ReadableSpan:
     """Return the span of a request that failed before the node's own call, beside that one's span."""
     place = replace(fact.trace, span_id=span_id(fact.run_id, f"{fact.id}.attempt.{number}"))
     failed = replace(fact, outcome="failed", error_type=attempt.error_type, error_message=None, trace=place)
-    return _chat_span(failed, attempt)
+    return _chat_span(failed, attempt, semconv)
 
 
 def _tool_span(fact: ToolEnded) -> ReadableSpan:
@@ -244,7 +244,7 @@ def _add_error(attributes: Attributes, outcome: str, error_type: str | None) -> 
         attributes[c.ERROR_TYPE] = error_type
 
 
-def _add_usage(attributes: Attributes, call: ModelCall) -> None:
+def _add_usage(attributes: Attributes, call: ModelCall, semconv: c.Semconv) -> None:
     usage = call.usage
     attributes[c.USAGE_SOURCE] = usage.source
     if usage.source == "missing":
@@ -253,7 +253,7 @@ def _add_usage(attributes: Attributes, call: ModelCall) -> None:
     attributes[c.USAGE_OUTPUT_TOKENS] = usage.output
     for name, tokens in (
         (c.USAGE_CACHE_READ, usage.cache_read),
-        (c.USAGE_CACHE_WRITE, usage.cache_write),
+        *((name, usage.cache_write) for name in c.USAGE_CACHE_WRITE[semconv]),
         (c.USAGE_REASONING, usage.reasoning),
     ):
         if tokens:
