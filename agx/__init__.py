@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SessionBusyError,
         SessionConflictError,
         SessionSaveError,
+        SteeredError,
         TextError,
     )
     from .jobs.recipe import Call
@@ -68,6 +69,7 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionSaveError",
+    "SteeredError",
     "TextError",
     "Worker",
     "aclose",

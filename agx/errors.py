@@ -86,6 +86,14 @@ class AttemptsExhaustedError(AgxError):
         super().__init__(f"{attempts} workers stopped before the run began: look for what its recipe does")
 
 
+class SteeredError(AgxError):
+    """Raised by `run(on_busy="steer")` where the live run takes the prompt; `.run_id` is that run's."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__("the session's live run takes the prompt: follow it with listen()")
+        self.run_id = run_id
+
+
 class RunHandedOverError(AgxError):
     """Raised where another process goes on with the run; this one has written nothing since."""
 

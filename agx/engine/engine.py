@@ -95,6 +95,7 @@ class Engine:
         self.is_ending = False  # runs are handed over, and none is taken over
         # By stream: the object that orders the events of a session that is open in this loop.
         self.sessions: dict[str, OpenSession] = {}
+        self.lines: dict[str, list[object]] = {}  # by stream: the runs that wait for a session, in their order
         self.heartbeat = ProcessHeartbeat(
             self.supervisor,
             self.service,

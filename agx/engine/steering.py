@@ -33,21 +33,26 @@ async def steer(scope_id: Id, user_id: Id, session_id: Id, text: str, *, key: st
         ValueError: an id or the key has a character that none may have.
         RedisUnavailableError: Redis can't be reached; repeat the call with the same key.
     """
+    session = SessionKeys.of(current_engine().config.key_prefix, scope_id, user_id, session_id)
+    return await send_message(session, text, key) is not None
+
+
+async def send_message(session: SessionKeys, text: str, key: str | None) -> str | None:
+    """Do what `steer()` does, and return the id of the run that takes the message; None where none does."""
     engine = current_engine()
-    session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     _check_text(text)
     # A command that is sent again after a broken connection must not add a second message.
     own_key = OWN_KEY + uuid.uuid4().hex if key is None else check_id(key, "key")
     try:
         run_id = await retry(lambda: _find_run(engine, session))
         if run_id is None:
-            return False
+            return None
         reply = await retry(lambda: Inbox(engine.control, session).put(run_id, own_key, text))
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("steer the run", error) from error
     if reply == "full":
         raise QueueFullError(f"session {session.session!r}", f"{MAX_WAITING} messages")
-    return reply == "put"
+    return run_id if reply == "put" else None
 
 
 def _check_text(text: str) -> None:

@@ -19,28 +19,35 @@ _GROUP = "agx-workers"
 WINDOW = 2_000  # waiting jobs of a partition among which a worker picks
 _PAGE = 100  # jobs that the server holds in memory at a time while it lists or counts them
 
-# ARGV: scope, most waiting jobs of a scope, TTL, wake-up channel, due time (ms after now), agent, job, entries a read.
+# ARGV: scope, most waiting jobs of a scope, TTL, wake-up channel, due time (ms after now), agent, job, entries a read,
+# session, most waiting jobs of a session or 0 for any number. Replies what is full.
 _SUBMIT = Script("""
-local most, ours, from = tonumber(ARGV[2]), 0, '-'
-while redis.call('XLEN', KEYS[1]) >= most do
+local most, most_queued = tonumber(ARGV[2]), tonumber(ARGV[10])
+local ours, queued, from = 0, 0, '-'
+while most_queued > 0 or redis.call('XLEN', KEYS[1]) >= most do
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', ARGV[8])
   if #page == 0 then break end
   for _, entry in ipairs(page) do
-    if entry[2][2] == ARGV[1] then ours = ours + 1 end
+    if entry[2][2] == ARGV[1] then
+      ours = ours + 1
+      if entry[2][10] == ARGV[9] then queued = queued + 1 end
+    end
   end
-  if ours >= most then return 0 end
+  if ours >= most then return 'scope' end
+  if most_queued > 0 and queued >= most_queued then return 'session' end
   from = '(' .. page[#page][1]
 end
 local t = redis.call('TIME')
 local due = t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5])
-redis.call('XADD', KEYS[1], '*', 'scope', ARGV[1], 'due', string.format('%.0f', due), 'agent', ARGV[6], 'job', ARGV[7])
+redis.call('XADD', KEYS[1], '*', 'scope', ARGV[1], 'due', string.format('%.0f', due), 'agent', ARGV[6], 'job', ARGV[7],
+  'session', ARGV[9])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('PUBLISH', ARGV[4], '1')
-return 1
+return ''
 """)
 
 # Lists the oldest entries without their jobs, or nothing where the stream is as it was. ARGV: most entries, entries a
-# read, version as of the last listing. Replies the version; then id, scope, due time and agent of each entry.
+# read, version as of the last listing. Replies the version; then id, scope, due time, agent and session of each entry.
 _LIST = Script("""
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local version = redis.call('XLEN', KEYS[1]) .. ' ' .. (top and top[1] or '')
@@ -52,9 +59,8 @@ while left > 0 do
   for _, entry in ipairs(page) do
     local fields = {}
     for i = 1, #entry[2], 2 do fields[entry[2][i]] = entry[2][i + 1] end
-    for _, value in ipairs({entry[1], fields['scope'] or '', fields['due'] or '', fields['agent'] or ''}) do
-      found[#found + 1] = value
-    end
+    found[#found + 1] = entry[1]
+    for _, name in ipairs({'scope', 'due', 'agent', 'session'}) do found[#found + 1] = fields[name] or '' end
   end
   from = '(' .. page[#page][1]
   left = left - #page
@@ -109,6 +115,7 @@ class Waiting:
     scope: str
     agent: str
     due_ms: int
+    session: str  # user and session; empty for a job of an earlier version
 
 
 class JobQueue:
@@ -127,18 +134,24 @@ class JobQueue:
         self._claim_ms = int(claim_ttl * 1_000)
         self._listed: dict[int, tuple[bytes, list[Waiting]]] = {}  # by partition: version of the stream, and its jobs
 
-    async def submit(self, job: Job, data: bytes, *, delay: float, max_waiting: int) -> bool:
-        """Append a job, due in `delay` seconds; returns False where its scope has `max_waiting` jobs already.
+    async def submit(
+        self, job: Job, data: bytes, *, delay: float, max_waiting: int, max_queued: int | None = None
+    ) -> str:
+        """Append a job, due in `delay` seconds, unless something is full: returns `scope`, `session`, or nothing.
 
         Args:
             data: the job, encoded.
+            max_waiting: jobs of its scope.
+            max_queued: jobs of its session; None sets no limit.
 
         Raises:
             RedisError, OSError: it is not known whether the job was appended.
         """
         key = keys.jobs(self._prefix, keys.partition(job.scope_id, self._partitions))
         args = (job.scope_id, max_waiting, keys.JOBS_TTL, keys.jobs_wake_channel(self._prefix), int(delay * 1_000))
-        return bool(await self._bus.run(_SUBMIT, key, *args, job.agent, data, _PAGE))
+        session = f"{job.user_id}:{job.session_id}"
+        full = await self._bus.run(_SUBMIT, key, *args, job.agent, data, _PAGE, session, max_queued or 0)
+        return bytes(full).decode()
 
     async def waiting(self, partition: int) -> list[Waiting]:
         """Return the oldest jobs of a partition, also those that are not due or claimed by others.
@@ -156,8 +169,9 @@ class JobQueue:
                 scope=scope.decode("utf-8", "replace"),
                 agent=agent.decode("utf-8", "replace"),
                 due_ms=int(due) if due.isascii() and due.isdigit() else 0,
+                session=session.decode("utf-8", "replace"),
             )
-            for entry_id, scope, due, agent in zip(*[iter(values)] * 4, strict=True)
+            for entry_id, scope, due, agent, session in zip(*[iter(values)] * 5, strict=True)
         ]
         self._listed[partition] = version, found
         return found

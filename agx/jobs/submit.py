@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from ..checkpoints.job import Job
 from ..engine.engine import Engine
+from ..engine.on_busy import MAX_QUEUED, OnBusy, check_on_busy, stop_or_steer
 from ..engine.registry import current_engine
 from ..errors import JobError, QueueFullError, RedisUnavailableError, SessionBusyError
 from ..listeners.manual import is_live
@@ -37,7 +38,7 @@ async def submit(
     recover: float = 60,
     max_attempts: int = 3,
     delay: float = 0,
-    on_busy: Literal["reject"] = "reject",
+    on_busy: OnBusy = "reject",
 ) -> str:
     """Have a worker run an agent on a session; returns the run's id. Follow the run with `listen()`.
 
@@ -49,11 +50,13 @@ async def submit(
         recover: seconds after the death of its process during which the run may be resumed, at most a day.
         max_attempts: attempts in a row without progress after which the run is lost.
         delay: seconds until the run may begin, at most six days.
-        on_busy: `reject` raises where the session has a live run.
+        on_busy: what to do where the session has a live run. `reject` raises. `enqueue` waits: the waiting jobs of a
+            session begin in the order of their submits. `interrupt` cancels the live run, then waits. `steer` gives
+            the live run a prompt that is a text, and returns that run's id; where it can take no more, the job waits.
 
     Raises:
         SessionBusyError: the session has a live run.
-        QueueFullError: the scope has as many waiting jobs as it may have.
+        QueueFullError: the scope has as many waiting jobs as it may have, or 20 jobs wait for the session.
         RedisUnavailableError: Redis can't be reached within 2 s; the job may have been queued or not.
         JobError: an argument can't be used. Redis was not asked.
         TypeError, ValueError: an id can't be used.
@@ -73,22 +76,35 @@ async def submit(
         max_attempts=max_attempts,
     )
     data = job.encode()
-    if await is_live(scope_id, user_id, session_id) and not await _has_ended(engine, session):
-        raise SessionBusyError(session.session)
-    try:
-        await retry(engine.ready)
-        queue = open_queue(engine, "-")
-        accepted = await queue.submit(job, data, delay=delay, max_waiting=engine.config.max_waiting_jobs)
-    except (RedisError, OSError) as error:
-        raise RedisUnavailableError("submit the run", error) from error
-    if not accepted:
-        raise QueueFullError(f"scope {session.scope!r}", f"{engine.config.max_waiting_jobs} jobs")
+    if on_busy == "reject":
+        if await is_live(scope_id, user_id, session_id) and not await _has_ended(engine, session):
+            raise SessionBusyError(session.session)
+    elif (live := await stop_or_steer(session, on_busy, prompt, key=run_id)) is not None:
+        return live
+    await _append(engine, session, job, data, delay=delay, max_queued=None if on_busy == "reject" else MAX_QUEUED)
     return job.run_id
 
 
+async def _append(
+    engine: Engine, session: SessionKeys, job: Job, data: bytes, *, delay: float, max_queued: int | None
+) -> None:
+    """Append a job to the queue; raises QueueFullError and RedisUnavailableError."""
+    try:
+        await retry(engine.ready)
+        queue = open_queue(engine, "-")
+        full = await queue.submit(
+            job, data, delay=delay, max_waiting=engine.config.max_waiting_jobs, max_queued=max_queued
+        )
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("submit the run", error) from error
+    if full == "scope":
+        raise QueueFullError(f"scope {session.scope!r}", f"{engine.config.max_waiting_jobs} jobs")
+    if full == "session":
+        raise QueueFullError(f"session {session.session!r}", f"{MAX_QUEUED} jobs")
+
+
 def _check(delay: object, on_busy: object) -> None:
-    if on_busy != "reject":
-        raise JobError(f"on_busy must be 'reject', not {on_busy!r:.40}")
+    check_on_busy(on_busy)
     if isinstance(delay, bool) or not isinstance(delay, int | float) or not 0 <= delay <= _MAX_DELAY:
         raise JobError(f"delay must be from 0 to {_MAX_DELAY} seconds, not {delay!r:.40}")
 

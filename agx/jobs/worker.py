@@ -70,7 +70,7 @@ class Worker:
         self._grace = grace
         self._name = uuid.uuid4().hex
         self._runs: dict[str, ResumableRun] = {}  # by lease member; also those that are about to begin
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Waiting | None] = {}  # each with its job; None for a run taken over
         self._not_before: dict[str, float] = {}  # by entry id: the loop's time at which a job is tried again
         self._served = Counter[str]()  # by scope that has waiting jobs: how many of its jobs were started here
         self._alone_from: dict[str, float] = {}  # by run id: the loop's time from which this worker makes room for it
@@ -168,7 +168,7 @@ class Worker:
                 await queue.give_back(job)
             elif claims:
                 self._served[job.scope] += 1
-                self._start(job.entry_id, self._job(engine, queue, job, claims), alone=claims >= _SUSPECT)
+                self._start(job.entry_id, self._job(engine, queue, job, claims), job, alone=claims >= _SUSPECT)
         await self._end_not_served(engine, queue, waiting, now_ms)
 
     async def _end_not_served(self, engine: Engine, queue: JobQueue, waiting: list[Waiting], now_ms: int) -> None:
@@ -178,7 +178,7 @@ class Worker:
         for job in others:
             if not self._has_room:
                 return
-            if job.entry_id in self._not_before or (found := await queue.read(job)) is None:
+            if self._is_passed(job) or (found := await queue.read(job)) is None:
                 continue
             seen = await engine.control.execute("ZSCORE", key, job.agent)
             left_ms = max(job.due_ms, int(float(seen or 0))) + found.recover * 1_000 - now_ms
@@ -188,7 +188,7 @@ class Worker:
                 if not self._has_room:
                     await queue.give_back(job)
                     return
-                self._start(job.entry_id, self._job(engine, queue, job, claims))
+                self._start(job.entry_id, self._job(engine, queue, job, claims), job)
 
     @property
     def _has_room(self) -> bool:
@@ -208,8 +208,13 @@ class Worker:
         now = asyncio.get_running_loop().time()
         self._not_before = {entry_id: at for entry_id, at in self._not_before.items() if at > now}
         by_scope: dict[str, list[Waiting]] = {}
+        # Of a session, only the oldest job may begin, and none while a run of it is here: they begin in order.
+        taken = {(scope, session) for scope, session, _ in self._under_way()}
         for job in waiting:
-            if job.agent in self.recipes and job.due_ms <= now_ms and job.entry_id not in self._not_before:
+            if job.due_ms > now_ms or (job.session and (job.scope, job.session) in taken):
+                continue
+            taken.add((job.scope, job.session))
+            if job.agent in self.recipes and not self._is_passed(job):
                 by_scope.setdefault(job.scope, []).append(job)
         for jobs in by_scope.values():
             jobs.reverse()
@@ -217,8 +222,8 @@ class Worker:
         # A scope that is new here has no credit for the time before.
         self._served = Counter({scope: max(self._served[scope], least) for scope in by_scope})
         served = Counter(self._served)
-        scopes = Counter(run.session.scope for run in self._runs.values())
-        agents = Counter(run.agent for run in self._runs.values())
+        scopes = Counter(scope for scope, _, _ in self._under_way())
+        agents = Counter(agent for _, _, agent in self._under_way())
         while by_scope:
             scope = min(by_scope, key=lambda name: (scopes[name], served[name], by_scope[name][-1].entry_id))
             job = by_scope[scope].pop()
@@ -237,6 +242,22 @@ class Worker:
         return start_job(
             engine, queue, job, recipes=self.recipes, claims=claims, runs=self._runs, postpone=self._postpone
         )
+
+    @property
+    def _jobs(self) -> list[Waiting]:
+        """The jobs of this worker, from when they are claimed until their runs have ended."""
+        return [job for job in self._tasks.values() if job is not None]
+
+    def _under_way(self) -> list[tuple[str, str, str]]:
+        """Return scope, session and agent of each run of this worker, also of those that are about to begin."""
+        taken_over = [run for run in self._runs.values() if run.due_ms is None]
+        return [(job.scope, job.session, job.agent) for job in self._jobs] + [
+            (run.session.scope, f"{run.session.user}:{run.session.session}", run.agent) for run in taken_over
+        ]
+
+    def _is_passed(self, job: Waiting) -> bool:
+        """Whether a job is not to be started now: it is tried later, or it is being started already."""
+        return job.entry_id in self._not_before or any(job.entry_id == one.entry_id for one in self._jobs)
 
     def _postpone(self, entry_id: str) -> None:
         """Try a job again later."""
@@ -272,14 +293,16 @@ class Worker:
             run_id: self._alone_from.get(run_id, now + random.uniform(0, _MAKE_ROOM)) for run_id in waits
         }
 
-    def _start(self, name: str, work: Coroutine[Any, Any, None], *, alone: bool = False) -> None:
+    def _start(
+        self, name: str, work: Coroutine[Any, Any, None], job: Waiting | None = None, *, alone: bool = False
+    ) -> None:
         self._is_alone = alone
         task = asyncio.get_running_loop().create_task(self._run_one(work), name=f"agx-job-{name}")
-        self._tasks.add(task)
+        self._tasks[task] = job
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task)
         if not self._tasks:
             self._is_alone = False
         self._wake.set()
@@ -301,8 +324,9 @@ class Worker:
             now = await read_clock(engine.control)
             engine.clock.sync(now, asked_ns)
             pairs = [part for agent in self.recipes for part in (now, agent)]
-            await engine.control.execute("ZADD", key, *pairs)
-            await engine.control.execute("EXPIRE", key, keys.INDEX_TTL)
+            added = engine.control.execute("ZADD", key, *pairs)
+            await engine.control.execute("EXPIRE", key, keys.INDEX_TTL)  # in the same round trip
+            await added
             self._announced_at = asyncio.get_running_loop().time()
             await asyncio.sleep(_SEEN_EVERY)
 

@@ -14,6 +14,7 @@ from pydantic_ai.run import AgentRunResult
 
 from ..checkpoints.codec import dump_results
 from ..checkpoints.job import Job
+from ..engine.on_busy import OnBusy, check_on_busy, open_when_free
 from ..engine.registry import current_engine
 from ..errors import JobError
 from ..redis.keys import SessionKeys
@@ -38,6 +39,7 @@ async def run(
     *,
     resume: str | None = None,
     args: dict[str, Any] | None = None,
+    on_busy: OnBusy = "reject",
     **kwargs: Any,
 ) -> AgentRunResult[OutputT]:
     """Run an agent: every event goes to the session's stream, facts to operators, and the session is saved.
@@ -54,12 +56,17 @@ async def run(
             `deferred_tool_results` are stored for it as JSON; other `kwargs` are not, so the recipe has to give the
             same ones. None: nothing is stored, and the run is lost with its process.
         args: the recipe's arguments, JSON values, at most 64 KiB.
+        on_busy: what to do where the session has a live run. `reject` raises. `enqueue` waits in this process until
+            the session is free. `interrupt` cancels the live run, whose partial answer is stored, and then runs.
+            `steer` gives the live run a prompt that is a text (`steer()`); where it can take no more, it waits.
         kwargs: reach `Agent.iter()`, for example `model` or `usage_limits`. A `message_history` takes the place of the
             loaded conversation, and is saved in its place.
 
     Raises:
         AgxCanceledError: the run was cancelled; `.messages` holds the partial conversation.
         SessionBusyError: the session has a live run.
+        SteeredError: the live run takes the prompt; `.run_id` is its id.
+        QueueFullError: 20 runs of this process wait for the session.
         RedisUnavailableError: Redis could not be reached within 2 s at the start; nothing was run.
         SessionSaveError: `session.save()` failed; `.result` and `.messages` hold what it should have kept.
         LeaseLostError: another run took the session over while this process was stalled.
@@ -70,7 +77,7 @@ async def run(
     """
     if args is not None and resume is None:
         raise JobError('args are for the recipe that resumes the run: name it with resume="..."')
-    return await run_turn(session, agent, user_prompt, deps, kwargs, resume=resume, args=args)
+    return await run_turn(session, agent, user_prompt, deps, kwargs, resume=resume, args=args, on_busy=on_busy)
 
 
 async def run_turn(
@@ -82,6 +89,7 @@ async def run_turn(
     *,
     resume: str | None,
     args: dict[str, Any] | None = None,
+    on_busy: OnBusy = "reject",
     goes_on_from: str | None = None,
 ) -> AgentRunResult[OutputT]:
     """Run an agent as `run()` does.
@@ -89,6 +97,7 @@ async def run_turn(
     Args:
         goes_on_from: fingerprint of the stored messages that the run goes on from, where it drops those behind them.
     """
+    check_on_busy(on_busy)
     engine = current_engine()
     keys = SessionKeys.of(engine.config.key_prefix, deps.get_scope_id(), deps.user_id, deps.session_id)
     task = asyncio.current_task()
@@ -99,8 +108,14 @@ async def run_turn(
         if resume is not None:
             job = replace(_make_job(keys, resume, user_prompt, args, kwargs), goes_on_from=goes_on_from)
         deps.runtime = Runtime()
-        life = await open_streamed(
-            engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
+        life = await open_when_free(
+            engine,
+            keys,
+            on_busy,
+            user_prompt,
+            lambda: open_streamed(
+                engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
+            ),
         )
         drive = Drive(life, session, resumable=job is not None)
         with drive.noting_errors():

@@ -29,6 +29,7 @@ from .responses import (
     CHANGED,
     COMMON,
     EVENTS,
+    FULL,
     ID_PATTERN,
     Authorize,
     add_controls,
@@ -80,6 +81,12 @@ class RunInput(BaseModel):
         None, description="Decisions on the calls that interrupted the last run, instead of a message"
     )
     protocol_version: str | None = Field(None, description="The client's AG-UI version")
+    forwarded_props: Any = Field(None, description="`onBusy`: what to do while the thread has a live run")
+
+    @property
+    def on_busy(self) -> Any:
+        """What to do while the thread has a live run; not checked."""
+        return self.forwarded_props.get("onBusy", "reject") if isinstance(self.forwarded_props, dict) else "reject"
 
     @property
     def for_adapter(self) -> RunAgentInput:
@@ -124,11 +131,11 @@ def make_ag_ui_router(
     add_controls(router, "/{session_id}", who)
     Asker = Annotated[Who, Depends(who)]
 
-    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
+    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED, **FULL})
     async def run_agent(request: RunInput, asker: Asker) -> Response:
         """Start a run with the last message, or with decisions on or results of calls, and stream its events."""
         turn = _read_turn(agent, request)
-        await runs.start(asker, request.thread_id, turn)
+        await runs.start(asker, request.thread_id, turn, request.on_busy)
         return EventStreamResponse(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
 
     @router.post("/connect", response_class=Response, responses={**EVENTS, **BAD})

@@ -19,6 +19,7 @@ from ..errors import (
     REQUEST_UNREADABLE,
     ConversationChangedError,
     ErrorCode,
+    JobError,
     QueueFullError,
     RedisUnavailableError,
     SessionBusyError,
@@ -28,7 +29,14 @@ from ..runs.outcome import classify_error
 
 # Versions of `agx.js` that no longer work with these routes. None so far: 0 was never released.
 OUTDATED_CLIENTS = frozenset({"0"})
-_REFUSALS = (SessionBusyError, ConversationChangedError, QueueFullError, TextError, RedisUnavailableError)
+_REFUSALS = (
+    SessionBusyError,
+    ConversationChangedError,
+    QueueFullError,
+    JobError,
+    TextError,
+    RedisUnavailableError,
+)
 
 Responses = dict[int | str, dict[str, Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
 from ..client.files import CLIENT_FILES, read_client_file
+from ..engine.on_busy import OnBusy
 from ..jobs.submit import submit
 from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks
@@ -25,6 +26,7 @@ from .responses import (
     BUSY,
     COMMON,
     EVENTS,
+    FULL,
     NOTHING,
     Authorize,
     GetWho,
@@ -54,6 +56,7 @@ class Question(BaseModel):
     """A prompt of the user."""
 
     prompt: str = Field(min_length=1)
+    on_busy: OnBusy = Field("reject", description="What to do while the session has a live run")
 
 
 class StartedRun(BaseModel):
@@ -104,7 +107,7 @@ class SubmittedRuns:
 
     agent: str
 
-    async def start(self, who: Who, session_id: str, prompt: str) -> tuple[str, bool]:
+    async def start(self, who: Who, session_id: str, prompt: str, on_busy: OnBusy) -> tuple[str, bool]:
         """Submit a run; return its id, and whether a worker has begun it within 30 s.
 
         Until a run has begun, the stream has the run before.
@@ -114,7 +117,7 @@ class SubmittedRuns:
             QueueFullError: the scope has as many waiting jobs as it may have.
             RedisUnavailableError: Redis can't be reached.
         """
-        run_id = await submit(who.scope_id, who.user_id, session_id, agent=self.agent, prompt=prompt)
+        run_id = await submit(who.scope_id, who.user_id, session_id, agent=self.agent, prompt=prompt, on_busy=on_busy)
         begun = False
         try:
             async with asyncio.timeout(_MOST):
@@ -180,14 +183,14 @@ def make_router(
 def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_alive: float, retry_ms: int) -> None:
     Asker = Annotated[Who, Depends(who)]
 
-    @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY})
+    @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY, **FULL})
     async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
-        """Start a run; follow its events."""
+        """Start a run, or do with a live one what `on_busy` names; follow its events."""
         begun = True
         if isinstance(runs, SubmittedRuns):
-            run_id, begun = await runs.start(asker, session_id, question.prompt)
+            run_id, begun = await runs.start(asker, session_id, question.prompt, question.on_busy)
         else:
-            run_id = await runs.start(asker, session_id, ask(question.prompt))
+            run_id = await runs.start(asker, session_id, ask(question.prompt), question.on_busy)
         return StartedRun(session_id=session_id, run_id=run_id, begun=begun)
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})

@@ -14,6 +14,8 @@ from pydantic_ai.capabilities import AbstractCapability
 
 from ..checkpoints.job import Job
 from ..checkpoints.progress import fingerprint
+from ..engine.on_busy import OnBusy
+from ..errors import SteeredError
 from ..jobs.recipe import Call, Recipe
 from ..jobs.worker import Worker
 from ..redis.keys import Id
@@ -55,11 +57,13 @@ class Runs:
     kwargs: dict[str, Any]
     recipe: str | None = None
 
-    async def start(self, who: Who, session_id: str, turn: Turn) -> str:
-        """Start a run in a task of its own, and return its id once its agent begins.
+    async def start(self, who: Who, session_id: str, turn: Turn, on_busy: OnBusy = "reject") -> str:
+        """Start a run in a task of its own, and return its id once its agent begins, or the id of the one it steers.
 
         Raises:
             SessionBusyError: the session has a live run.
+            QueueFullError: too many runs or messages wait for the session.
+            JobError: `on_busy` is no such word.
             ConversationChangedError: the turn is not one of the stored conversation.
             RedisUnavailableError: Redis can't be reached.
             Exception: what `session.load()` raised.
@@ -81,7 +85,7 @@ class Runs:
         resume, args = kwargs.pop("resume", None), kwargs.pop("args", None)
         work = run_turn(
             session, self.agent, turn.prompt, deps, kwargs,
-            resume=self.recipe or resume, args=args, goes_on_from=goes_on_from,
+            resume=self.recipe or resume, args=args, on_busy=on_busy, goes_on_from=goes_on_from,
         )  # fmt: skip
         running = asyncio.create_task(work, name="agx-web-run")
         running.add_done_callback(_retrieve)
@@ -89,7 +93,10 @@ class Runs:
         first: set[asyncio.Future[Any]] = {running, asked.begun}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not asked.begun.done():
-            await running
+            try:
+                await running
+            except SteeredError as steered:
+                return steered.run_id
         return await asked.begun
 
 

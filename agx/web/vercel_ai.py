@@ -28,6 +28,7 @@ from pydantic_ai.ui.vercel_ai.request_types import (
     UIMessagePart,
 )
 
+from ..engine.on_busy import OnBusy
 from ..listeners.replay import replay, replay_messages
 from ..listeners.replayed_run import Event
 from ..sessions.base import SessionStore
@@ -40,6 +41,7 @@ from .responses import (
     CHANGED,
     COMMON,
     EVENTS,
+    FULL,
     ID_PATTERN,
     NOTHING,
     Authorize,
@@ -103,6 +105,7 @@ class ChatRequest(BaseModel, extra="allow"):
     trigger: Literal["submit-message", "regenerate-message"] = Field(
         "submit-message", description="Whether the last message is answered, or answered once more"
     )
+    on_busy: OnBusy = Field("reject", alias="onBusy", description="What to do while the chat has a live run")
     messages: list[dict[str, Any]] = Field(
         min_length=1,
         description="UIMessages; the last one is the user's, or the assistant's with decisions on its tool calls",
@@ -158,7 +161,7 @@ def make_vercel_ai_router(
         frames = _frames(stream, _replay_answer(asker, session_id, opening))
         return EventStreamResponse(frames, keep_alive=keep_alive, headers=stream.response_headers)
 
-    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED})
+    @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED, **FULL})
     async def send_message(request: ChatRequest, asker: Asker) -> Response:
         """Start a run with the last message, and stream its answer.
 
@@ -168,7 +171,7 @@ def make_vercel_ai_router(
         again = request.trigger == "regenerate-message"
         lost = (await read_conversation(sessions, asker, request.id)).lost if again else None
         turn = _read_turn(agent, request, sdk_version, lost)
-        run_id = await runs.start(asker, request.id, turn)
+        run_id = await runs.start(asker, request.id, turn, request.on_busy)
         # The rest of an answer has no id of its own: it goes on in the message that the page has.
         return stream_run(asker, request.id, None if turn.results else run_id, [])
 

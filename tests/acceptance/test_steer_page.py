@@ -9,19 +9,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from redis.asyncio import Redis
-from support.agents import Gate, scripted
+from support.agents import Gate, prompts, scripted
 from support.docs import every_block
 
 import agx
 from agx.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
-
-
-def prompts(messages: list[ModelMessage]) -> list[str]:
-    requests = [message for message in messages if isinstance(message, ModelRequest)]
-    return [str(part.content) for request in requests for part in request.parts if isinstance(part, UserPromptPart)]
 
 
 async def test_every_block(configured: Redis) -> None:

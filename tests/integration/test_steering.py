@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from pydantic_ai import Agent, FunctionToolset
-from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
+from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from redis.asyncio import Redis
-from support.agents import FakeSession, Gate, ScopeDeps, call, complete, scripted
+from support.agents import FakeSession, Gate, ScopeDeps, call, complete, prompts, scripted
 from support.killed_runs import KilledError, Ledger, Points, Scenario, Stream, attempt
 from support.run_facts import FactsOfRun
 from support.waiting import wait_until
@@ -26,17 +26,6 @@ from agx.testing import MemorySession, collect
 from agx_sidecar.metrics import instruments as i
 
 KEYS = SessionKeys.of("agx", 1, 1, "s")
-
-
-def prompts(messages: list[ModelMessage]) -> list[str]:
-    """Return the texts of the user, in their order."""
-    return [
-        str(part.content)
-        for message in messages
-        if isinstance(message, ModelRequest)
-        for part in message.parts
-        if isinstance(part, UserPromptPart)
-    ]
 
 
 async def waiting() -> list[str]:

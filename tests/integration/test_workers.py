@@ -90,7 +90,7 @@ async def test_a_run_id_that_is_submitted_twice_runs_once(configured: Redis) -> 
     async with working(*workers):
         for _ in range(2):
             await submit(run_id="one")
-        await wait_until(lambda: len(made) == 2)  # both workers are about to open the run
+        await wait_until(lambda: made)  # the second job waits, as any other of this session
         opened.set()
         events = await follow()
         assert [event["type"] for event in events].count("begin") == 1
@@ -135,10 +135,10 @@ async def test_waiting_jobs_of_a_scope_are_counted_behind_those_of_others(config
     for n in range(205):
         scope = "beta" if n < 150 else "acme"
         job = agx.Job(f"r{n}", scope, "ada", f"s{n}", "support")
-        assert await queue.submit(job, job.encode(), delay=0, max_waiting=200)
+        assert await queue.submit(job, job.encode(), delay=0, max_waiting=200) == ""
     job = agx.Job("more", "acme", "ada", "more", "support")
-    assert not await queue.submit(job, job.encode(), delay=0, max_waiting=55)
-    assert await queue.submit(job, job.encode(), delay=0, max_waiting=56)
+    assert await queue.submit(job, job.encode(), delay=0, max_waiting=55) == "scope"
+    assert await queue.submit(job, job.encode(), delay=0, max_waiting=56) == ""
 
 
 async def test_a_job_is_accepted_as_soon_as_the_run_before_has_ended(configured: Redis) -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.messages import ModelMessage, ModelResponse, NativeToolCallPart, NativeToolReturnPart
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    NativeToolCallPart,
+    NativeToolReturnPart,
+    UserPromptPart,
+)
 from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 
 import agx
@@ -170,3 +177,9 @@ def call(name: str, *fragments: str, call_id: str = "c1", index: int = 0) -> lis
 def think(*pieces: str) -> list[Delta]:
     """Return the deltas of a thinking part."""
     return [{0: DeltaThinkingPart(content=piece)} for piece in pieces]
+
+
+def prompts(messages: Sequence[ModelMessage]) -> list[str]:
+    """Return the texts of the user, in their order."""
+    requests = [message for message in messages if isinstance(message, ModelRequest)]
+    return [str(part.content) for request in requests for part in request.parts if isinstance(part, UserPromptPart)]
