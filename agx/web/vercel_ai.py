@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -94,6 +94,8 @@ _USER_MESSAGE: JsonDict = {
 
 
 EventStream = VercelAIEventStream[Any, Any]
+# Of the caller, the session, the message that the answer goes on in, and the messages that it begins with.
+StreamRun = Callable[[Who, str, str | None, list[ModelMessage]], Response]
 
 _VALUES = frozenset({"input", "raw_input", "output"})  # of a tool's part: any JSON
 
@@ -175,6 +177,15 @@ def make_vercel_ai_router(
         # The rest of an answer has no id of its own: it goes on in the message that the page has.
         return stream_run(asker, request.id, None if turn.results else run_id, [])
 
+    _add_reads(router, who, sessions, sdk_version, stream_run)
+    return router
+
+
+def _add_reads(
+    router: APIRouter, who: GetWho, sessions: SessionStore, sdk_version: SdkVersion, stream_run: StreamRun
+) -> None:
+    Asker = Annotated[Who, Depends(who)]
+
     @router.get("/{session_id}/stream", response_class=Response, responses={**EVENTS, **NOTHING})
     async def resume_stream(session_id: SessionId, asker: Asker, run: str = "") -> Response:
         """Stream the answer that is being given, from its beginning; 204 where there is none.
@@ -187,13 +198,8 @@ def make_vercel_ai_router(
         # The message's id is the run's: a page that resumes replaces its copy.
         return stream_run(asker, session_id, found.run_id, found.opening)
 
-    _add_history(router, who, sessions, sdk_version)
-    return router
-
-
-def _add_history(router: APIRouter, who: GetWho, sessions: SessionStore, sdk_version: SdkVersion) -> None:
     @router.get("/{session_id}")
-    async def read_history(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> ChatHistory:
+    async def read_history(session_id: SessionId, asker: Asker) -> ChatHistory:
         """Return the conversation as UIMessages."""
         found = await read_conversation(sessions, asker, session_id)
         messages = found.session.msgs

@@ -146,12 +146,11 @@ class Traffic:
                 "trace": Trace(trace_id, span, parent, sampled=self._number % 5 == 0, sdk=False),
             }
 
-        requests = 1 + self._count(1.2 if kind.tools else 0)
-        durations = [self._spread(kind.seconds) for _ in range(requests)]
+        durations = [self._spread(kind.seconds) for _ in range(1 + self._count(1.2 if kind.tools else 0))]
+        requests = len(durations)
         start = now - round(sum(durations) * 1.2 * SECOND)
         yield from self._begin(about, start)
-        tools = 0
-        at = start
+        tools, at = 0, start
         for idx, seconds in enumerate(durations):
             last = idx == requests - 1
             end = at + round(seconds * SECOND)
@@ -173,7 +172,6 @@ class Traffic:
                 yield from self._tool_node(kind, idx, at, about)
                 at += SECOND // 10
         cancelled = outcome == "cancelled"
-        cancel_ms = at // 1_000_000 - round(self._spread(0.03) * 1000) if cancelled else None
         yield RunEnded(
             **about("run"),  # type: ignore[arg-type]
             outcome=outcome,
@@ -182,7 +180,7 @@ class Traffic:
             start_ns=start,
             end_ns=at,
             error_type={"failed": self._random.choice(ERRORS), "lost": "LostError"}.get(outcome),
-            cancel_ms=cancel_ms,
+            cancel_ms=at // 1_000_000 - round(self._spread(0.03) * 1000) if cancelled else None,
             end_ms=at // 1_000_000 if cancelled else None,
             model_calls=requests,
             tool_calls=tools,
