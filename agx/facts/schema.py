@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from .json_values import to_json_values
@@ -264,7 +264,10 @@ class ProcessState:
 
 Fact = RunStarted | RunResumed | RunSteered | NodeEnded | ToolEnded | RunEnded | ProcessState
 
-_ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")])
+# Built at the first fact that is read: a service only writes them.
+_ADAPTER: TypeAdapter[Fact] = TypeAdapter(
+    Annotated[Fact, Field(discriminator="kind")], config=ConfigDict(defer_build=True)
+)
 
 
 class UnknownFactError(ValueError):

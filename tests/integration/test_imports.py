@@ -53,6 +53,8 @@ async def test_a_command_starts_without_pydantic_ai(args: list[str], redis_url: 
 
 
 def test_the_sidecar_starts_without_pydantic_ai() -> None:
-    modules = imported_by("-c", "import agx_sidecar.app")
+    check = "import agx_sidecar.app; from agx.facts import schema; assert not schema._ADAPTER.pydantic_complete"
+    modules = imported_by("-c", check)
     assert "agx_sidecar.metrics.sink" in modules
+    assert "genai_prices" not in modules  # until a response has to be priced
     check_light(modules)

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
-
-from genai_prices import Usage as PricedUsage
-from genai_prices import calc_price
+from typing import TYPE_CHECKING, Any
 
 from agx.facts.schema import ModelCall, NodeEnded, RunEnded, RunResumed, ToolEnded
 
 from .table import Value
+
+if TYPE_CHECKING:
+    from genai_prices import Usage as PricedUsage
 
 _NANO = 1_000_000_000
 _MINUTE_NS = 60 * _NANO
@@ -92,6 +92,8 @@ def nano_dollars(call: ModelCall) -> int | None:
 def _price(
     provider: str, response_model: str | None, request_model: str, tokens: tuple[int, ...], minute: int
 ) -> int | None:
+    from genai_prices import calc_price  # noqa: PLC0415 - a tenth of the start, and most responses have a price
+
     when = datetime.fromtimestamp(minute * 60, UTC)
     for model in (response_model, request_model):
         if not model:
@@ -108,8 +110,10 @@ def _price(
 
 def _consistent(input_: int, output: int, cache_read: int, cache_write: int, cache_write_1h: int) -> PricedUsage:
     """Return usage whose parts fit into their wholes; some providers report cached tokens beside the input."""
+    from genai_prices import Usage  # noqa: PLC0415
+
     cache_write = max(cache_write, cache_write_1h)
-    return PricedUsage(
+    return Usage(
         input_tokens=max(input_, cache_read + cache_write),
         output_tokens=output,
         cache_read_tokens=cache_read,

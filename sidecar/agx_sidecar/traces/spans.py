@@ -322,4 +322,7 @@ def _cut(text: str) -> str:
 
 def _all_cut(attributes: Mapping[str, Value]) -> Attributes:
     """Return attributes whose texts are marked where they had to be cut."""
-    return {name: _cut(value) if isinstance(value, str) else value for name, value in attributes.items()}
+    return {
+        name: _cut(value) if isinstance(value, str) and len(value) > MAX_TEXT else value
+        for name, value in attributes.items()
+    }
