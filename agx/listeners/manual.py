@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -96,7 +97,10 @@ async def stop(scope_id: Id, user_id: Id, session_id: Id, grace_period: float = 
 
     Raises:
         RedisUnavailableError: Redis can't be reached.
+        ValueError, TypeError: an id, or `grace_period`, is no such value.
     """
+    if not math.isfinite(grace_period):
+        raise ValueError(f"grace_period must be a number of seconds, not {grace_period}")
     engine, session = _open(scope_id, user_id, session_id)
     opened = engine.sessions.get(session.stream)
     if isinstance(opened, ManualSession):

@@ -47,10 +47,13 @@ class Supervisor:
             await asyncio.sleep(backoff.next())
 
     def call(self, work: Callable[[], object], *, name: str) -> bool:
-        """Call `work()` from a timer or a callback; returns False where it raised, which is logged and counted."""
+        """Call `work()` from a timer or a callback; returns False where it raised, which is logged and counted.
+
+        It awaits nothing, so a `CancelledError` that it raises is no cancellation of the task.
+        """
         try:
             work()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self.note(error, name)
             return False
         return True

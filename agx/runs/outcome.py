@@ -146,7 +146,7 @@ def describe_text(error: BaseException) -> str:
     """Return an exception's text; never raises, though a user's `__str__` may."""
     try:
         return str(error)
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         return f"({type(error).__name__}, whose text can't be read)"
 
 
@@ -169,7 +169,7 @@ def make_error_body(ending: Ending, describe: DescribeError | None) -> Body | No
 def _describe(error: BaseException, describe: DescribeError) -> str | None:
     try:
         text = describe(error)
-    except Exception as raised:  # it is the user's code, and the run has to end
+    except (Exception, asyncio.CancelledError) as raised:  # it is the user's code, and the run has to end
         logger.warning("agx: describe_error raised %s: listeners get the default text", describe_type(raised))
         return None
     return text if isinstance(text, str) else None

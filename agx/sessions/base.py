@@ -150,12 +150,15 @@ class SessionStore(Protocol):
 def keep_prompt(messages: Sequence[ModelMessage], request: ModelRequest) -> list[ModelMessage]:
     """Return a run's messages with its prompt in them, also where a history processor has dropped it.
 
+    One that it has edited stays edited: such a copy has the prompt's timestamp.
+
     Args:
         messages: what upstream's `all_messages()` gives.
         request: the run's first one, with `run_id`.
     """
     prompt = [part for part in request.parts if isinstance(part, UserPromptPart)]
-    if not prompt or any(part in message.parts for message in messages for part in prompt):
+    kept = {part.timestamp for message in messages for part in message.parts if isinstance(part, UserPromptPart)}
+    if not prompt or any(part.timestamp in kept for part in prompt):
         return list(messages)
     first = next((n for n, one in enumerate(messages) if one.run_id == request.run_id), len(messages))
     return [*messages[:first], replace(request, parts=prompt), *messages[first:]]

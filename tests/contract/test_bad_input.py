@@ -280,3 +280,12 @@ async def test_a_wrong_cursor_is_refused(configured: Redis, cursor: Any) -> None
 @pytest.mark.parametrize("cursor", ["0", "0-0", "1", "1-0", "18446744073709551615-1"])
 async def test_the_ids_that_redis_itself_takes_are_cursors(configured: Redis, cursor: str) -> None:
     assert [event async for event in agx.listen(1, 1, "nobody", after=cursor, timeout=0)] == []
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), None, "5"])
+async def test_a_grace_period_that_is_no_number_of_seconds_is_refused(configured: Redis, seconds: Any) -> None:
+    await agx.start(1, 1, "s")
+    with pytest.raises((ValueError, TypeError)):
+        await agx.stop(1, 1, "s", grace_period=seconds)
+    assert await agx.is_live(1, 1, "s")
+    await agx.stop(1, 1, "s")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,18 @@ async def test_a_prompt_that_a_history_processor_drops_is_stored(configured: Red
     assert "What is there?" not in texts(result.all_messages())  # so it is upstream's
     assert texts(session.msgs) == ["What is there?", "seen", "done"]
     assert session.msgs[1:] == result.all_messages()
+
+
+async def test_a_prompt_that_a_history_processor_edits_is_stored_once(configured: Redis) -> None:
+    def redact(messages: list[ModelMessage]) -> list[ModelMessage]:
+        for message in messages:
+            if isinstance(message, ModelRequest):
+                message.parts = [replace(one, content="(redacted)") for one in message.parts if hasattr(one, "content")]
+        return messages
+
+    session = FakeSession()
+    await agx.run(session, ScriptedAgent().agent(capabilities=[ProcessHistory(redact)]), "My pin is 1234", ScopeDeps())
+    assert texts(session.msgs) == ["(redacted)", "one two three"]
 
 
 async def test_a_summary_is_stored_and_not_made_again_each_turn(configured: Redis) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from support.recorded import read_facts, read_stream
 
 import agx
 from agx.config import current_config
+from agx.runs.outcome import describe_text
 from agx.sessions.sql_session import SqlSessions
 
 SECRET = "could not connect to postgres://admin:secret@db"
@@ -69,9 +71,13 @@ async def test_describe_error_says_more_and_may_fail(configured: Redis) -> None:
     def broken(error: BaseException) -> str:
         raise RuntimeError(SECRET)
 
-    body = await fail(configured, broken)
-    assert body["msg"] == default
-    assert body["error_type"] == "ConnectionError"
+    def cancels(error: BaseException) -> str:
+        raise asyncio.CancelledError
+
+    for describe in (broken, cancels):
+        body = await fail(configured, describe)
+        assert body["msg"] == default
+        assert body["error_type"] == "ConnectionError"
 
 
 async def test_a_failed_model_is_not_blamed_on_a_tool(configured: Redis, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,3 +118,12 @@ async def test_a_store_that_refuses_is_logged_once_and_without_the_conversation(
     assert "my secret" not in text
     body = (await read_stream(configured))[-2].body
     assert body["code"] == "session_not_saved"
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, asyncio.CancelledError])
+def test_the_text_of_an_exception_is_read_whatever_it_raises(raised: type[BaseException]) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise raised
+
+    assert describe_text(Mute()) == "(Mute, whose text can't be read)"

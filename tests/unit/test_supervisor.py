@@ -79,6 +79,11 @@ async def test_a_cancelled_task_ends(swallow: bool) -> None:
 
 async def test_a_callback_that_raises_is_counted() -> None:
     supervisor = Supervisor()
+
+    def cancels() -> None:
+        raise asyncio.CancelledError
+
     assert not supervisor.call(lambda: 1 // 0, name=NAME)
+    assert not supervisor.call(cancels, name=NAME)
     assert supervisor.call(lambda: None, name=NAME)
-    assert supervisor.failures == {NAME: 1}
+    assert supervisor.failures == {NAME: 2}
