@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: FastAPI evaluates annotations.
 
 import json
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -37,6 +38,8 @@ _REFUSALS = (
     TextError,
     RedisUnavailableError,
 )
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Responses = dict[int | str, dict[str, Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
@@ -114,10 +117,17 @@ class _BoundedRequest(Request):
         return self._whole
 
     async def json(self) -> Any:
-        """Return the body's JSON; raises JSONDecodeError also where its encoding or its depth can't be read."""
+        """Return the body's JSON; raises JSONDecodeError also where its encoding or its depth can't be read.
+
+        A lone half of a surrogate pair is no text: no model and no store could take it.
+        """
+        body = await self.body()
         try:
-            return json.loads(await self.body())
+            value = json.loads(body)
+            if _SURROGATE.search(body):
+                json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError:
             raise
         except (ValueError, RecursionError):
             raise json.JSONDecodeError("not readable", "", 0) from None
+        return value

@@ -100,3 +100,22 @@ async def test_what_others_wrote_to_a_stream_breaks_no_page(client: httpx.AsyncC
         )
         assert answer.status_code == 200
         assert "done" in answer.text
+
+
+LONE = "\\ud83d"  # as JSON has it
+UNREADABLE = {
+    "/chat": QUESTION | {"messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "LONE"}]}]},
+    "/ag-ui": {"threadId": "s", "runId": "LONE", "messages": [{"id": "m", "role": "user", "content": "Hi"}]},
+    "/ag-ui/connect": {"threadId": "s", "runId": "LONE"},
+    "/api/sessions/s/runs": {"prompt": "LONE"},
+}
+
+
+@pytest.mark.parametrize("page", UNREADABLE)
+async def test_half_of_a_surrogate_pair_is_refused_wherever_it_stands(client: httpx.AsyncClient, page: str) -> None:
+    body = json.dumps(UNREADABLE[page])
+    json_type = {"Content-Type": "application/json"}
+    refused = await client.post(page, content=body.replace("LONE", LONE), headers=json_type)
+    assert (refused.status_code, refused.json()["code"]) == (422, "request_unreadable")
+    whole = body.replace("LONE", LONE + "\\ude00").replace('"s"', '"other"').replace("/s/", "/other/")
+    assert (await client.post(page, content=whole, headers=json_type)).status_code in (200, 202)
