@@ -182,15 +182,30 @@ def make_router(
 
 def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_alive: float, retry_ms: int) -> None:
     Asker = Annotated[Who, Depends(who)]
+    retry = b"retry: %d\n\n" % retry_ms
 
-    @router.post("/sessions/{session_id}/runs", status_code=status.HTTP_202_ACCEPTED, responses={**BAD, **BUSY, **FULL})
-    async def start_run(session_id: SessionId, question: Question, asker: Asker) -> StartedRun:
-        """Start a run, or do with a live one what `on_busy` names; follow its events."""
+    @router.post(
+        "/sessions/{session_id}/runs",
+        status_code=status.HTTP_202_ACCEPTED,
+        response_model=StartedRun,
+        responses={**EVENTS, **BAD, **BUSY, **FULL},
+    )
+    async def start_run(
+        session_id: SessionId, question: Question, asker: Asker, accept: Annotated[str, Header()] = ""
+    ) -> StartedRun | Response:
+        """Start a run, or do with a live one what `on_busy` names; follow its events.
+
+        With `Accept: text/event-stream` the answer is the event stream itself, which saves a round trip. A run that
+        still waits for a worker is answered as without it.
+        """
         begun = True
         if isinstance(runs, SubmittedRuns):
             run_id, begun = await runs.start(asker, session_id, question.prompt, question.on_busy)
         else:
             run_id = await runs.start(asker, session_id, ask(question.prompt), question.on_busy)
+        if begun and EventStreamResponse.media_type in accept:
+            chunks = event_chunks(asker.scope_id, asker.user_id, session_id, "", wait=_WAIT)
+            return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry)
         return StartedRun(session_id=session_id, run_id=run_id, begun=begun)
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
@@ -204,7 +219,6 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
         first = None if live else await anext(chunks, None)
         if not live and first is None:
             return Response(status_code=status.HTTP_204_NO_CONTENT)
-        retry = b"retry: %d\n\n" % retry_ms
         return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry + (first or b""))
 
 

@@ -172,6 +172,17 @@ def test_an_agx_js_that_is_too_old_gets_a_sentence(service: WebService) -> None:
     assert refused.json() == {"detail": CLIENT_OUTDATED.sentence, "code": CLIENT_OUTDATED.code}
 
 
+def test_a_start_that_asks_for_events_is_answered_with_them(service: WebService, model_server: ModelServer) -> None:
+    model_server.script((Text("Hello"),))
+    asked = {"json": {"prompt": "Say hello"}, "headers": {"Accept": "text/event-stream"}}
+    with service.client.stream("POST", "/api/sessions/s/runs", **asked) as response:  # type: ignore[arg-type]
+        assert (response.status_code, response.headers["Content-Type"][:17]) == (200, "text/event-stream")
+        events = list(read_events(response))
+    with service.client.stream("GET", "/api/sessions/s/events") as response:
+        assert events == list(read_events(response))
+    assert [event["type"] for event in (events[0], events[-1])] == ["begin", "end"]
+
+
 def test_cancel_and_a_busy_session(service: WebService, model_server: ModelServer) -> None:
     model_server.script((Text("partial"), Silence()))
     service.start("s", "Go on")
@@ -334,6 +345,7 @@ def test_the_openapi_names_every_answer(service: WebService) -> None:
         "/api/sessions/{session_id}/runs",
         "/api/sessions/{session_id}/events",
         "/api/sessions/{session_id}/cancel",
+        "/api/sessions/{session_id}/steer",
         "/api/sessions/{session_id}/messages",
         "/api/sessions",
         "/api/live",
