@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from pydantic_core import from_json, to_json
 
 from ..errors import JobError
 
@@ -82,7 +83,7 @@ class Job:
                 "max_attempts": self.max_attempts,
                 "submitted_ms": self.submitted_ms,
             }
-            | ({} if self.results is None else {"results": self.results})
+            | ({} if self.results is None else {"results": orjson.Fragment(to_json(self.results))})
             | ({} if self.goes_on_from is None else {"goes_on_from": self.goes_on_from})
         )
 
@@ -94,7 +95,7 @@ def decode(data: bytes) -> Job:
         UnreadableJobError: it is no job of this version.
     """
     try:
-        fields = orjson.loads(data)
+        fields = from_json(data)  # orjson makes floats of integers beyond 64 bits, which results may have
         if int(fields["v"]) > FORMAT:
             raise UnreadableJobError(f"format {fields['v']} is newer than {FORMAT}: update this worker")
         scope_id, user_id, session_id = map(str, fields["ids"])
