@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .checkpoints.job import Job
     from .config import Config, configure
     from .engine.cancellation import cancel
+    from .engine.feedback import feedback
     from .engine.registry import aclose
     from .engine.steering import steer
     from .errors import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         RedisUnavailableError,
         RunFailedError,
         RunHandedOverError,
+        RunUnknownError,
         SessionBusyError,
         SessionConflictError,
         SessionSaveError,
@@ -64,6 +66,7 @@ __all__ = [
     "RedisUnavailableError",
     "RunFailedError",
     "RunHandedOverError",
+    "RunUnknownError",
     "Runtime",
     "Session",
     "SessionBusyError",
@@ -76,6 +79,7 @@ __all__ = [
     "add",
     "cancel",
     "configure",
+    "feedback",
     "is_live",
     "listen",
     "q",
@@ -91,6 +95,7 @@ _MODULES = {
     "checkpoints.job": ("Job",),
     "config": ("Config", "configure"),
     "engine.cancellation": ("cancel",),
+    "engine.feedback": ("feedback",),
     "engine.registry": ("aclose",),
     "engine.steering": ("steer",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),

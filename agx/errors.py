@@ -61,6 +61,13 @@ class TextError(AgxError, ValueError):
         super().__init__(f"the text can't be taken: {cause}")
 
 
+class RunUnknownError(AgxError, LookupError):
+    """Raised by `feedback()` for a run that the session does not have, that has not ended, or that is too old."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the session has no run {run_id!r} that has ended, or Redis no longer has its facts")
+
+
 class JobError(AgxError, TypeError, ValueError):
     """Raised by `submit()` and `run(resume=...)` for an argument that can't be used; Redis was not asked."""
 
@@ -308,6 +315,13 @@ NOTHING_RUNS = ErrorCode(
     "Start a run with the text.",
     404,
 )
+RUN_UNKNOWN = ErrorCode(
+    "run_unknown",
+    "The session has no such run.",
+    "The run has not ended, it is too old, or it is not one of this user.",
+    "Give feedback on a run that has ended, within a day or so.",
+    404,
+)
 CONVERSATION_CHANGED = ErrorCode(
     "conversation_changed",
     "The stored conversation is not the one that was shown: load it again.",
@@ -323,26 +337,4 @@ REDIS_UNAVAILABLE = ErrorCode(
     503,
 )
 
-CATALOGUE = (
-    RUN_CANCELED,
-    RUN_FAILED,
-    MODEL_FAILED,
-    MODEL_ANSWER_UNUSABLE,
-    CONTENT_REFUSED,
-    LIMIT_REACHED,
-    RUN_TIMED_OUT,
-    SESSION_NOT_SAVED,
-    RUN_LOST,
-    ATTEMPTS_EXHAUSTED,
-    AGENT_NOT_SERVED,
-    RUN_REPLACED,
-    EVENTS_EXPIRED,
-    REQUEST_UNREADABLE,
-    REQUEST_TOO_LARGE,
-    CLIENT_OUTDATED,
-    QUEUE_FULL,
-    SESSION_BUSY,
-    NOTHING_RUNS,
-    CONVERSATION_CHANGED,
-    REDIS_UNAVAILABLE,
-)
+CATALOGUE: tuple[ErrorCode, ...] = tuple(value for value in list(globals().values()) if isinstance(value, ErrorCode))

@@ -346,4 +346,34 @@ def _inside() -> tuple[Placed, ...]:
         PER_SECOND,
         Query(rate("agx_plain_runs_total", AGENT, by="agent"), "{{agent}}"),
     )
-    return ((8, model_calls), (8, tool_calls), (8, plain), (12, nodes), (12, spread))
+    scores = lines(
+        Text("Feedback by agent and model", "Mean score by what was scored. Falls: read the traces.", "AgxTokenBurn"),
+        "short",
+        Query(
+            ratio(
+                rate("agx_feedback_score_sum", AGENT, MODEL, by="agent, model, name"),
+                rate("agx_feedback_score_count", AGENT, MODEL, by="agent, model, name"),
+            ),
+            "{{agent}} {{model}} {{name}}",
+        ),
+    )
+    steers = lines(
+        Text("Steered messages", "Per second. Many are only stored: users write after the answer.", "AgxTokenBurn"),
+        PER_SECOND,
+        Query(rate("agx_steers_total", AGENT, by="outcome"), "{{outcome}}"),
+    )
+    number = lines(
+        Text("Scores given", "Per second. None: does the page show its thumbs?", "AgxTokenBurn"),
+        PER_SECOND,
+        Query(rate("agx_feedback_total", AGENT, MODEL, by="name"), "{{name}}"),
+    )
+    return (
+        (8, model_calls),
+        (8, tool_calls),
+        (8, plain),
+        (12, nodes),
+        (12, spread),
+        (12, scores),
+        (6, number),
+        (6, steers),
+    )

@@ -84,3 +84,19 @@ def _convert(value: Any, problem: str) -> Any:
     if problem == "int_from_float" and isinstance(value, float) and math.isfinite(value):
         return int(value)
     return None
+
+
+def classify(data: bytes, error: ValidationError, newest: int) -> tuple[bool, str]:
+    """Return whether an entry that is no fact is of a newer version than `newest`, and what is wrong with it."""
+    try:
+        raw = from_json(data)
+    except ValueError:
+        return False, "not JSON"
+    if isinstance(raw, dict):
+        if isinstance(v := raw.get("v"), int) and v > newest:
+            return True, f"format {v} is newer than {newest}"
+        if error.errors(include_input=False)[0]["type"] == "union_tag_invalid":
+            return True, f"kind {str(raw.get('kind'))[:40]!r} is not known"
+    # Field names only: an entry's values may be anybody's content.
+    where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+    return False, f"invalid at {where or 'the top'}"

@@ -14,10 +14,9 @@ from typing import Annotated, Literal
 
 import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from .json_values import to_json_values
-from .repair import repair
+from .repair import classify, repair
 
 FORMAT = 1  # goes up when an old sidecar could misread a new fact
 FIELD = "fact"
@@ -178,6 +177,19 @@ class RunSteered(RunFact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunFeedback(RunFact):
+    """Somebody scored a run that had ended; its span is a part of the run's trace."""
+
+    kind: Literal["run.feedback"] = "run.feedback"
+    at_ns: Int64
+    name: str  # what is scored
+    value: float
+    model: str = ""  # of the run's last model request
+    by: str | None = None
+    comment: str | None = None  # content capture only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeEnded(RunFact):
     """A node of the agent's graph ended.
 
@@ -262,7 +274,7 @@ class ProcessState:
         return self.id
 
 
-Fact = RunStarted | RunResumed | RunSteered | NodeEnded | ToolEnded | RunEnded | ProcessState
+Fact = RunStarted | RunResumed | RunSteered | RunFeedback | NodeEnded | ToolEnded | RunEnded | ProcessState
 
 # Built at the first fact that is read: a service only writes them.
 _ADAPTER: TypeAdapter[Fact] = TypeAdapter(
@@ -301,28 +313,14 @@ def decode(data: bytes, on_repair: Callable[[], None] | None = None) -> Fact:
     except ValidationError as error:
         repaired = repair(data, error, _ADAPTER)
         if repaired is None:
-            raise _classify(data, error) from None
+            is_newer, reason = classify(data, error, FORMAT)
+            raise (UnknownFactError if is_newer else MalformedFactError)(reason) from None
         fact = repaired
         if on_repair is not None:
             on_repair()
     if fact.v > FORMAT:
         raise UnknownFactError(f"format {fact.v} is newer than {FORMAT}")
     return fact
-
-
-def _classify(data: bytes, error: ValidationError) -> UnknownFactError | MalformedFactError:
-    try:
-        raw = from_json(data)
-    except ValueError:
-        return MalformedFactError("not JSON")
-    if isinstance(raw, dict):
-        if isinstance(v := raw.get("v"), int) and v > FORMAT:
-            return UnknownFactError(f"format {v} is newer than {FORMAT}")
-        if error.errors(include_input=False)[0]["type"] == "union_tag_invalid":
-            return UnknownFactError(f"kind {str(raw.get('kind'))[:40]!r} is not known")
-    # Field names only: an entry's values may be anybody's content.
-    where = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-    return MalformedFactError(f"invalid at {where or 'the top'}")
 
 
 def span_id(run_id: str, what: str) -> str:

@@ -33,6 +33,11 @@ USAGE_CACHE_WRITE: Mapping[Semconv, tuple[str, ...]] = {  # genai#440
 USAGE_REASONING = "gen_ai.usage.reasoning.output_tokens"
 ERROR_TYPE = "error.type"
 
+EVALUATION_RESULT = "gen_ai.evaluation.result"
+EVALUATION_NAME = "gen_ai.evaluation.name"
+EVALUATION_SCORE = "gen_ai.evaluation.score.value"
+EVALUATION_EXPLANATION = "gen_ai.evaluation.explanation"
+
 INVOKE_AGENT = "invoke_agent"
 CHAT = "chat"
 EXECUTE_TOOL = "execute_tool"
@@ -60,6 +65,7 @@ UNKNOWN_TOOL = "__unknown__"  # for a name that a model invented: names of spans
 RUN_OUTCOME = "agx.run.outcome"
 RUN_REASON = "agx.run.reason"
 RUN_ID = "agx.run.id"
+FEEDBACK_BY = "agx.feedback.by"
 ATTEMPT = "agx.run.attempt"
 SCOPE_ID = "agx.scope.id"
 SESSION_ID = "agx.session.id"

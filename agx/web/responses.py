@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path, status
 from pydantic import BaseModel, Field
 
 from ..engine.cancellation import cancel
+from ..engine.feedback import MAX_COMMENT, MAX_NAME, MAX_VALUE, feedback
 from ..engine.inbox import MAX_TEXT
 from ..engine.steering import steer
 from ..errors import NOTHING_RUNS
@@ -54,6 +55,7 @@ COMMON: Responses = {
 }
 BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
 NOT_LIVE: Responses = {404: {"model": Problem, "description": "The session has no live run"}}
+UNKNOWN: Responses = {404: {"model": Problem, "description": "The session has no such run, or it has not ended"}}
 FULL: Responses = {429: {"model": Problem, "description": "Too much is waiting"}}
 CHANGED: Responses = {
     409: {"model": Problem, "description": "The session has a live run, or its conversation is not the one shown"}
@@ -85,8 +87,24 @@ class Steered(BaseModel):
     steered: Literal[True] = True
 
 
+class Score(BaseModel):
+    """What the user thinks of a run."""
+
+    run_id: str = Field(pattern=ID_PATTERN)
+    name: str = Field("thumb", pattern=ID_PATTERN, max_length=MAX_NAME, description="What is scored")
+    value: float = Field(ge=0, le=MAX_VALUE, allow_inf_nan=False, description="A thumb is 1 or 0")
+    comment: str | None = Field(None, max_length=MAX_COMMENT)
+    key: str | None = Field(None, pattern=ID_PATTERN, description="A second score with this key is not counted")
+
+
+class Scored(BaseModel):
+    """The score is recorded."""
+
+    recorded: Literal[True] = True
+
+
 def add_controls(router: APIRouter, path: str, who: GetWho) -> None:
-    """Add the routes that stop and steer a run: the same in every protocol, none of which has a word for them."""
+    """Add the routes that stop, steer and score a run: in every protocol, none of which has a word for them."""
 
     @router.post(f"{path}/steer", status_code=status.HTTP_202_ACCEPTED, responses={**NOT_LIVE, **FULL})
     async def steer_run(session_id: SessionId, message: Message, asker: Annotated[Who, Depends(who)]) -> Steered:
@@ -99,3 +117,10 @@ def add_controls(router: APIRouter, path: str, who: GetWho) -> None:
     async def cancel_run(session_id: SessionId, asker: Annotated[Who, Depends(who)]) -> Cancelled:
         """Cancel the session's run, in whatever process it runs."""
         return Cancelled(cancelled=await cancel(asker.scope_id, asker.user_id, session_id))
+
+    @router.post(f"{path}/feedback", responses=UNKNOWN)
+    async def score_run(session_id: SessionId, score: Score, asker: Annotated[Who, Depends(who)]) -> Scored:
+        """Record what the user thinks of a run of the session that has ended."""
+        given = score.model_dump()
+        await feedback(asker.scope_id, asker.user_id, session_id, by=str(asker.user_id), **given)
+        return Scored()

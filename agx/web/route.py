@@ -23,6 +23,7 @@ from ..errors import (
     JobError,
     QueueFullError,
     RedisUnavailableError,
+    RunUnknownError,
     SessionBusyError,
     TextError,
 )
@@ -35,6 +36,7 @@ _REFUSALS = (
     ConversationChangedError,
     QueueFullError,
     JobError,
+    RunUnknownError,
     TextError,
     RedisUnavailableError,
 )

@@ -22,8 +22,10 @@ from agx.facts.schema import (
     ProcessState,
     Reason,
     RunEnded,
+    RunFeedback,
     RunResumed,
     RunStarted,
+    RunSteered,
     Service,
     StreamTotals,
     ToolEnded,
@@ -187,6 +189,10 @@ class Traffic:
             first_text_ns=(at - start) * 4 // 10,
             stream=StreamTotals(requests * 60, requests * 9_000, int(self._random.random() < 0.05), 0),
         )
+        if self._random.random() < 0.2:
+            score = float(self._random.random() < 0.8)
+            yield RunSteered(**about("steer"), at_ns=at, outcome="delivered" if score else "stored")  # type: ignore[arg-type]
+            yield RunFeedback(**about("feedback"), at_ns=at, name="thumb", value=score, model=kind.model)  # type: ignore[arg-type]
 
     def _begin(self, about: Callable[[str], dict[str, object]], start: int) -> Iterator[Fact]:
         waited = round(self._spread(0.3) * SECOND)  # all runs are jobs

@@ -16,6 +16,7 @@ from agx.facts.schema import (
     NodeEnded,
     ProcessState,
     RunEnded,
+    RunFeedback,
     RunResumed,
     RunStarted,
     RunSteered,
@@ -62,6 +63,9 @@ class Ledger:
                 self._observe(i.RECOVERY, fact.at_ns - fact.last_ns, fact.agent)
             case RunSteered():
                 self._add(i.STEERS, 1, fact.agent, fact.outcome)
+            case RunFeedback():
+                self._add(i.FEEDBACK, 1, fact.agent, fact.name, fact.model)
+                self._observe(i.SCORE, round(fact.value * 10**9), fact.agent, fact.name, fact.model)
             case RunEnded():
                 self._note_end(fact)
             case NodeEnded():

@@ -86,6 +86,17 @@ RECOVERY = histogram(
 STEERS = counter(
     "agx_steers_total", (t.AGENT, t.STEER_OUTCOME), "Messages of steer() that a run took.", source=t.RUN_STEERED
 )
+FEEDBACK = counter(
+    "agx_feedback_total", (t.AGENT, t.SCORE_NAME, t.SCORED_MODEL), "Scores given to runs.", source=t.RUN_SCORED
+)
+SCORE = histogram(
+    "agx_feedback_score",
+    (t.AGENT, t.SCORE_NAME, t.SCORED_MODEL),
+    "Scores given to runs, by what was scored.",
+    buckets=t.SCORE_BUCKETS,
+    source=t.RUN_SCORED,
+    value=v.score,
+)
 JOBS_WAITING = gauge("agx_jobs_waiting", (t.SCOPE,), "Jobs that are due and whose run has not begun.")
 JOB_WAIT = histogram(
     "agx_job_wait_seconds",

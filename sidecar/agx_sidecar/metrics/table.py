@@ -46,6 +46,7 @@ FIRST_TOKEN_BUCKETS = _fine(0.025, 409.6)
 NODE_BUCKETS = _fine(0.01, 81.92)
 CANCEL_BUCKETS = _fine(0.005, 40.96)
 COST_BUCKETS = tuple(10_000 << k for k in range(0, 23, 2))  # $0.00001 x 4^k up to $41.9
+SCORE_BUCKETS = _ns((0, 0.25, 0.5, 0.75, 1, 2, 3, 4, 5, 10, 25, 50, 75, 100))
 APPEND_NS_BUCKETS = _ns(facts.APPEND_BUCKETS)
 
 
@@ -228,13 +229,27 @@ USAGE_SOURCE = _closed("source", "model.usage.source", values=USAGE_SOURCES)
 TOOL = Label("tool", ("tool", "known"), _tool, cap=WIDE_CAP)
 TOOL_NAME = Label("gen_ai_tool_name", ("tool", "known"), _tool, cap=WIDE_CAP)
 TOOL_OUTCOME = _closed("outcome", "outcome", values=TOOL_OUTCOMES)
+SCORE_NAME = Label("name", ("name",))
+SCORED_MODEL = Label("model", ("model",), cap=WIDE_CAP)
 STEER_OUTCOME = _closed("outcome", "outcome", values=get_args(facts.SteerOutcome))
 TOOL_ERROR = Label("error_type", ("outcome", "error_type"), _tool_error, values=("",))
 # Of gauges and of a replica's own metrics, which no fact feeds.
 PARTITION = Label("partition")
 SINK = _closed("sink")
 FACT_KIND = _closed(
-    "kind", values=("run.start", "run.resume", "run.steer", "node", "tool", "run.end", "process", "repeat", "unknown")
+    "kind",
+    values=(
+        "run.start",
+        "run.resume",
+        "run.steer",
+        "run.feedback",
+        "node",
+        "tool",
+        "run.end",
+        "process",
+        "repeat",
+        "unknown",
+    ),
 )
 LABEL = Label("label", values=("scope", "agent", "model", "tool"))
 VERSION = Label("version")
@@ -248,6 +263,7 @@ REQUEST_ORIGIN = (AGENT_NAME, RESPONSE_MODEL, SERVICE_NAME)
 RUN_STARTED = Source(facts.RunStarted, at_ns="start_ns")
 RUN_RESUMED = Source(facts.RunResumed, at_ns="at_ns")
 RUN_STEERED = Source(facts.RunSteered, at_ns="at_ns")
+RUN_SCORED = Source(facts.RunFeedback, at_ns="at_ns")
 RUN_ENDED = Source(facts.RunEnded)
 RUN_FAILED = Source(facts.RunEnded, where=("outcome", facts.ERROR_OUTCOMES))
 RUN_CANCELLED = Source(facts.RunEnded, where=("outcome", ("cancelled",)))

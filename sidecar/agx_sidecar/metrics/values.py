@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from agx.facts.schema import ModelCall, NodeEnded, RunEnded, RunResumed, ToolEnded
+from agx.facts.schema import ModelCall, NodeEnded, RunEnded, RunFeedback, RunResumed, ToolEnded
 
 from .table import Value
 
@@ -51,6 +51,11 @@ def request_duration(fact: Any) -> int:
 def recovery(fact: RunResumed) -> int:
     """Return how long a run had no process, as far as that was seen."""
     return fact.at_ns - fact.last_ns
+
+
+def score(fact: RunFeedback) -> int:
+    """Return a score in billionths; one that is no number, or beyond all measure, counts as 0."""
+    return round(fact.value * _NANO) if 0 <= fact.value < _NANO else 0
 
 
 def cancel_latency(fact: RunEnded) -> int | None:

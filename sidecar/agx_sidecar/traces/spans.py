@@ -23,6 +23,7 @@ from agx.facts.schema import (
     NodeEnded,
     RunEnded,
     RunFact,
+    RunFeedback,
     RunResumed,
     Service,
     ToolEnded,
@@ -34,6 +35,7 @@ from agx.telemetry import conventions as c
 
 Value = str | int | float | bool | Sequence[str]
 Attributes = dict[str, Value]
+Spanned = NodeEnded | ToolEnded | RunEnded | RunResumed | RunFeedback
 
 MAX_NAME = 200  # characters of a span's name
 MAX_TEXT = 4_096  # characters of an attribute
@@ -62,7 +64,7 @@ def spans_of(fact: Fact, semconv: c.Semconv = "current") -> list[ReadableSpan]:
     Raises:
         ValueError: its trace or span ids are no hexadecimal numbers, or a number in it is beyond all measure.
     """
-    if not isinstance(fact, NodeEnded | ToolEnded | RunEnded | RunResumed) or not fact.trace.sampled:
+    if not isinstance(fact, Spanned) or not fact.trace.sampled:
         return []
     try:
         return _make_spans(fact, semconv)
@@ -70,9 +72,11 @@ def spans_of(fact: Fact, semconv: c.Semconv = "current") -> list[ReadableSpan]:
         raise ValueError(str(error)) from None
 
 
-def _make_spans(fact: NodeEnded | ToolEnded | RunEnded | RunResumed, semconv: c.Semconv) -> list[ReadableSpan]:
+def _make_spans(fact: Spanned, semconv: c.Semconv) -> list[ReadableSpan]:
     if isinstance(fact, RunEnded):
         return _run_spans(fact)
+    if isinstance(fact, RunFeedback):
+        return [_feedback_span(fact)]
     if isinstance(fact, RunResumed):
         return [] if fact.before is None else [_dead_attempt_span(fact, fact.before)]
     if fact.trace.sdk:
@@ -116,6 +120,24 @@ def _dead_attempt_span(fact: RunResumed, before: Trace) -> ReadableSpan:
         attributes=_all_cut(attributes),
         start_time=min(fact.before_start_ns, fact.last_ns),
         end_time=fact.last_ns,
+        instrumentation_scope=_SCOPE,
+    )
+
+
+def _feedback_span(fact: RunFeedback) -> ReadableSpan:
+    """Return the span of a score, without a length: the run's own span has been exported."""
+    result: Attributes = {c.EVALUATION_NAME: fact.name, c.EVALUATION_SCORE: fact.value}
+    result |= {} if fact.comment is None else {c.EVALUATION_EXPLANATION: fact.comment}
+    attributes = _common(fact) | result | ({} if fact.by is None else {c.FEEDBACK_BY: fact.by})
+    return ReadableSpan(
+        f"evaluation {fact.name}"[:MAX_NAME],
+        context=_context(fact.trace, fact.trace.span_id),
+        parent=_context(fact.trace, fact.trace.parent_span_id) if fact.trace.parent_span_id else None,
+        resource=_resource(fact.service),
+        attributes=_all_cut(attributes),
+        events=(Event(c.EVALUATION_RESULT, _all_cut(result), fact.at_ns),),
+        start_time=fact.at_ns,
+        end_time=fact.at_ns,
         instrumentation_scope=_SCOPE,
     )
 
