@@ -6,13 +6,13 @@ import sys
 from collections import Counter
 from types import FrameType
 
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from support.made_facts import call, ended, node, started, tool
 
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import Fact, encode
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.series import Series
+from agx_sidecar.traces.encoding import encode_request
 from agx_sidecar.traces.spans import spans_of
 
 
@@ -55,8 +55,11 @@ def test_calls_of_a_fact_that_is_counted() -> None:
 
 def test_calls_of_a_span() -> None:
     facts = some_facts(0, 20)
-    encode_spans([span for fact in facts for span in spans_of(fact)])
+    encode_request([span for fact in facts for span in spans_of(fact)])
     with Calls() as calls:
         spans = [span for fact in facts for span in spans_of(fact)]
     assert len(spans) == 20 * 5
     assert calls.total() / len(spans) <= 21, calls
+    with Calls() as calls:
+        encode_request(spans)
+    assert calls.total() / len(spans) <= 45, calls

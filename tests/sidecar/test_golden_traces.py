@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from support.made_facts import CHAT_SPAN, RUN_SPAN, T0, TOOL_SPAN, TRACE_ID, call, ended, node, started, tool, trace
 
 from agx.facts.schema import Fact, stream_span_id
+from agx_sidecar.traces.encoding import encode_request
 from agx_sidecar.traces.spans import spans_of
 
 CHAT_2 = "00f067aa0ba902b8"
@@ -107,5 +109,7 @@ def _said(span: Span) -> str:
 @pytest.mark.parametrize(("outcome", "mode"), list(GOLDEN))
 def test_a_whole_trace(outcome: str, mode: str) -> None:
     spans = [span for fact in _run(outcome, sdk=mode == "SDK") for span in spans_of(fact)]
-    sent = [span for of in encode_spans(spans).resource_spans for scope in of.scope_spans for span in scope.spans]
+    request = ExportTraceServiceRequest.FromString(encode_request(spans))
+    assert request == encode_spans(spans)
+    sent = [span for of in request.resource_spans for scope in of.scope_spans for span in scope.spans]
     assert [_said(span) for span in sent] == GOLDEN[outcome, mode]

@@ -24,7 +24,10 @@ from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcSpanExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpSpanExporter
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -32,6 +35,7 @@ from requests.adapters import HTTPAdapter
 
 from ..log import shorten
 from ..settings import PushSettings, Settings, SettingsError
+from .encoding import encode_request
 
 _MAX_POINTS = 2_000  # in a request: gRPC takes 4 MiB
 _MAX_ANSWER = 64 * 1024  # bytes; an answer has a few
@@ -114,7 +118,7 @@ def _taken(reply: ExportTraceServiceResponse) -> Answer:
 class _HttpTransport:
     def __init__(self, timeout: float) -> None:
         self._session = _Session()
-        self._exporter = HttpSpanExporter(session=self._session, timeout=timeout)
+        self._exporter = _HttpExporter(session=self._session, timeout=timeout)
 
     def send(self, spans: Sequence[ReadableSpan]) -> Answer:
         session = self._session
@@ -139,6 +143,16 @@ class _HttpTransport:
     def close(self) -> None:
         self._exporter.shutdown()  # type: ignore[no-untyped-call] # upstream's
         self._session.cut()
+
+
+class _HttpExporter(HttpSpanExporter):
+    """Sends requests that are encoded here."""
+
+    _client: Any
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        is_taken = self._client.export(encode_request(spans)).success
+        return SpanExportResult.SUCCESS if is_taken else SpanExportResult.FAILURE
 
 
 class _Session(requests.Session):
@@ -246,6 +260,11 @@ class _GrpcExporter(GrpcSpanExporter):
     """Keeps the reply of the last call, or its error."""
 
     last: _LastCall
+
+    def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+        request = ExportTraceServiceRequest()
+        request.ParseFromString(encode_request(data))
+        return request
 
     def _initialize_channel_and_stub(self) -> None:
         super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call] # upstream's
