@@ -32,11 +32,14 @@ _BUSY_WAIT = 1.0  # seconds a run waits for the lease of one that has ended
 _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
+_EXACT_MS = 1_000  # a first deadline that is further off was computed from a clock that Redis has corrected since
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
 # Enters members into a sorted set that expires without news. ARGV: expiry in seconds, then each score with its member.
 _ENTER = Script("redis.call('ZADD', KEYS[1], unpack(ARGV, 2)) redis.call('EXPIRE', KEYS[1], ARGV[1])")
+# The same for one member that is not there yet; returns 1 if it was entered.
+_ENTER_NEW = Script("redis.call('EXPIRE', KEYS[1], ARGV[1]) return redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[3])")
 
 
 @dataclass(eq=False, slots=True)
@@ -95,29 +98,42 @@ class Leases:
     async def acquire(self, lease: Lease) -> StreamEnds:
         """Take the lease, waiting a second where its holder has ended already; returns what the stream had then.
 
+        The deadline is in Redis before this returns. So a run has a deadline before it has a `begin`, and a process
+        that dies in between leaves no run that recovery can't find.
+
         Raises:
             SessionBusyError: the session has a live run, or one whose process died and that can be resumed.
             RedisError, OSError: not taken as far as is known.
         """
-        session, deadline = lease.session, time.monotonic() + _BUSY_WAIT
-        while True:
-            asked_ns = time.monotonic_ns()
-            acquired = self._bus.run(ACQUIRE, session.live, lease.holder, self._ttl_ms)
-            first, last = ask_ends(self._bus, session)
-            taken, reply = await acquired
-            ends = StreamEnds(await first, await last)
-            if taken:
-                break
-            ended = bool(ends.last) and ends.last[0][1].get(b"type") == b"end"
-            # A claim is in force for the moment in which a recovery looks at the run before.
-            if not (ended or parse_live(reply).kind == "claimed") or time.monotonic() > deadline:
+        session, give_up_at = lease.session, time.monotonic() + _BUSY_WAIT
+        member, first_deadline = session.lease_member(lease.run_id), self._deadline()
+        entering = self._bus.run(_ENTER_NEW, self._deadlines(session), keys.INDEX_TTL, first_deadline, member)
+        try:
+            while True:
+                asked_ns = time.monotonic_ns()
+                acquired = self._bus.run(ACQUIRE, session.live, lease.holder, self._ttl_ms)
+                first, last = ask_ends(self._bus, session)
+                taken, reply = await acquired
+                ends = StreamEnds(await first, await last)
+                is_entered = bool(await entering)
+                if taken:
+                    break
+                ended = bool(ends.last) and ends.last[0][1].get(b"type") == b"end"
+                # A claim is in force for the moment in which a recovery looks at the run before.
+                if not (ended or parse_live(reply).kind == "claimed") or time.monotonic() > give_up_at:
+                    raise SessionBusyError(session.session)
+                await asyncio.sleep(_BUSY_POLL)
+            window = await find_recovery_window(self._bus, session, ends, int(reply), self._ttl_ms / 1_000)
+            if window is not None and window.run_id != lease.run_id:
+                await self._release(lease)
                 raise SessionBusyError(session.session)
-            await asyncio.sleep(_BUSY_POLL)
-        window = await find_recovery_window(self._bus, session, ends, int(reply), self._ttl_ms / 1_000)
-        if window is not None and window.run_id != lease.run_id:
-            await self._release(lease)
-            raise SessionBusyError(session.session)
-        self._hold(lease, int(reply), asked_ns)
+        except SessionBusyError:
+            # Another worker may have the same job: then the deadline is that worker's too.
+            if lease.holder == lease.run_id:
+                self._bus.execute("ZREM", self._deadlines(session), member)
+            raise
+        is_exact = is_entered and abs(int(reply) + self._ttl_ms - first_deadline) < _EXACT_MS
+        self._hold(lease, int(reply), asked_ns, announce=not is_exact)
         return ends
 
     async def ensure(self, lease: Lease) -> None:
@@ -144,11 +160,12 @@ class Leases:
             self._hold(lease, int(reply), asked_ns)
         return bool(taken)
 
-    def _hold(self, lease: Lease, server_ms: int, asked_ns: int) -> None:
+    def _hold(self, lease: Lease, server_ms: int, asked_ns: int, *, announce: bool = True) -> None:
         self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.holder] = lease
-        self._announce([lease])
+        if announce:
+            self._announce([lease])
         self._enter_index(lease)
         if self._renewal is None:
             self._renewal = self._supervisor.start(self._renew_all, name="agx-leases")

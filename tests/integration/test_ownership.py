@@ -18,6 +18,7 @@ from agx.embedded.server import EmbeddedServer
 from agx.engine.leases import Lease, Leases
 from agx.facts import schema as facts
 from agx.redis import keys
+from agx.redis.bus import NodeBus, Script
 
 SESSION = keys.SessionKeys.of("agx", 1, 1, "s")
 LEASE = 0.6  # seconds
@@ -52,6 +53,47 @@ async def test_a_stall_before_begin_replaces_no_stream(configured: Redis, monkey
         await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
     assert [body for _, body in await _read(configured)] == [b'{"run_id": "another"}']
     assert await configured.get(SESSION.live) == b"another"
+
+
+async def test_a_run_has_a_deadline_before_it_has_a_begin(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies between the two would leave a run that no recovery finds."""
+    run, answer = NodeBus.run, asyncio.Event()
+    held: list[str] = []
+
+    def answer_late(self: NodeBus, script: Script, key: str, *args: Any) -> asyncio.Future[Any]:
+        reply = run(self, script, key, *args)
+        if not key.startswith("agx::leases:"):
+            return reply
+        held.append(key)
+
+        async def wait() -> Any:
+            await answer.wait()
+            return await reply
+
+        return asyncio.ensure_future(wait())
+
+    monkeypatch.setattr(NodeBus, "run", answer_late)
+    running = asyncio.create_task(agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps()))
+    await wait_until(lambda: configured.exists(SESSION.live), what="the lease is taken")
+    for _ in range(20):
+        await configured.ping()
+        assert await _read(configured) == []
+    assert held
+    answer.set()
+    await running
+    assert (await _read(configured))[-1][0] == b"end"
+
+
+async def test_a_busy_session_keeps_no_deadline_of_a_refused_run(configured: Redis) -> None:
+    await configured.set(SESSION.live, "another", px=60_000)
+    await _append(configured, "begin", "another")
+    with pytest.raises(agx.SessionBusyError):
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
+    await wait_until(lambda: _has_no_deadline(configured), what="the refused run's deadline is removed")
+
+
+async def _has_no_deadline(redis: Redis) -> bool:
+    return not any([await redis.zcard(keys.leases("agx", n)) for n in range(8)])
 
 
 async def test_a_stall_before_begin_while_nobody_came(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
