@@ -17,13 +17,14 @@ from redis.exceptions import RedisError
 from ..errors import SessionBusyError
 from ..facts.schema import Reason
 from ..redis import keys
-from ..redis.bus import Bus, Script
+from ..redis.bus import Bus
 from ..redis.clock import ServerClock
 from ..redis.live_key import ACQUIRE, HAND_OVER, RELEASE, RENEW, TAKE_OVER, gap_holder, parse_live
 from ..redis.recovery_window import StreamEnds, ask_ends, find_recovery_window, gap_ttl_ms, handover_deadline
 from ..redis.redis_py import Reply
 from ..redis.retry import retry
 from ..redis.supervisor import Supervisor
+from .lease_index import LeaseIndex, Run
 from .meta_publisher import MetaPublisher
 
 logger = logging.getLogger("agx")
@@ -35,11 +36,6 @@ _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in
 _EXACT_MS = 1_000  # a first deadline that is further off was computed from a clock that Redis has corrected since
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
-
-# Enters members into a sorted set that expires without news. ARGV: expiry in seconds, then each score with its member.
-_ENTER = Script("redis.call('ZADD', KEYS[1], unpack(ARGV, 2)) redis.call('EXPIRE', KEYS[1], ARGV[1])")
-# The same for one member that is not there yet; returns 1 if it was entered.
-_ENTER_NEW = Script("redis.call('EXPIRE', KEYS[1], ARGV[1]) return redis.call('ZADD', KEYS[1], 'NX', ARGV[2], ARGV[3])")
 
 
 @dataclass(eq=False, slots=True)
@@ -68,6 +64,10 @@ class Lease:
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id
 
+    @property
+    def run(self) -> Run:
+        return self.session, self.run_id
+
 
 class Leases:
     """All leases of a loop, renewed together by one task every third of their TTL."""
@@ -89,6 +89,7 @@ class Leases:
         self._clock = clock
         self._meta = meta
         self._ttl_ms = int(ttl * 1_000)
+        self._index = LeaseIndex(bus, prefix, clock, meta, ttl_ms=self._ttl_ms)
         self._on_data_lost = on_data_lost
         self._held: dict[str, Lease] = {}  # by holder: two attempts of a run may meet in one process
         self._renewal: asyncio.Task[None] | None = None
@@ -106,8 +107,8 @@ class Leases:
             RedisError, OSError: not taken as far as is known.
         """
         session, give_up_at = lease.session, time.monotonic() + _BUSY_WAIT
-        member, first_deadline = session.lease_member(lease.run_id), self._deadline()
-        entering = self._bus.run(_ENTER_NEW, self._deadlines(session), keys.INDEX_TTL, first_deadline, member)
+        deadline_ms = self._index.next_deadline()
+        entering = self._index.enter_deadline(lease.run, deadline_ms)
         try:
             while True:
                 asked_ns = time.monotonic_ns()
@@ -130,10 +131,10 @@ class Leases:
         except SessionBusyError:
             # Another worker may have the same job: then the deadline is that worker's too.
             if lease.holder == lease.run_id:
-                self._bus.execute("ZREM", self._deadlines(session), member)
+                self._index.remove_deadline(lease.run)
             raise
-        is_exact = is_entered and abs(int(reply) + self._ttl_ms - first_deadline) < _EXACT_MS
-        self._hold(lease, int(reply), asked_ns, announce=not is_exact)
+        is_exact = is_entered and abs(int(reply) + self._ttl_ms - deadline_ms) < _EXACT_MS
+        self._hold(lease, int(reply), asked_ns, has_deadline=is_exact)
         return ends
 
     async def ensure(self, lease: Lease) -> None:
@@ -160,13 +161,13 @@ class Leases:
             self._hold(lease, int(reply), asked_ns)
         return bool(taken)
 
-    def _hold(self, lease: Lease, server_ms: int, asked_ns: int, *, announce: bool = True) -> None:
+    def _hold(self, lease: Lease, server_ms: int, asked_ns: int, *, has_deadline: bool = False) -> None:
         self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.holder] = lease
-        if announce:
+        if not has_deadline:
             self._announce([lease])
-        self._enter_index(lease)
+        self._index.enter_session(lease.session)
         if self._renewal is None:
             self._renewal = self._supervisor.start(self._renew_all, name="agx-leases")
 
@@ -175,9 +176,9 @@ class Leases:
 
         A lease that is another's by now is left alone.
         """
-        session, released = lease.session, self._release(lease)
-        self._bus.execute("ZREM", session.index, session.session)
-        removed = self._bus.execute("ZREM", self._deadlines(session), session.lease_member(lease.run_id))
+        released = self._release(lease)
+        self._index.remove_session(lease.session)
+        removed = self._index.remove_deadline(lease.run)
         await released
         await removed
 
@@ -203,7 +204,7 @@ class Leases:
         session, kept_ms = lease.session, gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
         await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms)
         deadline = handover_deadline(self._clock.now_ms()) if deadline_ms is None else deadline_ms
-        await self._bus.execute("ZADD", self._deadlines(session), deadline, session.lease_member(lease.run_id))
+        await self._index.set_deadline(lease.run, deadline)
         if deadline_ms is None:
             await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
 
@@ -223,27 +224,12 @@ class Leases:
             self._renewal.cancel()
             self._renewal = None
 
-    def _enter_index(self, lease: Lease) -> None:
-        session = lease.session
-        self._bus.run(_ENTER, session.index, keys.INDEX_TTL, self._clock.now_ms(), session.session)
-
-    def _deadlines(self, session: keys.SessionKeys) -> str:
-        return keys.leases(self._prefix, keys.partition(session.scope, self._meta.partitions or 1))
-
-    def _deadline(self) -> int:
-        return self._clock.now_ms() + self._ttl_ms
-
     def _announce(self, leases: list[Lease]) -> None:
         """Write deadlines: a hint for recovery. If one is lost, recovery only starts later."""
-        by_key: dict[str, list[str | int]] = {}
-        deadline = self._deadline()
+        self._index.move_deadlines(lease.run for lease in leases)
         for lease in leases:
-            member = lease.session.lease_member(lease.run_id)
-            by_key.setdefault(self._deadlines(lease.session), []).extend((deadline, member))
-            if lease.recover:  # for the recovery window; XX, so that `_is_only_lease_missing()` finds lost data missing
-                self._bus.execute("ZADD", lease.session.index, "XX", self._clock.now_ms(), lease.session.session)
-        for key, pairs in by_key.items():
-            self._bus.run(_ENTER, key, keys.INDEX_TTL, *pairs)
+            if lease.recover:
+                self._index.touch_session(lease.session)
 
     async def _renew_all(self) -> None:
         period = wait = self._ttl_ms / 3_000
@@ -270,7 +256,7 @@ class Leases:
             self._refreshed = time.monotonic()
             self._meta.refresh()
             for lease in confirmed:
-                self._enter_index(lease)
+                self._index.enter_session(lease.session)
         return wait
 
     async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> tuple[int, int]:
@@ -330,7 +316,7 @@ class Leases:
     async def _judge_missing(self, lease: Lease) -> bool | None:
         """Act on a missing lease: it was deleted, it has expired, or the server lost its data."""
         if lease.breaks == self._bus.breaks and self.holds(lease):
-            if await self._is_only_lease_missing(lease):
+            if await self._index.has(lease.run):
                 # Only a client of the older package deletes a lease: that is how it cancels.
                 lease.on_cancel("lease_deleted", None)
                 return False
@@ -344,20 +330,6 @@ class Leases:
         logger.warning("agx: the lease of session %s had expired and was taken again", lease.session.session)
         lease.on_retaken()
         return True
-
-    async def _is_only_lease_missing(self, lease: Lease) -> bool:
-        """Return whether the run's deadline and index entry are still there, which no other client deletes.
-
-        The deadline alone may have been written between the loss and this look, by the renewal before. The stream
-        proves nothing: it is appended again within milliseconds.
-        """
-        session = lease.session
-        # CH has ZADD count a changed deadline, XX a deadline that is there.
-        renewed = self._bus.execute(
-            "ZADD", self._deadlines(session), "XX", "CH", self._deadline(), session.lease_member(lease.run_id)
-        )
-        listed = self._bus.execute("ZSCORE", session.index, session.session)
-        return bool(await renewed) and await listed is not None
 
     def close(self) -> None:
         """Stop renewing; leases that are still held expire by themselves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ OutputT = TypeVar("OutputT")
 _tasks: set[asyncio.Task[Any]] = set()
 
 
-async def run(
+def run(
     session: Session,
     agent: AbstractAgent[DepsT, OutputT],
     user_prompt: str | Sequence[UserContent] | None,
@@ -41,7 +41,7 @@ async def run(
     args: dict[str, Any] | None = None,
     on_busy: OnBusy = "reject",
     **kwargs: Any,
-) -> AgentRunResult[OutputT]:
+) -> Coroutine[Any, Any, AgentRunResult[OutputT]]:
     """Run an agent: every event goes to the session's stream, facts to operators, and the session is saved.
 
     Wraps `Agent.iter()`, and returns what `agent.run()` would.
@@ -75,9 +75,8 @@ async def run(
         asyncio.CancelledError: the task was cancelled from outside.
         Exception: whatever the agent, its tools or `session.load()` raised.
     """
-    if args is not None and resume is None:
-        raise JobError('args are for the recipe that resumes the run: name it with resume="..."')
-    return await run_turn(session, agent, user_prompt, deps, kwargs, resume=resume, args=args, on_busy=on_busy)
+    # Not a coroutine function: each token would pass one coroutine more.
+    return run_turn(session, agent, user_prompt, deps, kwargs, resume=resume, args=args, on_busy=on_busy)
 
 
 async def run_turn(
@@ -98,6 +97,8 @@ async def run_turn(
         goes_on_from: fingerprint of the stored messages that the run goes on from, where it drops those behind them.
     """
     check_on_busy(on_busy)
+    if args is not None and resume is None:
+        raise JobError('args are for the recipe that resumes the run: name it with resume="..."')
     engine = current_engine()
     keys = SessionKeys.of(engine.config.key_prefix, deps.get_scope_id(), deps.user_id, deps.session_id)
     task = asyncio.current_task()
