@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoints.job import Job
     from .config import Config, configure
-    from .engine.cancellation import cancel
-    from .engine.feedback import feedback
+    from .control.cancellation import cancel
+    from .control.feedback import feedback
+    from .control.steering import steer
     from .engine.registry import aclose
-    from .engine.steering import steer
     from .errors import (
         AgxCanceledError,
         AgxError,
@@ -94,10 +94,10 @@ __all__ = [
 _MODULES = {
     "checkpoints.job": ("Job",),
     "config": ("Config", "configure"),
-    "engine.cancellation": ("cancel",),
-    "engine.feedback": ("feedback",),
+    "control.cancellation": ("cancel",),
+    "control.feedback": ("feedback",),
     "engine.registry": ("aclose",),
-    "engine.steering": ("steer",),
+    "control.steering": ("steer",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "jobs.recipe": ("Call",),
     "jobs.submit": ("submit",),

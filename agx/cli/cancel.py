@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ..engine.cancellation import cancel
+from ..control.cancellation import cancel
 from .options import (
     Commands,
     add_command,

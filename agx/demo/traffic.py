@@ -18,8 +18,8 @@ from typing import Any
 
 from pydantic_ai.models import Model, infer_model
 
+from ..control.cancellation import cancel
 from ..embedded.child import Child
-from ..engine.cancellation import cancel
 from ..errors import AgxCanceledError, AgxError
 from ..facts.schema import Outcome
 from ..listeners.listener import listen

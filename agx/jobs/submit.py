@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from ..checkpoints.job import Job
+from ..control.on_busy import MAX_QUEUED, OnBusy, check_on_busy, stop_or_steer
 from ..engine.engine import Engine
-from ..engine.on_busy import MAX_QUEUED, OnBusy, check_on_busy, stop_or_steer
 from ..engine.registry import current_engine
 from ..errors import JobError, QueueFullError, RedisUnavailableError, SessionBusyError
 from ..listeners.manual import is_live

@@ -12,8 +12,8 @@ import orjson
 from redis.exceptions import RedisError
 
 from ..checkpoints.job import Job
+from ..control.inbox import STEER_HINT, Inbox
 from ..engine.engine import Engine
-from ..engine.inbox import STEER_HINT, Inbox
 from ..engine.leases import Lease
 from ..engine.starting import starting
 from ..errors import RedisUnavailableError, SessionBusyError

@@ -14,7 +14,7 @@ from pydantic_ai.run import AgentRunResult
 
 from ..checkpoints.codec import dump_results
 from ..checkpoints.job import Job
-from ..engine.on_busy import OnBusy, check_on_busy, open_when_free
+from ..control.on_busy import OnBusy, check_on_busy, open_when_free
 from ..engine.registry import current_engine
 from ..errors import JobError
 from ..redis.keys import SessionKeys

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, status
 from pydantic import BaseModel, Field
 
-from ..engine.cancellation import cancel
-from ..engine.feedback import MAX_COMMENT, MAX_NAME, MAX_VALUE, feedback
-from ..engine.inbox import MAX_TEXT
-from ..engine.steering import steer
+from ..control.cancellation import cancel
+from ..control.feedback import MAX_COMMENT, MAX_NAME, MAX_VALUE, feedback
+from ..control.inbox import MAX_TEXT
+from ..control.steering import steer
 from ..errors import NOTHING_RUNS
 from ..redis import keys
 from .route import Problem, RefusedError

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
 from ..client.files import CLIENT_FILES, read_client_file
-from ..engine.on_busy import OnBusy
+from ..control.on_busy import OnBusy
 from ..jobs.submit import submit
 from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks

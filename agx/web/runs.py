@@ -14,7 +14,7 @@ from pydantic_ai.capabilities import AbstractCapability
 
 from ..checkpoints.job import Job
 from ..checkpoints.progress import fingerprint
-from ..engine.on_busy import OnBusy
+from ..control.on_busy import OnBusy
 from ..errors import SteeredError
 from ..jobs.recipe import Call, Recipe
 from ..jobs.worker import Worker

@@ -28,7 +28,7 @@ from pydantic_ai.ui.vercel_ai.request_types import (
     UIMessagePart,
 )
 
-from ..engine.on_busy import OnBusy
+from ..control.on_busy import OnBusy
 from ..listeners.replay import replay, replay_messages
 from ..listeners.replayed_run import Event
 from ..sessions.base import SessionStore

@@ -17,7 +17,7 @@ from support.agents import ScopeDeps, prompts
 from support.waiting import wait_until
 
 import agx
-from agx.engine.on_busy import MAX_QUEUED, OnBusy
+from agx.control.on_busy import MAX_QUEUED, OnBusy
 from agx.engine.registry import current_engine
 from agx.jobs.queue import Waiting
 from agx.redis.keys import SessionKeys

@@ -17,7 +17,7 @@ from support.run_facts import FactsOfRun
 from support.waiting import wait_until
 
 import agx
-from agx.engine.inbox import MAX_WAITING, Inbox
+from agx.control.inbox import MAX_WAITING, Inbox
 from agx.engine.registry import current_engine
 from agx.facts.schema import RunSteered
 from agx.redis.keys import SessionKeys

@@ -16,7 +16,7 @@ from pydantic_ai.usage import RunUsage
 
 import agx
 from agx.checkpoints.job import Job
-from agx.engine.inbox import Inbox
+from agx.control.inbox import Inbox
 from agx.engine.registry import current_engine
 from agx.facts.schema import StreamTotals
 from agx.recovery.dead_run import DeadRun

@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
 from redis.exceptions import RedisError
 
-from ...engine.inbox import START, Inbox, SteeredText
+from ...control.inbox import START, Inbox, SteeredText
 from ...facts.schema import RunSteered, SteerOutcome, Trace
 from ...redis.retry import COMMAND_TIMEOUT
 from ...stream.entry import PROMPT

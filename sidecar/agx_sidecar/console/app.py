@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agx.engine.cancellation import keep_mark, mark_cancelled
+from agx.control.cancellation import keep_mark, mark_cancelled
 from agx.fleet.fleet import read_clock, read_lease_ttl
 from agx.redis.bus import Bus
 from agx.redis.cluster_bus import open_bus_at

@@ -6,14 +6,14 @@ import uuid
 
 from redis.exceptions import RedisError
 
+from ..engine.engine import Engine
+from ..engine.registry import current_engine
 from ..errors import QueueFullError, RedisUnavailableError, TextError
 from ..redis.keys import Id, SessionKeys, check_id
 from ..redis.live_key import parse_live
 from ..redis.retry import retry
 from ..stream.entry import StreamEntry
-from .engine import Engine
 from .inbox import MAX_TEXT, MAX_WAITING, OWN_KEY, Inbox
-from .registry import current_engine
 
 
 async def steer(scope_id: Id, user_id: Id, session_id: Id, text: str, *, key: str | None = None) -> bool:

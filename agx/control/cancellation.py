@@ -7,13 +7,13 @@ import time
 
 from redis.exceptions import RedisError
 
+from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError
 from ..redis.bus import Bus
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import MARK_CANCELLED, MARK_GAP, gap_holder, parse_live
 from ..redis.recovery_window import RecoveryWindow, gap_ttl_ms, read_recovery_window
 from ..redis.retry import Backoff, retry
-from .registry import current_engine
 
 _CLAIM_WAIT = 1.0  # seconds a cancel waits for a recovery that looks whether the run was lost
 _CLAIM_POLL = 0.05

@@ -12,6 +12,8 @@ from typing import TypedDict, Unpack
 
 from redis.exceptions import RedisError
 
+from ..engine.engine import Engine
+from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError, RunUnknownError
 from ..facts.reader import QueuePages
 from ..facts.schema import NodeEnded, RunEnded, RunFeedback, RunStarted, span_id
@@ -19,8 +21,6 @@ from ..redis import keys
 from ..redis.keys import Id, SessionKeys, check_id
 from ..redis.retry import retry
 from ..telemetry.tracing import captures_content
-from .engine import Engine
-from .registry import current_engine
 
 MAX_NAME = 50  # characters: a name is the value of a metric's label
 MAX_VALUE = 100

@@ -9,10 +9,10 @@ from typing import Literal, TypeVar, get_args
 
 from redis.exceptions import RedisError
 
+from ..engine.engine import Engine
 from ..errors import JobError, QueueFullError, SessionBusyError, SteeredError
 from ..redis.keys import SessionKeys
 from .cancellation import cancel
-from .engine import Engine
 from .steering import send_message
 
 T = TypeVar("T")
