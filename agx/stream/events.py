@@ -206,8 +206,10 @@ def parse_args(part: BaseToolCallPart) -> Body:
     """Return a tool call's arguments as an object; `{"raw": text}` where they can't be parsed."""
     if not part.args:
         return {}
-    if not isinstance(part.args, str):
+    if isinstance(part.args, dict):
         return dict(part.args)
+    if not isinstance(part.args, str):  # as some providers send them
+        return {"raw": part.args}
     try:
         args = from_json(part.args, allow_inf_nan=False)  # keeps every digit of an integer, which orjson does not
     except ValueError:

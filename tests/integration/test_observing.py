@@ -57,6 +57,7 @@ Caps = list[AbstractCapability[Any]]
 
 ANSWER = ["an ", "answer"]
 CALL = [ToolCallPart("work", {"n": 1}, tool_call_id="c1")]
+ODD: Any = 5
 CUT = ["half an ", ModelHTTPError(503, "first", "cut")]
 DOWN = [ModelHTTPError(503, "first", "down")]
 
@@ -135,6 +136,7 @@ MODELS: dict[str, Callable[[Probe], Model]] = {
     "plain, refuses": lambda p: ScriptedModel(p, [""], finish="content_filter"),
     "plain, unknown tool": lambda p: ScriptedModel(p, [ToolCallPart("none", {}, tool_call_id="c0")], ANSWER),
     "plain, tool retries": lambda p: ScriptedModel(p, [ToolCallPart("work", {"n": 2}, tool_call_id="c0")], ANSWER),
+    "plain, a number as arguments": lambda p: ScriptedModel(p, [ToolCallPart("work", ODD, tool_call_id="c0")], ANSWER),
     "WrapperModel": lambda p: WrapperModel(ScriptedModel(p, CALL, ANSWER)),
     "InstrumentedModel": lambda p: InstrumentedModel(ScriptedModel(p, CALL, ANSWER)),
     "ConcurrencyLimitedModel": lambda p: ConcurrencyLimitedModel(ScriptedModel(p, CALL, ANSWER), limiter=1),

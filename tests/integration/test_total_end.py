@@ -32,6 +32,7 @@ from agx.facts.queues import Queues
 from agx.redis.bus import NodeBus
 from agx.runs import opening
 from agx.runs.recording.recorder import Recorder
+from agx.stream.events import Runtime
 from agx.stream.subscription import Subscription
 from agx.stream.writer import SessionWriter
 from agx.telemetry.tracing import RunSpan
@@ -187,6 +188,16 @@ async def test_a_failing_step_of_the_end(redis: Redis, name: str) -> None:
         await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps())
     assert failing == [[None]]
     await check_ended(redis, "failed", "ArithmeticError")
+
+
+@pytest.mark.parametrize(("owner", "name", "streams"), [(Runtime, "convert", True), (Recorder, "end_model", False)])
+async def test_a_failing_record_of_an_answer(redis: Redis, owner: type, name: str, streams: bool) -> None:
+    agent = ScriptedAgent(call_tool=True, streams=streams).agent()
+    with failing_once(owner, name) as raised:
+        result = await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps())
+    assert raised
+    assert result.output == "one two three"
+    await check_ended(redis, "completed")
 
 
 @pytest.mark.parametrize(("owner", "name"), [(RunSpan, "end"), (Queues, "put_acknowledged"), (SessionWriter, "drain")])
