@@ -123,7 +123,7 @@ def load_results(plain: dict[str, Any]) -> DeferredToolResults:
     try:
         return _RESULTS.validate_python(plain)
     except ValidationError as error:
-        raise UnreadableCheckpointError(type(error).__name__) from None
+        raise UnreadableCheckpointError(f"results of deferred calls can't be read ({type(error).__name__})") from None
 
 
 def is_newer(data: bytes) -> bool:
@@ -169,7 +169,7 @@ def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint
         raise
     except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         # The exception's text may quote the conversation.
-        raise UnreadableCheckpointError(type(error).__name__) from None
+        raise UnreadableCheckpointError(f"a checkpoint can't be read ({type(error).__name__})") from None
 
 
 def dump_messages(messages: tuple[ModelMessage, ...]) -> list[Any]:

@@ -6,7 +6,9 @@ claims an entry by its id instead of taking the next one. A claim that is not re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from redis.exceptions import ResponseError
 
@@ -46,13 +48,13 @@ redis.call('PUBLISH', ARGV[4], '1')
 return ''
 """)
 
-# Lists the oldest entries without their jobs, or nothing where the stream is as it was. ARGV: most entries, entries a
-# read, version as of the last listing. Replies the version; then id, scope, due time, agent and session of each entry.
+# Lists entries without their jobs, or nothing where the stream is as it was. ARGV: most entries, entries a read,
+# version as of the last listing, first id. Replies the version; then id, scope, due time, agent and session of each entry.
 _LIST = Script("""
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local version = redis.call('XLEN', KEYS[1]) .. ' ' .. (top and top[1] or '')
 if version == ARGV[3] then return {version} end
-local found, from, left = {version}, '-', tonumber(ARGV[1])
+local found, from, left = {version}, ARGV[4], tonumber(ARGV[1])
 while left > 0 do
   local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', math.min(left, tonumber(ARGV[2])))
   if #page == 0 then break end
@@ -118,6 +120,22 @@ class Waiting:
     session: str  # user and session; empty for a job of an earlier version
 
 
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The last listing of a partition, which is one page where there are more jobs than WINDOW.
+
+    Args:
+        version: of the stream, if it was listed whole.
+        next: the first id of the next listing.
+        earlier: by scope and session: when the first of its jobs in this page and in those before is due.
+    """
+
+    version: bytes = b""
+    jobs: list[Waiting] = field(default_factory=list)
+    next: str = "-"
+    earlier: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
 class JobQueue:
     """The jobs queue of one prefix.
 
@@ -132,7 +150,7 @@ class JobQueue:
         self._partitions = partitions
         self._worker = worker
         self._claim_ms = int(claim_ttl * 1_000)
-        self._listed: dict[int, tuple[bytes, list[Waiting]]] = {}  # by partition: version of the stream, and its jobs
+        self._listed: dict[int, _Listing] = {}  # by partition
 
     async def submit(
         self, job: Job, data: bytes, *, delay: float, max_waiting: int, max_queued: int | None = None
@@ -154,14 +172,20 @@ class JobQueue:
         return bytes(full).decode()
 
     async def waiting(self, partition: int) -> list[Waiting]:
-        """Return the oldest jobs of a partition, also those that are not due or claimed by others.
+        """Return jobs of a partition, also those that are not due or claimed by others; the oldest ones first.
 
+        Of more jobs than WINDOW each call returns the next ones, so that the jobs of one scope hide no other's. Those
+        that have to begin after one of their session that an earlier call has returned are left out.
         Nothing is transferred where no job came or went since the last call, and never a job itself.
         """
-        before, known = self._listed.get(partition, (b"", []))
-        version, *values = await self._bus.run(_LIST, keys.jobs(self._prefix, partition), WINDOW, _PAGE, before)
-        if version == before:
-            return known
+        before = self._listed.get(partition, _Listing())
+        key = keys.jobs(self._prefix, partition)
+        version, *values = await self._bus.run(_LIST, key, WINDOW, _PAGE, before.version, before.next)
+        if version == before.version:
+            return before.jobs
+        if not values and before.next != "-":
+            del self._listed[partition]
+            return await self.waiting(partition)
         found = [
             Waiting(
                 partition=partition,
@@ -173,8 +197,15 @@ class JobQueue:
             )
             for entry_id, scope, due, agent, session in zip(*[iter(values)] * 5, strict=True)
         ]
-        self._listed[partition] = version, found
-        return found
+        if len(found) < WINDOW:
+            self._listed[partition] = _Listing(version if before.next == "-" else b"", _in_order(found, before.earlier))
+        else:
+            earlier = dict(before.earlier)
+            for job in found:
+                earlier[job.scope, job.session] = min(job.due_ms, earlier.get((job.scope, job.session), job.due_ms))
+            more = f"({found[-1].entry_id}"
+            self._listed[partition] = _Listing(b"", _in_order(found, before.earlier), more, earlier)
+        return self._listed[partition].jobs
 
     async def read(self, waiting: Waiting) -> Job | None:
         """Return a job; None where this version can't read it, or it has left the queue."""
@@ -220,3 +251,8 @@ class JobQueue:
             if "BUSYGROUP" not in str(error):
                 raise
         return await self._bus.run(script, key, *args)
+
+
+def _in_order(jobs: list[Waiting], earlier: Mapping[tuple[str, str], int]) -> list[Waiting]:
+    """Return the jobs but for those before which another one of their session is due; `earlier` has those."""
+    return [job for job in jobs if not job.session or earlier.get((job.scope, job.session), math.inf) > job.due_ms]

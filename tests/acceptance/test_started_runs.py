@@ -20,11 +20,6 @@ from support.durable_worker import STEPS, WORDS, Ledger
 from support.waiting import wait_until
 
 import agx
-from agx.engine.engine import Engine
-from agx.engine.registry import current_engine
-from agx.recovery.dead_run import read_dead_run
-from agx.redis.keys import SessionKeys
-from agx.stream.entry import StreamEntry
 
 TESTS = Path(__file__).parent.parent
 
@@ -133,30 +128,3 @@ async def test_wrong_arguments_touch_nothing(configured: Redis, options: dict[st
     with pytest.raises(agx.JobError, match="args"):
         await agx.run(FakeSession(), agent, "Hello", ScopeDeps(), **options)
     assert not await configured.keys("agx:1:*")
-
-
-@pytest.mark.parametrize(("checkpoint", "outcome"), [(b'{"v":1,"messages":5}', "lost"), (b'{"v":99}', None)])
-async def test_a_checkpoint_that_cannot_be_read(
-    site: Site, redis_url: str, checkpoint: bytes, outcome: str | None
-) -> None:
-    service = await site.start("started_run", "0")
-    await site.wait_for("model 1")
-    service.kill()
-    await service.wait()
-    engine, session = current_engine(), SessionKeys.of("agx", "acme", "ada", "s")
-    async with Redis.from_url(redis_url) as client:
-        await client.xadd(session.stream, {"type": "event", "origin": "agent", "body": "{}", "ck": checkpoint})
-        first = StreamEntry.of(*(await client.xrange(session.stream, count=1))[0])
-    run_id = first.body["run_id"]
-    if outcome is None:
-        assert await read_dead_run(engine.control, session, run_id, {"support"}) is None  # left to a newer version
-        return
-    await site.start_worker()
-    events = await wait_until(lambda: _ended(engine, session))
-    assert events[-1].body["outcome"] == outcome
-
-
-async def _ended(engine: Engine, session: SessionKeys) -> list[StreamEntry]:
-    found = await engine.control.execute("XRANGE", session.stream, "-", "+")
-    entries = [StreamEntry.of(*entry) for entry in found]
-    return entries if entries[-1].type == "end" else []

@@ -14,8 +14,9 @@ import pytest
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
-from support.agents import ScopeDeps
+from support.agents import FakeSession, ScopeDeps
 from support.durable_worker import make_recipe
+from support.recorded import read_recorded
 from support.waiting import wait_until
 
 import agx
@@ -24,6 +25,7 @@ from agx.checkpoints.job import Job
 from agx.engine.engine import Engine
 from agx.engine.leases import Lease
 from agx.engine.registry import current_engine
+from agx.facts.schema import RunEnded
 from agx.jobs import worker as worker_module
 from agx.jobs.dead_runs import DeadRuns
 from agx.jobs.queue import JobQueue
@@ -176,6 +178,37 @@ async def test_the_successor_s_log_names_the_run(configured: Redis, caplog: pyte
     with caplog.at_level("INFO", "agx"):
         await take_over(engine)
     assert "agx: run r continues here, attempt 2" in caplog.messages
+
+
+UNREADABLE_ERROR = "agx.checkpoints.codec.UnreadableCheckpointError"
+UNREADABLE = [b'{"v":1,"messages":5}', b'{"v":1,"start":3,"messages":[]}', b'{"v":1,"stored":"7:00"}', b"[]"]
+
+
+@pytest.mark.parametrize("checkpoint", UNREADABLE, ids=["not messages", "one before is missing", "stored", "no object"])
+async def test_a_run_with_an_unreadable_checkpoint_is_lost_and_the_reason_is_recorded(
+    configured: Redis, caplog: pytest.LogCaptureFixture, checkpoint: bytes
+) -> None:
+    await ready()
+    await die(configured, "r", {"type": "info", "ck": checkpoint})
+    worker = agx.Worker({"support": make_local_recipe()})
+    running = asyncio.create_task(worker.recover())
+    events = [event async for event in agx.listen("acme", "ada", "r", serialize=False, wait=10)]
+    worker.stop()
+    await running
+    error, end = events[-2:]
+    assert (end["body"]["outcome"], error["body"]["error_type"]) == ("lost", UNREADABLE_ERROR)
+    assert any("run r can't be resumed and is lost" in message for message in caplog.messages)
+    ended = (await read_recorded(configured, "agx:acme:ada:r")).one(RunEnded)
+    assert (ended.outcome, ended.error_type) == ("lost", UNREADABLE_ERROR)
+
+
+def make_local_recipe() -> Any:
+    agent = Agent(TestModel(), name="support", deps_type=ScopeDeps)
+
+    async def recipe(job: agx.Job) -> agx.Call:
+        return agx.Call(FakeSession(), agent, ScopeDeps(scope="acme", user_id="ada", session_id=job.session_id))
+
+    return recipe
 
 
 async def test_two_attempts_of_a_run_in_one_process_have_a_lease_each(configured: Redis) -> None:

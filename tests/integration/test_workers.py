@@ -21,9 +21,11 @@ import agx
 from agx.checkpoints import job as job_format
 from agx.engine.registry import current_engine
 from agx.facts.schema import RunEnded, RunStarted, decode
+from agx.jobs import queue as job_queue
 from agx.jobs.attempt import start_job
 from agx.jobs.queue import JobQueue, Waiting
 from agx.jobs.submit import open_queue
+from agx.redis import keys
 from agx.redis.keys import SessionKeys
 from agx.redis.live_key import ACQUIRE, HAND_OVER, MARK_CANCELLED, TAKE_OVER, gap_holder, new_holder, parse_live
 from agx_sidecar.link import Link
@@ -151,21 +153,6 @@ async def test_a_job_is_accepted_as_soon_as_the_run_before_has_ended(configured:
     assert await submit()
 
 
-async def test_scopes_take_turns(configured: Redis) -> None:
-    order: list[str] = []
-
-    async def note(job: agx.Job) -> None:
-        order.append(job.scope_id)
-
-    for n in range(20):
-        await submit(f"s{n}", scope="large")
-    for n in range(2):
-        await submit(f"s{n}", scope="small")
-    async with working(agx.Worker({"support": make_recipe(note)}, at_once=1)):
-        await wait_until(lambda: len(order) == 22)
-    assert max(n for n, scope in enumerate(order) if scope == "small") < 4
-
-
 @pytest.mark.parametrize(("limit", "most"), [({"per_scope": 1}, 1), ({"per_agent": 2}, 2), ({}, 4)])
 async def test_limits(configured: Redis, limit: dict[str, int], most: int) -> None:
     live = peak = done = 0
@@ -183,6 +170,53 @@ async def test_limits(configured: Redis, limit: dict[str, int], most: int) -> No
     async with working(agx.Worker({"support": make_recipe(count)}, at_once=4, **limit)):
         await wait_until(lambda: done == 8)
     assert peak == most
+
+
+async def _start_all(client: Redis, *jobs: tuple[str, int]) -> list[str]:
+    """Have a worker run jobs one at a time, and return their scopes in order; `jobs` has scopes and counts."""
+    order: list[str] = []
+
+    async def note(job: agx.Job) -> None:
+        order.append(job.scope_id)
+
+    for scope, count in jobs:
+        for n in range(count):
+            await submit(f"{len(jobs)}-{n}", scope=scope)
+    async with working(agx.Worker({"support": make_recipe(note)}, at_once=1)):
+        await wait_until(lambda: len(order) == sum(count for _, count in jobs))
+        await wait_until(lambda: _is_empty(client))
+    return order
+
+
+async def test_a_scope_at_ten_times_the_load_at_most_doubles_the_wait_of_the_others(configured: Redis) -> None:
+    others = ("beta", 3), ("gamma", 3)
+    alone = await _start_all(configured, *others)
+    beside = await _start_all(configured, ("acme", 30), *others)
+    for scope, _ in others:
+        early, late = ([n for n, one in enumerate(order, 1) if one == scope] for order in (alone, beside))
+        assert all(wait <= 2 * before for before, wait in zip(early, late, strict=True))
+
+
+async def test_jobs_of_one_scope_hide_no_other_s(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_queue, "WINDOW", 4)
+    monkeypatch.setattr(keys, "partition", lambda scope, partitions: 0)
+    order = await _start_all(configured, ("acme", 20), ("beta", 1))
+    assert order.index("beta") <= 6
+
+
+async def test_a_listing_of_many_jobs_keeps_the_order_within_a_session(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_queue, "WINDOW", 2)
+    engine = current_engine()
+    await engine.ready()
+    queue = JobQueue(engine.control, "agx", 1, worker="-", claim_ttl=1)
+    for n, session in enumerate("abcabd"):
+        job = agx.Job(f"r{n}", "acme", "ada", session, "support")
+        await queue.submit(job, job.encode(), delay=60 if session == "b" and n == 1 else 0, max_waiting=10)
+    pages = [[job.session for job in await queue.waiting(0)] for _ in range(4)]
+    # The first job of `a` has to begin before the second one; that of `b` is due later than the second one.
+    assert pages == [["ada:a", "ada:b"], ["ada:c"], ["ada:b", "ada:d"], ["ada:a", "ada:b"]]
 
 
 async def test_a_delayed_job_comes_when_it_is_due(configured: Redis) -> None:

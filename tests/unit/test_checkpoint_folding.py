@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from pydantic_ai.messages import ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart, UserPromptPart
 from pydantic_ai.usage import RunUsage
 
@@ -34,8 +35,22 @@ def test_an_integer_of_any_size_stays_exact() -> None:
     assert decode(encode(Checkpoint(returned=result)), {}).returned == result
 
 
-def test_what_is_not_a_number_becomes_null() -> None:
-    result = ToolReturn(ToolReturnPart("divide", {"n": float("nan")}, "c1"))
+class Odd:
+    """A type that pydantic does not know."""
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"n": float("nan")}, {"n": None}),
+        ({"found": [Odd(), 1]}, {"found": [{"unserialisable": "Odd"}, 1]}),
+        (Odd(), {"unserialisable": "Odd"}),
+        ("a\ud800b", "a?b"),
+    ],
+    ids=["not a number", "an object in a list", "an object", "half a character"],
+)
+def test_what_json_cannot_hold_is_replaced(given: object, stored: object) -> None:
+    result = ToolReturn(ToolReturnPart("look", given, "c1"))
     returned = decode(encode(Checkpoint(returned=result)), {}).returned
     assert returned is not None
-    assert returned.part.content == {"n": None}
+    assert returned.part.content == stored
