@@ -48,8 +48,8 @@ redis.call('PUBLISH', ARGV[4], '1')
 return ''
 """)
 
-# Lists entries without their jobs, or nothing where the stream is as it was. ARGV: most entries, entries a read, version
-# as of the last listing, first id. Replies the version; then id, scope, due time, agent and session of each entry.
+# Lists entries without their jobs, or nothing where the stream is as it was. ARGV: most entries, entries a read,
+# version as of the last listing, first id. Replies the version; then id, scope, due time, agent and session of each.
 _LIST = Script("""
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local version = redis.call('XLEN', KEYS[1]) .. ' ' .. (top and top[1] or '')
