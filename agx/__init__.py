@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         JobError,
         LeaseLostError,
         NotConfiguredError,
+        NotPendingError,
         QueueFullError,
         RecipeError,
         RedisUnavailableError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         SteeredError,
         TextError,
     )
+    from .jobs.decide import decide, pending
     from .jobs.recipe import Call
     from .jobs.submit import submit
     from .jobs.worker import Worker
@@ -60,6 +62,7 @@ __all__ = [
     "JobError",
     "LeaseLostError",
     "NotConfiguredError",
+    "NotPendingError",
     "QueueFullError",
     "RecipeError",
     "RedisSession",
@@ -79,9 +82,11 @@ __all__ = [
     "add",
     "cancel",
     "configure",
+    "decide",
     "feedback",
     "is_live",
     "listen",
+    "pending",
     "q",
     "run",
     "sse",
@@ -99,6 +104,7 @@ _MODULES = {
     "engine.registry": ("aclose",),
     "control.steering": ("steer",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "jobs.decide": ("decide", "pending"),
     "jobs.recipe": ("Call",),
     "jobs.submit": ("submit",),
     "jobs.worker": ("Worker",),

@@ -57,8 +57,9 @@ class QueueFullError(AgxError):
 class TextError(AgxError, ValueError):
     """Raised when a text for a run can't be taken."""
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"the text can't be taken: {cause}")
+
+class NotPendingError(AgxError):
+    """Raised by `decide()` where no such call waits in the session."""
 
 
 class RunUnknownError(AgxError, LookupError):
@@ -308,11 +309,11 @@ SESSION_BUSY = ErrorCode(
     "Follow the live run, or cancel it.",
     409,
 )
-NOTHING_RUNS = ErrorCode(
-    "nothing_runs",
-    "The session has no live run.",
-    "The run has ended, or it is not one of this user.",
-    "Start a run with the text.",
+NOT_FOUND = ErrorCode(
+    "not_found",
+    "The session has no live run, or no such call waits in it.",
+    "The run has ended, the session's next run has begun, or the session is another user's.",
+    "Load the conversation again; to add a text, start a run with it.",
     404,
 )
 RUN_UNKNOWN = ErrorCode(

@@ -71,6 +71,7 @@ def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("XADD", session.stream, "NOMKSTREAM", "0-0", "x", "x"),
         ("EXPIRE", session.stream, 1),
         ("XDEL", session.inbox, "0-1"),
+        *_approval_commands(prefix),
         ("ZADD", session.index, "XX", 0, "x"),
         *_index_reads(session),
         ("ZREM", session.index, "x"),
@@ -88,6 +89,18 @@ def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("PUBLISH", session.wake_channel, "0-0"),
         ("PUBLISH", session.cancel_channel, ""),
         ("PUBLISH", keys.jobs_wake_channel(prefix), ""),
+    ]
+
+
+def _approval_commands(prefix: str) -> list[Command]:
+    approvals = keys.approvals(prefix, 0)
+    return [
+        ("EVAL", "return 1", 1, approvals),
+        ("HDEL", approvals, _NOBODY),
+        ("HEXISTS", approvals, _NOBODY),
+        ("HGET", approvals, _NOBODY),
+        ("HGETALL", approvals),
+        ("EXPIRE", approvals, keys.STATE_TTL),
     ]
 
 
@@ -112,6 +125,7 @@ def _sidecar_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("GET", session.live),
         ("EVAL", "return 1", 1, keys.jobs(prefix, 0)),
         ("XRANGE", keys.jobs(prefix, 0), "-", "-"),
+        ("HKEYS", keys.approvals(prefix, 0)),
         ("EVAL", "return 1", 1, session.live),
         ("EVAL", "return 1", 1, session.stream),
         ("HGETALL", meta),

@@ -61,9 +61,9 @@ def _check_text(text: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise TextError("it must be text that UTF-8 can encode") from None
+        raise TextError("the text must be one that UTF-8 can encode") from None
     if not 0 < size <= MAX_TEXT:
-        raise TextError(f"it must have 1 to {MAX_TEXT} bytes, not {size}")
+        raise TextError(f"the text must have 1 to {MAX_TEXT} bytes, not {size}")
 
 
 async def _find_run(engine: Engine, session: SessionKeys) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Annotated, Literal
 
 import orjson
@@ -21,21 +21,21 @@ from .repair import classify, repair
 FORMAT = 1  # goes up when an old sidecar could misread a new fact
 FIELD = "fact"
 
-# What JSON libraries, OTLP and Prometheus can carry. Counts per bucket are checked where they are added: here it would
-# cost each fact a tenth of its decoding.
+# What JSON libraries, OTLP and Prometheus can carry. Counts per bucket are checked where they are added: it is cheaper.
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 Outcome = Literal["completed", "cancelled", "failed", "lost"]
 ERROR_OUTCOMES: tuple[Outcome, ...] = ("failed", "lost")
 Reason = Literal["cancel", "lease_deleted", "task", "shutdown", "abandoned"]
 NodeKind = Literal["user_prompt", "model_request", "call_tools"]
+DecisionKind = Literal["approved", "denied", "expired"]
 SteerOutcome = Literal["delivered", "stored"]  # in a model request; only in the conversation
 ToolOutcome = Literal["ok", "retry", "error", "cancelled", "denied", "deferred"]
 UsageSource = Literal["reported", "estimated", "missing"]
 
-# Upper bounds, in seconds, of the time between chunks; the last count is above them all (0.01 x 2^k to 81.92).
+# Upper bounds in seconds, the last count is above them all: of the time between chunks (0.01 x 2^k to 81.92), and of an
+# append's latency as `process` facts report it (0.0005 x 2^(k/2) to 11.6).
 CHUNK_BUCKETS = tuple(0.01 * 2**k for k in range(14))
-# Upper bounds, in seconds, of an append's latency as `process` facts report it (0.0005 x 2^(k/2) to 11.6).
 APPEND_BUCKETS = tuple(0.0005 * 2 ** (k / 2) for k in range(30))
 
 
@@ -54,9 +54,7 @@ class Trace:
     """Where a fact stands in its trace. `sdk`: the service's own SDK exports these spans, nobody else must."""
 
     trace_id: str  # 32 hex digits
-    span_id: (
-        str  # 16 hex digits: the run's, the model request's or the tool's span; a node of another kind has its run's
-    )
+    span_id: str  # 16 hex digits: the run's, the request's or the tool's; a node of another kind has its run's
     parent_span_id: str | None  # None at the root
     sampled: bool
     sdk: bool
@@ -116,12 +114,7 @@ class StreamTotals:
     failures: Int64 = 0
 
     def __add__(self, other: StreamTotals) -> StreamTotals:
-        return StreamTotals(
-            self.events + other.events,
-            self.bytes + other.bytes,
-            self.retries + other.retries,
-            self.failures + other.failures,
-        )
+        return StreamTotals(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +180,16 @@ class RunFeedback(RunFact):
     model: str = ""  # of the run's last model request
     by: str | None = None
     comment: str | None = None  # content capture only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalDecided(RunFact):
+    """Somebody has decided on a tool call that a run left to others; the times are when it began to wait, and now."""
+
+    kind: Literal["approval"] = "approval"
+    decision: DecisionKind
+    start_ns: Int64
+    end_ns: Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,12 +277,11 @@ class ProcessState:
         return self.id
 
 
-Fact = RunStarted | RunResumed | RunSteered | RunFeedback | NodeEnded | ToolEnded | RunEnded | ProcessState
+_FactOfRun = RunStarted | RunResumed | RunSteered | ApprovalDecided | RunFeedback | NodeEnded | ToolEnded | RunEnded
+Fact = _FactOfRun | ProcessState
 
-# Built at the first fact that is read: a service only writes them.
-_ADAPTER: TypeAdapter[Fact] = TypeAdapter(
-    Annotated[Fact, Field(discriminator="kind")], config=ConfigDict(defer_build=True)
-)
+_LATER = ConfigDict(defer_build=True)  # built at the first fact that is read: a service only writes them
+_ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")], config=_LATER)
 
 
 class UnknownFactError(ValueError):

@@ -71,7 +71,7 @@ async def run_job(
     if life is None:
         return None
     run.on_begun()
-    run.drive = Drive(life, session, dead=dead, resumable=True)
+    run.drive = Drive(life, session, dead=dead, job=run.job)
     if run.handing_over:
         run.drive.hand_over(now=False)
     with run.drive.noting_errors():

@@ -81,12 +81,12 @@ async def submit(
             raise SessionBusyError(session.session)
     elif (live := await stop_or_steer(session, on_busy, prompt, key=run_id)) is not None:
         return live
-    await _append(engine, session, job, data, delay=delay, max_queued=None if on_busy == "reject" else MAX_QUEUED)
+    await append_job(engine, session, job, data, delay=delay, max_queued=None if on_busy == "reject" else MAX_QUEUED)
     return job.run_id
 
 
-async def _append(
-    engine: Engine, session: SessionKeys, job: Job, data: bytes, *, delay: float, max_queued: int | None
+async def append_job(
+    engine: Engine, session: SessionKeys, job: Job, data: bytes, *, delay: float = 0, max_queued: int | None = None
 ) -> None:
     """Append a job to the queue; raises QueueFullError and RedisUnavailableError."""
     try:

@@ -18,10 +18,12 @@ from typing import Any
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
 from ..engine.signals import stop_on_signals
+from ..errors import AgxError
 from ..fleet.fleet import read_clock
 from ..redis import keys
 from .attempt import resume_run, start_job
 from .dead_runs import DeadRuns
+from .decide import expire_calls
 from .queue import JobQueue, Waiting
 from .recipe import Recipe
 from .resumable_run import ResumableRun, hand_over
@@ -34,6 +36,7 @@ _SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter
 _BUSY_PAUSE = 1.0  # seconds before a job whose run could not begin is tried again
 _MAKE_ROOM = 10.0  # seconds within which a worker makes room for a run that has to run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
+_EXPIRE_EVERY = 5.0  # seconds between two looks for calls on which nobody has decided in time
 _SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
 _READY_WITHIN = 15.0  # seconds since the last announcement
 
@@ -102,7 +105,7 @@ class Worker:
         In a process that handles SIGTERM itself, as uvicorn does, no signal is handled: call `stop()` at its shutdown.
         """
         with contextlib.nullcontext() if _has_own_handler() else stop_on_signals(self._stop):
-            await self._work(self._announce, self._take_jobs, self._take_over)
+            await self._work(self._announce, self._take_jobs, self._take_over, self._expire_calls)
 
     async def recover(self) -> None:
         """Go on with runs whose process died, until `stop()`; submitted jobs and signals are left to others."""
@@ -313,6 +316,14 @@ class Worker:
         except Exception:
             # The stream and the log have how the run ended already; the worker continues with the next one.
             logger.debug("agx: a job ended with an exception", exc_info=True)
+
+    async def _expire_calls(self, engine: Engine) -> None:
+        """Deny the calls on which nobody has decided in time."""
+        await engine.ready()
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY * random.uniform(0.5, 1.5))
+            with contextlib.suppress(AgxError):  # too many jobs wait: later
+                await expire_calls(engine)
 
     async def _announce(self, engine: Engine) -> None:
         """Announce which agents are served, so that jobs of other agents can be ended and reported."""

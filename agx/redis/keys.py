@@ -124,6 +124,11 @@ def jobs(prefix: str, n: int) -> str:
     return f"{prefix}::jobs:{n}"
 
 
+def approvals(prefix: str, n: int) -> str:
+    """The tool calls that wait for a decision."""
+    return f"{prefix}::approvals:{n}"
+
+
 def workers(prefix: str) -> str:
     """The agents that workers serve, by the time (ms) at which one was last announced."""
     return f"{prefix}::workers"

@@ -261,8 +261,7 @@ class AgxCapability(AbstractCapability[Any]):
         if (recorder := self._recorder_of(ctx)) is None:
             return stream
         if (tools := ctx.tool_manager) is not None:
-            # Before the first request of a run that resumes, the tools are not known yet: then all count as known.
-            recorder.tools.is_known = lambda name: tools.tools is None or tools.get_tool_def(name) is not None
+            recorder.tools.manager = tools
         return ObservedStream(stream, recorder)
 
     async def wrap_model_request(

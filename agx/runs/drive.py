@@ -20,6 +20,7 @@ from pydantic_graph import End
 from redis.exceptions import RedisError
 
 from ..checkpoints.codec import UnreadableCheckpointError, load_results
+from ..checkpoints.job import Job
 from ..checkpoints.journal import Journal
 from ..checkpoints.progress import Progress, fold
 from ..errors import (
@@ -39,6 +40,7 @@ from ..redis.keys import SessionKeys
 from ..sessions.base import Session, keep_prompt, mark_external
 from ..telemetry.tracing import Attached
 from .capability import AgxCapability
+from .deferred import forget_calls, list_calls
 from .deps import Deps
 from .driving_task import DrivingTask, run_to_end
 from .lifecycle import RunLifecycle
@@ -54,13 +56,13 @@ class Drive:
 
     Args:
         dead: the run that this attempt goes on with; None for a run's first attempt.
-        resumable: whether another process can go on with the run.
+        job: how another process can go on with the run; None where none can.
     """
 
     life: RunLifecycle
     session: Session
     dead: DeadRun | None = None
-    resumable: bool = False
+    job: Job | None = None
     task: DrivingTask = field(default_factory=DrivingTask)
     loaded: bool = False
     result: AgentRunResult[Any] | None = None
@@ -72,6 +74,10 @@ class Drive:
     _handed_over: bool = False
 
     # Its callers do not share a coroutine around it: each one is gone through five times a token.
+    @property
+    def resumable(self) -> bool:
+        return self.job is not None
+
     @contextmanager
     def noting_errors(self) -> Iterator[None]:
         """Keep what `run_agent()` raises; `end()` raises it, in the run's trace context as the agent."""
@@ -101,6 +107,8 @@ class Drive:
         steered = self.life.recorder.steered
         steered.restore(progress.messages, (message for one in progress.pending for message in one.messages))
         self.loaded = True
+        if self.dead is None:
+            await forget_calls(self.life.engine, self.life.recorder, self.session.msgs)
         if self._state.must_stop:
             raise RunCancelled("the run was cancelled before its agent began")
         capability = AgxCapability(_recorder=self.life.recorder)
@@ -113,8 +121,8 @@ class Drive:
         if progress.begun:
             prompt = None
             kwargs.pop("deferred_tool_results", None)
-        elif self.dead is not None and self.dead.job.results is not None:
-            kwargs.setdefault("deferred_tool_results", load_results(self.dead.job.results))
+        elif self.job is not None and self.job.results is not None:
+            kwargs.setdefault("deferred_tool_results", load_results(self.job.results))
         agent_run: AgentRun[Any, Any] | None = None
         try:
             async with agent.iter(prompt, deps=deps, **kwargs) as agent_run:
@@ -209,6 +217,8 @@ class Drive:
                 self.session.msgs = mark_external(self.session.msgs, self.result.output.calls)
             if self.loaded and await self._may_save():
                 self.session.msgs = [*self.session.msgs, *steered.leave()]
+                if self.result is not None and isinstance(self.result.output, DeferredToolRequests):
+                    await list_calls(self.life.engine, self.life.recorder, self.result.output, self.job)
                 await self.session.save()
                 await steered.remove()
         except (Exception, asyncio.CancelledError) as error:

@@ -118,7 +118,7 @@ async def run_turn(
                 engine, agent.name or "agent", keys, runtime=deps.runtime, follows=deps.follows, job=job
             ),
         )
-        drive = Drive(life, session, resumable=job is not None)
+        drive = Drive(life, session, job=job)
         with drive.noting_errors():
             await drive.run_agent(agent, user_prompt, deps, kwargs)
         return await drive.end()

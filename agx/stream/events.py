@@ -275,10 +275,11 @@ def _to_json(body: Body) -> bytes:
     try:
         return orjson.dumps(body, option=0 if isinstance(body, UserBody) else orjson.OPT_STRICT_INTEGER)
     except orjson.JSONEncodeError:
-        return orjson.dumps({_name(name): _plain(value) for name, value in body.items()})
+        return orjson.dumps({_name(name): to_plain(value) for name, value in body.items()})
 
 
-def _plain(value: object) -> object:
+def to_plain(value: object) -> Any:
+    """Return a value as JSON has it, with what JSON can't hold replaced; never raises."""
     try:
         plain = to_readable(to_jsonable_python(value, serialize_unknown=True, bytes_mode="base64", fallback=repr))
         orjson.dumps(plain)
@@ -303,7 +304,7 @@ def to_readable(value: Any) -> Any:
 
 
 def _name(name: object) -> str:
-    return str(to_readable(name if isinstance(name, str) else _plain(name)))
+    return str(to_readable(name if isinstance(name, str) else to_plain(name)))
 
 
 def _digits(value: int) -> str:

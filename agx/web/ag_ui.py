@@ -23,7 +23,6 @@ from ..listeners.replayed_run import Event, defer
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation
-from .prompt import prompt_of, refusing_unreadable
 from .responses import (
     BAD,
     CHANGED,
@@ -52,6 +51,8 @@ from .turns import (
     decide,
     external_calls,
     pending_calls,
+    prompt_of,
+    refusing_unreadable,
 )
 
 _USER_MESSAGE: JsonDict = {

@@ -12,7 +12,7 @@ from ..control.cancellation import cancel
 from ..control.feedback import MAX_COMMENT, MAX_NAME, MAX_VALUE, feedback
 from ..control.inbox import MAX_TEXT
 from ..control.steering import steer
-from ..errors import NOTHING_RUNS
+from ..errors import NOT_FOUND
 from ..redis import keys
 from .route import Problem, RefusedError
 from .runs import Who
@@ -110,7 +110,7 @@ def add_controls(router: APIRouter, path: str, who: GetWho) -> None:
     async def steer_run(session_id: SessionId, message: Message, asker: Annotated[Who, Depends(who)]) -> Steered:
         """Give the session's live run a message, in whatever process it runs."""
         if not await steer(asker.scope_id, asker.user_id, session_id, message.text, key=message.key):
-            raise RefusedError(NOTHING_RUNS)
+            raise RefusedError(NOT_FOUND)
         return Steered()
 
     @router.post(f"{path}/cancel")

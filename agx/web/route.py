@@ -21,6 +21,7 @@ from ..errors import (
     ConversationChangedError,
     ErrorCode,
     JobError,
+    NotPendingError,
     QueueFullError,
     RedisUnavailableError,
     RunUnknownError,
@@ -37,6 +38,7 @@ _REFUSALS = (
     QueueFullError,
     JobError,
     RunUnknownError,
+    NotPendingError,
     TextError,
     RedisUnavailableError,
 )

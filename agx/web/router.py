@@ -19,6 +19,7 @@ from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
 from ..stream.events import to_readable
+from .approvals import add_approvals
 from .event_stream import EventStreamResponse
 from .history import read_conversation, read_latest_run
 from .responses import (
@@ -174,6 +175,7 @@ def make_router(
         runs = Runs(agent, sessions, make_deps, kwargs, find_recipe(agent, recipes))
     _add_runs(router, who, runs, keep_alive, int(retry * 1_000))
     add_controls(router, "/sessions/{session_id}", who)
+    add_approvals(router, who, runs if isinstance(runs, Runs) else None)
     _add_lists(router, who, sessions)
     for name in CLIENT_FILES:
         _add_client_file(router, name)

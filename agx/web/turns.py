@@ -1,11 +1,17 @@
-"""What a chat page asks of a stored conversation: an answer, the last one again, or to go on with decided calls."""
+"""What a chat page asks of a stored conversation: an answer, the last one again, or to go on with decided calls.
+
+The message of a front end is untrusted input in the format of its protocol.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import ValidationError
+from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import (
     BaseToolReturnPart,
     ModelMessage,
@@ -15,12 +21,14 @@ from pydantic_ai.messages import (
     ToolReturnPart,
     UserContent,
     UserPromptPart,
+    sanitize_messages,
 )
 from pydantic_ai.tools import DeferredToolResults
 
-from ..errors import ConversationChangedError
+from ..errors import REQUEST_UNREADABLE, ConversationChangedError
 from ..sessions.base import EXTERNAL_CALLS, Session
 from .lost_answer import append_answer
+from .route import RefusedError, describe_fields
 
 Prompt = str | Sequence[UserContent]
 Messages = list[ModelMessage]
@@ -159,3 +167,39 @@ def _returned(messages: Iterable[ModelMessage]) -> set[str]:
 def _answer(calls: Iterable[ToolCallPart], outcome: Literal["denied", "interrupted"], why: str) -> list[ModelMessage]:
     parts = [ToolReturnPart(call.tool_name, why, call.tool_call_id, outcome=outcome) for call in calls]
     return [ModelRequest(parts=parts)] if parts else []
+
+
+@contextmanager
+def refusing_unreadable() -> Iterator[None]:
+    """Turn what a protocol's adapter, or `prompt_of()`, finds wrong with a message into 400."""
+    try:
+        yield
+    except (ValueError, TypeError, AssertionError, UserError, UserWarning) as error:
+        # It warns of what it drops: where warnings are errors, such a message is refused.
+        detail = f"The last message can't be read: {_describe(error)}"
+        raise RefusedError(REQUEST_UNREADABLE, detail, status=400) from error
+
+
+def prompt_of(loaded: Sequence[ModelMessage]) -> Prompt:
+    """Return the content of the user's message.
+
+    What a browser must not decide (system prompts, uploads by reference) is dropped.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    asked = [part for message in loaded for part in message.parts if isinstance(part, UserPromptPart)]
+    content: list[UserContent] = []
+    for message in sanitize_messages([ModelRequest(parts=asked)]):
+        for part in message.parts:
+            if isinstance(part, UserPromptPart):
+                content += [part.content] if isinstance(part.content, str) else part.content
+    if not any(content):
+        raise ValueError("it has no content")
+    return content[0] if len(content) == 1 and isinstance(content[0], str) else content
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return describe_fields(error.errors())
+    return str(error)

@@ -35,7 +35,6 @@ from ..sessions.base import SessionStore
 from ..stream.events import to_readable
 from .event_stream import EventStreamResponse
 from .history import read_conversation
-from .prompt import prompt_of, refusing_unreadable
 from .responses import (
     BAD,
     CHANGED,
@@ -67,6 +66,8 @@ from .turns import (
     decide,
     end_of_prompt,
     external_calls,
+    prompt_of,
+    refusing_unreadable,
     text_of,
 )
 

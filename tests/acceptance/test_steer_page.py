@@ -57,7 +57,7 @@ async def test_over_http(client: httpx.AsyncClient, gate: Gate) -> None:
     text = {"text": "In French", "key": "k"}
     for path in ("/api/sessions/s/steer", "/chat/s/steer", "/ag-ui/s/steer"):
         refused = await client.post(path, json=text)
-        assert (refused.status_code, refused.json()["code"]) == (404, "nothing_runs")
+        assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
     await client.post("/api/sessions/s/runs", json={"prompt": "Hi"})
     await gate.reached.wait()
     for body in ({}, {"text": ""}, {"text": "é" * 32_768}, {"text": "a", "key": "a:b"}):

@@ -11,6 +11,7 @@ from itertools import pairwise
 import genai_prices
 
 from agx.facts.schema import (
+    ApprovalDecided,
     Fact,
     ModelCall,
     NodeEnded,
@@ -66,6 +67,9 @@ class Ledger:
             case RunFeedback():
                 self._add(i.FEEDBACK, 1, fact.agent, fact.name, fact.model)
                 self._observe(i.SCORE, round(fact.value * 10**9), fact.agent, fact.name, fact.model)
+            case ApprovalDecided():
+                self._add(i.APPROVALS, 1, fact.agent, fact.decision)
+                self._observe(i.APPROVAL_WAIT, fact.end_ns - fact.start_ns, fact.agent)
             case RunEnded():
                 self._note_end(fact)
             case NodeEnded():

@@ -9,12 +9,14 @@ import sys
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from pydantic_ai import Agent, DeferredToolRequests, DeferredToolResults
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis, RedisCluster
-from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.agents import FakeSession, ScopeDeps, ScriptedAgent, call, scripted
 from support.otlp import OtlpReceiver
 from support.replica import Replica
 from support.rigs import ClusterRig, TlsRig
@@ -126,6 +128,17 @@ async def _working(stage: ScriptedAgent) -> AsyncIterator[None]:
         await task
 
 
+async def _decide() -> None:
+    """Have a run leave a call to others, decide on it, and go on."""
+    outputs: Any = [str, DeferredToolRequests]
+    agent = Agent(scripted(call("work"), ["Done"]), deps_type=ScopeDeps, output_type=outputs)
+    agent.tool_plain(lambda: "worked", name="work", requires_approval=True)
+    session, deps = FakeSession(), ScopeDeps(session_id="s4")
+    await agx.run(session, agent, "Hi", deps)
+    await agx.decide(1, 1, "s4", call_id="c1")
+    await agx.run(session, agent, None, deps, deferred_tool_results=DeferredToolResults(approvals={"c1": True}))
+
+
 async def _act_as_service(rig: TlsRig, user: str) -> None:
     """Run, follow, submit and cancel until all that a service may send was sent."""
     await agx.start(1, 1, "quiet")
@@ -150,6 +163,7 @@ async def _act_as_service(rig: TlsRig, user: str) -> None:
     assert await agx.cancel(1, 1, "s2")
     with pytest.raises(agx.AgxCanceledError):
         await run
+    await _decide()
     # What a seed client has opened is closed command by command.
     await agx.add(1, 1, "s3", type="info", origin="me")
     await agx.stop(1, 1, "s3")

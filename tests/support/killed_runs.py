@@ -182,6 +182,7 @@ async def attempt(
         KilledError: it reached the point at which it is killed.
     """
     engine = current_engine()
+    await engine.ready()
     life = open_observed(engine, "killed", "1")
     engine.runs.discard(life)
     keys = SessionKeys.of(engine.config.key_prefix, 1, 1, "s")
@@ -193,7 +194,7 @@ async def attempt(
     job = Job("r", "1", "1", "s", "killed", scenario.prompt)
     dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), None)
     session = StoredSession(stored=list(scenario.stored), stream=stream)
-    drive = Drive(life, session, dead=dead, resumable=True)
+    drive = Drive(life, session, dead=dead, job=job)
     await drive.run_agent(scenario.make_agent(ledger), scenario.prompt, ScopeDeps(), scenario.make_kwargs())
     assert drive.result is not None
     messages = ModelMessagesTypeAdapter.dump_python(drive.session.msgs, mode="json")

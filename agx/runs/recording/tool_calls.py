@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pydantic_ai.messages import BaseToolReturnPart, ModelMessage, ToolCallPart
+from pydantic_ai.tool_manager import ToolManager
 from pydantic_ai.tools import DeferredToolRequests
 
 from ...facts.schema import NodeEnded, ToolOutcome, tool_name
@@ -14,7 +16,7 @@ from ...model_calls.plain_runs import describe_requests, find_run_id, report_pla
 from ...recovery.recorded_run import RecordedRequest
 from ...stream.events import Body, Runtime, tool_outcome
 from ...telemetry.tracing import RunSpan
-from .run_facts import RunFacts
+from .run_facts import RunFacts, RunFields
 from .steps import Tool
 
 
@@ -36,7 +38,7 @@ class ToolCalls:
     ) -> None:
         self.count = 0
         self.last_error: tuple[BaseException, str] | None = None  # and the tool that raised it
-        self.is_known: Callable[[str], bool] = lambda name: True  # whether the agent has a tool of this name
+        self.manager: ToolManager[Any] | None = None  # has the agent's tools, as of the present step
         self.observed_runs: set[str | None] = set()  # of sub-agents with our capability, by pydantic-ai's ids
         self.plain_runs = 0  # of sub-agents without our capability
         self.plain_requests = 0  # their model requests
@@ -63,7 +65,17 @@ class ToolCalls:
             return deferred
         index = self._runtime.index
         name = self._facts.add_name(tool_name(index, call_id))
-        return Tool(call.tool_name, call_id, name, index, self._span.child(name), self.is_known(call.tool_name))
+        return Tool(call.tool_name, call_id, name, index, self._span.child(name), self._is_known(call.tool_name))
+
+    def _is_known(self, name: str) -> bool:
+        # Before the first request of a run that resumes, the tools are not known yet: then all count as known.
+        manager = self.manager
+        return manager is None or manager.tools is None or manager.get_tool_def(name) is not None
+
+    def metadata_of(self, name: str) -> dict[str, Any]:
+        """Return the metadata of a tool, as its definition has it."""
+        found = None if self.manager is None or self.manager.tools is None else self.manager.get_tool_def(name)
+        return {} if found is None else found.metadata or {}
 
     def end(self, tool: Tool, outcome: ToolOutcome, error: BaseException | None = None) -> None:
         """A tool call is over, however it ended."""
@@ -84,6 +96,11 @@ class ToolCalls:
             if not self._has_begun(call):
                 self.defer(self.begin(call))
         return {kind: {call.tool_call_id: call.tool_name for call in calls} for kind, calls in left.items()}
+
+    def describe_decision(self, call_id: str) -> RunFields:
+        """Return what the fact of the decision on a call has of this run."""
+        name = tool_name(self._runtime.index, call_id)
+        return self._facts.describe(f"decision.{name}", self._span.trace)
 
     def end_unrun(self, part: BaseToolReturnPart) -> None:
         """A call has a result: of a tool that ran, that was refused, or that was resolved elsewhere."""

@@ -7,6 +7,7 @@ server's own count of entries less the sink's, because the server's `lag` is unk
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,16 @@ async def count_jobs(link: Link, prefix: str, partitions: int) -> dict[str, int]
                 waiting[name] = waiting.get(name, 0) + int(count)
             cursor = f"({last.decode()}" if last else ""
     return waiting
+
+
+async def count_approvals(link: Link, prefix: str, partitions: int) -> dict[str, int]:
+    """Return how many tool calls wait for a decision, by scope."""
+    waiting: Counter[str] = Counter()
+    for n in range(partitions):
+        fields = [field.decode("utf-8", "replace") for field in await link.call("HKEYS", keys.approvals(prefix, n))]
+        decided = {field[1:] for field in fields if field[0] == "d"}
+        waiting.update(field.split(":", 2)[1] for field in fields if field[0] == "c" and field[1:] not in decided)
+    return dict(waiting)
 
 
 async def measure_metrics(link: Link, key: str, position: Position) -> Backlog:

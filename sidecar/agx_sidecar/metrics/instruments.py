@@ -97,6 +97,16 @@ SCORE = histogram(
     source=t.RUN_SCORED,
     value=v.score,
 )
+APPROVALS = counter("agx_approvals_total", (t.AGENT, t.DECISION), "Tool calls decided on.", source=t.APPROVAL)
+APPROVAL_WAIT = histogram(
+    "agx_approval_wait_seconds",
+    (t.AGENT,),
+    "Time from when a tool call began to wait for a decision to the decision.",
+    buckets=t.APPROVAL_BUCKETS,
+    source=t.APPROVAL,
+    value=v.duration,
+)
+APPROVALS_PENDING = gauge("agx_approvals_pending", (t.SCOPE,), "Tool calls that wait for a decision.")
 JOBS_WAITING = gauge("agx_jobs_waiting", (t.SCOPE,), "Jobs that are due and whose run has not begun.")
 JOB_WAIT = histogram(
     "agx_job_wait_seconds",

@@ -15,7 +15,16 @@ from ..link import TROUBLE, Link
 from ..source import find_end, read_after
 from . import instruments as i
 from .fold import RECENT, ZERO_ID, Fold, Position
-from .gauges import Backlog, TracesTrims, count_jobs, count_live, measure_metrics, measure_traces, sample_gauges
+from .gauges import (
+    Backlog,
+    TracesTrims,
+    count_approvals,
+    count_jobs,
+    count_live,
+    measure_metrics,
+    measure_traces,
+    sample_gauges,
+)
 from .leader import Lease, StateGuard, StoodDownError
 from .series import Sample, Series
 from .state import NewerStateError, State, UnreadableStateError, dump, load, pack
@@ -243,6 +252,7 @@ class MetricsSink:
 
     async def _count(self) -> None:
         self._by_scope[i.RUNS_LIVE] = await count_live(self._link, self._prefix, self._partitions)
+        self._by_scope[i.APPROVALS_PENDING] = await count_approvals(self._link, self._prefix, self._partitions)
         self._by_scope[i.JOBS_WAITING] = await count_jobs(self._link, self._prefix, self._partitions)
 
     async def _retire(self, fold: Fold) -> None:

@@ -43,6 +43,7 @@ TOKEN_BUCKETS = tuple(4**k for k in range(14))  # 1 ... 67108864
 CALL_BUCKETS = tuple(2**k for k in range(8))  # 1 ... 128
 RUN_BUCKETS = _fine(0.1, 409.6)
 FIRST_TOKEN_BUCKETS = _fine(0.025, 409.6)
+APPROVAL_BUCKETS = _fine(1.0, 1_048_576.0)  # up to twelve days
 NODE_BUCKETS = _fine(0.01, 81.92)
 CANCEL_BUCKETS = _fine(0.005, 40.96)
 COST_BUCKETS = tuple(10_000 << k for k in range(0, 23, 2))  # $0.00001 x 4^k up to $41.9
@@ -231,6 +232,7 @@ TOOL_NAME = Label("gen_ai_tool_name", ("tool", "known"), _tool, cap=WIDE_CAP)
 TOOL_OUTCOME = _closed("outcome", "outcome", values=TOOL_OUTCOMES)
 SCORE_NAME = Label("name", ("name",))
 SCORED_MODEL = Label("model", ("model",), cap=WIDE_CAP)
+DECISION = _closed("decision", "decision", values=get_args(facts.DecisionKind))
 STEER_OUTCOME = _closed("outcome", "outcome", values=get_args(facts.SteerOutcome))
 TOOL_ERROR = Label("error_type", ("outcome", "error_type"), _tool_error, values=("",))
 # Of gauges and of a replica's own metrics, which no fact feeds.
@@ -243,6 +245,7 @@ FACT_KIND = _closed(
         "run.resume",
         "run.steer",
         "run.feedback",
+        "approval",
         "node",
         "tool",
         "run.end",
@@ -262,6 +265,7 @@ REQUEST_ORIGIN = (AGENT_NAME, RESPONSE_MODEL, SERVICE_NAME)
 
 RUN_STARTED = Source(facts.RunStarted, at_ns="start_ns")
 RUN_RESUMED = Source(facts.RunResumed, at_ns="at_ns")
+APPROVAL = Source(facts.ApprovalDecided)
 RUN_STEERED = Source(facts.RunSteered, at_ns="at_ns")
 RUN_SCORED = Source(facts.RunFeedback, at_ns="at_ns")
 RUN_ENDED = Source(facts.RunEnded)
