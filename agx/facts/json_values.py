@@ -1,13 +1,27 @@
-"""Values as JSON can hold them: lone surrogates are replaced, and numbers brought into range."""
+"""Values as a fact may have them: lone surrogates are replaced, numbers brought into range, long texts cut."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import suppress
 from typing import Any
 
+import orjson
+
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+_USUAL = 8_192  # bytes of JSON whose texts need not be looked at
+_MOST_TEXT = 1_000  # characters
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+
+
+def dump_bounded(value: Any) -> bytes:
+    """Return a value as JSON; in a large one texts are cut: a model may invent a tool's name of a megabyte."""
+    with suppress(TypeError):
+        data = orjson.dumps(value)
+        if len(data) <= _USUAL:
+            return data
+    return orjson.dumps(to_json_values(value))
 
 
 def replace_surrogates(text: str) -> str:
@@ -16,11 +30,14 @@ def replace_surrogates(text: str) -> str:
 
 
 def to_json_values(value: Any) -> Any:
-    """Return a value that orjson takes; of an object of an unknown kind only the type's name is left."""
+    """Return a value that orjson takes, with texts of at most 1,000 characters.
+
+    Of an object of an unknown kind only the type's name is left.
+    """
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, str):
-        return replace_surrogates(value)
+        return replace_surrogates(value[:_MOST_TEXT])
     if isinstance(value, int):
         return min(max(int(value), _SMALLEST), _LARGEST)
     if isinstance(value, (tuple, list)):

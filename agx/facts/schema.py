@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Annotated, Literal
 
-import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from .json_values import to_json_values
+from .json_values import dump_bounded
 from .repair import classify, repair
 
 FORMAT = 1  # goes up when an old sidecar could misread a new fact
@@ -294,10 +293,7 @@ class MalformedFactError(ValueError):
 
 def encode(fact: Fact) -> bytes:
     """Return a fact as JSON. Never raises: a value that JSON can't hold is repaired, the fact is not lost for it."""
-    try:
-        return orjson.dumps(fact)
-    except TypeError:
-        return orjson.dumps(to_json_values(fact))
+    return dump_bounded(fact)
 
 
 def decode(data: bytes, on_repair: Callable[[], None] | None = None) -> Fact:

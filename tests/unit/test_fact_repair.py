@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from agx.facts.schema import (
     NodeEnded,
     RunEnded,
     Service,
+    StreamEvent,
     Trace,
     Usage,
     decode,
@@ -88,6 +90,16 @@ def test_several_odd_fields_are_repaired_together() -> None:
     assert (fact.model_calls, fact.events, fact.reason) == (2, (), None)
     assert fact.stream is not None
     assert (fact.stream.events, fact.stream.bytes) == (0, 7)
+
+
+def test_a_fact_is_bounded_whatever_a_model_invents() -> None:
+    name = "\u00e9" * 1_000_000
+    events = tuple(StreamEvent(1, "part", {"tool_name": name, "tool_call_id": name}) for _ in range(128))
+    for fact in (replace(NODE, error_type=name), replace(END, events=events, agent=name)):
+        data = encode(fact)
+        assert len(data) < 1_000_000
+        read = decode(data)
+        assert (read.id, read.end_ns) == (fact.id, fact.end_ns)
 
 
 @pytest.mark.parametrize(
