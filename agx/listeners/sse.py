@@ -79,5 +79,5 @@ def _frame_of(entry: StreamEntry) -> bytes:
         # old id it would receive the same info for ever.
         replaced = entry.made_here and "superseded_by" in entry.body
         place = _FROM_THE_START if replaced else format_id(entry.id)
-        frame = entry.frame = f"id: {place}\ndata: {entry.to_json()}\n\n".encode()
+        frame = entry.frame = b"id: %b\ndata: %b\n\n" % (place.encode(), entry.to_json_bytes())
     return frame

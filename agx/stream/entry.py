@@ -50,7 +50,7 @@ class StreamEntry:
     checkpoint: bytes | None = None
     made_here: bool = False  # by a listener, of what it found; it is not on the stream
     frame: bytes | None = field(default=None, init=False, repr=False, compare=False)  # as `sse()` has made it
-    _json: str | None = field(default=None, init=False, repr=False, compare=False)
+    _json: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, entry_id: bytes, fields: Mapping[bytes, bytes] | Sequence[bytes]) -> StreamEntry:
@@ -105,14 +105,18 @@ class StreamEntry:
         return {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": self.body}
 
     def to_json(self) -> str:
-        """Return the event that `listen()` yields: JSON on one line. Made once for all listeners."""
+        """Return the event that `listen()` yields: JSON on one line."""
+        return self.to_json_bytes().decode()
+
+    def to_json_bytes(self) -> bytes:
+        """Return the same, encoded. Made once for all listeners."""
         if self._json is None:
             # An object is passed on as it is stored, also where it nests deeper than the encoder goes. In valid JSON a
             # line break can only stand between values, where a space means the same.
             one_line = self.raw_body.translate(_LINE_BREAKS_TO_SPACES)
             body = self.body if self._parse() is None else orjson.Fragment(one_line)
             event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
-            self._json = orjson.dumps(event).decode()
+            self._json = orjson.dumps(event)
         return self._json
 
 
