@@ -1,21 +1,35 @@
 """Sets logging up as text or as JSON lines, the latter with `run_id` and `trace_id` where a record has them.
 
-What a server sent is shortened before it is logged, and a warning that would repeat is logged once a minute.
+What a server sent is shortened before it is logged, and a warning that would repeat is logged once a minute. An
+exception is logged without its text, unless that is a server's: it may quote a stream or a fact.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import traceback
+from typing import Any
 
-import orjson
+from redis.exceptions import RedisError
 
 _EXTRAS = ("run_id", "trace_id")
 _MAX_TEXT = 300  # characters of a text from outside
 _REPEAT_AFTER = 60.0  # seconds before the same warning is logged again
 
 
-class JsonLines(logging.Formatter):
+class Lines(logging.Formatter):
+    """One record per line, behind it the frames of its exception."""
+
+    def formatException(self, ei: Any) -> str:
+        """Return where an exception was raised, and its type."""
+        _, error, trace = ei
+        text = shorten(error) if isinstance(error, (RedisError, OSError)) else type(error).__name__
+        return "".join(traceback.format_tb(trace)) + text
+
+
+class JsonLines(Lines):
     """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -29,15 +43,13 @@ class JsonLines(logging.Formatter):
         line |= {name: getattr(record, name) for name in _EXTRAS if hasattr(record, name)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return json.dumps(line, default=str)
 
 
 def set_up_logging(level: str, form: str) -> None:
     """Log to standard error."""
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(JsonLines() if form == "json" else Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
