@@ -147,8 +147,12 @@ def _hang_up(request: Request, error: Exception) -> Response:
 class HttpServer:
     """uvicorn in a thread of its own."""
 
-    def __init__(self, host: str, port: int, app: ASGIApp, *, port_variable: str) -> None:
+    def __init__(
+        self, host: str, port: int, app: ASGIApp, *, port_variable: str, trusted_proxies: tuple[str, ...] = ()
+    ) -> None:
         """Bind, so that an occupied port is reported before anything else starts.
+
+        `trusted_proxies` are the addresses and networks whose `X-Forwarded-For` names the client.
 
         Raises:
             SettingsError: the address can't be bound.
@@ -173,7 +177,8 @@ class HttpServer:
                 log_config=None,
                 log_level="critical",  # else a warning for each malformed request; errors of pages are logged by _fail
                 access_log=False,
-                proxy_headers=False,  # a client could name any address as its own
+                proxy_headers=bool(trusted_proxies),  # another client could name any address as its own
+                forwarded_allow_ips=list(trusted_proxies),
                 server_header=False,
                 timeout_keep_alive=IDLE_TIMEOUT,
                 timeout_graceful_shutdown=_CLOSE_TIMEOUT,

@@ -27,6 +27,8 @@ The console:
 - `AGX_CONSOLE_PORT` (default `9465`): its port.
 - `AGX_CONSOLE_TOKEN`: a visitor who has it may log in; at least 16 characters. Without one the console is on
   loopback only.
+- `AGX_CONSOLE_TRUSTED_PROXIES` (default none): addresses and networks of proxies, with a comma between. Of their
+  requests the log names the client in `X-Forwarded-For`.
 - `AGX_CONSOLE_CONTENT` (default `0`): `1` shows the texts of users, models and tools.
 
 Where traces and pushed metrics go, by OpenTelemetry's own variables:
@@ -45,7 +47,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal, get_args
 
 from agx.errors import AgxError
@@ -85,6 +87,7 @@ class ConsoleSettings:
     host: str
     port: int
     token: str | None = field(default=None, repr=False)
+    trusted_proxies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ def _sinks(environ: Mapping[str, str]) -> frozenset[Sink]:
 
 def _console(environ: Mapping[str, str], host: str) -> ConsoleSettings | None:
     mode = _choice(environ, "AGX_CONSOLE", ("off", "read", "full"), "off", str.lower)
+    trusted = _networks(environ, "AGX_CONSOLE_TRUSTED_PROXIES")
     if mode == "off":
         return None
     token = environ.get("AGX_CONSOLE_TOKEN") or None
@@ -176,7 +180,16 @@ def _console(environ: Mapping[str, str], host: str) -> ConsoleSettings | None:
         host=host,
         port=_port(environ, "AGX_CONSOLE_PORT", 9465),
         token=token,
+        trusted_proxies=trusted,
     )
+
+
+def _networks(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    given = [part.strip() for part in (environ.get(name) or "").split(",") if part.strip()]
+    try:
+        return tuple(str(ip_network(part)) for part in given)
+    except ValueError as error:
+        raise SettingsError(f"{name} must be addresses or networks with a comma between: {error}") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -230,3 +230,28 @@ def test_an_outage_is_a_page_that_tries_again(open_console: OpenConsole, queue: 
         with Redis.from_url(redis_url, password="nobody-knows") as client:
             client.config_set("requirepass", "")
     wait_until_sync(lambda: visitor.get("/").status == 200)
+
+
+def test_a_visitor_logs_out(open_console: OpenConsole) -> None:
+    _, visitor = open_console(AGX_CONSOLE_TOKEN=TOKEN)
+    visitor.log_in()
+    assert 'action="/logout"' in visitor.get("/").text
+    assert visitor.post("/logout", {}, Origin="http://elsewhere").status == 403
+    left = visitor.post("/logout", {})
+    assert (left.status, left.headers["location"]) == (303, "/")
+    assert left.headers["set-cookie"].startswith("agx_console=; ")
+    assert "Max-Age=0" in left.headers["set-cookie"]
+    visitor.cookie = left.headers["set-cookie"].split(";")[0]
+    asked = visitor.get("/")
+    assert asked.status == 401
+    assert "/logout" not in asked.text
+
+
+@pytest.mark.parametrize(("trusted", "named"), [("", "127.0.0.1"), ("127.0.0.0/8", "203.0.113.7")])
+def test_the_log_names_the_client_behind_a_trusted_proxy_only(
+    open_console: OpenConsole, trusted: str, named: str
+) -> None:
+    sidecar, visitor = open_console(AGX_CONSOLE_TOKEN=TOKEN, AGX_CONSOLE_TRUSTED_PROXIES=trusted)
+    # A client can send the header too: only what the proxy appended counts.
+    visitor.post("/login", {"token": "wrong"}, **{"X-Forwarded-For": "198.51.100.1, 203.0.113.7"})
+    wait_until_sync(lambda: f"{named} gave a wrong token" in sidecar.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from html import unescape
@@ -9,7 +10,7 @@ from html.parser import HTMLParser
 
 import orjson
 import pytest
-from support.made_facts import T0, ended, node, run_of, started, tool, trace
+from support.made_facts import T0, call, ended, node, run_of, started, tool, trace, usage
 from support.replica import PARTITIONS, PREFIX, Queue
 from support.visitor import OpenConsole, begin_live, say
 
@@ -43,7 +44,7 @@ def test_live_runs_then_lost_then_failed_then_the_rest(open_console: OpenConsole
     seen = visitor.get("/")
     assert seen.rows() == ["live-1", "lost-2", "failed-4", "failed-0", "cancelled-3", "completed-1"]
     assert visitor.get("/?q=s4").rows() == ["failed-4"]
-    assert "the newest 7 facts, all that are retained." in seen.text
+    assert "Shows every live run, and every ended run that Redis still has." in seen.text
     # Each count leads to its list.
     counts = re.findall(r'<a href="#h-(\w+)"><strong>(\d+)</strong>', seen.text)
     assert counts == [("live", "1"), ("bad", "1"), ("bad", "2"), ("good", "1"), ("good", "1")]
@@ -279,3 +280,47 @@ def test_whatever_somebody_adds_the_pages_stand(open_console: OpenConsole, queue
             assert (seen.status, "Cancel this run" in seen.text) == (200, True), (kind, body)
     assert len(visitor.get("/").rows()) == 35
     assert "Traceback" not in sidecar.log
+
+
+def test_a_run_has_its_cost_and_leads_to_the_others_of_its_session(open_console: OpenConsole, queue: Queue) -> None:
+    priced, unpriced = (call(usage=usage(cost_nano_usd=cost)) for cost in (1_500_000, None))
+    queue.add(started(), node(model=priced), node(idx=1, model=dataclasses.replace(unpriced, request_model="ours")))
+    queue.add(ended(), ended("other"), ended("foreign", session="s10"))
+    _, visitor = open_console()
+    page = visitor.get("/run?scope=acme&run=run-1&user=u1&session=s1").text
+    # The second is looked up by the model that answered.
+    assert re.search(r"<dt>Cost</dt><dd>\$0\.00\d{4}</dd>", page)
+    link = re.search(r'href="([^"]+)">all runs of this session', page)
+    assert link is not None
+    assert visitor.get(unescape(link[1])).rows() == ["other", "run-1"]
+
+
+def test_a_request_without_a_price_is_named(open_console: OpenConsole, queue: Queue) -> None:
+    unknown = call(provider="in-house", request_model="ours", response_model="ours")
+    queue.add(started(), node(model=unknown), ended())
+    _, visitor = open_console()
+    page = visitor.get("/run?scope=acme&run=run-1&user=u1&session=s1").text
+    assert "$0.000000, and 1 of 1 requests without a known price" in page
+
+
+def test_the_conversation_is_shown_where_content_is_on(open_console: OpenConsole, queue: Queue) -> None:
+    queue.add(started(), ended())
+    messages = [
+        {"kind": "request", "parts": [{"part_kind": "user-prompt", "content": ["<b>Weather?", {"kind": "image"}]}]},
+        {"kind": "response", "parts": [{"part_kind": "tool-call", "tool_name": "look", "args": {"town": "Ulm"}}]},
+        {"kind": "response", "parts": [{"part_kind": "text", "content": "Sunny"}, None]},
+    ]
+    key = "agx:acme:u1:s1:msgs"
+    queue.redis.hset(key, "messages", orjson.dumps(messages))
+    queue.redis.expire(key, 60)
+    url = "/run?scope=acme&run=run-1&user=u1&session=s1"
+    assert "Conversation" not in open_console()[1].get(url).text
+    page = open_console(AGX_CONSOLE_CONTENT="1")[1].get(url).text
+    talk = re.findall(r'<span class="what">([^<]+)</span><span class="text">([^<]*)</span>', page)
+    assert talk == [
+        ("user", "&lt;b&gt;Weather? [file]"),
+        ("calls look", "{&quot;town&quot;:&quot;Ulm&quot;}"),
+        ("agent", "Sunny"),
+    ]
+    queue.redis.hset(key, "messages", "no JSON")
+    assert "Conversation" not in open_console(AGX_CONSOLE_CONTENT="1")[1].get(url).text

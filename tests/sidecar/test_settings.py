@@ -143,6 +143,7 @@ def test_a_ca_is_handed_to_the_client() -> None:
         ("AGX_LOG_LEVEL", "loud"),
         ("AGX_LOG_FORMAT", "xml"),
         ("AGX_SEMCONV", "old"),
+        ("AGX_CONSOLE_TRUSTED_PROXIES", "*"),
         ("AGX_REDIS_PASSWORD_FILE", "/does/not/exist"),
         ("AGX_LEADER_LEASE", "soon"),
         ("AGX_LEADER_LEASE", "-1"),

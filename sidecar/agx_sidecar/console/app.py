@@ -29,6 +29,7 @@ from agx.redis.keys import SessionKeys
 from ..http import HttpServer, make_app
 from ..settings import ConsoleSettings, Settings
 from .auth import Gate, client_of
+from .conversation import read_conversation
 from .formatting import run_url
 from .html import (
     Child,
@@ -76,7 +77,9 @@ class ConsoleServer(HttpServer):
     def __init__(self, settings: Settings, console: ConsoleSettings) -> None:
         """Bind the port; raises SettingsError where it can't be bound."""
         app = Console(settings, console).make_app()
-        super().__init__(console.host, console.port, app, port_variable="AGX_CONSOLE_PORT")
+        super().__init__(
+            console.host, console.port, app, port_variable="AGX_CONSOLE_PORT", trusted_proxies=console.trusted_proxies
+        )
         self._console = console
 
     def start(self) -> None:
@@ -106,6 +109,7 @@ class Console:
             Route("/cancel", self._from_own_page(self._for_visitors(self._cancel)), methods=["POST"]),
             Route("/login", self._from_own_page(self._log_in), methods=["POST"]),
             Route("/login", self._leave_login),
+            Route("/logout", self._from_own_page(self._log_out), methods=["POST"]),
             *(Route(path, _serve_file(path)) for path in _FILES),
         ]
         return make_app(
@@ -171,7 +175,9 @@ class Console:
             return self._message(400, "This is no run", "Its ids are not valid.")
         if not history.is_known:
             return self._page("Unknown run", unknown_view(), status=404)
-        view = run_view(history, can_cancel=self._console.can_cancel, content=self._console.shows_content)
+        session, content = place.keys(self._settings.prefix), self._console.shows_content
+        talk = await _in_time(read_conversation(self._bus, session)) if content and session is not None else []
+        view = run_view(history, can_cancel=self._console.can_cancel, content=content, conversation=talk)
         return self._page("Run", view)
 
     async def _leave_login(self, request: Request) -> Response:
@@ -232,6 +238,10 @@ class Console:
         logger.info("console: %s logged in", client_of(request))
         return _redirect(to, {"Set-Cookie": cookie})
 
+    async def _log_out(self, request: Request) -> Response:
+        logger.info("console: %s logged out", client_of(request))
+        return _redirect("/", {"Set-Cookie": self._gate.log_out(request)})
+
     # --- answers in place of a page ---
 
     def _ask_for_token(self, status: int, to: str, *, wrong: bool = False) -> Response:
@@ -268,7 +278,10 @@ class Console:
         state = h("span", id="state", role="status", class_="mode")
         pause = h("button", "Pause updates", id="pause", type="button", aria_pressed="false", hidden=True)
         skip = h("a", "Skip to the content", href="#view", class_="skip")
-        body = page(f"{title} · agx", skip, h("header", *about, state, pause), view)
+        leave = None
+        if self._console.token is not None and status not in (401, 403):
+            leave = h("form", h("button", "Log out"), method="post", action="/logout", class_="leave")
+        body = page(f"{title} · agx", skip, h("header", *about, state, pause, leave), view)
         return Response(body, status, media_type="text/html")
 
 

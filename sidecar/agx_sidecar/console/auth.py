@@ -43,13 +43,22 @@ class Gate:
         if self._token is None or not _same(token, self._token):
             return None
         expiry = str(int(time.time()) + _LOGIN_SECONDS)
-        # Behind a proxy that ends TLS the cookie must never travel without it.
-        secure = "; Secure" if request.headers.get("x-forwarded-proto") == "https" else ""
-        return f"{COOKIE}={expiry}.{self._sign(expiry)}; Path=/; HttpOnly; SameSite=Strict{secure}"
+        return _cookie(request, f"{expiry}.{self._sign(expiry)}")
+
+    @staticmethod
+    def log_out(request: Request) -> str:
+        """Return the Set-Cookie header that ends the login of this browser."""
+        return f"{_cookie(request, '')}; Max-Age=0"
 
     def _sign(self, expiry: str) -> str:
         key = (self._token or "").encode()
         return hmac.new(key, f"agx-console:{expiry}".encode(), hashlib.sha256).hexdigest()
+
+
+def _cookie(request: Request, value: str) -> str:
+    # Behind a proxy that ends TLS the cookie must never travel without it.
+    secure = "; Secure" if request.headers.get("x-forwarded-proto") == "https" else ""
+    return f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict{secure}"
 
 
 def _same(given: str, expected: str) -> bool:
@@ -64,5 +73,5 @@ def _host(url: str) -> str | None:
 
 
 def client_of(request: Request) -> str:
-    """Return the address of a client, for the log."""
+    """Return the address of a client, for the log: behind a trusted proxy the one that the proxy names."""
     return request.client.host if request.client is not None else "unknown"

@@ -174,10 +174,9 @@ def _pages(overview: Overview) -> Html | None:
 
 
 def _range(overview: Overview) -> Html:
-    text = f"Live runs by their leases; ended ones among the newest {overview.read:,} facts"
     if not overview.since_ms:
-        return h("p", f"{text}, all that are retained.", class_="quiet")
-    text += f", of the last {ago(overview.now_ms - overview.since_ms)}. "
+        return h("p", "Shows every live run, and every ended run that Redis still has.", class_="quiet")
+    text = f"Shows every live run, and the runs that ended in the last {ago(overview.now_ms - overview.since_ms)}. "
     further = None
     if overview.query.depth < 3:
         further = h("a", "Look further back", href=_url(overview.query, depth=overview.query.depth + 1))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from agx.facts.schema import RunEnded
+from urllib.parse import urlencode
 
+from agx.facts.schema import NodeEnded, RunEnded
+
+from ..metrics.values import nano_dollars
+from .conversation import conversation_view
 from .event_log import (
     LINES,
     Line,
@@ -20,14 +24,16 @@ from .formatting import (
     tick,
 )
 from .html import Html, h
-from .run_history import RunHistory
+from .run_history import RunHistory, RunPlace
 from .waterfall import Bar, Waterfall, draw_waterfall
 
 _WIDE = 1_000  # units of the time axis
 _TICKS = 4
 
 
-def run_view(history: RunHistory, *, can_cancel: bool, content: bool) -> Html:
+def run_view(
+    history: RunHistory, *, can_cancel: bool, content: bool, conversation: list[tuple[str, str]] | None = None
+) -> Html:
     """Return the part of the page that is refreshed; `content` shows the texts of users, models and tools."""
     place, ended = history.place, history.ended
     fall = draw_waterfall(history)
@@ -38,11 +44,18 @@ def run_view(history: RunHistory, *, can_cancel: bool, content: bool) -> Html:
         "main",
         h("p", h("a", "All runs", href="/"), class_="back"),
         h("div", h("h1", agent, " ", badge(state)), cancel, class_="head"),
-        h("p", session_name(place.scope, place.user, place.session), " · run ", h("code", place.run_id)),
+        h(
+            "p",
+            session_name(place.scope, place.user, place.session),
+            " · run ",
+            h("code", place.run_id),
+            _others(place),
+        ),
         _facts(history, fall, ended, content=content),
         _waterfall(fall, is_live=history.is_live),
         _tokens(fall),
         _events(history, ended, content=content),
+        conversation_view(conversation or []),
         id="view",
         data_every=1000 if history.is_live else 0,
         data_title=f"{agent} · {outcome_text(state)}",
@@ -71,6 +84,7 @@ def _facts(history: RunHistory, fall: Waterfall, ended: RunEnded | None, *, cont
         ("Began", clock(fall.start_ns // 1_000_000)),
         ("Took" if ended else "Running for", duration(fall.end_ns - fall.start_ns)),
         ("Tokens", f"{last.input:,} in, {last.output:,} out" if last else "none reported yet"),
+        ("Cost", _cost(history)),
         ("Why", (ended.reason or error_name(ended.outcome, ended.error_type) or "") if ended else ""),
         ("Where", (ended.stage or "").replace("_", " ") if ended and ended.outcome != "completed" else ""),
         ("Error", (ended.error_message or "") if ended and content else ""),
@@ -79,6 +93,25 @@ def _facts(history: RunHistory, fall: Waterfall, ended: RunEnded | None, *, cont
         ("Note", "its process died; a sidecar finalized the run" if ended and ended.partial else ""),
     ]
     return h("dl", [h("div", h("dt", name), h("dd", text)) for name, text in rows if text], class_="facts")
+
+
+def _others(place: RunPlace) -> Html | None:
+    """Return a link to the runs of the same session."""
+    if place.user is None or place.session is None:
+        return None
+    found = urlencode({"q": f"{place.scope}/{place.user}/{place.session}/"})
+    return h("span", " · ", h("a", "all runs of this session", href=f"/?{found}"))
+
+
+def _cost(history: RunHistory) -> str:
+    """Return the price of the model requests that have ended, those of sub-agents included."""
+    nodes = history.of(NodeEnded)
+    calls = [call for node in nodes for call in (*node.failed_attempts, node.model) if call is not None]
+    used = [call for call in calls if call.usage.input or call.usage.output]
+    prices = [nano_dollars(call) for call in used]
+    unknown = prices.count(None)
+    note = f", and {unknown:,} of {len(used):,} requests without a known price" if unknown else ""
+    return f"${sum(price or 0 for price in prices) / 1e9:.6f}{note}" if used else ""
 
 
 def _cancel(history: RunHistory, *, can_cancel: bool) -> Html:
