@@ -8,15 +8,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
+from pydantic_ai.messages import ModelResponse
 from support.durable_worker import TOOLS
 from support.recorded import read_facts
 
+import agx
 from agx.facts import schema as facts
 
 from .clients import open_client
 from .jobs import AGENT, TOOL_STEPS, WORDS, Job, Jobs
+from .plan import scope_of
 from .traced import doubled_spans, missing_spans, repeated_spans
 from .verdict import SETTLE, Verdict, left_over, wrong_metrics
+from .worker import USER
 from .world import World
 
 _LEAST_COMPLETE = 0.99
@@ -68,7 +72,7 @@ async def judge_durable(
     verdict.times.append(f"{sum(map(len, map(_resumes, begun)))} takeovers")
     verdict.times += _judge_times(verdict, "taken over after a kill", takeovers, max_takeover)
     verdict.times += _judge_times(verdict, "pause", pauses, max_pause)
-    await _judge_counts(verdict, world, begun, spans_once=spans_once)
+    await _judge_counts(verdict, world, jobs, begun, spans_once=spans_once)
 
 
 def _judge_times(verdict: Verdict, what: str, seconds: list[float], most: float | None) -> list[str]:
@@ -160,13 +164,16 @@ def _pauses(job: Job) -> Iterable[float]:
             yield (_ms(after) - _ms(before)) / 1_000
 
 
-async def _judge_counts(verdict: Verdict, world: World, begun: list[Job], *, spans_once: bool) -> None:
+async def _judge_counts(verdict: Verdict, world: World, jobs: Jobs, begun: list[Job], *, spans_once: bool) -> None:
     client = open_client(world.url)
+    good = [job for job in begun if job.agent == AGENT and job.outcome == "completed"]
+    billed = {job.session: await _read_usage(job) for job in good}
     try:
         deadline = time.monotonic() + SETTLE
         while True:
             queued = {fact.id: fact for fact in await read_facts(client)}  # type: ignore[arg-type] # a cluster's will do
             missed = _wrong_facts(begun, queued)
+            missed += [f"{job.session}: {wrong}" for job in good for wrong in _wrong_tokens(job, jobs, queued, billed)]
             missed += await asyncio.to_thread(wrong_metrics, world, begun)
             left = await left_over(client, world)
             missing = missing_spans(world, queued)
@@ -197,3 +204,32 @@ def _wrong_facts(begun: list[Job], queued: Mapping[str, facts.Fact]) -> list[str
         if (started[run_id], ended.get(run_id)) != (1, {job.outcome}):
             wrong.append(f"{job.session}: {job.outcome}, started {started[run_id]}, ended {ended.get(run_id)}")
     return wrong
+
+
+async def _read_usage(job: Job) -> Counter[tuple[int, int]]:
+    """Return the input and output tokens that the model reported of each answer in the stored conversation."""
+    session = agx.RedisSession(scope_of(job.session), USER, job.session)
+    await session.load()
+    answers = [message.usage for message in session.msgs if isinstance(message, ModelResponse)]
+    return Counter((usage.input_tokens, usage.output_tokens) for usage in answers)
+
+
+def _wrong_tokens(
+    job: Job, jobs: Jobs, queued: Mapping[str, facts.Fact], billed: Mapping[str, Counter[tuple[int, int]]]
+) -> Iterable[str]:
+    """Hold the facts of a run's model requests against the model's ledger, and their tokens against its answers."""
+    usages = [
+        fact.model.usage
+        for fact in queued.values()
+        if isinstance(fact, facts.NodeEnded) and fact.run_id == job.run_id and fact.model is not None
+    ]
+    asked = sum(what.startswith("model ") for _, what, _ in jobs.ledger(job).read_times())
+    interrupted = sum(job.events[n]["body"]["void"] is not None for n in _resumes(job))
+    # A request is recorded right before it is sent, and a kill may come between.
+    if not asked <= len(usages) <= asked + interrupted:
+        yield f"{len(usages)} model requests are recorded, and the model got {asked}"
+    if any(usage.source == "missing" or usage.input == 0 for usage in usages):
+        yield "a model request has no tokens"
+    reported = Counter((usage.input, usage.output) for usage in usages if usage.source == "reported")
+    if (billed[job.session] - reported) or (reported - billed[job.session]).total() > interrupted:
+        yield f"tokens recorded: {dict(reported)}, of the answers: {dict(billed[job.session])}"
