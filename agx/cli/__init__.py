@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import AgxError
 from . import (
-    cancel,
     demo,
     doctor,
     ls,
+    sessions,
     stats,
     tail,
     worker,
 )
 
-_COMMANDS = (demo, ls, tail, cancel, stats, doctor, worker)
+_COMMANDS = (demo, ls, tail, sessions, stats, doctor, worker)
 _CODES = """exit codes:
   0    done
   1    not done: Redis can't be reached, a setting is wrong, a session is not

@@ -353,7 +353,7 @@ async def test_an_empty_list_says_so(configured: Redis, redis_url: str) -> None:
     assert await ask(redis_url, "ls") == (0, [])
 
 
-@pytest.mark.parametrize("command", ["demo", "ls", "tail", "cancel", "stats", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "ls", "tail", "cancel", "pending", "decide", "stats", "doctor"])
 def test_help_has_examples_that_are_right(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,6 +19,7 @@ from support.recorded import read_recorded
 from support.waiting import wait_until
 
 import agx
+from agx import cli
 from agx.control.approvals import Decision
 from agx.engine.registry import current_engine
 from agx.errors import ConversationChangedError
@@ -232,3 +234,31 @@ async def test_a_router_goes_on_with_its_own_run(configured: Redis) -> None:
         await wait_until(lambda: has_ended(went_on.json()["run_id"]))
     assert await scene.returned() == {"c1": "/tmp is gone", "c2": "warm"}
     assert await agx.pending("acme") == []
+
+
+async def test_the_command_line_lists_and_decides(
+    scene: Scene, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await scene.defer()
+
+    async def said(*args: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(cli.main, [*args, "--redis", redis_url])
+        return code, "".join(capsys.readouterr())
+
+    code, listed = await said("pending", "acme", "--json")
+    assert (code, [call["call_id"] for call in json.loads(listed)]) == (0, ["c1", "c2"])
+    code, listed = await said("pending", "acme")
+    assert (code, '{"path":"/tmp"}' in listed) == (0, True)
+    assert await said("pending", "globex") == (0, "nothing waits\n")
+    code, refused = await said("decide", "acme/ada/s", "c2", "--result", "warm")
+    assert (code, "--result must be JSON" in refused) == (1, True)
+    assert await said("decide", "acme/ada/s", "c1", "--deny", "--by", "eve") == (
+        0,
+        "acme/ada/s: stored; other calls wait\n",
+    )
+    code, refused = await said("decide", "acme/ada/s", "c1", "--approve")
+    assert (code, "decided already" in refused) == (1, True)
+    code, went_on = await said("decide", "acme/ada/s", "c2", "--result", '"warm"', "--json")
+    run_id = json.loads(went_on)["run_id"]
+    await wait_until(lambda: has_ended(run_id))
+    assert await scene.returned() == {"c1": "The tool call was denied.", "c2": "warm"}
