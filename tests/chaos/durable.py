@@ -34,6 +34,7 @@ _SIDECARS = 2
 _GRACE = 20.0  # seconds that a worker has at SIGTERM
 _POINTS_PER_SECOND = 2.0
 _BATCH = 40  # kill points that share the worker that goes on
+_RUNS_PER_KILL = 10  # the goal: 100 kills of workers under 1,000 runs; a slow machine has fewer of both
 _FULL = 60.0  # seconds of a scene from which on it has the numbers of the full table
 
 
@@ -90,6 +91,16 @@ async def poison(world: World) -> None:
     assert isinstance(jobs, Jobs)
     world.faults["poison job"] += 1
     await jobs.submit(Job("poison", agent=POISON))
+
+
+async def kill_worker(world: World) -> None:
+    """Kill a worker as soon as enough runs have ended since the kill before."""
+    least = _RUNS_PER_KILL * (world.faults["SIGKILL of a service"] + 1)
+    while sum(not job.hangs for job in world.witness.heard.values()) < least:
+        if time.monotonic() > world.ends:
+            return
+        await asyncio.sleep(0.05)
+    await world.kill_worker()
 
 
 async def stall_worker(world: World) -> None:
@@ -218,7 +229,7 @@ class KillPointsScene:
 
 SCENES = (
     DurableScene(
-        "durable: workers killed", [World.kill_worker], weight=6.0, every=(0.8, 4.0), in_short=True, spans_once=True
+        "durable: workers killed", [kill_worker], weight=6.0, every=(0.8, 4.0), in_short=True, spans_once=True
     ),
     DurableScene("durable: workers stalled", [stall_worker]),
     DurableScene("durable: server restarted", [World.restart_server], every=(1.5, 3.0)),
