@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from ..redis.recovery_window import is_handed_over
 logger = logging.getLogger("agx")
 
 _AT_ONCE = 100  # runs past their deadline that one look takes from a partition
+_LOOKS = 8  # runs that are read at the same time: each takes some round trips
 _LOOK_AGAIN = 30.0  # seconds before a run that was left alone is read again, unless its deadline has changed
 
 
@@ -77,22 +79,28 @@ class DeadRuns:
             death: passed for death in deaths if (passed := self._passed.get(death)) is not None and passed.until > now
         }
         self.waiting = {passed.alone for passed in self._passed.values() if passed.alone is not None}
-        for death in deaths:
-            passed = self._passed.get(death)
-            if passed is not None and (passed.alone is None or not self._takes(True)):
-                continue
-            if self._engine.is_ending or not (self._takes(False) or self._takes(True)):
-                continue
-            try:
-                dead = await self._look(death, now + _LOOK_AGAIN)
-            except ResponseError as error:
-                # What another client wrote under the session's keys must not hide the other runs.
-                logger.warning("agx: a dead run can't be read (%s)", error)
-                self._pass(death, now + _LOOK_AGAIN)
-                continue
-            if dead is not None:
-                self.waiting.discard(dead.run_id)
-                yield dead
+        random.shuffle(deaths)  # workers that look at the same time begin with different runs
+        for start in range(0, len(deaths), _LOOKS):
+            some = [death for death in deaths[start : start + _LOOKS] if self._may_look(death)]
+            for dead in await asyncio.gather(*(self._try_look(death, now + _LOOK_AGAIN) for death in some)):
+                if dead is not None and self._takes(dead.must_run_alone):
+                    self.waiting.discard(dead.run_id)
+                    yield dead
+
+    def _may_look(self, death: _Death) -> bool:
+        passed = self._passed.get(death)
+        if passed is not None and (passed.alone is None or not self._takes(True)):
+            return False
+        return not self._engine.is_ending and (self._takes(False) or self._takes(True))
+
+    async def _try_look(self, death: _Death, look_again: float) -> DeadRun | None:
+        try:
+            return await self._look(death, look_again)
+        except ResponseError as error:
+            # What another client wrote under the session's keys must not hide the other runs.
+            logger.warning("agx: a dead run can't be read (%s)", error)
+            self._pass(death, look_again)
+            return None
 
     async def _read_deaths(self) -> list[_Death]:
         engine, now_ms = self._engine, self._engine.clock.now_ms()

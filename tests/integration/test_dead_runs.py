@@ -30,7 +30,7 @@ from agx.jobs import worker as worker_module
 from agx.jobs.dead_runs import DeadRuns
 from agx.jobs.queue import JobQueue
 from agx.jobs.takeover import open_taken_over
-from agx.recovery.dead_run import DeadRun
+from agx.recovery.dead_run import DeadRun, read_dead_run
 from agx.redis import keys
 from agx.redis.bus import Bus, Script
 from agx.redis.live_key import new_holder, parse_live
@@ -325,3 +325,24 @@ async def test_a_takeover_that_is_cancelled_after_its_resume_leaves_no_open_stre
     assert taking_over.cancelled()
     assert [entry[1][b"type"] for entry in await configured.xrevrange("agx:acme:ada:r", count=1)] == [b"resume"]
     assert not engine.write_side.streams.writers
+
+
+async def test_dead_runs_are_read_at_the_same_time(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a worker that dies with many runs keeps the last of them waiting for the round trips of all."""
+    engine = await ready()
+    for n in range(8):
+        await die(configured, f"s{n}")
+    reading, all_read = 0, asyncio.Event()
+
+    async def read(*args: Any, **named: Any) -> DeadRun | None:
+        nonlocal reading
+        reading += 1
+        if reading == 8:
+            all_read.set()
+        await all_read.wait()
+        return await read_dead_run(*args, **named)
+
+    monkeypatch.setattr("agx.jobs.dead_runs.read_dead_run", read)
+    async with asyncio.timeout(10):
+        found = await find(DeadRuns(engine, {"support"}, known=(), takes=lambda alone: True))
+    assert sorted(found) == [f"s{n}" for n in range(8)]
