@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 
-from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, UserPromptPart
 from redis.exceptions import RedisError
 
 from ..engine.registry import current_engine
@@ -13,6 +14,7 @@ from ..redis.entry_id import format_id
 from ..redis.keys import SessionKeys
 from ..sessions.base import Session, SessionStore
 from ..stream.entry import PROMPT, StreamEntry
+from ..stream.events import Body
 from .lost_answer import read_lost_answer
 from .runs import Who
 from .turns import close_calls, end_of_prompt
@@ -38,6 +40,7 @@ class LatestRun:
     run_id: str
     live: bool
     outcome: str | None  # lost: its process died, and no sidecar has ended it yet; None while it is live
+    reason: str | None
     last_event_id: str
     asked: Asked | None  # None where no router started it
 
@@ -61,9 +64,15 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
         return None
     # The last one is that of the attempt that began: a process may have died right before.
     asked = next((asked for entry in reversed(entries) if (asked := _read_asked(entry)) is not None), None)
-    outcome = (None if live else "lost") if end is None else end.body.get("outcome")
-    outcome = outcome if isinstance(outcome, str) else None
-    return LatestRun(str(entries[0].body.get("run_id")), live, outcome, format_id(latest[0].id), asked)
+    ending: Body = {} if live else {"outcome": "lost"} if end is None else end.body
+    return LatestRun(
+        run_id=str(entries[0].body.get("run_id")),
+        live=live,
+        outcome=_text(ending.get("outcome")),
+        reason=_text(ending.get("reason")),
+        last_event_id=format_id(latest[0].id),
+        asked=asked,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,46 @@ class Conversation:
     @property
     def run_id(self) -> str | None:
         return None if self.latest is None else self.latest.run_id
+
+    @property
+    def outcome(self) -> str | None:
+        """How the latest run ended; None while it is live, or where its events are no longer retained."""
+        return None if self.latest is None or self.live else self.latest.outcome
+
+    def describe_last_answer(self) -> Body:
+        """Return how the last answer ended, and what it took."""
+        return self._describe(self.session.msgs[end_of_prompt(self.session.msgs) :], is_last=True)
+
+    def described_messages(self) -> list[ModelMessage]:
+        """Return the messages, each response with the description of its answer under `agx` in its metadata."""
+        described: list[ModelMessage] = []
+        for is_answer, group in groupby(self.session.msgs, key=lambda message: not _is_prompt(message)):
+            messages = list(group)
+            is_last = messages[-1] is self.session.msgs[-1]
+            metadata = {"agx": self._describe(messages, is_last=is_last)} if is_answer else {}
+            described += [
+                replace(message, metadata={**(message.metadata or {}), **metadata})
+                if isinstance(message, ModelResponse)
+                else message
+                for message in messages
+            ]
+        return described
+
+    def _describe(self, answer: list[ModelMessage], *, is_last: bool) -> Body:
+        responses = [message for message in answer if isinstance(message, ModelResponse)]
+        # Of an earlier run it is no longer known why its answer is incomplete.
+        outcome = "interrupted" if responses and responses[-1].state == "interrupted" else "completed"
+        reason = None
+        if is_last and self.latest is not None:
+            outcome, reason = self.outcome or outcome, self.latest.reason
+        costs = [response.usage.cost for response in responses if response.usage.cost is not None]
+        return {
+            "outcome": outcome,
+            "reason": reason,
+            "input_tokens": sum(response.usage.input_tokens for response in responses),
+            "output_tokens": sum(response.usage.output_tokens for response in responses),
+            "cost_usd": float(sum(costs)) if costs else None,
+        }
 
 
 async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -> Conversation:
@@ -117,6 +166,14 @@ def _read_asked(entry: StreamEntry) -> Asked | None:
     if isinstance(prompt, str | None) and isinstance(after, int) and isinstance(stamp, str):
         return Asked(prompt, after, stamp)
     return None  # a steered prompt has no stamp
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_prompt(message: ModelMessage) -> bool:
+    return isinstance(message, ModelRequest) and any(isinstance(part, UserPromptPart) for part in message.parts)
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:

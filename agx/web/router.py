@@ -247,7 +247,7 @@ def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
             messages=to_readable(json.loads(found.session.msgs_to_json())),
             run_id=found.run_id,
             live=found.live,
-            outcome=None if found.latest is None or found.live else found.latest.outcome,
+            outcome=found.outcome,
             last_event_id=None if found.latest is None else found.latest.last_event_id,
         )
 

@@ -2,8 +2,10 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator, Callable, Collection
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Response, status
@@ -27,6 +29,7 @@ from pydantic_ai.ui.vercel_ai.request_types import (
     UIMessage,
     UIMessagePart,
 )
+from pydantic_ai.ui.vercel_ai.response_types import AbortChunk, ErrorChunk, FinishChunk, MessageMetadataChunk
 
 from ..control.on_busy import OnBusy
 from ..listeners.replay import replay, replay_messages
@@ -72,6 +75,8 @@ from .turns import (
 )
 
 SdkVersion = Literal[5, 6, 7]
+
+logger = logging.getLogger("agx")
 
 _USER_MESSAGE: JsonDict = {
     "type": "object",
@@ -122,6 +127,9 @@ class ChatHistory(BaseModel):
     messages: list[UIMessage] = Field(description="A prompt that is being answered is last")
     run_id: str | None = Field(description="The latest run, as long as its events are kept")
     live: bool = Field(description="Whether that run is live: resume its stream")
+    outcome: str | None = Field(
+        description="How that run ended: completed, cancelled, failed, or lost, where its process died"
+    )
 
 
 def make_vercel_ai_router(
@@ -131,7 +139,7 @@ def make_vercel_ai_router(
     sessions: SessionStore,
     make_deps: MakeDeps = make_plain_deps,
     recipes: Recipes | None = None,
-    sdk_version: SdkVersion = 6,
+    sdk_version: SdkVersion = 7,
     keep_alive: float = 15,
     max_request: int = 16_777_216,
     **kwargs: Any,
@@ -161,7 +169,8 @@ def make_vercel_ai_router(
 
     def stream_run(asker: Who, session_id: str, message_id: str | None, opening: list[ModelMessage]) -> Response:
         stream: EventStream = VercelAIEventStream(sdk_version=sdk_version, server_message_id=message_id)
-        frames = _frames(stream, _replay_answer(asker, session_id, opening))
+        ended = partial(_describe_end, sessions, asker, session_id)
+        frames = _frames(stream, _replay_answer(asker, session_id, opening), ended)
         return EventStreamResponse(frames, keep_alive=keep_alive, headers=stream.response_headers)
 
     @router.post("", response_class=Response, responses={**EVENTS, **BAD, **CHANGED, **FULL})
@@ -203,11 +212,13 @@ def _add_reads(
     async def read_history(session_id: SessionId, asker: Asker) -> ChatHistory:
         """Return the conversation as UIMessages."""
         found = await read_conversation(sessions, asker, session_id)
-        messages = found.session.msgs
+        messages = found.described_messages()
         if found.live and found.opening:
             # Whoever resumes gets the answer from its beginning.
             messages = messages[: end_of_prompt(messages)]
-        return ChatHistory(messages=_dump(messages, sdk_version), run_id=found.run_id, live=found.live)
+        return ChatHistory(
+            messages=_dump(messages, sdk_version), run_id=found.run_id, live=found.live, outcome=found.outcome
+        )
 
 
 def _read_turn(agent: AbstractAgent[Any, Any], request: ChatRequest, sdk_version: SdkVersion, lost: str | None) -> Turn:
@@ -239,10 +250,31 @@ def _read_outputs(message: UIMessage) -> dict[str, object]:
     return outputs
 
 
-async def _frames(stream: EventStream, events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
+async def _frames(
+    stream: EventStream,
+    events: AsyncGenerator[Event, None],
+    describe_end: Callable[[], Awaitable[MessageMetadataChunk | None]],
+) -> AsyncGenerator[str, None]:
+    """Yield the frames of an answer; before it ends, its message gets what `describe_end` returns."""
+    is_ended = False
     async with aclosing(events):
-        async for frame in stream.encode_stream(stream.transform_stream(events)):
-            yield frame
+        async for chunk in stream.transform_stream(events):
+            if isinstance(chunk, FinishChunk | AbortChunk | ErrorChunk) and not is_ended:
+                is_ended = True
+                if (metadata := await describe_end()) is not None:
+                    yield stream.encode_event(metadata)
+            yield stream.encode_event(chunk)
+
+
+async def _describe_end(sessions: SessionStore, asker: Who, session_id: str) -> MessageMetadataChunk | None:
+    """Return the metadata that a reload would show too: by now the conversation is stored."""
+    try:
+        found = await read_conversation(sessions, asker, session_id)
+    except Exception:
+        # The answer itself is complete: the page gets it without its tokens and cost.
+        logger.warning("the end of an answer in %s can't be described", session_id, exc_info=True)
+        return None
+    return MessageMetadataChunk(message_metadata={"agx": found.describe_last_answer()})
 
 
 async def _replay_answer(asker: Who, session_id: str, opening: list[ModelMessage]) -> AsyncGenerator[Event, None]:

@@ -10,31 +10,40 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from support.browser import ask, running_chromium, shows
 from support.docs import Blocks, every_block
-from support.model_server import Finish, ModelServer, Refusal, Silence, Text, ToolCall, call, say
+from support.leaks import leak_checked
+from support.model_server import Finish, HardCut, ModelServer, Refusal, Silence, Text, ToolCall, call, say
 from support.waiting import wait_until_sync
 from support.web import BOB, WebService, running_service
 
 import agx
-from agx.errors import MODEL_FAILED
+from agx.embedded.server import EmbeddedServer
+from agx.errors import MODEL_FAILED, SESSION_BUSY
+
+expect.set_options(timeout=20_000)  # ms
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 SOURCES = Path(__file__).parent / "chat"
 PAGE = "docs/how-to/chat.md"
 PACKAGES = json.loads((SOURCES / "package.json").read_text())["dependencies"].keys()
+TEMPLATE = {"esbuild", "react", "react-dom"}  # what `npm create vite` brings, with the bundler in Vite's place
 
 # The page's service, its page beside it, and a tool that speaks to the front end.
 SERVED = """
+import os
+import signal
+
 from fastapi.staticfiles import StaticFiles
 from chat import agent, app
 
@@ -48,6 +57,11 @@ async def look(ctx, where: str) -> str:
 @agent.tool(requires_approval=True)
 async def delete(ctx, path: str) -> str:
     return f"{path} deleted"
+
+
+@agent.tool_plain
+def die() -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 app.mount("/", StaticFiles(directory=BUNDLE, html=True))
@@ -66,12 +80,15 @@ def bundle() -> Iterator[Path]:
 def build(home: Path) -> None:
     shutil.copytree(SOURCES, home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
     blocks = Blocks(PAGE)
-    (home / "page.jsx").write_text(blocks.take("jsx"))
+    (home / "vite.config.js").write_text(blocks.take("js", "defineConfig"))
+    (home / "App.jsx").write_text(blocks.take("jsx"))
+    (home / "index.css").write_text(blocks.take("css"))
     (home / "agent.js").write_text(blocks.take("js"))
     npm("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
     esbuild = ["exec", "--", "esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
-    npm(*esbuild, "page.jsx", "--outfile=site/page.js", cwd=home)
+    npm(*esbuild, "main.jsx", "--outfile=site/page.js", cwd=home)
     npm(*esbuild, "ag_ui.js", "--outfile=ag_ui.mjs", "--platform=node", cwd=home)
+    npm(*esbuild, "vite.config.js", "--outfile=vite.mjs", "--platform=node", "--packages=external", cwd=home)
     shutil.copy(home / "index.html", home / "site")
 
 
@@ -93,26 +110,61 @@ def commented(code: str) -> str:
     return code.replace("**chat)", "**chat, keep_alive=0.02)")
 
 
+@pytest.fixture(scope="module")
+def chat_model() -> Iterator[ModelServer]:
+    with ModelServer() as server:
+        yield server
+
+
 @pytest.fixture
-def service(redis_url: str, model_server: ModelServer, tmp_path: Path, bundle: Path) -> Iterator[WebService]:
+def model_server(chat_model: ModelServer) -> ModelServer:
+    chat_model.reset()
+    return chat_model
+
+
+def files_of(bundle: Path) -> dict[str, str]:
     served = SERVED.replace("BUNDLE", repr(str(bundle / "site")))
-    files = {"served.py": served, "chat.py": commented(Blocks(PAGE).take("python"))}
-    with running_service("served", tmp_path, redis_url, model_server, files) as service:
+    return {"served.py": served, "chat.py": commented(Blocks(PAGE).take("python"))}
+
+
+@pytest.fixture(scope="module")
+def service(
+    server: EmbeddedServer, chat_model: ModelServer, tmp_path_factory: pytest.TempPathFactory, bundle: Path
+) -> Iterator[WebService]:
+    """One service for the file: its Redis is not emptied between tests, and each test has a session of its own."""
+    home = tmp_path_factory.mktemp("chat")
+    with (
+        leak_checked(server.url) as url,
+        running_service("served", home, url, chat_model, files_of(bundle)) as service,
+    ):
         yield service
 
 
 @pytest.fixture
-def page(service: WebService, browser: Browser) -> Iterator[Page]:
-    """A tab that shows a new chat; what it logs as an error fails the test."""
-    context = browser.new_context(base_url=service.url)
+def session(request: pytest.FixtureRequest) -> str:
+    return re.sub(r"[^\w-]", "-", request.node.name)
+
+
+@contextmanager
+def signed_in(browser: Browser, url: str) -> Iterator[Page]:
+    """A tab of Ada's; what it logs as an error fails the test."""
+    context = browser.new_context(base_url=url)
     context.add_init_script("localStorage.setItem('token', 'token-of-ada')")
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto("/#first")
     yield page
     context.close()
     assert not errors
+
+
+@pytest.fixture
+def page(service: WebService, browser: Browser, session: str) -> Iterator[Page]:
+    """A tab that shows a new chat."""
+    with signed_in(browser, service.url) as page:
+        page.goto(f"/#{session}")
+        yield page
+    wait_until_sync(lambda: service.client.get("/api/live").json() == {"sessions": []}, what="the end of all runs")
 
 
 def is_ready(page: Page) -> None:
@@ -141,33 +193,72 @@ def test_a_page_that_is_reloaded_in_the_middle_of_an_answer_goes_on(page: Page, 
     assert asked == ["Tell me", "half and half", "And then?"]
 
 
+def test_whoever_is_not_signed_in_gets_a_form(service: WebService, browser: Browser, session: str) -> None:
+    context = browser.new_context(base_url=service.url)
+    page = context.new_page()
+    page.goto(f"/#{session}")
+    for token in ("nobody", "token-of-ada"):
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Sign in").click()
+    is_ready(page)
+    context.close()
+
+
+def test_a_lost_answer_is_shown_as_lost_and_asked_for_again(
+    page: Page, service: WebService, model_server: ModelServer, session: str
+) -> None:
+    """The service is played: it breaks the connection, is away for a moment, and then knows that the run is lost."""
+    is_ready(page)
+    model_server.script((Text("half "), HardCut()), say("Whole."))
+    post(service, session, "Tell me")
+    shown = service.client.get(f"/api/chat/{session}").json() | {"outcome": "lost"}
+    shown["messages"][-1]["metadata"]["agx"]["outcome"] = "lost"
+    page.route("**/api/chat", lambda route: route.abort(), times=1)
+    replies = iter([None, shown])
+
+    def play(route: Route) -> None:
+        reply = next(replies)
+        route.abort() if reply is None else route.fulfill(json=reply)
+
+    page.route(f"**/api/chat/{session}", play)
+    ask(page, "Tell me")
+    expect(page.get_by_role("alert")).to_have_text("The connection was lost: trying again ...")
+    expect(page.locator("em")).to_have_text("The answer was lost: the process that gave it has stopped.")
+    shows(page, "Tell me", "half ")
+    page.get_by_role("button", name="Try again").click()
+    shows(page, "Tell me", "Whole.")
+
+
 def test_every_block_of_the_page(
-    bundle: Path, page: Page, service: WebService, model_server: ModelServer, redis_url: str
+    bundle: Path, page: Page, service: WebService, model_server: ModelServer, server: EmbeddedServer, session: str
 ) -> None:
     """The service and the bundle of all tests here are made of these blocks."""
     with every_block("docs/how-to/chat.md") as blocks:
         lines = blocks.take("bash", "npm install") + blocks.take("bash", "npm install")
         # Not run as they stand, which would take what is the newest today. The bundle is made of the same packages.
-        assert set(re.findall(r"(?<= )[@\w/-]+(?=[ \n])", lines)) - {"install"} == PACKAGES - {"esbuild"}
-        assert (bundle / "page.jsx").read_text() == blocks.take("jsx")
+        installed = " ".join(re.findall(r"npm install (.*)", lines)).split()
+        assert set(installed) == PACKAGES - TEMPLATE
+        assert (bundle / "vite.config.js").read_text() == blocks.take("js", "defineConfig")
+        assert (bundle / "App.jsx").read_text() == blocks.take("jsx")
+        assert (bundle / "index.css").read_text() == blocks.take("css")
         assert (bundle / "agent.js").read_text() == blocks.take("js")
         assert (service.log.parent / "chat.py").read_text() == commented(blocks.take("python"))
         model_server.script(say("Hello."))
         ask(page, "Hi")
         shows(page, "Hi", "Hello.")
         expected = [("user", "Hi"), ("assistant", "Hello.")]
-        assert contents(AgUi(bundle, service, "join", "first").finish()) == expected
-        assert the_consumer_works(blocks.take("python"), redis_url) == "Hello."
+        assert contents(AgUi(bundle, service, "join", session).finish()) == expected
+        assert the_consumer_works(blocks.take("python"), server.url, session) == "Hello."
 
 
-def the_consumer_works(code: str, redis_url: str) -> str:
+def the_consumer_works(code: str, redis_url: str, session: str) -> str:
     found: dict[str, Any] = {}
     exec(code, found)
 
     async def consume() -> str:
         async with AsyncRedis.from_url(redis_url) as client:
             agx.configure(agx.Config(redis=client))
-            said: str = await found["text_of"]("acme", "ada", "first")
+            said: str = await found["text_of"]("acme", "ada", session)
             await agx.aclose()
             return said
 
@@ -181,7 +272,7 @@ def test_another_tab_shows_the_same(page: Page, model_server: ModelServer) -> No
     ask(page, "Count")
     shows(page, "Count", "one ")
     other = page.context.new_page()
-    other.goto("/#first")
+    other.goto(page.url)
     shows(other, "Count", "one ")
     # The first tab goes away; nothing is cancelled.
     page.close()
@@ -191,7 +282,7 @@ def test_another_tab_shows_the_same(page: Page, model_server: ModelServer) -> No
 
 
 def test_the_stop_button_stops_the_run_on_the_server(
-    page: Page, model_server: ModelServer, service: WebService
+    page: Page, model_server: ModelServer, service: WebService, session: str
 ) -> None:
     model_server.script((Text("never "), Silence()))
     ask(page, "Go on for ever")
@@ -200,15 +291,20 @@ def test_the_stop_button_stops_the_run_on_the_server(
     shows(page, "Go on for ever", "never ")
     page.get_by_role("button", name="Stop").click()
     is_ready(page)
+    expect(page.locator("em")).to_have_text("Stopped.")
     wait_until_sync(lambda: model_server.disconnects == 1, what="the model's connection is closed")
-    end = [line for line in service.client.get("/api/sessions/first/events").text.splitlines() if '"end"' in line]
+    end = [line for line in service.client.get(f"/api/sessions/{session}/events").text.splitlines() if '"end"' in line]
     assert '"outcome":"cancelled"' in end[0]
     page.reload()
     # What it had said is kept, and the conversation goes on.
     shows(page, "Go on for ever", "never ")
+    expect(page.locator("em")).to_have_text("Stopped.")
     model_server.script(say("Fine."))
     ask(page, "Then stop")
     shows(page, "Go on for ever", "never ", "Then stop", "Fine.")
+    expect(page.locator(".cost")).to_have_text("11 tokens · $0.0000")
+    shown = service.client.get(f"/api/chat/{session}").json()["messages"]
+    assert [one["metadata"]["agx"]["outcome"] for one in shown[1::2]] == ["interrupted", "completed"]
 
 
 def test_tools_are_seen_live_and_after_a_reload(page: Page, model_server: ModelServer) -> None:
@@ -216,11 +312,11 @@ def test_tools_are_seen_live_and_after_a_reload(page: Page, model_server: ModelS
         call("look", '{"where": ', '"the attic"}'), (Text("Nothing "), Silence(), Text("there."), Finish())
     )
     ask(page, "Where is it?")
-    shows(page, "Where is it?", "tool-look output-availableNothing ")
+    shows(page, "Where is it?", 'look {"where":"the attic"} output-availableNothing ')
     page.reload()
-    shows(page, "Where is it?", "tool-look output-availableNothing ")
+    shows(page, "Where is it?", 'look {"where":"the attic"} output-availableNothing ')
     model_server.release()
-    shows(page, "Where is it?", "tool-look output-availableNothing there.")
+    shows(page, "Where is it?", 'look {"where":"the attic"} output-availableNothing there.')
     is_ready(page)
 
 
@@ -235,11 +331,11 @@ def test_the_last_answer_is_given_again(page: Page, model_server: ModelServer) -
     shows(page, "Which colour?", "Blue.")
     is_ready(page)
     page.get_by_role("button", name="Regenerate").click()
-    shows(page, "Which colour?", "tool-look output-availableGreen.")
+    shows(page, "Which colour?", 'look {"where":"the attic"} output-availableGreen.')
     is_ready(page)
     # An answer of several steps is one message, so all of it is given again.
     page.reload()
-    shows(page, "Which colour?", "tool-look output-availableGreen.")
+    shows(page, "Which colour?", 'look {"where":"the attic"} output-availableGreen.')
     page.get_by_role("button", name="Regenerate").click()
     shows(page, "Which colour?", "Red ")
     page.reload()
@@ -256,7 +352,7 @@ def test_a_failed_answer_is_asked_for_again(page: Page, model_server: ModelServe
     model_server.script((Refusal(400, "no such luck"),), say("Better."), say("Best."))
     ask(page, "Hi")
     expect(page.get_by_role("alert")).to_contain_text(MODEL_FAILED.sentence)
-    page.get_by_role("button", name="Regenerate").click()
+    page.get_by_role("button", name="Try again").click()
     shows(page, "Hi", "Better.")
     is_ready(page)
     page.reload()
@@ -271,7 +367,7 @@ def test_an_answer_that_another_tab_has_gone_on_from_is_not_given_again(page: Pa
     shows(page, "First", "One.")
     is_ready(page)
     other = page.context.new_page()
-    other.goto("/#first")
+    other.goto(page.url)
     ask(other, "Second")
     shows(other, "First", "One.", "Second", "Two.")
     is_ready(other)
@@ -293,14 +389,14 @@ def test_a_call_that_needs_approval_waits_for_it(
 ) -> None:
     model_server.script(DELETE, (Text("So be "), Silence(), Text("it."), Finish()))
     ask(page, "Delete /a")
-    waiting = 'I will. tool-delete approval-requested{"path":"/a"}ApproveDeny'
+    waiting = 'I will. delete {"path":"/a"} approval-requestedApproveDeny'
     shows(page, "Delete /a", waiting)
     is_ready(page)
     if reloaded:
         page.reload()
         shows(page, "Delete /a", waiting)
     page.get_by_role("button", name=button).click()
-    half = f"I will. tool-delete output-{state}So be "
+    half = f'I will. delete {{"path":"/a"}} output-{state}So be '
     shows(page, "Delete /a", half)
     page.reload()
     shows(page, "Delete /a", half)
@@ -317,9 +413,9 @@ def test_a_call_that_another_tab_has_decided_on_is_not_decided_on_again(page: Pa
     ask(page, "Delete /a")
     is_ready(page)
     other = page.context.new_page()
-    other.goto("/#first")
+    other.goto(page.url)
     other.get_by_role("button", name="Deny").click()
-    shows(other, "Delete /a", "I will. tool-delete output-deniedDone.")
+    shows(other, "Delete /a", 'I will. delete {"path":"/a"} output-deniedDone.')
     is_ready(other)
     page.get_by_role("button", name="Approve").click()
     expect(page.get_by_role("alert")).to_contain_text("load it again")
@@ -331,62 +427,62 @@ def test_another_prompt_denies_what_awaits_approval(page: Page, model_server: Mo
     ask(page, "Delete /a")
     is_ready(page)
     ask(page, "Or rather, don't")
-    shows(page, "Delete /a", "I will. tool-delete approval-requested", "Or rather, don't", "As you like.")
+    shows(page, "Delete /a", 'I will. delete {"path":"/a"} approval-requested', "Or rather, don't", "As you like.")
     is_ready(page)
     page.reload()
-    shows(page, "Delete /a", "I will. tool-delete output-denied", "Or rather, don't", "As you like.")
+    shows(page, "Delete /a", 'I will. delete {"path":"/a"} output-denied', "Or rather, don't", "As you like.")
     (denied,) = [one for one in model_server.requests[1].body["messages"] if one["role"] == "tool"]
     assert "did not decide" in denied["content"]
 
 
-def post(service: WebService, text: str, **fields: Any) -> httpx.Response:
+def post(service: WebService, session: str, text: str, **fields: Any) -> httpx.Response:
     """Send a user's message as the SDK does; return its whole answer."""
     message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": text}]}
-    return service.client.post("/api/chat", json={"id": "first", "messages": [message], **fields})
+    return service.client.post("/api/chat", json={"id": session, "messages": [message], **fields})
 
 
 def test_an_answer_whose_run_was_lost_is_asked_for_again(
-    service: WebService, model_server: ModelServer, redis_url: str
+    service: WebService, model_server: ModelServer, server: EmbeddedServer, session: str
 ) -> None:
     model_server.script(say("Never kept."), say("Kept."))
-    post(service, "Hi")
-    with Redis.from_url(redis_url) as client:
-        assert client.delete("agx:acme:ada:first:msgs") == 1
-    shown = service.client.get("/api/chat/first").json()
+    post(service, session, "Hi")
+    with Redis.from_url(server.url) as client:
+        assert client.delete(f"agx:acme:ada:{session}:msgs") == 1
+    shown = service.client.get(f"/api/chat/{session}").json()
     assert [message["role"] for message in shown["messages"]] == ["user"]
-    assert "Kept" in post(service, "Hi", trigger="regenerate-message").text
-    shown = service.client.get("/api/chat/first").json()
+    assert "Kept" in post(service, session, "Hi", trigger="regenerate-message").text
+    shown = service.client.get(f"/api/chat/{session}").json()
     assert [message["role"] for message in shown["messages"]] == ["user", "assistant"]
 
 
-def test_streams_are_kept_open_through_silence(service: WebService, model_server: ModelServer) -> None:
+def test_streams_are_kept_open_through_silence(service: WebService, model_server: ModelServer, session: str) -> None:
     model_server.script((Text("Hm"), Silence(), Finish()))
-    service.start("first", "Hi")
-    asked = {"threadId": "first", "runId": "r", "messages": []}
-    for method, path, body in (("GET", "/api/chat/first/stream", None), ("POST", "/api/ag-ui/connect", asked)):
+    service.start(session, "Hi")
+    asked = {"threadId": session, "runId": "r", "messages": []}
+    for method, path, body in (("GET", f"/api/chat/{session}/stream", None), ("POST", "/api/ag-ui/connect", asked)):
         with service.client.stream(method, path, json=body) as response:
             assert sum(line == ": keep-alive" for _, line in zip(range(40), response.iter_lines(), strict=False)) > 5
     model_server.release()
 
 
-def test_nobody_reaches_another_users_chat(service: WebService, model_server: ModelServer) -> None:
+def test_nobody_reaches_another_users_chat(service: WebService, model_server: ModelServer, session: str) -> None:
     model_server.script(DELETE)
-    post(service, "Delete /a")
-    shown = service.client.get("/api/chat/first").json()
+    post(service, session, "Delete /a")
+    shown = service.client.get(f"/api/chat/{session}").json()
     part = shown["messages"][-1]["parts"][-1]
     assert part["state"] == "approval-requested"
     part |= {"state": "approval-responded", "approval": {"id": "call_1", "approved": True}}
     resume = [{"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": True}}]
     decisions = {
-        "/api/chat": {"id": "first", "messages": shown["messages"][-1:]},
-        "/api/ag-ui": {"threadId": "first", "runId": "r", "messages": [], "resume": resume},
+        "/api/chat": {"id": session, "messages": shown["messages"][-1:]},
+        "/api/ag-ui": {"threadId": session, "runId": "r", "messages": [], "resume": resume},
     }
     for path, body in decisions.items():
         assert service.client.post(path, json=body, headers=BOB).status_code == 409
         assert service.client.post(path, json=body, headers={"Authorization": ""}).status_code == 401
-    nothing = {"messages": [], "run_id": None, "live": False}
-    assert service.client.get("/api/chat/first", headers=BOB).json() == nothing
-    assert service.client.get(f"/api/chat/first/stream?run={shown['run_id']}", headers=BOB).status_code == 204
+    nothing = {"messages": [], "run_id": None, "live": False, "outcome": None}
+    assert service.client.get(f"/api/chat/{session}", headers=BOB).json() == nothing
+    assert service.client.get(f"/api/chat/{session}/stream?run={shown['run_id']}", headers=BOB).status_code == 204
     assert len(model_server.requests) == 1
 
 
@@ -421,24 +517,29 @@ def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
 
 def test_a_second_prompt_while_the_first_is_answered_is_refused(page: Page, model_server: ModelServer) -> None:
     other = page.context.new_page()
-    other.goto("/#first")
+    other.goto(page.url)
     is_ready(other)
     model_server.script((Text("busy"), Silence(), Finish()))
     ask(page, "First")
     shows(page, "First", "busy")
     ask(other, "Second")
-    expect(other.get_by_role("alert")).to_contain_text("live run")
+    expect(other.get_by_role("alert")).to_have_text(SESSION_BUSY.sentence)
+    # What was refused can be sent again, and the live answer is shown.
+    expect(other.get_by_label("Message")).to_have_value("Second")
+    shows(other, "First", "busy")
     model_server.release()
     is_ready(page)
 
 
-def test_a_stream_with_a_runs_id_is_there_after_its_end(service: WebService, model_server: ModelServer) -> None:
+def test_a_stream_with_a_runs_id_is_there_after_its_end(
+    service: WebService, model_server: ModelServer, session: str
+) -> None:
     model_server.script(say("Over."))
-    run_id = service.start("first", "Hi")
-    service.client.get("/api/sessions/first/events")
-    assert service.client.get("/api/chat/first/stream").status_code == 204
-    assert service.client.get("/api/chat/first/stream?run=another").status_code == 204
-    answer = service.client.get(f"/api/chat/first/stream?run={run_id}")
+    run_id = service.start(session, "Hi")
+    service.client.get(f"/api/sessions/{session}/events")
+    assert service.client.get(f"/api/chat/{session}/stream").status_code == 204
+    assert service.client.get(f"/api/chat/{session}/stream?run=another").status_code == 204
+    answer = service.client.get(f"/api/chat/{session}/stream?run={run_id}")
     assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
     chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
     assert chunks[0] == {"type": "start", "messageId": run_id}
@@ -503,11 +604,13 @@ def contents(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(message["role"], message["content"]) for message in messages if message.get("content")]
 
 
-def test_ag_ui_starts_joins_and_goes_on(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+def test_ag_ui_starts_joins_and_goes_on(
+    service: WebService, model_server: ModelServer, bundle: Path, session: str
+) -> None:
     model_server.script((Text("half "), Silence(), Text("and half"), Finish()), say("Next."))
-    asking = AgUi(bundle, service, "ask", "thread", "Tell me")
+    asking = AgUi(bundle, service, "ask", session, "Tell me")
     asking.until("TEXT_MESSAGE_CONTENT")
-    joining = AgUi(bundle, service, "join", "thread")
+    joining = AgUi(bundle, service, "join", session)
     joining.until("TEXT_MESSAGE_CONTENT")
     model_server.release()
     expected = [("user", "Tell me"), ("assistant", "half and half")]
@@ -518,15 +621,17 @@ def test_ag_ui_starts_joins_and_goes_on(service: WebService, model_server: Model
     assert joining.kinds[:2] == ["RUN_STARTED", "MESSAGES_SNAPSHOT"]
     assert joining.kinds[-1] == "RUN_FINISHED"
 
-    assert contents(AgUi(bundle, service, "ask", "thread", "And then?").finish())[-1] == ("assistant", "Next.")
-    later = AgUi(bundle, service, "join", "thread")
+    assert contents(AgUi(bundle, service, "ask", session, "And then?").finish())[-1] == ("assistant", "Next.")
+    later = AgUi(bundle, service, "join", session)
     assert contents(later.finish()) == [*expected, ("user", "And then?"), ("assistant", "Next.")]
     assert later.kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
 
 
-def test_ag_ui_sees_tools_and_what_they_say(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+def test_ag_ui_sees_tools_and_what_they_say(
+    service: WebService, model_server: ModelServer, bundle: Path, session: str
+) -> None:
     model_server.script(call("look", '{"where": ', '"the attic"}'), say("Nothing there."))
-    asking = AgUi(bundle, service, "ask", "thread", "Where is it?")
+    asking = AgUi(bundle, service, "ask", session, "Where is it?")
     messages = asking.finish()
     (tool,) = [message for message in messages if message["role"] == "tool"]
     assert tool["content"] == "nothing in the attic"
@@ -536,11 +641,11 @@ def test_ag_ui_sees_tools_and_what_they_say(service: WebService, model_server: M
     assert [json.loads(one["function"]["arguments"]) for one in calls] == [{"where": "the attic"}]
 
 
-def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: Path, session: str) -> None:
     model_server.script((Text("never "), Silence()))
-    asking = AgUi(bundle, service, "ask", "thread", "Go on")
+    asking = AgUi(bundle, service, "ask", session, "Go on")
     asking.until("TEXT_MESSAGE_CONTENT")
-    cancelling = AgUi(bundle, service, "cancel", "thread")
+    cancelling = AgUi(bundle, service, "cancel", session)
     cancelling.finish()
     assert cancelling.said[0] == {"cancelled": True}
     assert contents(asking.finish())[-1] == ("assistant", "never ")
@@ -558,31 +663,31 @@ def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: P
     ],
 )
 def test_ag_ui_waits_for_an_approval(
-    service: WebService, model_server: ModelServer, bundle: Path, payload: dict[str, Any], content: str
+    service: WebService, model_server: ModelServer, bundle: Path, payload: dict[str, Any], content: str, session: str
 ) -> None:
     model_server.script(DELETE, say("So be it."))
-    asking = AgUi(bundle, service, "ask", "thread", "Delete /a")
+    asking = AgUi(bundle, service, "ask", session, "Delete /a")
     (interrupt,) = asking.until("RUN_FINISHED")["outcome"]["interrupts"]
     asking.finish()
-    joining = AgUi(bundle, service, "join", "thread")
+    joining = AgUi(bundle, service, "join", session)
     assert [one["id"] for one in joining.until("RUN_FINISHED")["outcome"]["interrupts"]] == [interrupt["id"]]
     joining.finish()
 
     resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": payload}]
-    deciding = AgUi(bundle, service, "decide", "thread", json.dumps(resume))
+    deciding = AgUi(bundle, service, "decide", session, json.dumps(resume))
     said = contents(deciding.finish())
     assert said == [("user", "Delete /a"), ("assistant", "I will. "), ("tool", content), ("assistant", "So be it.")]
     assert deciding.said[-2]["outcome"] == {"type": "success"}
-    assert contents(AgUi(bundle, service, "join", "thread").finish()) == said
+    assert contents(AgUi(bundle, service, "join", session).finish()) == said
 
-    again = {"threadId": "thread", "runId": "r", "messages": [], "resume": resume}
+    again = {"threadId": session, "runId": "r", "messages": [], "resume": resume}
     assert service.client.post("/api/ag-ui", json=again).status_code == 409
     assert service.client.post("/api/ag-ui", json=again | {"threadId": "never"}).status_code == 409
     assert len(model_server.requests) == 2
 
 
-def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: ModelServer) -> None:
-    asked = {"threadId": "thread", "runId": "r", "messages": []}
+def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: ModelServer, session: str) -> None:
+    asked = {"threadId": session, "runId": "r", "messages": []}
     for entry in (
         {"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": "yes"}},
         {"interruptId": "unknown", "status": "cancelled"},
@@ -592,9 +697,9 @@ def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: M
     assert not model_server.requests
 
 
-def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServer, bundle: Path) -> None:
+def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServer, bundle: Path, session: str) -> None:
     model_server.script((Refusal(400, "no such luck"),))
-    asking = AgUi(bundle, service, "ask", "thread", "Hi")
+    asking = AgUi(bundle, service, "ask", session, "Hi")
     asking.finish()
     assert asking.kinds[-1] == "RUN_ERROR"
     assert MODEL_FAILED.sentence in json.dumps(asking.said)

@@ -100,7 +100,7 @@ def chat_model() -> Iterator[ModelServer]:
 
 @pytest.fixture
 def model_server(chat_model: ModelServer) -> ModelServer:
-    chat_model.hold()
+    chat_model.reset()
     return chat_model
 
 
@@ -131,7 +131,7 @@ def page(request: pytest.FixtureRequest, service: WebService, browser: Browser) 
 
 
 def test_every_block_of_the_page(service: WebService, page: Page, model_server: ModelServer, tmp_path: Path) -> None:
-    with every_block(PAGE) as blocks:
+    with every_block("docs/how-to/page.md") as blocks:
         blocks.take("js"), blocks.take("tsx")  # the site is made of them
         line = blocks.take("bash").replace("http://localhost:8000", service.url)
         run("bash", "-ec", line, cwd=tmp_path)

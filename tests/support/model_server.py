@@ -127,6 +127,13 @@ class ModelServer:
         """Let a Silence be one again, after a `release()`."""
         self._released.clear()
 
+    def reset(self) -> None:
+        """Forget what was scripted and what came, for the next test of a file."""
+        self._script.clear()
+        self.requests.clear()
+        self.disconnects = 0
+        self.hold()
+
     def take(self, request: ModelRequest) -> Reply:
         """Note a request and return what the script says to it."""
         with self._lock:
