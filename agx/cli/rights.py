@@ -100,7 +100,7 @@ def _approval_commands(prefix: str) -> list[Command]:
         ("HEXISTS", approvals, _NOBODY),
         ("HGET", approvals, _NOBODY),
         ("HGETALL", approvals),
-        ("EXPIRE", approvals, keys.STATE_TTL),
+        ("EXPIRE", approvals, 1, "GT"),  # never later than it is
     ]
 
 

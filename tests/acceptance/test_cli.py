@@ -300,7 +300,7 @@ async def test_what_is_wrong_is_found_with_what_to_do(configured: Redis, redis_u
 
 async def test_rights_are_tried_without_changing_anything(configured: Redis, redis_url: str) -> None:
     await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps())
-    reads = "+exists +get +xrange +xrevrange +zrange"
+    reads = "+exists +get +xrange +xrevrange +zrange +zscore"
     listener = f"-@all +ping +subscribe +unsubscribe +client|setinfo {reads} %R~agx:[^:]* resetchannels &agx:*:wake"
     await configured.execute_command("ACL", "SETUSER", "reader", "reset", "on", ">pw", *listener.split())
     await configured.execute_command("ACL", "SETUSER", "nobody", "reset", "on", ">pw", "-@all", "+ping")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pydantic_ai.messages import ModelResponse
 from redis.asyncio import Redis
+from support.agents import prompts
 from support.durable_worker import STEPS, TOOLS, WORDS, Ledger
 from support.run_facts import FactsOfRun
 from support.waiting import wait_until
@@ -43,7 +44,7 @@ class Workers:
                 stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
             )  # fmt: skip
             self.processes.append(process)
-        for process in self.processes:
+        for process in self.processes[-count:]:
             assert process.stdout is not None
             assert await process.stdout.readline() == b"ready\n"
 
@@ -170,3 +171,27 @@ async def _is_saved() -> None:
     assert session.get_user_prompt() == "Where is my order?"
     assert len(session.msgs) == 2 * (STEPS + 1)
     assert session.msgs[-1].text == "".join(WORDS)  # type: ignore[union-attr]
+
+
+async def test_queued_prompts_and_a_message_survive_a_kill_and_a_restart_in_order(workers: Workers) -> None:
+    await workers.start(1)
+    questions = [f"Question {n}" for n in range(3)]
+    for question in questions:
+        await agx.submit("acme", "ada", "s", agent="support", prompt=question, on_busy="enqueue")
+    await wait_until(lambda: "model 0" in [what for _, what in workers.ledger.read()])
+    assert await agx.steer("acme", "ada", "s", "By tomorrow")
+    await workers.signal_who_has("slow 1", signal.SIGKILL)
+    await workers.start(1)
+    session = agx.RedisSession("acme", "ada", "s")
+
+    async def asked() -> list[str] | None:
+        await session.load()
+        found = prompts(session.msgs)
+        return found if len(found) > len(questions) and isinstance(session.msgs[-1], ModelResponse) else None
+
+    assert await wait_until(asked) == ["Question 0", "By tomorrow", *questions[1:]]
+    await wait_until(is_over)
+
+
+async def is_over() -> bool:
+    return not await agx.is_live("acme", "ada", "s")
