@@ -215,7 +215,7 @@ class AgxCapability(AbstractCapability[Any]):
             if recorder.journal is not None and request is not None:
                 if recorder.journal.hand_over:
                     raise RunHandedOverError
-                await recorder.events.wait_recorded()  # a tool's result is recorded before the model sees it
+                await _wait_recorded(recorder)  # a tool's result is recorded before the model sees it
             recorder.begin_node(kind, ctx.model if isinstance(ctx.model, Model) else None, request)
             recorder.messages = ctx.messages
             # The tools of a streamed node end before their run does, a cancelled one too. Nothing else differs.
@@ -293,7 +293,7 @@ class AgxCapability(AbstractCapability[Any]):
                 return replay_return(recorded)
             if recorder.journal.was_interrupted(call) and (tool_def.metadata or {}).get("on_resume") != "retry":
                 raise ToolFailed(_INTERRUPTED)
-            await recorder.events.wait_recorded()  # a call that may have acted is known to the next attempt
+            await _wait_recorded(recorder)  # a call that may have acted is known to the next attempt
         tool, task = recorder.tools.begin(call), DrivingTask()
         try:
             with Attached(recorder.tool_context(tool)), capture_run_messages() as messages:
@@ -322,6 +322,13 @@ class AgxCapability(AbstractCapability[Any]):
             raise
         recorder.tools.end(tool, "ok")
         return result
+
+
+async def _wait_recorded(recorder: Recorder) -> None:
+    """Wait until the checkpoints so far are recorded; raises RunHandedOverError where another process goes on."""
+    await recorder.events.wait_recorded()
+    if recorder.state.fenced:
+        raise RunHandedOverError  # the cancellation that follows would come after the next step's first await
 
 
 def _cancel_source(ctx: RunContext[Any], run: _ObservedRun) -> CancelSource:

@@ -225,8 +225,8 @@ def _wrong_tokens(
     ]
     asked = sum(what.startswith("model ") for _, what, _ in jobs.ledger(job).read_times())
     interrupted = sum(job.events[n]["body"]["void"] is not None for n in _resumes(job))
-    # A request is recorded right before it is sent, and a kill may come between.
-    if not asked <= len(usages) <= asked + interrupted:
+    # A request is recorded when it is sent: of each attempt, the last one may have been recorded only, or sent only.
+    if not asked - len(_resumes(job)) <= len(usages) <= asked + interrupted:
         yield f"{len(usages)} model requests are recorded, and the model got {asked}"
     if any(usage.source == "missing" or usage.input == 0 for usage in usages):
         yield "a model request has no tokens"

@@ -13,12 +13,14 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps
 from support.run_facts import FactsOfRun
 
 import agx
 from agx.engine.leases import Lease, Leases
+from agx.runs.recording.run_events import RunEvents
 from agx.sessions.redis_session import RedisSessions
 from agx.web.runs import PlainDeps, Runs, Who, make_plain_deps
 from agx.web.turns import ask_again
@@ -143,3 +145,38 @@ async def test_another_answer_that_was_asked_for_is_given_by_the_next_process(
         assert [message.parts[0].content for message in session.msgs] == [PROMPT, "New"]  # type: ignore[union-attr]
         assert [len(messages) for messages in got] == [1]
         await agx.aclose()
+
+
+async def test_a_process_that_has_lost_its_run_makes_no_tool_call(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It notices the loss while it waits until the call is recorded; the next process decides about the call."""
+    called: list[str] = []
+    waits = 0
+    wait_recorded = RunEvents.wait_recorded
+
+    async def wait(self: RunEvents) -> None:
+        nonlocal waits
+        await wait_recorded(self)
+        waits += 1
+        if waits == 2:  # the first wait is the one before the model request
+            self._state.fence()
+            worker.stop()
+
+    agent = Agent(TestModel(), name="support", deps_type=ScopeDeps)
+
+    @agent.tool_plain
+    async def work() -> str:
+        called.append("work")
+        return "done"
+
+    async def recipe(job: agx.Job) -> agx.Call:
+        ids = {"scope": job.scope_id, "user_id": job.user_id, "session_id": job.session_id}
+        return agx.Call(FakeSession(), agent, ScopeDeps(**ids))
+
+    monkeypatch.setattr(RunEvents, "wait_recorded", wait)
+    worker = agx.Worker({"support": recipe})
+    running = asyncio.create_task(worker.run())
+    await agx.submit("1", "1", "s", agent="support", prompt=PROMPT)
+    await running
+    assert (waits, called) == (2, [])
