@@ -35,6 +35,9 @@ EMPTY = {
     "Longest silence of a live run",
     "Job wait p95",
     "Recovery p95",
+    "Feedback by agent and model",
+    "Scores given",
+    "Steered messages",
 }
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,17 @@ from agx.embedded.server import EmbeddedServer
 def test_the_dockerfile_has_no_findings() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")  # a package's, whatever the PATH says
     subprocess.run([hadolint, ROOT / "sidecar" / "Dockerfile"], check=True, timeout=60)
+
+
+def test_the_image_says_where_it_comes_from() -> None:
+    labels = dict(
+        re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', (ROOT / "sidecar" / "Dockerfile").read_text())
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labels["source"] == project["urls"]["Repository"]
+    assert labels["licenses"] == project["license"]
+    page = labels["documentation"].removeprefix(f"{labels['source']}/blob/main/")
+    assert (ROOT / page).is_file()
 
 
 @pytest.fixture(scope="module")

@@ -297,10 +297,11 @@ def test_a_run_has_its_cost_and_leads_to_the_others_of_its_session(open_console:
 
 def test_a_request_without_a_price_is_named(open_console: OpenConsole, queue: Queue) -> None:
     unknown = call(provider="in-house", request_model="ours", response_model="ours")
-    queue.add(started(), node(model=unknown), ended())
+    queue.add(started(), node(model=unknown), ended(), *(started("run-2"), node("run-2", model=unknown)))
+    queue.add(node("run-2", idx=1, model=call(usage=usage(cost_nano_usd=2_000_000))), ended("run-2"))
     _, visitor = open_console()
-    page = visitor.get("/run?scope=acme&run=run-1&user=u1&session=s1").text
-    assert "$0.000000, and 1 of 1 requests without a known price" in page
+    assert "<dd>no known price</dd>" in visitor.get(RUN).text
+    assert "$0.002000, and 1 of 2 requests without a known price" in visitor.get(f"{RUN[:-1]}2").text
 
 
 def test_the_conversation_is_shown_where_content_is_on(open_console: OpenConsole, queue: Queue) -> None:

@@ -110,8 +110,10 @@ def _cost(history: RunHistory) -> str:
     used = [call for call in calls if call.usage.input or call.usage.output]
     prices = [nano_dollars(call) for call in used]
     unknown = prices.count(None)
+    if unknown == len(used):
+        return "no known price" if used else ""
     note = f", and {unknown:,} of {len(used):,} requests without a known price" if unknown else ""
-    return f"${sum(price or 0 for price in prices) / 1e9:.6f}{note}" if used else ""
+    return f"${sum(price or 0 for price in prices) / 1e9:.6f}{note}"
 
 
 def _cancel(history: RunHistory, *, can_cancel: bool) -> Html:
