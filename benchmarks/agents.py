@@ -94,8 +94,10 @@ class _Deps(agx.Deps):
         return self.scope
 
 
-def drive_agx(agent: Agent[Any, str], session_id: str, *, scope: int | str = 1) -> Awaitable[object]:
-    return agx.run(_Session(), agent, "Hello", _Deps(user_id=1, session_id=session_id, scope=scope))
+def drive_agx(
+    agent: Agent[Any, str], session_id: str, *, scope: int | str = 1, resume: str | None = None
+) -> Awaitable[object]:
+    return agx.run(_Session(), agent, "Hello", _Deps(user_id=1, session_id=session_id, scope=scope), resume=resume)
 
 
 @dataclass

@@ -52,20 +52,20 @@ async def flat_out(line: Line, url: str, load: tuple[int, int], times: tuple[int
     async with peer_client(url) as redis:
         peer = peer_drive(redis)
         for drive in (drive_bare, drive_hooked, drive_agx, peer):
-            await _round(drive, min(sessions, 5), 50)
+            await measure_round(drive, min(sessions, 5), 50)
         rows: list[dict[str, Cost]] = []
         for n in range(rounds):
-            row = {"limit": await _round(drive_bare, sessions, deltas)}
-            row["hooked"] = await _round(drive_hooked, sessions, deltas)
-            row["agx"] = await _round(drive_agx, sessions, deltas)
+            row = {"limit": await measure_round(drive_bare, sessions, deltas)}
+            row["hooked"] = await measure_round(drive_hooked, sessions, deltas)
+            row["agx"] = await measure_round(drive_agx, sessions, deltas)
             if n < peer_rounds:
-                row["peer"] = await _round(peer, sessions, deltas)
+                row["peer"] = await measure_round(peer, sessions, deltas)
             rows.append(row)
     await agx.aclose()
     return [_summarise(name, rows) for name in rows[0]]
 
 
-async def _round(drive: Drive, sessions: int, deltas: int) -> Cost:
+async def measure_round(drive: Drive, sessions: int, deltas: int) -> Cost:
     agent = make_agent(deltas)
     names = [new_session("flat") for _ in range(sessions)]
     gc.collect()
