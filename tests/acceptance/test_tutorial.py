@@ -104,8 +104,8 @@ def chat(reader: Reader, page: Page, model: ModelServer, terminal: str) -> None:
 
 
 def stop(page: Page, model: ModelServer, session: str) -> None:
+    page.goto("about:blank")  # else the page reloads by itself, whenever it notices its new hash
     page.goto(f"/#{session}")
-    page.reload()
     gone = model.disconnects
     model.script((Text("never "), Silence()))
     ask(page, "Go on for ever")
@@ -146,6 +146,10 @@ def test_the_page_from_top_to_bottom(reader: Reader, browser: Browser, model_ser
             page.on("pageerror", lambda error: errors.append(str(error)))
             stop(page, model_server, "second")
             chat(reader, page, model_server, blocks.take("bash", "agx tail"))
+            with page.expect_response("**/feedback") as scored:
+                page.get_by_role("button", name="Good answer").click()
+            assert scored.value.json() == {"recorded": True}
+            expect(page.get_by_role("button", name="Good answer")).to_be_hidden()
             assert not errors
             a_stranger_sees_nothing(browser, web)
             the_sidecar_counts(reader, blocks)
