@@ -21,7 +21,7 @@ export PYDANTIC_AI_NO_BANNER := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
+.PHONY: help demo example test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
 .PHONY: bench image-check ops-check clean
 
 help: ## Show the targets
@@ -35,6 +35,9 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## Show the whole flow: agents, a sidecar, live output, and the numbers compared
 	$(BIN)/agx demo
+
+example: $(READY) ## Run examples/shop: a chat with workers, on this machine, until Ctrl-C
+	$(BIN)/python examples/shop/run.py
 
 test: $(READY) ## Run the tests (on real servers, which the packages bring along)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m '$(MARKS)' $(ARGS)

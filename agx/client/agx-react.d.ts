@@ -2,4 +2,4 @@
 
 import type { Client, Follower, State } from "./agx.js";
 
-export function useAgx(client: Client, sessionId: string): State & Pick<Follower, "start" | "cancel" | "retry">;
+export function useAgx(client: Client, sessionId: string): State & Pick<Follower, "start" | "cancel" | "steer" | "retry">;

@@ -1,4 +1,4 @@
-/** A React hook for agx.js: `const { parts, status, error, start, cancel, retry } = useAgx(client, sessionId)`. */
+/** A React hook for agx.js: `const { parts, status, error, start, cancel, steer, retry } = useAgx(client, sessionId)`. */
 
 import { useCallback, useEffect, useRef, useState } from "react";
 import { INITIAL } from "./agx.js";
@@ -15,6 +15,7 @@ export function useAgx(client, sessionId) {
   }, [client, sessionId]);
   const start = useCallback((prompt) => follower.current.start(prompt), []);
   const cancel = useCallback(() => follower.current.cancel(), []);
+  const steer = useCallback((text) => follower.current.steer(text), []);
   const retry = useCallback(() => follower.current.retry(), []);
-  return { ...state, start, cancel, retry };
+  return { ...state, start, cancel, steer, retry };
 }

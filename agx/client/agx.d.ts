@@ -70,6 +70,7 @@ export interface Follower {
   start(prompt: string): Promise<boolean>;
   retry(): Promise<boolean>;
   cancel(): Promise<boolean>;
+  steer(text: string): Promise<boolean>;
   close(): void;
 }
 
@@ -78,6 +79,7 @@ export interface Session {
   read(): Promise<Conversation>;
   start(prompt: string): Promise<string>;
   cancel(): Promise<boolean>;
+  steer(text: string, key?: string): Promise<void>;
   events(options?: {
     after?: string;
     signal?: AbortSignal;

@@ -12,12 +12,13 @@ const SENTENCES = {
   forbidden: "You may not do this.",
   not_found: "The service has nothing at this address: check the prefix of the client.",
   request_too_large: "The request is too large.",
+  too_many_requests: "You have asked too often: wait a minute, then try again.",
   answer_unreadable: "The service's answer can't be read: load the page again.",
   service_error: "The service failed to answer: try again later.",
   run_waits: "All workers are busy: the answer comes as soon as one is free.",
   run_lost: "The run was lost: the process that ran it has stopped.",
 };
-const CODES_OF_STATUS = { 401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "request_too_large" };
+const CODES_OF_STATUS = { 401: "unauthenticated", 403: "forbidden", 404: "not_found", 413: "request_too_large", 429: "too_many_requests" };
 const EMIT_MS = 16; // events that arrive together make one change of the state
 const MAX_BACKOFF_MS = 15_000;
 const LONGEST_MS = 2 ** 31 - 1; // of a browser's timer
@@ -80,6 +81,11 @@ class Client {
       throw new AgxError("answer_unreadable", undefined, answer.status);
     }
   }
+
+  post(path, body) {
+    const headers = { "Content-Type": "application/json" };
+    return this.json(path, { method: "POST", headers, body: JSON.stringify(body) });
+  }
 }
 
 class Session {
@@ -96,9 +102,7 @@ class Session {
 
   /** Start a run; its run_id. Raises AgxError `run_waits` where it is queued, and begins later. */
   async start(prompt) {
-    const body = JSON.stringify({ prompt });
-    const headers = { "Content-Type": "application/json" };
-    const { run_id, begun } = await this.client.json(`${this.path}/runs`, { method: "POST", headers, body });
+    const { run_id, begun } = await this.client.post(`${this.path}/runs`, { prompt });
     if (begun === false) throw new AgxError("run_waits", undefined, 202);
     return run_id;
   }
@@ -106,6 +110,11 @@ class Session {
   /** Cancel the live run; false where it had already ended. */
   async cancel() {
     return (await this.client.json(`${this.path}/cancel`, { method: "POST" })).cancelled;
+  }
+
+  /** Give the live run a message. A second message with the same `key` is not added. Raises AgxError `nothing_runs`. */
+  async steer(text, key) {
+    await this.client.post(`${this.path}/steer`, { text, key });
   }
 
   /**
@@ -215,6 +224,18 @@ class Follower {
     }
   }
 
+  /** Give the live run a message; false where nothing runs, or where the request failed. */
+  async steer(text) {
+    this.#change({ error: null });
+    try {
+      await this.#session.steer(text);
+      return true;
+    } catch (error) {
+      if (error.code !== "nothing_runs") this.#change({ error });
+      return false;
+    }
+  }
+
   close() {
     this.#closing.abort();
     clearTimeout(this.#timer);
@@ -312,7 +333,8 @@ export function apply(parts, { type, origin, body }) {
   }
   if (type === "info" && origin === "prompt" && body.prompt) {
     const last = parts.findLast((part) => part.part_kind === "user-prompt");
-    return textOf(last) === body.prompt ? parts : [...parts, { part_kind: "user-prompt", content: body.prompt }];
+    // The page shows its own prompt already.
+    return textOf(last) === body.prompt && !body.steer ? parts : [...parts, { part_kind: "user-prompt", content: body.prompt }];
   }
   // Another process goes on with the run: what the first one had begun to answer does not count.
   if (type === "resume" && body.void)

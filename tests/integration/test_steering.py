@@ -144,6 +144,23 @@ async def test_the_next_run_takes_what_a_lost_run_had(configured: Redis) -> None
     assert await waiting() == []
 
 
+async def test_a_message_that_comes_while_the_session_is_loaded_is_in_the_first_request(configured: Redis) -> None:
+    gate = Gate()
+    session = FakeSession(may_load=asyncio.Event())
+    agent = Agent(scripted([gate, "Hi"]), deps_type=ScopeDeps, name="a")
+    running = asyncio.create_task(agx.run(session, agent, "Hi", ScopeDeps()))
+    await session.loading.wait()
+    assert await agx.steer(1, 1, "s", "one")
+    recorder = next(iter(current_engine().runs)).recorder  # type: ignore[attr-defined]
+    await wait_until(lambda: recorder.steered._known)
+    assert session.may_load is not None
+    session.may_load.set()
+    await gate.reached.wait()
+    gate.open.set()
+    await running
+    assert prompts(session.msgs) == ["Hi", "one"]
+
+
 async def test_an_agent_that_somebody_else_drives_is_steered(configured: Redis) -> None:
     gate = Gate()
     agent = Agent(scripted(["first", gate], ["second"]), deps_type=ScopeDeps, name="a")

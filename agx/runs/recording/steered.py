@@ -73,8 +73,8 @@ class SteeredMessages:
         """Take what the conversation has of the inbox, and what an earlier attempt enqueued and did not deliver."""
         self._taken += [message_id for message_id, _ in _find(conversation)]
         self._enqueued |= dict(_find(pending))
+        self._waiting = [message for message in self._waiting if message.id not in {*self._taken, *self._enqueued}]
         self._known.update(self._taken, self._enqueued)
-        self._waiting = [message for message in self._waiting if message.id not in self._known]
 
     def begin(self, ctx: RunContext[Any]) -> None:
         """The agent runs: it takes what waits, behind what an earlier attempt has enqueued."""

@@ -97,6 +97,7 @@ test("a refused request is not repeated, and its error is a sentence with a code
   const cases = [
     [json({ detail: "The session has a live run.", code: "session_busy" }, 409), "session_busy", "The session has a live run."],
     [json({ detail: "unknown token" }, 401), "unauthenticated", "You are not signed in: sign in, then load the page again."],
+    [json({ detail: "slow down" }, 429), "too_many_requests", "You have asked too often: wait a minute, then try again."],
     [new Response("<html>", { status: 500 }), "service_error", "The service failed to answer: try again later."],
     [new Response("<html>"), "answer_unreadable", "The service's answer can't be read: load the page again."],
     [new TypeError("x"), "network_error", "The service can't be reached: check the connection."],
