@@ -8,16 +8,18 @@ from itertools import groupby
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, UserPromptPart
 from redis.exceptions import RedisError
 
+from ..checkpoints.job import UnreadableJobError, decode
 from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError
 from ..redis.entry_id import format_id
 from ..redis.keys import SessionKeys
+from ..runs.drive import is_prompt
 from ..sessions.base import Session, SessionStore
 from ..stream.entry import PROMPT, StreamEntry
 from ..stream.events import Body
 from .lost_answer import read_lost_answer
 from .runs import Who
-from .turns import close_calls, end_of_prompt
+from .turns import Prompt, close_calls, end_of_prompt
 
 # Of what is sent to the model; the rest are instructions of many kinds.
 _SHOWN = frozenset({"user-prompt", "tool-return", "retry-prompt"})
@@ -43,6 +45,7 @@ class LatestRun:
     reason: str | None
     last_event_id: str
     asked: Asked | None  # None where no router started it
+    job_prompt: Prompt | None  # of a run that workers can resume
 
 
 async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
@@ -72,6 +75,7 @@ async def read_latest_run(who: Who, session_id: str) -> LatestRun | None:
         reason=_text(ending.get("reason")),
         last_event_id=format_id(latest[0].id),
         asked=asked,
+        job_prompt=_read_job_prompt(entries[0]),
     )
 
 
@@ -153,8 +157,19 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
             if not live:
                 session.msgs += await read_lost_answer(who.scope_id, who.user_id, session_id)
                 lost = None if is_stored else prompt
+    elif live and latest is not None and await _is_to_be_stored(session, latest, who, session_id):
+        assert latest.job_prompt is not None
+        session.msgs.append(ModelRequest(parts=[UserPromptPart(latest.job_prompt)]))
     session.msgs = _without_instructions(close_calls(session.msgs))
     return Conversation(session, latest, live, _without_instructions(opening), lost)
+
+
+async def _is_to_be_stored(session: Session, latest: LatestRun, who: Who, session_id: str) -> bool:
+    """Return whether a worker has begun the run and not yet stored its prompt."""
+    if latest.job_prompt is None or is_prompt(session.msgs[-1:], latest.job_prompt):
+        return False
+    now = await read_latest_run(who, session_id)  # a run that has ended meanwhile has stored it
+    return now is not None and now.live and now.run_id == latest.run_id
 
 
 def _read_asked(entry: StreamEntry) -> Asked | None:
@@ -174,6 +189,13 @@ def _text(value: object) -> str | None:
 
 def _is_prompt(message: ModelMessage) -> bool:
     return isinstance(message, ModelRequest) and any(isinstance(part, UserPromptPart) for part in message.parts)
+
+
+def _read_job_prompt(begin: StreamEntry) -> Prompt | None:
+    try:
+        return None if begin.checkpoint is None else decode(begin.checkpoint).prompt
+    except UnreadableJobError:
+        return None
 
 
 def _without_instructions(messages: list[ModelMessage]) -> list[ModelMessage]:

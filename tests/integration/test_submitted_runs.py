@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic_ai import Agent
 from redis.asyncio import Redis
-from support.agents import ScopeDeps
+from support.agents import FakeSession, Gate, ScopeDeps, scripted
 from support.workers import make_recipe, working
 
 import agx
@@ -39,6 +40,23 @@ async def test_a_run_begins_on_a_worker(configured: Redis, client: httpx.AsyncCl
         events = await client.get("/sessions/s/events")
     assert started["run_id"] in events.text
     assert '"outcome":"completed"' in events.text
+
+
+async def test_a_prompt_that_a_worker_has_not_stored_yet_is_shown(configured: Redis, client: httpx.AsyncClient) -> None:
+    gate = Gate()
+    agent = Agent(scripted([gate, "Hello"]), deps_type=ScopeDeps, name="helper")
+
+    async def recipe(job: agx.Job) -> agx.Call:
+        deps = ScopeDeps(scope=job.scope_id, user_id=job.user_id, session_id=job.session_id)
+        return agx.Call(FakeSession(), agent, deps)  # it stores nothing where the router reads
+
+    async with working(agx.Worker({"helper": recipe})):
+        await start(client)
+        await gate.reached.wait()
+        (message,) = (await client.get("/sessions/s/messages")).json()["messages"]
+        assert message["parts"][0]["content"] == "Hi"
+        gate.open.set()
+        await client.get("/sessions/s/events")
 
 
 async def test_a_run_that_still_waits_is_said(
