@@ -23,5 +23,9 @@ class ClientFile:
 def read_client_file(name: str) -> ClientFile:
     """Return a file of the client; read once in a process."""
     content = files(__package__).joinpath(name).read_bytes()
-    media_type = "text/javascript" if name.endswith(".js") else "text/plain"
+    return tag_file(content, "text/javascript" if name.endswith(".js") else "text/plain")
+
+
+def tag_file(content: bytes, media_type: str) -> ClientFile:
+    """Return a file with its tag."""
     return ClientFile(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')

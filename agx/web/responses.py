@@ -13,6 +13,7 @@ from ..control.feedback import MAX_COMMENT, MAX_NAME, MAX_VALUE, feedback
 from ..control.inbox import MAX_TEXT
 from ..control.steering import steer
 from ..errors import NOT_FOUND
+from ..listeners.event_catalogue import event_schema
 from ..redis import keys
 from .route import Problem, RefusedError
 from .runs import Who
@@ -64,13 +65,23 @@ BAD: Responses = {
     400: {"model": Problem, "description": "The last message can't be read"},
     413: {"model": Problem, "description": "The body is too large"},
 }
-# The schema of one event: OpenAPI 3.1 has no word for a stream of them.
-_EVENT = {
-    "type": "object",
-    "properties": {"id": {"type": "string"}, "data": {"type": "string", "contentMediaType": "application/json"}},
-    "required": ["data"],
-}
-EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": _EVENT}}}}
+
+
+def _describe_stream(data: dict[str, Any]) -> Responses:
+    """Return the answer of a route that streams: OpenAPI 3.1 has no word for it, so the schema is of one event."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"} | data,
+        },
+        "required": ["data"],
+    }
+    return {200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": schema}}}}
+
+
+EVENTS = _describe_stream({})  # of a front end's protocol
+OWN_EVENTS = _describe_stream({"contentSchema": event_schema()})
 NOTHING: Responses = {204: {"description": "Nothing is to come: do not ask again"}}
 
 

@@ -92,7 +92,15 @@ def make_api_router(max_request: int, responses: Responses, lifespan: Lifespan |
 
             return answer
 
-    return APIRouter(route_class=Route, responses=responses, lifespan=lifespan)
+    def name_operation(route: APIRoute) -> str:
+        """Return the prefix that the app has given the router, and the function's name: `api_start_run`."""
+        own = [one.path for one in router.routes if isinstance(one, APIRoute) and one.endpoint is route.endpoint]
+        return "_".join([*re.findall(r"\w+", route.path.removesuffix(own[0] if own else route.path)), route.name])
+
+    router = APIRouter(
+        route_class=Route, responses=responses, lifespan=lifespan, generate_unique_id_function=name_operation
+    )
+    return router
 
 
 def describe_fields(errors: Sequence[Any]) -> str:

@@ -12,9 +12,10 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from pydantic import BaseModel, Field
 from pydantic_ai.agent import AbstractAgent
 
-from ..client.files import CLIENT_FILES, read_client_file
+from ..client.files import CLIENT_FILES, ClientFile, read_client_file, tag_file
 from ..control.on_busy import OnBusy
 from ..jobs.submit import submit
+from ..listeners.event_catalogue import event_schema
 from ..listeners.manual import is_live, q
 from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
@@ -26,9 +27,9 @@ from .responses import (
     BAD,
     BUSY,
     COMMON,
-    EVENTS,
     FULL,
     NOTHING,
+    OWN_EVENTS,
     Authorize,
     GetWho,
     SessionId,
@@ -178,7 +179,9 @@ def make_router(
     add_approvals(router, who, runs if isinstance(runs, Runs) else None)
     _add_lists(router, who, sessions)
     for name in CLIENT_FILES:
-        _add_client_file(router, name)
+        _add_file(router, name, read_client_file(name))
+    schema = json.dumps(event_schema()).encode()
+    _add_file(router, "events.schema.json", tag_file(schema, "application/schema+json"))
     return router
 
 
@@ -190,7 +193,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
         "/sessions/{session_id}/runs",
         status_code=status.HTTP_202_ACCEPTED,
         response_model=StartedRun,
-        responses={**EVENTS, **BAD, **BUSY, **FULL},
+        responses={**OWN_EVENTS, **BAD, **BUSY, **FULL},
     )
     async def start_run(
         session_id: SessionId, question: Question, asker: Asker, accept: Annotated[str, Header()] = ""
@@ -210,7 +213,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
             return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry)
         return StartedRun(session_id=session_id, run_id=run_id, begun=begun)
 
-    @router.get("/sessions/{session_id}/events", response_class=Response, responses={**EVENTS, **NOTHING})
+    @router.get("/sessions/{session_id}/events", response_class=Response, responses={**OWN_EVENTS, **NOTHING})
     async def follow_events(
         session_id: SessionId, asker: Asker, last_event_id: Annotated[str, Header(pattern=_CURSOR)] = ""
     ) -> Response:
@@ -224,11 +227,10 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
         return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry + (first or b""))
 
 
-def _add_client_file(router: APIRouter, name: str) -> None:
+def _add_file(router: APIRouter, name: str, file: ClientFile) -> None:
     # Without `authorize`: a page's `import` can't send a token.
     @router.get(f"/{name}", include_in_schema=False)
-    async def read_client(if_none_match: Annotated[str, Header()] = "") -> Response:
-        file = read_client_file(name)
+    async def read_file(if_none_match: Annotated[str, Header()] = "") -> Response:
         # A page that has been open for days asks again after an upgrade of the service.
         headers = {"ETag": file.etag, "Cache-Control": "no-cache"}
         if file.etag in if_none_match:
