@@ -281,7 +281,7 @@ def measure_checkpoints() -> list[Row]:
             "at most 10 ms later", f"{first[0]:.2f} ms", f"{first[1]:.2f} ms", "", later <= 10,
         ),
         Row("CPU of a run with one delta, with checkpoints", "", f"{fixed[0]:.0f} us", f"{fixed[1]:.0f} us", ""),
-        Row("memory of its stream in Redis, with checkpoints", "", f"{size[0]:,} B", f"{size[1]:,} B", ""),
+        Row("bytes of its entries, with checkpoints", "", f"{size[0]:,} B", f"{size[1]:,} B", ""),
     ]  # fmt: skip
 
 
