@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -17,11 +16,11 @@ _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
 def dump_bounded(value: Any) -> bytes:
     """Return a value as JSON; in a large one texts are cut: a model may invent a tool's name of a megabyte."""
-    with suppress(TypeError):
+    try:
         data = orjson.dumps(value)
-        if len(data) <= _USUAL:
-            return data
-    return orjson.dumps(to_json_values(value))
+    except TypeError:
+        data = b""
+    return data if 0 < len(data) <= _USUAL else orjson.dumps(to_json_values(value))
 
 
 def replace_surrogates(text: str) -> str:

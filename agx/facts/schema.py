@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -113,7 +113,12 @@ class StreamTotals:
     failures: Int64 = 0
 
     def __add__(self, other: StreamTotals) -> StreamTotals:
-        return StreamTotals(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return StreamTotals(
+            self.events + other.events,
+            self.bytes + other.bytes,
+            self.retries + other.retries,
+            self.failures + other.failures,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
