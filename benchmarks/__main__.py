@@ -18,7 +18,9 @@ from .delay import measure_paced
 from .fanout import Crowd, Received, measure_crowd
 from .http import measure_http
 from .idle import Idle, hold_sessions, weigh_runs
+from .replay import measure_replay
 from .report import Row
+from .startup import measure_startup
 from .tokens import Costs, flat_out
 
 _IDLE_SECONDS = 120.0
@@ -291,6 +293,8 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "checkpoints": measure_checkpoints,
     "listeners": measure_listeners,
     "http": measure_http,
+    "replay": measure_replay,
+    "startup": measure_startup,
     "cancel": measure_cancel,
     "idle": measure_idleness,
 }
