@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
-from pydantic_ai.messages import ModelMessage, ToolReturnPart, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 PAUSE = float(os.environ.get("SHOP_PAUSE", "0.1"))  # seconds before each word
@@ -48,9 +48,9 @@ def _continue(result: ToolReturnPart) -> tuple[str, str]:
     return "", ""
 
 
-async def _advise(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
-    yield "A plain wooden desk goes with it."
+def _advise(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    return ModelResponse(parts=[TextPart("A plain wooden desk goes with it.")])
 
 
 assistant_model = FunctionModel(stream_function=_answer, model_name="scripted")
-stylist_model = FunctionModel(stream_function=_advise, model_name="scripted")
+stylist_model = FunctionModel(_advise, model_name="scripted")
