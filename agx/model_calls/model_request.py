@@ -18,8 +18,9 @@ from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
 from ..facts.schema import CHUNK_BUCKETS, ModelCall, Outcome, Usage
+from ..facts.usage import to_text
 from .private_api import carried_attempts
-from .usage import estimate_usage, read_usage, to_text
+from .usage import estimate_usage, read_usage
 
 # Where pydantic-ai keeps the provider's own finish reason in `provider_details`. Its normalised one is `stop` even for
 # a stream that was cut short, so only the raw one shows that.

@@ -14,7 +14,8 @@ from functools import lru_cache
 from pydantic_ai.messages import ModelMessage, ModelResponse
 
 from ..facts.schema import ModelCall, Usage
-from .usage import read_usage, to_text
+from ..facts.usage import to_text
+from .usage import read_usage
 
 logger = logging.getLogger("agx")
 

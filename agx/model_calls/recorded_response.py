@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse
 
 from ..facts.schema import ModelCall
-from .usage import estimate_usage, read_usage, to_text
+from ..facts.usage import to_text
+from .usage import estimate_usage, read_usage
 
 
 def describe_response(

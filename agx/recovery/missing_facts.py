@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+import orjson
 
 from ..facts.reader import Call, QueuePages
 from ..facts.schema import (
@@ -26,6 +28,7 @@ from ..facts.schema import (
     span_id,
     tool_name,
 )
+from ..facts.usage import convert_usage, to_text
 from ..redis.keys import SessionKeys
 from .recorded_run import RecordedRequest, RecordedRun
 
@@ -97,15 +100,30 @@ async def read_queued_facts(call: Call, queue: str, run_id: str, run: RecordedRu
 
 
 def describe_request(request: RecordedRequest, end_ns: int) -> ModelCall:
-    """Return what the stream alone shows of a model request."""
+    """Return what the stream alone shows of a model request; its tokens are in the checkpoint of its response."""
+    response, usage = _read_response(request.answer)
     return ModelCall(
         provider=request.provider,
         request_model=request.model,
+        response_model=to_text(response.get("model_name")),
+        response_id=to_text(response.get("provider_response_id")),
         stream=True,
-        usage=Usage(source="missing"),
+        finish_reason=to_text(response.get("finish_reason")),
+        usage=convert_usage(usage.get) if usage else Usage(source="missing"),
         start_ns=request.start_ns,
         end_ns=end_ns,
     )
+
+
+def _read_response(checkpoint: bytes | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the response that a checkpoint of `llm-end` has as its last message, and its usage; empty without one."""
+    try:
+        response = orjson.loads(checkpoint or b"")["messages"][-1]
+        usage = response["usage"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return {}, {}
+    known = isinstance(response, dict) and isinstance(usage, dict) and response.get("kind") == "response"
+    return (response, usage) if known and any(map(usage.get, ("input_tokens", "output_tokens"))) else ({}, {})
 
 
 def find_missing_facts(

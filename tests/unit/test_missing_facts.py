@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from pydantic_ai.usage import RequestUsage
 from agx.checkpoints.codec import Checkpoint, encode
 from agx.facts.schema import ModelCall, NodeEnded, RunStarted, ToolEnded
 from agx.model_calls.recorded_response import describe_response
-from agx.recovery.missing_facts import MissingFacts, find_missing_facts
+from agx.recovery.missing_facts import MissingFacts, describe_request, find_missing_facts
 from agx.recovery.recorded_run import RecordedRequest, RecordedRun
 from agx.redis.keys import SessionKeys
 from agx.stream.entry import StreamEntry
@@ -78,6 +79,16 @@ def test_an_answered_request_has_the_tokens_that_the_model_reported() -> None:
     assert (request.model.usage.input, request.model.usage.output) == (70, 9)
     ends = [(tool.call_id, tool.outcome, tool.error_type) for tool in tools if isinstance(tool, ToolEnded)]
     assert ends == [("c1", "ok", None), ("c2", "error", "lost")]
+
+
+def test_a_sidecar_reads_the_same_of_an_answered_request_as_the_service() -> None:
+    answered = replace(ANSWER, provider_response_id="id-1", finish_reason="tool_call")
+    answered.usage.cost = Decimal("0.0021")
+    answered.usage.details = {"thoughts_tokens": 4}
+    request = RecordedRequest(0, 1, "m", "p", 2, encode(Checkpoint(messages=(*CONVERSATION, answered))))
+    assert describe_request(request, 2) == _describe(request, 2)
+    for unreadable in (None, b"{", b"[]", b'{"messages": []}', b'{"messages": [{"kind": "response", "usage": 3}]}'):
+        assert describe_request(replace(request, answer=unreadable), 2).usage.source == "missing"
 
 
 def test_an_interrupted_request_is_estimated_and_marked() -> None:
