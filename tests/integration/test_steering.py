@@ -161,6 +161,26 @@ async def test_a_message_that_comes_while_the_session_is_loaded_is_in_the_first_
     assert prompts(session.msgs) == ["Hi", "one"]
 
 
+async def test_what_a_killed_run_had_stored_is_removed_and_not_taken_again(configured: Redis) -> None:
+    await current_engine().ready()
+    store: dict[str, bytes] = {}
+    inbox = Inbox(current_engine().control, KEYS)
+    gate = Gate()
+    agent = Agent(scripted([gate, "One"], ["Two"], ["Three"]), deps_type=ScopeDeps, name="a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inbox, "remove", lambda *args: asyncio.sleep(0))  # as if it died right before
+        running = asyncio.create_task(agx.run(MemorySession("s", store), agent, "Hi", ScopeDeps()))
+        await gate.reached.wait()
+        assert await agx.steer(1, 1, "s", "also")
+        gate.open.set()
+        await running
+    assert [message.text for message in await inbox.read("0-0")] == ["also"]
+    session = MemorySession("s", store)
+    await agx.run(session, agent, "Again", ScopeDeps())
+    assert prompts(session.msgs) == ["Hi", "also", "Again"]
+    assert await waiting() == []
+
+
 async def test_an_agent_that_somebody_else_drives_is_steered(configured: Redis) -> None:
     gate = Gate()
     agent = Agent(scripted(["first", gate], ["second"]), deps_type=ScopeDeps, name="a")

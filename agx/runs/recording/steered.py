@@ -37,7 +37,8 @@ class SteeredMessages:
         self._place = place
         self._ctx: RunContext[Any] | None = None
         self._read_to = START
-        self._known: set[str] = set()  # ids of messages that were read, or that the conversation had
+        self._known: set[str] = set()  # ids of messages that were read, or that an earlier attempt enqueued
+        self._stored: set[str] = set()  # ids of messages that the conversation had
         self._waiting: list[SteeredText] = []  # read before the agent began
         self._enqueued: dict[str, str] = {}  # texts by id, not yet in the agent's conversation
         self._taken: list[str] = []  # ids of messages that the conversation has
@@ -57,8 +58,15 @@ class SteeredMessages:
                 continue
             self._known.add(message.id)
             self._read_to = message.id
-            self._waiting.append(message)
+            self._sort([message])
         self._enqueue_waiting()
+
+    def _sort(self, found: Iterable[SteeredText]) -> None:
+        for message in found:
+            if message.id in self._stored:
+                self._taken.append(message.id)  # a run before stored it, and died before it removed it
+            else:
+                self._waiting.append(message)
 
     def _enqueue_waiting(self) -> None:
         while self._ctx is not None and self._waiting:
@@ -71,10 +79,11 @@ class SteeredMessages:
 
     def restore(self, conversation: Iterable[ModelMessage], pending: Iterable[ModelMessage]) -> None:
         """Take what the conversation has of the inbox, and what an earlier attempt enqueued and did not deliver."""
-        self._taken += [message_id for message_id, _ in _find(conversation)]
+        self._stored = {message_id for message_id, _ in _find(conversation)}
         self._enqueued |= dict(_find(pending))
-        self._waiting = [message for message in self._waiting if message.id not in {*self._taken, *self._enqueued}]
-        self._known.update(self._taken, self._enqueued)
+        self._known.update(self._enqueued)
+        found, self._waiting = self._waiting, []
+        self._sort(message for message in found if message.id not in self._enqueued)
 
     def begin(self, ctx: RunContext[Any]) -> None:
         """The agent runs: it takes what waits, behind what an earlier attempt has enqueued."""
