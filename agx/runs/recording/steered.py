@@ -100,11 +100,12 @@ class SteeredMessages:
 
     async def close(self, run_id: str) -> None:
         """The agent has its answer: take the messages that have come meanwhile, or refuse further ones."""
-        if self.inbox is None or self._enqueued:
-            return  # with a message enqueued pydantic-ai asks the model again
+        if self.inbox is None:
+            return
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # then the next run takes them
             async with asyncio.timeout(COMMAND_TIMEOUT):
-                if not await self.inbox.close(run_id, self._read_to):
+                # With a message enqueued pydantic-ai asks the model again: once for all that have come by now.
+                if self._enqueued or not await self.inbox.close(run_id, self._read_to):
                     self._take(await self.inbox.read(self._read_to))
 
     def leave(self) -> list[ModelRequest]:
