@@ -362,6 +362,21 @@ def _inside() -> tuple[Placed, ...]:
         PER_SECOND,
         Query(rate("agx_steers_total", AGENT, by="outcome"), "{{outcome}}"),
     )
+    pending = lines(
+        Text("Approvals pending by scope", "Tool calls that wait for people. Grows: nobody decides.", "AgxJobsWaiting"),
+        "short",
+        Query(f"topk(10, {total('agx_approvals_pending', SCOPE, by='scope')})", "{{scope}}"),
+    )
+    decisions = lines(
+        Text("Approvals by decision", "Per second. Expired: nobody looked in time.", "AgxJobsWaiting"),
+        PER_SECOND,
+        Query(rate("agx_approvals_total", AGENT, by="decision"), "{{decision}}"),
+    )
+    decided = lines(
+        Text("Approval wait p95", "From the tool call to the decision.", "AgxJobsWaiting"),
+        "s",
+        Query(quantile(0.95, "agx_approval_wait_seconds", AGENT, by="agent"), "{{agent}}"),
+    )
     number = lines(
         Text("Scores given", "Per second. None: does the page show its thumbs?", "AgxTokenBurn"),
         PER_SECOND,
@@ -376,4 +391,7 @@ def _inside() -> tuple[Placed, ...]:
         (12, scores),
         (6, number),
         (6, steers),
+        (8, pending),
+        (8, decisions),
+        (8, decided),
     )

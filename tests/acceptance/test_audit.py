@@ -20,7 +20,7 @@ NEVER = {"agx_queue_trimmed_total"}
 def test_prometheus_has_the_truth_through_three_changes_of_the_leader(tmp_path: Path) -> None:
     from audit.audit import audit
 
-    report = audit(tmp_path, runs=300, seed=20_261_122, scrape=0.5, pause=0.03)
+    report = audit(tmp_path, runs=300, seed=20_261_122, scrape=1.0, pause=0.03)
     assert report.verdict.broken == []
     truth = {row.name: row.truth for row in report.verdict.rows}
     assert {name for name, total in truth.items() if not total} == NEVER

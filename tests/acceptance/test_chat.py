@@ -495,10 +495,12 @@ def test_the_openapi_names_every_answer(service: WebService) -> None:
         "/api/chat/{session_id}/stream": {"get"},
         "/api/chat/{session_id}/cancel": {"post"},
         "/api/chat/{session_id}/steer": {"post"},
+        "/api/chat/{session_id}/feedback": {"post"},
         "/api/ag-ui": {"post"},
         "/api/ag-ui/connect": {"post"},
         "/api/ag-ui/{session_id}/cancel": {"post"},
         "/api/ag-ui/{session_id}/steer": {"post"},
+        "/api/ag-ui/{session_id}/feedback": {"post"},
     }
     for path in found:
         for operation in paths[path].values():

@@ -347,6 +347,8 @@ def test_the_openapi_names_every_answer(service: WebService) -> None:
         "/api/sessions/{session_id}/cancel",
         "/api/sessions/{session_id}/steer",
         "/api/sessions/{session_id}/feedback",
+        "/api/sessions/{session_id}/decisions",
+        "/api/approvals",
         "/api/sessions/{session_id}/messages",
         "/api/sessions",
         "/api/live",

@@ -6,17 +6,22 @@ import random
 import time
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
-from support.made_facts import T0, call, ended, heartbeat, node, resumed, started, tool, usage
+from support.made_facts import T0, call, ended, heartbeat, node, resumed, run_of, started, tool, usage
 from support.replica import Queue
 
 from agx.facts.schema import (
     APPEND_BUCKETS,
     CHUNK_BUCKETS,
+    ApprovalDecided,
+    DecisionKind,
     Fact,
     Outcome,
+    RunFeedback,
+    RunSteered,
     Service,
+    SteerOutcome,
     StreamTotals,
 )
 from agx_sidecar.metrics.table import (
@@ -39,6 +44,8 @@ AGENTS = (
 SERVICES = ("shop", "desk")
 TOOLS = ("search", "refund", "read_page")
 ERRORS = ("ModelHTTPError", "UnexpectedModelBehavior", "TimeoutError", None)
+STEER_OUTCOMES: tuple[SteerOutcome, ...] = get_args(SteerOutcome)
+DECISIONS: tuple[DecisionKind, ...] = get_args(DecisionKind)
 _REPEATED = 0.05
 _KEPT = 2_000  # facts that may come a second time
 
@@ -90,7 +97,23 @@ class Generator:
                 asked = self._call(provider, model, begin, end)
                 made.append(node(run_id, idx, model=asked, error_type=failure, **shared))
         made.append(self._end(run_id, n, outcome, error, times, of_run))
+        made += self._asked_of(run_id, n, times[-1], of_run)
         return made
+
+    def _asked_of(self, run_id: str, n: int, at_ns: int, of_run: dict[str, Any]) -> Iterable[Fact]:
+        """Yield what others asked of a run: a message, a decision on a tool call, a score."""
+        chance, shared = self._chance, {**run_of(run_id), **of_run}
+        if n % 3 == 0:
+            outcome = STEER_OUTCOMES[n // 3 % 2]
+            yield RunSteered(id=f"{run_id}:steer", outcome=outcome, at_ns=at_ns, **shared)
+        if n % 4 == 0:
+            began_ns, decision = at_ns - chance.randrange(10**12), DECISIONS[n // 4 % 3]
+            yield ApprovalDecided(id=f"{run_id}:decided", decision=decision, start_ns=began_ns, end_ns=at_ns, **shared)
+        if n % 5 == 0:
+            value = chance.randrange(5) / 4
+            yield RunFeedback(
+                id=f"{run_id}:score", name="helpful", value=value, model="gpt-4o-mini", at_ns=at_ns, **shared
+            )
 
     def _end(
         self, run_id: str, n: int, outcome: str, error: str | None, times: list[int], of_run: dict[str, Any]
