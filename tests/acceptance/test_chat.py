@@ -463,6 +463,7 @@ def test_streams_are_kept_open_through_silence(service: WebService, model_server
         with service.client.stream(method, path, json=body) as response:
             assert sum(line == ": keep-alive" for _, line in zip(range(40), response.iter_lines(), strict=False)) > 5
     model_server.release()
+    wait_until_sync(lambda: service.client.get("/api/live").json() == {"sessions": []}, what="the run has ended")
 
 
 def test_nobody_reaches_another_users_chat(service: WebService, model_server: ModelServer, session: str) -> None:

@@ -103,7 +103,7 @@ async def test_a_live_run_is_followed_and_cancelled(tab: Tab) -> None:
     assert questions == ["Cancel this run?"]
     await expect(page.get_by_role("heading", name="staged")).to_contain_text("cancelled")
     await expect(page.get_by_role("button", name="Cancel this run")).to_have_count(0)
-    await page.get_by_role("link", name="All runs").click()
+    await page.get_by_role("link", name="All runs").first.click()
     row = page.get_by_role("region", name="Cancelled and completed").get_by_role("row", name="staged")
     await expect(row).to_contain_text("1/1/chat-1")
     assert (tab.complaints, tab.strangers) == ([], [])

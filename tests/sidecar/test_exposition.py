@@ -10,10 +10,10 @@ import subprocess
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from support.made_facts import TRACE_ID, ended, node, started, tool
+from support.made_facts import TRACE_ID, ended, node, run_of, started, tool
 
 from agx.facts.reader import QueueEntry
-from agx.facts.schema import encode
+from agx.facts.schema import ApprovalDecided, RunFeedback, encode
 from agx_sidecar.metrics import instruments as i
 from agx_sidecar.metrics.exposition import render
 from agx_sidecar.metrics.fold import Fold, Position
@@ -27,7 +27,17 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 def snapshot() -> dict[i.Instrument, list[Sample]]:
     """Every instrument of the catalogue, with a cell at least."""
     fold = Fold(Series(), Series(), {0: Position()})
-    facts = (started(), node(), tool(), ended(), ended("run-2", outcome="failed", error_type='Odd"\nname\\'))
+    scored = RunFeedback(id="score", name="helpful", value=1.0, at_ns=1, **run_of())
+    decided = ApprovalDecided(id="decided", decision="approved", start_ns=1, end_ns=2, **run_of())
+    facts = (
+        started(),
+        node(),
+        tool(),
+        scored,
+        decided,
+        ended(),
+        ended("run-2", outcome="failed", error_type='Odd"\nname\\'),
+    )
     for n, fact in enumerate(facts):
         fold.apply(0, [QueueEntry(f"1700000000000-{n}", encode(fact))])
     return {
@@ -117,7 +127,7 @@ def test_buckets_are_those_of_the_conventions() -> None:
 
 @pytest.mark.parametrize(
     "histogram",
-    [each for each in i.CATALOGUE if each.kind == "histogram" and each.name.startswith("agx_")],
+    [each for each in i.CATALOGUE if each.kind == "histogram" and each.name.startswith("agx_") and each is not i.SCORE],
     ids=lambda each: each.name,
 )
 def test_buckets_of_our_own_have_steps_of_the_root_of_two(histogram: i.Instrument) -> None:

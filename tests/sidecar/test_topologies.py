@@ -112,7 +112,7 @@ def test_with_tls_and_a_user_of_least_privilege(tls: TlsRig, start_sidecar: Star
     rule = (
         "~agx:* &agx:* resetchannels -@all +@connection +info +ping +time +eval +get +set +del +getrange +setrange "
         "+expire +pexpire +pttl +hgetall +xread +xinfo +xrange +xrevrange +xreadgroup +xack +xautoclaim +xpending "
-        "+xgroup +zrangebyscore +xadd"
+        "+xgroup +zrangebyscore +xadd +hkeys"
     )
     tls.set_users({"sidecar": rule})
     with tls.admin() as admin:

@@ -194,9 +194,9 @@ def test_sigterm_does_not_wait_for_a_dead_collector_longer_than_it_may(
 
 def test_a_batch_is_cut_by_bytes(queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver) -> None:
     big = tuple(StreamEvent(n, "part_start", {"agx.note": "x" * 4_000}) for n in range(120))
-    queue.add(*(ended(f"run-{n}", events=big) for n in range(12)))
+    queue.add(*(ended(f"run-{n}", events=big) for n in range(40)))
     start_replica(**over_grpc(otlp))
-    wait_until_sync(lambda: len(by_run(otlp.spans)) == 12)
+    wait_until_sync(lambda: len(by_run(otlp.spans)) == 40)
     assert max(export.size for export in otlp.exports) < 4 * 1024 * 1024
     assert len(otlp.exports) >= 2
 
