@@ -15,6 +15,7 @@ from agx.facts.schema import (
     CHUNK_BUCKETS,
     FIELD,
     FORMAT,
+    ApprovalDecided,
     Fact,
     ModelCall,
     NodeEnded,
@@ -190,9 +191,16 @@ class Traffic:
             stream=StreamTotals(requests * 60, requests * 9_000, int(self._random.random() < 0.05), 0),
         )
         if self._random.random() < 0.2:
-            score = float(self._random.random() < 0.8)
-            yield RunSteered(**about("steer"), at_ns=at, outcome="delivered" if score else "stored")  # type: ignore[arg-type]
-            yield RunFeedback(**about("feedback"), at_ns=at, name="thumb", value=score, model=kind.model)  # type: ignore[arg-type]
+            yield from self._asked_of(about, kind, at)
+
+    def _asked_of(self, about: Callable[[str], dict[str, object]], kind: Kind, at: int) -> Iterator[Fact]:
+        """Yield what others asked of a run: a message, a score, a decision on a tool call."""
+        score = float(self._random.random() < 0.8)
+        yield RunSteered(**about("steer"), at_ns=at, outcome="delivered" if score else "stored")  # type: ignore[arg-type]
+        yield RunFeedback(**about("feedback"), at_ns=at, name="thumb", value=score, model=kind.model)  # type: ignore[arg-type]
+        waits = {"start_ns": at - round(self._spread(60) * SECOND), "end_ns": at}
+        decided = about("decided") | waits | {"decision": "approved" if score else "denied"}
+        yield ApprovalDecided(**decided)  # type: ignore[arg-type]
 
     def _begin(self, about: Callable[[str], dict[str, object]], start: int) -> Iterator[Fact]:
         waited = round(self._spread(0.3) * SECOND)  # all runs are jobs

@@ -38,6 +38,8 @@ EMPTY = {
     "Feedback by agent and model",
     "Scores given",
     "Steered messages",
+    "Approval wait p95",
+    "Approvals by decision",
 }
 
 
