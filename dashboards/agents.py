@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dashboards import layout
+from dashboards.asked import asked
+from dashboards.jobs import jobs
 from dashboards.layout import Placed, Row
 from dashboards.panels import (
     GREEN,
@@ -62,7 +64,7 @@ def build() -> str:
             Row("The fleet now", 4, _now()),
             Row("Runs", 8, _runs()),
             Row("Failed, cancelled, lost", 8, _trouble()),
-            Row("Jobs and resumed runs", 8, _jobs()),
+            Row("Jobs and resumed runs", 8, jobs()),
             Row("Tokens and cost", 8, _money()),
             Row("Inside the runs", 8, _inside()),
         ),
@@ -217,39 +219,6 @@ def _trouble() -> tuple[Placed, ...]:
     return ((8, errors), (8, cancels), (8, where), (12, slow), (12, lost))
 
 
-def _jobs() -> tuple[Placed, ...]:
-    by = "{{agent}}"
-    waiting = lines(
-        Text(
-            "Jobs waiting by scope, top 10", "Due, but not begun. Never 0: too few workers, or none.", "AgxJobsWaiting"
-        ),
-        "short",
-        Query(f"topk(10, {total('agx_jobs_waiting', SCOPE, by='scope')})", "{{scope}}"),
-    )
-    wait = lines(
-        Text("Job wait p95", "From due to begin. Above the dashed line: add workers.", "AgxJobsWaiting"),
-        "s",
-        Query(quantile(0.95, "agx_job_wait_seconds", AGENT, by="agent"), by),
-        limit=threshold("job_wait_seconds"),
-    )
-    resumes = lines(
-        Text("Runs resumed", "A deployment is one peak. All the time: workers die.", "AgxRunsResumed"),
-        "short",
-        Query(increase("agx_run_resumes_total", AGENT, by="agent", window=INTERVAL), by),
-    )
-    recovery = lines(
-        Text("Recovery p95", "How long a run had no process. Above the lease: no free worker.", "AgxRunsResumed"),
-        "s",
-        Query(quantile(0.95, "agx_run_recovery_seconds", AGENT, by="agent"), by),
-    )
-    exhausted = lines(
-        Text("Attempts exhausted", "Runs that stop their worker each time: given up.", "AgxAttemptsExhausted"),
-        "short",
-        Query(increase("agx_job_attempts_exhausted_total", AGENT, by="agent", window=INTERVAL), by),
-    )
-    return ((12, waiting), (12, wait), (8, resumes), (8, recovery), (8, exhausted))
-
-
 def _money() -> tuple[Placed, ...]:
     types = lines(
         Text(
@@ -346,52 +315,11 @@ def _inside() -> tuple[Placed, ...]:
         PER_SECOND,
         Query(rate("agx_plain_runs_total", AGENT, by="agent"), "{{agent}}"),
     )
-    scores = lines(
-        Text("Feedback by agent and model", "Mean score by what was scored. Falls: read the traces.", "AgxTokenBurn"),
-        "short",
-        Query(
-            ratio(
-                rate("agx_feedback_score_sum", AGENT, MODEL, by="agent, model, name"),
-                rate("agx_feedback_score_count", AGENT, MODEL, by="agent, model, name"),
-            ),
-            "{{agent}} {{model}} {{name}}",
-        ),
-    )
-    steers = lines(
-        Text("Steered messages", "Per second. Many are only stored: users write after the answer.", "AgxTokenBurn"),
-        PER_SECOND,
-        Query(rate("agx_steers_total", AGENT, by="outcome"), "{{outcome}}"),
-    )
-    pending = lines(
-        Text("Approvals pending by scope", "Tool calls that wait for people. Grows: nobody decides.", "AgxJobsWaiting"),
-        "short",
-        Query(f"topk(10, {total('agx_approvals_pending', SCOPE, by='scope')})", "{{scope}}"),
-    )
-    decisions = lines(
-        Text("Approvals by decision", "Per second. Expired: nobody looked in time.", "AgxJobsWaiting"),
-        PER_SECOND,
-        Query(rate("agx_approvals_total", AGENT, by="decision"), "{{decision}}"),
-    )
-    decided = lines(
-        Text("Approval wait p95", "From the tool call to the decision.", "AgxJobsWaiting"),
-        "s",
-        Query(quantile(0.95, "agx_approval_wait_seconds", AGENT, by="agent"), "{{agent}}"),
-    )
-    number = lines(
-        Text("Scores given", "Per second. None: does the page show its thumbs?", "AgxTokenBurn"),
-        PER_SECOND,
-        Query(rate("agx_feedback_total", AGENT, MODEL, by="name"), "{{name}}"),
-    )
     return (
         (8, model_calls),
         (8, tool_calls),
         (8, plain),
         (12, nodes),
         (12, spread),
-        (12, scores),
-        (6, number),
-        (6, steers),
-        (8, pending),
-        (8, decisions),
-        (8, decided),
+        *asked(),
     )

@@ -132,8 +132,7 @@ class Traffic:
 
     def _run(self, kind: Kind, scope: str, now: int) -> Iterator[Fact]:
         self._number += 1
-        run_id = f"run-{self._number}"
-        outcome = self._choose(OUTCOMES)
+        run_id, outcome = f"run-{self._number}", self._choose(OUTCOMES)
         trace_id = f"{self._random.getrandbits(128):032x}"
 
         def about(what: str) -> dict[str, object]:
