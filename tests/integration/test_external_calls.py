@@ -113,7 +113,7 @@ def result_of(call_id: str, content: Any, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("result", "shown"),
+    ("result", "expected"),
     [
         (result_of("c1", "21 degrees"), "21 degrees"),
         (result_of("c1", [{"type": "text", "text": "21 degrees"}]), "21 degrees"),
@@ -122,7 +122,7 @@ def result_of(call_id: str, content: Any, **more: Any) -> dict[str, Any]:
     ids=["text", "parts", "error"],
 )
 async def test_a_front_end_over_ag_ui_gives_a_result_once(
-    client: httpx.AsyncClient, result: dict[str, Any], shown: str
+    client: httpx.AsyncClient, result: dict[str, Any], expected: str
 ) -> None:
     assert (await run_ag_ui(client, [QUESTION])).status_code == 200
     (snapshot,) = [event for event in await join_ag_ui(client) if event["type"] == "MESSAGES_SNAPSHOT"]
@@ -140,7 +140,7 @@ async def test_a_front_end_over_ag_ui_gives_a_result_once(
     assert "It is warm" in answered.text
     shown = next(event for event in await join_ag_ui(client) if event["type"] == "MESSAGES_SNAPSHOT")["messages"]
     results = {message["toolCallId"]: message["content"] for message in shown if message["role"] == "tool"}
-    assert results == {"c1": shown, "c2": "deleted"}
+    assert results == {"c1": expected, "c2": "deleted"}
     assert (await run_ag_ui(client, [*shown, result], resume=APPROVED)).status_code == 409
 
 
