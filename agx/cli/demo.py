@@ -23,7 +23,8 @@ def add_to(commands: Commands) -> None:
         description="Starts an embedded Valkey and the sidecar, and runs agents whose scripted model needs no key. "
         "Some runs complete, some are cancelled, some fail, and the process of one is killed: another process resumes "
         "it. At the end, what ran is compared with the sidecar's "
-        "/metrics; the exit code is 0 only if they agree exactly.",
+        "/metrics; the exit code is 0 only if they agree. Where a provider reported no tokens, agx estimates them: "
+        "there the table has the least that it may count.",
         examples=("agx demo", "agx demo --once", "OPENAI_API_KEY=... agx demo --model openai:gpt-4o-mini"),
     )
     demo.add_argument("--once", action="store_true", help="a few runs of each outcome, then end; else until Ctrl-C")

@@ -15,7 +15,8 @@ from redis.exceptions import AuthenticationError, RedisError
 from ..config import Config, configure
 from ..engine.registry import aclose, current_engine
 from ..errors import AgxError, RedisUnavailableError
-from ..fleet.fleet import find_live, read_partitions
+from ..facts.schema import RunEnded
+from ..fleet.fleet import find_live, read_newest, read_partitions
 from ..redis.address import (
     Client,
     open_redis,
@@ -25,6 +26,7 @@ from ..redis.address import (
 from ..redis.bus import Bus
 from ..redis.keys import SessionKeys
 
+_NEWEST = 2_000  # facts of each partition in which an ended session is looked for
 _WIDTH = 78  # of a description, as argparse has it in a terminal of 80
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -64,16 +66,22 @@ def add_command(
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the connection, and --json."""
-    parser.add_argument("--redis", metavar="URL", help="address of Redis (default: AGX_REDIS_URL, else this machine)")
-    parser.add_argument("--prefix", metavar="TEXT", help="prefix of all keys (default: AGX_KEY_PREFIX, else agx)")
-    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    """Add the options for the connection, and --json: without a default, which would undo those before the command."""
+    unset = argparse.SUPPRESS
+    address, prefix = (
+        "address of Redis (default: AGX_REDIS_URL, else this machine)",
+        "prefix of all keys (default: AGX_KEY_PREFIX, else agx)",
+    )
+    parser.add_argument("--redis", metavar="URL", default=unset, help=address)
+    parser.add_argument("--prefix", metavar="TEXT", default=unset, help=prefix)
+    parser.add_argument("--json", action="store_true", default=unset, help="print JSON, errors too, for scripts")
+    parser.set_defaults(connects=True)
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names a session."""
     parser.add_argument(
-        "session", metavar="SESSION", help="SCOPE/USER/SESSION; for a live run its session or run id is enough"
+        "session", metavar="SESSION", help="SCOPE/USER/SESSION; for a recent run its session or run id is enough"
     )
 
 
@@ -102,10 +110,10 @@ async def connect(args: argparse.Namespace) -> AsyncIterator[Connection]:
 
 
 async def find_session(connection: Connection, text: str) -> SessionKeys:
-    """Return the session that a text names.
+    """Return the session that a text names: a live one, else one whose run has ended lately.
 
     Raises:
-        AgxError: none or several live sessions have that name, or it is not a valid name.
+        AgxError: none or several sessions have that name, or it is not a valid name.
     """
     parts = text.split("/")
     try:
@@ -113,11 +121,21 @@ async def find_session(connection: Connection, text: str) -> SessionKeys:
             return SessionKeys.of(connection.prefix, *parts)
     except ValueError as error:
         raise AgxError(f"{text!r} names no session: {error}") from None
-    live = await find_live(connection.bus, connection.prefix, await connection.partitions())
-    found = {run.session.stream: run.session for run in live if text in (run.session.session, run.run_id)}
-    if len(found) == 1:
-        return next(iter(found.values()))
+    bus, prefix, partitions = connection.bus, connection.prefix, await connection.partitions()
+    live = await find_live(bus, prefix, partitions)
+    found = {run.session for run in live if text in (run.session.session, run.run_id)}
     if not found:
-        raise AgxError(f"no live session or run is called {text!r}: name it as SCOPE/USER/SESSION, or see `agx ls`")
-    names = ", ".join(session.path for session in found.values())
-    raise AgxError(f"{len(found)} live sessions are called {text!r}: {names}")
+        newest = await read_newest(bus, prefix, partitions, _NEWEST, "run.end")
+        ended = [fact for fact in newest.facts if isinstance(fact, RunEnded) and fact.session is not None]
+        found = {
+            SessionKeys(prefix, fact.scope, str(fact.user), str(fact.session))
+            for fact in ended
+            if text in (fact.session, fact.run_id)
+        }
+    if len(found) == 1:
+        return found.pop()
+    if not found:
+        raise AgxError(
+            f"no live or recent session or run is called {text!r}: name it as SCOPE/USER/SESSION, or see `agx ls`"
+        )
+    raise AgxError(f"{len(found)} sessions are called {text!r}: {', '.join(sorted(one.path for one in found))}")

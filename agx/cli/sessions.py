@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
+import time
 from dataclasses import asdict
 
 import orjson
 
 from ..control.cancellation import cancel
 from ..errors import AgxError
+from ..redis.bus import Bus
+from ..redis.keys import SessionKeys
+from ..stream.entry import StreamEntry
 from .options import (
     Commands,
     add_command,
@@ -21,6 +25,9 @@ from .options import (
 )
 from .terminal import print_json, print_table
 
+_END_WAIT = 3.0  # seconds in which a cancelled run usually ends
+_LOOK_AGAIN = 0.1
+
 
 def add_to(commands: Commands) -> None:
     """Add the commands and their options."""
@@ -28,8 +35,9 @@ def add_to(commands: Commands) -> None:
         commands,
         "cancel",
         help="stop a live run",
-        description="Cancels a live run, in whichever process it runs. Exit code 3: there was none.",
-        examples=("agx cancel acme/ada/chat-1", "agx cancel chat-1  # where only one live session has this name"),
+        description="Cancels a live run, in whichever process it runs, and waits a moment for its end. "
+        "Exit code 3: nothing was live, or the run ended before the cancel reached it.",
+        examples=("agx cancel acme/ada/chat-1", "agx cancel chat-1  # where only one session has this name"),
     )
     add_session(parser)
     add_connection_options(parser)
@@ -70,11 +78,28 @@ async def _cancel(args: argparse.Namespace) -> int:
     async with connect(args) as connection:
         session = await find_session(connection, args.session)
         found = await cancel(session.scope, session.user, session.session)
+        outcome = await _read_outcome(connection.bus, session, wait=_END_WAIT if found else 0.0)
+    cancelled = found and outcome in ("cancelled", "stopped", None)
     if args.json:
-        print_json({"session": session.path, "cancelled": found})
+        print_json({"session": session.path, "cancelled": cancelled, "outcome": outcome})
+    elif cancelled:
+        print(f"{session.path}: {outcome or 'cancel requested, it has not ended yet'}")
     else:
-        print(f"{session.path}: cancel requested" if found else f"{session.path}: nothing is live")
-    return 0 if found else 3
+        print(f"{session.path}: {f'too late, its run has ended: {outcome}' if outcome else 'nothing is live'}")
+    return 0 if cancelled else 3
+
+
+async def _read_outcome(bus: Bus, session: SessionKeys, *, wait: float) -> str | None:
+    """Return how the session's latest run ended; None where it has no `end` after `wait` seconds, or has expired."""
+    deadline = time.monotonic() + wait
+    while True:
+        entries = await bus.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
+        last = StreamEntry.of(*entries[0]) if entries else None
+        if last is not None and last.type == "end":
+            return str(last.body.get("outcome") or "stopped")  # a session without an agent has no outcome
+        if time.monotonic() >= deadline:
+            return None
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 # `jobs.decide` imports pydantic-ai, which takes a second: only where it is used.

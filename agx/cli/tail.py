@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import AgxError
+from ..errors import RUN_CANCELED, AgxError
 from ..facts.outcome_marks import COLOURS
 from ..listeners.listener import follow
-from ..stream.entry import StreamEntry
+from ..stream.entry import PROMPT, StreamEntry
 from .options import (
     Commands,
     add_command,
@@ -90,7 +90,9 @@ class Screen:
         elif kind == "resume":
             void = "; the unfinished answer above does not count" if body.get("void") else ""
             self._line(f"● resumed by another process (attempt {body.get('attempt', '?')}){void}", "bold cyan")
-        else:
+        elif kind == "info" and entry.origin == PROMPT:
+            self._line(f"> {body.get('prompt') or 'goes on with the decided calls'}", "bold")
+        elif body.get("code") != RUN_CANCELED.code:  # the `end` has it
             text = " ".join(str(body[name]) for name in ("error_type", "msg") if body.get(name))
             self._line(f"{kind}: {text or _json(body)}", "red" if kind == "error" else "cyan")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import orjson
 
@@ -60,9 +60,9 @@ def print_table(
     console.print(table, soft_wrap=True)
 
 
-def print_json(value: object) -> None:
-    """Print one line of JSON."""
-    print(orjson.dumps(value).decode(), flush=True)
+def print_json(value: object, file: TextIO | None = None) -> None:
+    """Print one line of JSON, on standard output where no file is given."""
+    print(orjson.dumps(value).decode(), file=file, flush=True)
 
 
 def format_duration(ms: int) -> str:

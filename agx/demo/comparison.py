@@ -24,6 +24,7 @@ class Row:
     expected: float
     counted: float
     differences: tuple[str, ...] = ()
+    exact: bool = True  # else `expected` is a lower bound
 
     @property
     def agrees(self) -> bool:
@@ -91,8 +92,7 @@ def _checks(runs: list[FinishedRun]) -> Iterator[_Check]:
     yield _Check("tool calls", "agx_tool_calls_total", ("agent", "tool", "outcome"), tools)
     # Where no usage was received for a cancelled or interrupted answer, agx estimates it, and no exact value is known.
     exact = all(r.all_reported for r in runs)
-    title = "tokens" if exact else "tokens (at least)"
-    yield _Check(title, "agx_tokens_total", ("scope", "agent", "type"), tokens, exact=exact)
+    yield _Check("tokens", "agx_tokens_total", ("scope", "agent", "type"), tokens, exact=exact)
     if all(r.model_requests is not None for r in runs):
         requests: Counts = Counter({("chat",): sum(r.model_requests or 0 for r in runs)})
         metric = "gen_ai_client_operation_duration_seconds_count"
@@ -115,7 +115,7 @@ def _rows(check: _Check, samples: list[_Sample]) -> Iterator[Row]:
             for labels in sorted({*mine, *theirs})
             if theirs[labels] < mine[labels] or (check.exact and theirs[labels] > mine[labels])
         )
-        yield Row(f"{check.title} · {last.rpartition('.')[2]}", mine.total(), theirs.total(), differences)
+        yield Row(f"{check.title} · {last.rpartition('.')[2]}", mine.total(), theirs.total(), differences, check.exact)
 
 
 def _duration(runs: list[FinishedRun], samples: list[_Sample]) -> Row:

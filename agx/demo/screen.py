@@ -66,7 +66,8 @@ class Screen:
         table.add_column("")
         for row in rows:
             mark = Text("✔", "green") if row.agrees else Text("✘ differs", "bold red")
-            table.add_row(row.what, _number(row.expected), _number(row.counted), mark)
+            least = "" if row.exact else "≥ "
+            table.add_row(row.what, f"{least}{_number(row.expected)}", _number(row.counted), mark)
         self._console.print(table)
         differences = [text for row in rows for text in row.differences]
         for text in differences:

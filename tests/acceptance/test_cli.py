@@ -95,16 +95,21 @@ async def test_a_live_run_is_listed_followed_and_cancelled(configured: Redis, re
             first = json.loads(await asyncio.wait_for(tail.stdout.readline(), 90))
             assert (first["type"], first["body"]["run_id"]) == ("begin", listed[0]["run_id"])
             code, said = await ask(redis_url, "cancel", "chat-1")
-            assert (code, said) == (0, {"session": "1/1/chat-1", "cancelled": True})
+            assert (code, said) == (0, {"session": "1/1/chat-1", "cancelled": True, "outcome": "cancelled"})
             with pytest.raises(agx.AgxCanceledError):
                 await run
             rest = [json.loads(line) for line in (await tail.stdout.read()).splitlines()]
             assert rest[-1]["body"]["outcome"] == "cancelled"
             assert await asyncio.wait_for(tail.wait(), 90) == 3
-        (code, said), (unknown, _, err) = await asyncio.gather(
-            ask(redis_url, "cancel", "1/1/chat-1"), call(redis_url, "cancel", "chat-1")
+        (code, said), (late, out, _), (again, shown, _), (unknown, _, err) = await asyncio.gather(
+            ask(redis_url, "cancel", "1/1/chat-1"),
+            call(redis_url, "cancel", "chat-1"),
+            call(redis_url, "tail", "chat-1"),
+            call(redis_url, "cancel", "chat-3"),
         )
-        assert (code, said["cancelled"]) == (3, False)
+        assert (code, said) == (3, {"session": "1/1/chat-1", "cancelled": False, "outcome": "cancelled"})
+        assert (late, out) == (3, "1/1/chat-1: too late, its run has ended: cancelled\n")
+        assert (again, "● cancelled in" in shown, "canceled" in shown) == (3, True, False)
         assert unknown == 1
         assert "name it as SCOPE/USER/SESSION" in err
 
@@ -120,6 +125,52 @@ async def test_tail_shows_a_run_to_people_and_lets_nobody_steer_the_terminal(con
     assert "Hello \N{REPLACEMENT CHARACTER}[2Jworld\N{REPLACEMENT CHARACTER}!" in out
     assert "● completed in" in out
     assert "\x1b" not in out
+
+
+async def test_tail_and_cancel_find_a_session_that_has_ended_by_its_short_name(
+    configured: Redis, redis_url: str
+) -> None:
+    for session, scope in (("done", "acme"), ("twice", "acme"), ("twice", "globex")):
+        await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", ScopeDeps(session_id=session, scope=scope))
+    tail, cancel, twice = await asyncio.gather(
+        call(redis_url, "tail", "done"), call(redis_url, "cancel", "done"), call(redis_url, "tail", "twice")
+    )
+    assert (tail[0], "● completed in" in tail[1]) == (0, True)
+    assert cancel == (3, "acme/1/done: too late, its run has ended: completed\n", "")
+    assert twice == (1, "", "agx tail: 2 sessions are called 'twice': acme/1/twice, globex/1/twice\n")
+
+
+async def test_tail_shows_prompts_as_text(configured: Redis, redis_url: str) -> None:
+    for kind, origin, body in (
+        ("begin", "opale", {"run_id": "r"}),
+        ("info", "prompt", {"prompt": "Where is\nmy order?", "after": 0}),
+        ("info", "prompt", {"prompt": None, "after": 2}),
+        ("end", "opale", {"run_id": "r", "outcome": "completed"}),
+    ):
+        await configured.xadd("agx:1:1:asked", {"type": kind, "origin": origin, "body": json.dumps(body)})
+    await configured.expire("agx:1:1:asked", 60)
+    _, out, _ = await call(redis_url, "tail", "1/1/asked")
+    assert out.splitlines()[1:4] == ["> Where is", "my order?", "> goes on with the decided calls"]
+
+
+def test_options_stand_before_or_behind_the_command_and_errors_are_json_too(
+    redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv in (
+        ["ls", "--redis", redis_url, "--prefix", "p", "--json"],
+        ["--redis", redis_url, "--json", "--prefix", "p", "ls"],
+    ):
+        assert cli.main(argv) == 1
+        out, err = capsys.readouterr()
+        assert (out, json.loads(err)["error"]) == ("", "AgxError")
+        assert json.loads(err)["message"].startswith("no service has run on prefix 'p'")
+    for argv, message in (
+        (["ls", "--json", "--bogus"], "agx: unrecognized arguments: --bogus"),
+        (["--json", "demo"], "agx: demo takes none of --redis, --prefix and --json"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(argv)
+        assert json.loads(capsys.readouterr().err) == {"error": "UsageError", "message": message}
 
 
 async def test_tail_shows_what_nests_deeper_than_json_is_written(configured: Redis, redis_url: str) -> None:

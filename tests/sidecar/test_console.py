@@ -194,7 +194,8 @@ def test_full_marks_the_lease_as_cancel_does_and_logs_it(open_console: OpenConso
 def test_a_cancel_is_for_that_run_only(open_console: OpenConsole, queue: Queue) -> None:
     begin_live(queue.redis, SESSION, "run-2", partitions=PARTITIONS)
     sidecar, visitor = open_console()
-    assert visitor.post("/cancel", {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}).status == 303
+    late = visitor.post("/cancel", {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"})
+    assert (late.status, "The run had already ended." in late.text) == (409, True)
     assert queue.redis.get(SESSION.live) == b"run-2"
     assert "acme/u1/s1: it was over" in sidecar.log
 

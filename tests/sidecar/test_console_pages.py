@@ -16,6 +16,8 @@ from support.visitor import OpenConsole, begin_live, say
 
 from agx.facts.schema import encode
 from agx.redis import keys
+from agx.stream.entry import StreamEntry
+from agx_sidecar.console.event_log import write_lines
 
 SESSION = keys.SessionKeys(PREFIX, "acme", "u1", "s1")
 RUN = "/run?scope=acme&user=u1&session=s1&run=run-1"
@@ -33,6 +35,22 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
         self.attributes += [name for name, _ in attrs]
+
+
+@pytest.mark.parametrize(
+    ("kind", "origin", "body", "text"),
+    [
+        ("info", "prompt", {"prompt": "Where?", "after": 0}, "Where?"),
+        ("info", "prompt", {"prompt": None, "after": 2}, "goes on with the decided calls"),
+        ("error", "opale", {"msg": "Too much.", "code": "limit_reached", "error_type": "E", "seq": 3}, "Too much."),
+        ("info", "shop", {"a": 1}, '{"a":1}'),
+    ],
+)
+def test_prompts_and_errors_are_shown_as_text(kind: str, origin: str, body: dict[str, object], text: str) -> None:
+    (line,) = write_lines([StreamEntry((1, 0), kind, origin, orjson.dumps(body))], content=True)
+    assert line.text == text
+    (line,) = write_lines([StreamEntry((1, 0), kind, origin, orjson.dumps(body))], content=False)
+    assert line.text == ""
 
 
 def test_live_runs_then_lost_then_failed_then_the_rest(open_console: OpenConsole, queue: Queue) -> None:

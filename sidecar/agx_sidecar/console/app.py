@@ -225,6 +225,8 @@ class Console:
             "marked" if found else "it was over",
             extra={"run_id": place.run_id},
         )
+        if not found:
+            return self._message(409, "Too late to cancel", "The run had already ended.")
         return _redirect(run_url(place.scope, place.run_id, place.user, place.session, 0))
 
     async def _log_in(self, request: Request) -> Response:

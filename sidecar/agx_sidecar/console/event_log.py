@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from agx.facts.schema import RunEnded
-from agx.stream.entry import StreamEntry
+from agx.stream.entry import PROMPT, StreamEntry
 
 LINES = 300  # on a page, the newest
 _TEXT = 4_000  # characters of content a line
@@ -80,8 +80,10 @@ def _about(body: dict[str, Any] | dict[str, str | int]) -> str:
 def _content(entry: StreamEntry, body: dict[str, Any]) -> str:
     if entry.type in ("begin", "end"):
         return ""
+    if entry.origin == PROMPT:
+        return str(body.get("prompt") or "goes on with the decided calls")
     if entry.type != "event":
-        return str(body["msg"]) if set(body) <= {"msg", "error_type", "seq"} and "msg" in body else _json(body)
+        return str(body["msg"]) if set(body) <= {"msg", "error_type", "code", "seq"} and "msg" in body else _json(body)
     value = body.get("content", body.get("args", ""))
     return value if isinstance(value, str) else _json(value)
 
