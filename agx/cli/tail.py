@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WAIT = 3.0  # seconds for a first event
+_DEEPEST = 9  # levels of sub-agents that are indented
 _CUT = 400  # characters of arguments and results
 
 
@@ -71,14 +72,16 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._flows: str | None = None  # the kind of part whose text is being written
+        self._flows: tuple[str, str] | None = None  # the kind of part whose text is being written, and its margin
         self._began_ms: int | None = None
 
     def show(self, entry: StreamEntry) -> None:
         """Print one event."""
         body, kind, at_ms = entry.body, entry.type, entry.id[0]
         if kind == "event":
-            self._show_step(body)
+            depth = body.get("depth") if entry.is_sub_agents else 0
+            levels = min(depth, _DEEPEST) if isinstance(depth, int) else 1
+            self._show_step(body, f"{'  ' * levels}{body.get('agent')} │ " if entry.is_sub_agents else "")
         elif kind == "begin":
             self._began_ms = at_ms
             self._line(f"● {body.get('agent', 'a session')}  run {body.get('run_id', '?')}", "bold cyan")
@@ -96,23 +99,25 @@ class Screen:
             text = " ".join(str(body[name]) for name in ("error_type", "msg") if body.get(name))
             self._line(f"{kind}: {text or _json(body)}", "red" if kind == "error" else "cyan")
 
-    def _show_step(self, body: dict[str, Any]) -> None:
+    def _show_step(self, body: dict[str, Any], margin: str) -> None:
+        """Print a step; `margin` names the sub-agent whose step it is."""
         part, name = body.get("part_kind"), body.get("tool_name")
         if part in ("text", "thinking"):
-            self._flow(part, str(body.get("content", "")) + str(body.get("content_delta", "")))
+            self._flow(part, str(body.get("content", "")) + str(body.get("content_delta", "")), margin)
         elif part == "tool-call":
-            self._line(f"⚙ {name}({_json(body.get('args', {}))[1:-1]})", "blue")
+            self._line(f"{margin}⚙ {name}({_json(body.get('args', {}))[1:-1]})", "blue")
         elif part == "tool-return":
-            self._line(f"  ↳ {body.get('tool_outcome', 'ok')}  {name}: {_json(body.get('content'))}", "dim")
+            self._line(f"{margin}  ↳ {body.get('tool_outcome', 'ok')}  {name}: {_json(body.get('content'))}", "dim")
         elif body.get("event") == "llm-begin":
-            self._line(f"model request, idx {body.get('idx')}  {body.get('model', '')}", "dim")
+            self._line(f"{margin}model request, idx {body.get('idx')}  {body.get('model', '')}", "dim")
         elif body.get("event") == "part_start":
-            self._line(f"{part} {_json({key: body[key] for key in body if key not in _KNOWN})}", "dim")
+            self._line(f"{margin}{part} {_json({key: body[key] for key in body if key not in _KNOWN})}", "dim")
 
-    def _flow(self, part: str, text: str) -> None:
-        if self._flows != part:
+    def _flow(self, part: str, text: str, margin: str) -> None:
+        if self._flows != (part, margin):
             self._end_flow()
-            self._flows = part
+            self._flows = part, margin
+            text = margin + text
         self._console.print(_styled(text, "dim italic" if part == "thinking" else ""), end="", soft_wrap=True)
 
     def _line(self, text: str, style: str) -> None:

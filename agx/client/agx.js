@@ -325,6 +325,7 @@ class Follower {
 
 /** Return the parts after an event: the same array where the event changes none. Unknown events change none. */
 export function apply(parts, { type, origin, body }) {
+  if (origin === "sub-agent") return parts;
   if (body.event === "part_start") return [...parts, body];
   if (body.event === "part_delta") {
     const index = parts.findLastIndex((part) => part.part_kind === body.part_kind);

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..facts.schema import ToolOutcome
+from ..stream.entry import SUB_AGENT
 from .finished_runs import FinishedRun
 
 
@@ -50,6 +51,8 @@ class RunView:
         body: dict[str, Any] = event["body"]
         if event["type"] == "resume":
             self._drop(body["void"])
+            return
+        if event["origin"] == SUB_AGENT:
             return
         kind = body.get("part_kind")
         if body.get("event") == "llm-begin":

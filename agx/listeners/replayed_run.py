@@ -115,7 +115,7 @@ class ReplayedRun:
             self._left = {kind: dict(calls) for kind, calls in body.items() if isinstance(calls, dict)}
         elif kind == "info" and (origin != PROMPT or entry.is_users):
             yield InfoEvent(body=body)
-        elif kind == "event":
+        elif kind == "event" and not entry.is_sub_agents:
             try:
                 yield from self._read_event(body)
             except (ValueError, TypeError, AttributeError) as error:  # an entry may be anybody's

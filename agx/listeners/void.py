@@ -31,7 +31,7 @@ class Void:
         """Return whether an entry is void, or is the `resume` itself."""
         if entry.id == self.resume_id:
             return True
-        if entry.type != "event" or entry.is_users or entry.id > self.resume_id:
+        if entry.type != "event" or entry.is_users or entry.is_sub_agents or entry.id > self.resume_id:
             return False
         return entry.body.get("idx") == self.idx and (entry.seq or 0) >= self.from_seq
 

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from ..facts.event_sample import EventSample
 from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
 from ..redis.entry_id import format_id
-from ..stream.entry import AGENT, RUNTIME, StreamEntry, has_visible_text
+from ..stream.entry import AGENT, RUNTIME, SUB_AGENT, StreamEntry, has_visible_text
 from .attempts import Attempt, count_failed, read_attempts
 
 Body = dict[str, Any]
@@ -147,7 +147,8 @@ class RecordedRun:
         error_type: str | None = None
         sample = EventSample()
         for entry in entries:
-            sample.add(_ns(entry), entry.type, _own_body(entry))
+            if not entry.is_sub_agents:
+                sample.add(_ns(entry), entry.type, _own_body(entry))
             if entry.type == "end":
                 ended = entry
             elif entry.type == "error":
@@ -220,7 +221,7 @@ def _own_body(entry: StreamEntry) -> Body:
 
 
 def _shows_text(entry: StreamEntry) -> bool:
-    return entry.type == "event" and has_visible_text(_own_body(entry))
+    return entry.type == "event" and not entry.is_sub_agents and has_visible_text(_own_body(entry))
 
 
 def _next_seq(entries: Sequence[StreamEntry]) -> int:
@@ -232,7 +233,7 @@ def _next_seq(entries: Sequence[StreamEntry]) -> int:
     expected = 0 if entries and entries[0].type == "begin" else None
     for entry in entries:
         seq = entry.seq
-        if seq is not None and (seq == expected or (expected is None and entry.origin in (RUNTIME, AGENT))):
+        if seq is not None and (seq == expected or (expected is None and entry.origin in (RUNTIME, AGENT, SUB_AGENT))):
             expected = seq + 1
     return expected or 0
 
@@ -246,7 +247,7 @@ def _requests(entries: Sequence[StreamEntry]) -> list[RecordedRequest]:
             for before in requests.values():
                 before.seen_ns = before.seen_ns or last_ns
         last_ns = max(last_ns, ns)
-        if entry.type != "event":
+        if entry.type != "event" or entry.is_sub_agents:
             continue
         what, idx = body.get("event"), _int(body.get("idx"))
         if idx is None:

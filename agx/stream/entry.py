@@ -23,6 +23,7 @@ TYPE, ORIGIN, BODY, SEQ, CHECKPOINT = "type", "origin", "body", "seq", "ck"
 # Values of `origin`.
 RUNTIME = "opale"  # of begin, end and the runtime's own errors and infos
 AGENT = "pydantic-ai"  # of what the model and the tools do
+SUB_AGENT = "sub-agent"  # of the same, for an agent that runs in one of these tools
 DEFERRED = "deferred"  # of an `info` that names the calls which the agent leaves to others
 PROMPT = "prompt"  # of an `info` with the prompt of a run that a router started
 
@@ -78,6 +79,11 @@ class StreamEntry:
     def is_users(self) -> bool:
         """Whether the body is a user's that only looks like one of the runtime's: nothing in it is read."""
         return self.own_seq is not None
+
+    @property
+    def is_sub_agents(self) -> bool:
+        """Whether it is an event of a sub-agent: no part of the answer, the messages or the usage of the run."""
+        return self.origin == SUB_AGENT
 
     @property
     def seq(self) -> int | None:

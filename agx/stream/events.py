@@ -32,7 +32,7 @@ from pydantic_core import from_json, to_jsonable_python
 from ..errors import BodyError
 from ..facts.schema import ToolOutcome
 from .custom_events import dump_chunks, dump_event
-from .entry import DEFERRED, PROMPT
+from .entry import DEFERRED, PROMPT, SUB_AGENT
 
 Body = dict[str, Any]
 
@@ -42,7 +42,7 @@ class UserBody(dict[str, Any]):
 
     def is_ambiguous(self, origin: str) -> bool:
         """Whether an entry with this body could be taken for one of the runtime's own."""
-        return "seq" in self or origin in (DEFERRED, PROMPT)
+        return "seq" in self or origin in (DEFERRED, PROMPT, SUB_AGENT)
 
 
 _MOST_EXACT = 2**53 - 1  # JavaScript's numbers are exact up to here

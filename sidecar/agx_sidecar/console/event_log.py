@@ -31,17 +31,19 @@ class Line:
 def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
     """Return the lines of a stream, oldest first."""
     lines: list[Line] = []
-    parts: dict[str, Line] = {}  # those of the current model request
+    parts: dict[tuple[str, str], Line] = {}  # by run and place, those of the current model requests
     for entry in entries:
         body = entry.body
-        part = f"{body.get('idx')}/{body.get('event_idx')}"  # anybody may have added an event, with anything in it
+        # Anybody may have added an event, with anything in it.
+        run = str(body.get("run")) if entry.is_sub_agents else ""
+        part = run, f"{body.get('idx')}/{body.get('event_idx')}"
         is_delta = body.get("event") == "part_delta"
         line = parts.get(part) if is_delta else None
         if line is None:
             line = _line(entry, body)
             lines.append(line)
         if body.get("event") == "llm-begin":
-            parts.clear()
+            parts = {place: line for place, line in parts.items() if place[0] != run}
         is_text = body.get("part_kind") in ("text", "thinking")
         if is_text:
             parts[part] = line

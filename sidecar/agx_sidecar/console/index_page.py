@@ -113,6 +113,8 @@ def _doing(run: LiveRun, last: StreamEntry | None) -> Html:
         doing = "working"
     elif kind in ("text", "thinking"):
         doing = "thinking" if kind == "thinking" else "writing"
+    if last is not None and last.is_sub_agents:
+        doing = f"{body.get('agent')}: {doing}"
     return h("span", doing, class_="doing")
 
 
