@@ -114,6 +114,7 @@ def _worker_commands(prefix: str) -> list[Command]:
         ("XGROUP CREATE", jobs, _NOBODY, "none"),  # an invalid id: no group is made
         ("ZADD", workers, "XX", 0, _NOBODY),
         ("ZSCORE", workers, _NOBODY),
+        ("SET", keys.room(prefix), "x", "NX", "XX"),  # a wrong syntax: nothing is set
         ("ZRANGEBYSCORE", leases, 1, 0),
     ]
 

@@ -34,7 +34,7 @@ logger = logging.getLogger("agx")
 _POLL = 1.0  # seconds between two looks at the queue; a submit wakes the workers at once
 _SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter; a hand-over wakes the workers at once
 _BUSY_PAUSE = 1.0  # seconds before a job whose run could not begin is tried again
-_MAKE_ROOM = 10.0  # seconds within which a worker makes room for a run that has to run alone
+_MAKE_ROOM_MS = 10_000  # before one more worker makes room for a run that has to run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
 _EXPIRE_EVERY = 5.0  # seconds between two looks for calls on which nobody has decided in time
 _SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
@@ -76,7 +76,7 @@ class Worker:
         self._tasks: dict[asyncio.Task[None], Waiting | None] = {}  # each with its job; None for a run taken over
         self._not_before: dict[str, float] = {}  # by entry id: the loop's time at which a job is tried again
         self._served = Counter[str]()  # by scope that has waiting jobs: how many of its jobs were started here
-        self._alone_from: dict[str, float] = {}  # by run id: the loop's time from which this worker makes room for it
+        self._makes_room = False  # nothing starts: a run waits for a worker without other runs
         self._is_alone = False  # a run that may stop its worker is under way: nothing else starts
         self._announced_at: float | None = None  # the loop's time
         self._wake = asyncio.Event()  # a job may wait
@@ -197,11 +197,6 @@ class Worker:
     def _has_room(self) -> bool:
         return self.running < self.at_once and not self._is_alone and not self._makes_room
 
-    @property
-    def _makes_room(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        return any(at <= now for at in self._alone_from.values())
-
     def _pick(self, waiting: list[Waiting], now_ms: int) -> Iterator[Waiting]:
         """Yield the jobs to start, in turn by scope.
 
@@ -281,20 +276,25 @@ class Worker:
             async for dead in dead_runs.find():
                 work = resume_run(engine, dead, self.recipes[dead.job.agent], self._runs)
                 self._start(dead.run_id, work, alone=dead.must_run_alone)
-            self._make_room(dead_runs.waiting)
+            await self._make_room(engine, is_needed=bool(dead_runs.waiting))
 
     def _takes(self, alone: bool) -> bool:
         return not self.running if alone else self._has_room
 
-    def _make_room(self, waits: set[str]) -> None:
-        """Start nothing more, after a random delay, while runs wait for a worker without other runs.
+    async def _make_room(self, engine: Engine, *, is_needed: bool) -> None:
+        """Start nothing more while runs wait for a worker without other runs, unless another worker has just begun to.
 
-        Not all workers make room at once: the first one that is empty takes the run, and the others go on.
+        The first worker that is empty takes such a run. As long as none is, one more makes room every 10 seconds: the
+        runs of the first one may be long.
         """
-        now = asyncio.get_running_loop().time()
-        self._alone_from = {
-            run_id: self._alone_from.get(run_id, now + random.uniform(0, _MAKE_ROOM)) for run_id in waits
-        }
+        room = keys.room(engine.config.key_prefix)
+        if self._is_alone or not is_needed:
+            if self._makes_room:
+                self._makes_room = False
+                await engine.control.execute("DEL", room)  # the next run may need another worker
+        elif not self._makes_room:
+            first = await engine.control.execute("SET", room, self._name, "NX", "PX", _MAKE_ROOM_MS)
+            self._makes_room = first is not None
 
     def _start(
         self, name: str, work: Coroutine[Any, Any, None], job: Waiting | None = None, *, alone: bool = False

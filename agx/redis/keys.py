@@ -134,6 +134,11 @@ def workers(prefix: str) -> str:
     return f"{prefix}::workers"
 
 
+def room(prefix: str) -> str:
+    """Which worker was the last one to make room for a run that has to run alone; it expires after seconds."""
+    return f"{prefix}::room"
+
+
 def jobs_wake_channel(prefix: str) -> str:
     """The channel that wakes the workers: `WAKE_HANDED_OVER` for a run to take over, anything else for a job."""
     return f"{prefix}::jobs:wake"

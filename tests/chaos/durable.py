@@ -24,7 +24,7 @@ from agx.embedded.server import EmbeddedServer
 
 from .clients import open_client
 from .durable_verdict import judge_durable
-from .jobs import POISON, Job, Jobs, serve
+from .jobs import MOST_FACTS, POISON, Job, Jobs, serve
 from .scenes import open_world
 from .verdict import LEAST_CARE, SETTLE, Verdict
 from .world import World
@@ -149,7 +149,7 @@ class DurableScene:
             assert isinstance(jobs, Jobs)
             client = open_client(world.url)
             stack.push_async_callback(client.aclose)
-            agx.configure(agx.Config(redis=client, lease_ttl=self.lease_ttl))
+            agx.configure(agx.Config(redis=client, lease_ttl=self.lease_ttl, queue_max_length=MOST_FACTS))
             stack.push_async_callback(agx.aclose)
             stack.push_async_callback(jobs.stop)
             for _ in range(_SIDECARS):

@@ -32,6 +32,7 @@ from .worker import SERVICE, USER
 TOOL_STEPS = 4
 WORDS = tuple(f"word{n} " for n in range(20))
 AGENT, POISON = "support", "poison"
+MOST_FACTS = 1_000_000  # in the queues: the verdict reads all of them
 _FOLLOWED = 120.0  # seconds without an event after which a listener gives up
 _PAUSE_AFTER_FAILURE = 0.3  # seconds before a submit is tried again
 
@@ -132,7 +133,7 @@ async def _serve(url: str, ledgers: Path, lease_ttl: float, at_once: int, grace:
         return await make_recipe(agent)(job)
 
     client = open_client(url)
-    agx.configure(agx.Config(redis=client, lease_ttl=lease_ttl, service_name=SERVICE))
+    agx.configure(agx.Config(redis=client, lease_ttl=lease_ttl, service_name=SERVICE, queue_max_length=MOST_FACTS))
     recipes = {AGENT: make_support, POISON: make_recipe(_make_poison())}
     await agx.Worker(recipes, at_once, grace=grace).run()
     await agx.aclose()

@@ -18,6 +18,8 @@ from support.agents import FakeSession, ScopeDeps
 from support.durable_worker import make_recipe
 from support.recorded import read_recorded
 from support.waiting import wait_until
+from support.workers import make_recipe as make_quick_recipe
+from support.workers import working
 
 import agx
 from agx.checkpoints.codec import FORMAT
@@ -178,6 +180,44 @@ async def test_the_successor_s_log_names_the_run(configured: Redis, caplog: pyte
     with caplog.at_level("INFO", "agx"):
         await take_over(engine)
     assert "agx: run r continues here, attempt 2" in caplog.messages
+
+
+async def test_one_worker_at_a_time_makes_room_for_a_run_that_has_to_run_alone(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one goes on with jobs; the run starts as soon as the first one is empty."""
+    monkeypatch.setattr(worker_module, "_SWEEP", 0.05)
+    engine = await ready()
+    proceed, under_way, begun = asyncio.Event(), set[str](), list[str]()
+
+    async def wait(job: agx.Job) -> None:
+        begun.append(job.session_id)
+        under_way.add(job.session_id)
+        if job.session_id != "alone":
+            await proceed.wait()
+        elif len(under_way) > 1:
+            raise AssertionError(f"it runs beside {under_way}")
+        under_way.discard(job.session_id)
+
+    recipe = make_quick_recipe(wait)
+    workers = [agx.Worker({"support": recipe, name: recipe}) for name in "ab"]
+    async with working(*workers):
+        for name in "ab":
+            await agx.submit("acme", "ada", name, agent=name, prompt="Hello")
+        await wait_until(lambda: len(begun) == 2)
+        await die(configured, "alone", RESUME)
+        with counted(engine.control, monkeypatch) as count:
+            await wait_until(lambda: count["SET"] >= 3)  # the second one is refused, and tries again
+        await agx.submit("acme", "ada", "next", agent="support", prompt="Hello")
+        await wait_until(lambda: "next" in begun)
+        assert [worker._makes_room for worker in workers].count(True) == 1
+        assert "alone" not in begun
+        proceed.set()
+        await wait_until(lambda: "alone" in begun)
+        events = [event async for event in agx.listen("acme", "ada", "alone", serialize=False, wait=10)]
+        await wait_until(lambda: not any(worker._makes_room for worker in workers))
+    assert events[-1]["body"]["outcome"] == "completed"
+    assert not await configured.exists(keys.room(engine.config.key_prefix))
 
 
 UNREADABLE_ERROR = "agx.checkpoints.codec.UnreadableCheckpointError"
