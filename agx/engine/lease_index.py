@@ -47,8 +47,8 @@ class LeaseIndex:
             self._bus.run(_ENTER, key, keys.INDEX_TTL, *pairs)
 
     def set_deadline(self, run: Run, deadline_ms: int) -> asyncio.Future[Reply]:
-        """Set a deadline that has passed."""
-        return self._bus.execute("ZADD", self._key(run[0]), deadline_ms, _member(run))
+        """Set a run's deadline."""
+        return self._bus.run(_ENTER, self._key(run[0]), keys.INDEX_TTL, deadline_ms, _member(run))
 
     def remove_deadline(self, run: Run) -> asyncio.Future[Reply]:
         """Remove a run's deadline: recovery does not look at the run any more."""

@@ -34,6 +34,7 @@ _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
 _EXACT_MS = 1_000  # a first deadline that is further off was computed from a clock that Redis has corrected since
+_BEGIN_MARGIN = 4  # the last quarter of the TTL is for clocks of a cluster's servers that differ
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
@@ -48,6 +49,7 @@ class Lease:
         on_retaken: called when the lease was taken again after it had expired, or after a recovery had claimed the
             session: meanwhile the run may have been ended.
         recover: seconds for which another process can resume the run.
+        begin_until_ms: the server's time until which the run may begin: until then no recovery looks at it.
     """
 
     session: keys.SessionKeys
@@ -60,6 +62,7 @@ class Lease:
     breaks: int = 0  # the bus's count of broken connections at that time
     on_retaken: Callable[[], None] = lambda: None
     recover: float = 0.0
+    begin_until_ms: int = 0
 
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id
@@ -133,12 +136,18 @@ class Leases:
             if lease.holder == lease.run_id:
                 self._index.remove_deadline(lease.run)
             raise
-        is_exact = is_entered and abs(int(reply) + self._ttl_ms - deadline_ms) < _EXACT_MS
-        self._hold(lease, int(reply), asked_ns, has_deadline=is_exact)
+        expires_ms = int(reply) + self._ttl_ms
+        is_exact = is_entered and abs(expires_ms - deadline_ms) < _EXACT_MS
+        if not is_exact:
+            await self._index.set_deadline(lease.run, expires_ms)
+        lease.begin_until_ms = (deadline_ms if is_exact else expires_ms) - self._ttl_ms // _BEGIN_MARGIN
+        self._hold(lease, int(reply), asked_ns)
         return ends
 
-    async def ensure(self, lease: Lease) -> None:
-        """Check that a lease is still held; one that may have expired is taken again.
+    async def ensure(self, lease: Lease, renew: bool = False) -> int:
+        """Check that a lease is still held, and return until when its run may begin: the server's time in ms.
+
+        One that may have expired is taken again, and so is any with `renew`.
 
         Raises:
             SessionBusyError: another run holds the session.
@@ -146,8 +155,9 @@ class Leases:
         """
         if lease.holder not in self._held:
             raise SessionBusyError(lease.session.session)
-        if not self.holds(lease):
+        if renew or not self.holds(lease):
             await retry(lambda: self.acquire(lease))
+        return lease.begin_until_ms
 
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where another process holds it.
@@ -159,14 +169,13 @@ class Leases:
         taken, reply = await self._bus.run(TAKE_OVER, lease.session.live, lease.holder, self._ttl_ms, lease.run_id)
         if taken:
             self._hold(lease, int(reply), asked_ns)
+            self._announce([lease])
         return bool(taken)
 
-    def _hold(self, lease: Lease, server_ms: int, asked_ns: int, *, has_deadline: bool = False) -> None:
+    def _hold(self, lease: Lease, server_ms: int, asked_ns: int) -> None:
         self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.holder] = lease
-        if not has_deadline:
-            self._announce([lease])
         self._index.enter_session(lease.session)
         if self._renewal is None:
             self._renewal = self._supervisor.start(self._renew_all, name="agx-leases")

@@ -35,14 +35,18 @@ return 'ok'
 """)
 
 # Restarts a session's stream, unless its last entry has changed since it was read: one command that drops the run
-# before, whose late entries are refused from then on. ARGV: channel, expiry in seconds, id of the last entry as read
-# (empty where there was none), then the id and the parts of `begin`.
+# before, whose late entries are refused from then on. It does nothing where it arrives late: recovery may have looked
+# at the run after its deadline, found no `begin`, and removed the deadline. ARGV: channel, expiry in seconds, id of the
+# last entry as read (empty where there was none), the server's time in ms until which it may append, then the id and
+# the parts of `begin`.
 BEGIN = Script(f"""{LUA_FIELDS}
+local time = redis.call('TIME')
+if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[4]) then return 'late' end
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if (top and top[1] or '') ~= ARGV[3] then return 'refused' end
-redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[4], unpack(fields_at(5)))
+redis.call('XADD', KEYS[1], 'MAXLEN', '=', 1, ARGV[5], unpack(fields_at(6)))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('PUBLISH', ARGV[1], ARGV[4])
+redis.call('PUBLISH', ARGV[1], ARGV[5])
 return 'ok'
 """)
 

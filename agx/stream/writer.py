@@ -92,15 +92,16 @@ class SessionWriter:
         *,
         origin: str,
         last: Reply,
-        ensure_lease: Callable[[], Awaitable[None]],
+        ensure_lease: Callable[[bool], Awaitable[int]],
         checkpoint: bytes | None = None,
     ) -> None:
         """Restart the stream with this run's `begin`, as soon as the run before has its `end`, at most 5 s.
 
         Args:
             last: the stream's last entry, as read just now; read again only where it is not an `end`.
-            ensure_lease: raises where the lease is another's. Called after the stream was read, and the server appends
-                only if the stream has not changed since: a process that stalls replaces no stream of a later run.
+            ensure_lease: returns until when the run may begin, the server's time in ms, and raises where the lease is
+                another's; its argument is whether the last `begin` came too late. Called after the stream was read: the
+                server appends only if the stream has not changed since, so a process that stalls replaces no later run.
 
         Raises:
             RedisError, OSError: not appended as far as is known.
@@ -108,12 +109,13 @@ class SessionWriter:
         waited_since = time.monotonic()
         trouble_since: float | None = None
         sent: dict[StreamId, StreamEntry] = {}
+        reply: Reply = None
         while True:
             top = StreamEntry.of(*last[0]) if last else None
             # Of the same id may also be an entry that another process added in the same millisecond.
             if top is not None and (entry := sent.get(top.id)) is not None and entry.raw_body == top.raw_body:
                 break  # only the reply was lost
-            await ensure_lease()
+            until_ms = await ensure_lease(reply == b"late")
             if top is not None and top.type != "end" and time.monotonic() - waited_since < _PREVIOUS_END:
                 await asyncio.sleep(_PREVIOUS_POLL)
             else:
@@ -121,7 +123,8 @@ class SessionWriter:
                 entry = self._stamp(PendingEntry("begin", origin, body, checkpoint=checkpoint), seq=0)
                 sent[entry.id] = entry
                 try:
-                    if await self._append_first(BEGIN, entry, behind=format_id(top.id) if top else "") == b"ok":
+                    behind = format_id(top.id) if top else ""
+                    if (reply := await self._append_first(BEGIN, entry, behind, until_ms)) == b"ok":
                         break
                 except CONNECTION_ERRORS:
                     trouble_since = trouble_since or self._asked
@@ -142,14 +145,14 @@ class SessionWriter:
         """
         self.tail.note(behind)
         entry = self._stamp(PendingEntry("resume", origin, body), seq=seq)
-        if await retry(lambda: self._append_first(RESUME, entry, behind=format_id(behind))) != b"ok":
+        if await retry(lambda: self._append_first(RESUME, entry, format_id(behind))) != b"ok":
             return False
         self._take_begun(entry)
         return True
 
-    async def _append_first(self, script: Script, entry: StreamEntry, *, behind: str) -> Reply:
+    async def _append_first(self, script: Script, entry: StreamEntry, *conditions: str | int) -> Reply:
         self._asked = time.monotonic()
-        args = (self._keys.wake_channel, keys.STREAM_TTL, behind, format_id(entry.id), *to_arguments(entry))
+        args = (self._keys.wake_channel, keys.STREAM_TTL, *conditions, format_id(entry.id), *to_arguments(entry))
         reply = self._side.bus.run(script, self._keys.stream, *args)
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
@@ -185,9 +188,7 @@ class SessionWriter:
     def put_delta(self, origin: str, part: Part, text: str) -> None:
         """Add a delta; while it waits, further deltas of the same part are merged with it."""
         self.last_put = time.monotonic()
-        if self._stopped:
-            return
-        if self._pending.put_delta(origin, part, text):
+        if not self._stopped and self._pending.put_delta(origin, part, text):
             self._side.commit.schedule(self, urgent=False)
 
     async def drain(self) -> None:
@@ -243,8 +244,7 @@ class SessionWriter:
 
     def _stamp(self, entry: PendingEntry, *, seq: int | None = None) -> StreamEntry:
         """Return the entry as it is sent: id, `seq` and bytes are final."""
-        if seq is not None:
-            self._seq = seq
+        self._seq = self._seq if seq is None else seq
         own_seq: bytes | None = None
         if isinstance(entry.body, UserBody) and entry.body.is_ambiguous(entry.origin):
             plain: Body = entry.body

@@ -19,6 +19,7 @@ from agx.engine.leases import Lease, Leases
 from agx.facts import schema as facts
 from agx.redis import keys
 from agx.redis.bus import NodeBus, Script
+from agx.stream.append_scripts import BEGIN
 
 SESSION = keys.SessionKeys.of("agx", 1, 1, "s")
 LEASE = 0.6  # seconds
@@ -41,12 +42,13 @@ async def test_a_stall_before_begin_replaces_no_stream(configured: Redis, monkey
     ensure = Leases.ensure
     stalls = iter([True])
 
-    async def ensure_then_stall(self: Leases, lease: Lease) -> None:
-        await ensure(self, lease)
+    async def ensure_then_stall(self: Leases, lease: Lease, renew: bool = False) -> int:
+        until_ms = await ensure(self, lease, renew)
         if next(stalls, False):
             await configured.set(SESSION.live, "another", px=60_000)
             await _append(configured, "begin", "another")
             lease.confirmed = float("-inf")  # as after a stall longer than the lease
+        return until_ms
 
     monkeypatch.setattr(Leases, "ensure", ensure_then_stall)
     with pytest.raises(agx.SessionBusyError):
@@ -84,6 +86,49 @@ async def test_a_run_has_a_deadline_before_it_has_a_begin(configured: Redis, mon
     assert (await _read(configured))[-1][0] == b"end"
 
 
+async def test_a_begin_that_arrives_late_gets_a_deadline_again(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent in time. Before it arrived, recovery had looked at the run and removed its deadline."""
+    agx.configure(agx.Config(redis=configured, lease_ttl=LEASE))
+    run, stalls = NodeBus.run, iter([True])
+
+    def stall(self: NodeBus, script: Script, key: str, *args: Any) -> asyncio.Future[Any]:
+        if script is not BEGIN or not next(stalls, False):
+            return run(self, script, key, *args)
+
+        async def arrive_late() -> Any:
+            await wait_until(lambda: _is_past_deadline(configured), what="its deadline passes")
+            await configured.delete(SESSION.live)
+            for leases in await configured.keys("agx::leases:*"):
+                await configured.delete(leases)
+            return await run(self, script, key, *args)
+
+        return asyncio.ensure_future(arrive_late())
+
+    monkeypatch.setattr(NodeBus, "run", stall)
+    monkeypatch.setattr(Leases, "_renew_once", _renew_later)
+    scripted = ScriptedAgent(hold_after=1)
+    running = asyncio.create_task(agx.run(FakeSession(), scripted.agent(), "Hi", deps=ScopeDeps()))
+    await scripted.reached.wait()
+    assert [kind for kind, _ in await _read(configured)].count(b"begin") == 1
+    assert [await configured.zcard(key) for key in await configured.keys("agx::leases:*")] == [1]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def _renew_later(self: Leases) -> float:
+    return LEASE
+
+
+async def _is_past_deadline(client: Redis) -> bool:
+    seconds, micros = await client.time()
+    now_ms = seconds * 1_000 + micros // 1_000
+    keys = await client.keys("agx::leases:*")
+    return any([await client.zcount(key, 0, now_ms) for key in keys])
+
+
 async def test_a_busy_session_keeps_no_deadline_of_a_refused_run(configured: Redis) -> None:
     await configured.set(SESSION.live, "another", px=60_000)
     await _append(configured, "begin", "another")
@@ -101,12 +146,13 @@ async def test_a_stall_before_begin_while_nobody_came(configured: Redis, monkeyp
     ensure = Leases.ensure
     stalls = iter([True])
 
-    async def ensure_then_stall(self: Leases, lease: Lease) -> None:
-        await ensure(self, lease)
+    async def ensure_then_stall(self: Leases, lease: Lease, renew: bool = False) -> int:
+        until_ms = await ensure(self, lease, renew)
         if next(stalls, False):
             await configured.delete(SESSION.live)
             await _append(configured, "end", "before")
             lease.confirmed = float("-inf")
+        return until_ms
 
     monkeypatch.setattr(Leases, "ensure", ensure_then_stall)
     result = await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())

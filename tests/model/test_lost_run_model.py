@@ -19,6 +19,7 @@ from agx_sidecar.recovery.reaper import REMOVE
 from .lost_run_model import Budget, Model, Op, Rules, Server, State, explore
 
 WALKS = 150
+NEVER_LATE = 2**53  # ms
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ class RealServer:
         client.delete(self.session.live, self.session.stream, self.leases, "agx::queue:0")
         self._script(ACQUIRE, self.session.live, "run", 60_000)
         client.zadd(self.leases, {"run": 1})
-        self._script(BEGIN, self.session.stream, "wake", 60, "", *_entry("b"))
+        self._script(BEGIN, self.session.stream, "wake", 60, "", NEVER_LATE, *_entry("b"))
 
     def _script(self, script: Script, key: str, *args: Any) -> Any:
         return self.client.eval(script.source, 1, key, *args)
@@ -101,7 +102,7 @@ class RealServer:
                 behind, entry = args
                 return self._script(APPEND, stream, _IDS[behind], "wake", 1_000, 60, *_entry(entry)).decode()
             case "begin_other":
-                return self._script(BEGIN, stream, "wake", 60, self._last_id, *_entry("2")).decode()
+                return self._script(BEGIN, stream, "wake", 60, self._last_id, NEVER_LATE, *_entry("2")).decode()
             case "end_lost":
                 return bool(self._script(FINALIZE, stream, _IDS[args[0]], "{}", "{}", 60, "wake"))
             case "read_stream":

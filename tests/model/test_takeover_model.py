@@ -29,6 +29,7 @@ from agx.stream.entry import RUNTIME, StreamEntry, to_arguments
 from .takeover_model import ENDS, Model, Op, Rules, Server, State, explore
 
 _RUN = "run"
+_NEVER_LATE = 2**53  # ms
 _HOLDERS = {"R": "run~1.a", "S": "run~2.b", "C": "reaper:x"}
 _NAMES = {holder: name for name, holder in _HOLDERS.items()}
 
@@ -55,7 +56,7 @@ class RealServer:
         self.letters: dict[str, str] = {}  # by entry id
         client.delete(self.session.live, self.session.stream)
         self._script(ACQUIRE, self.session.live, _HOLDERS["R"], 60_000)
-        self._script(BEGIN, self.session.stream, "wake", 60, "", *self._entry("b", "begin"))
+        self._script(BEGIN, self.session.stream, "wake", 60, "", _NEVER_LATE, *self._entry("b", "begin"))
 
     def _script(self, script: Script, key: str, *args: Any) -> Any:
         return self.client.eval(script.source, 1, key, *args)
