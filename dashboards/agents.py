@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from dashboards import layout
 from dashboards.asked import asked
+from dashboards.compared import compared
 from dashboards.jobs import jobs
+from dashboards.last_runs import last_bad_runs
 from dashboards.layout import Placed, Row
+from dashboards.money import COST, TOKENS, money
 from dashboards.panels import (
+    AGENT_TRACES,
     GREEN,
     OUTCOMES,
     PER_SECOND,
-    PURPLE,
     QUANTILES,
     RED,
     YELLOW,
-    Column,
     Query,
     Text,
     bars,
     big_number,
-    grid,
     heat,
     lines,
+    total_number,
 )
 from dashboards.promql import (
     AGENT,
     GENAI_AGENT,
-    GENAI_MODEL,
+    GENAI_SERVICE,
     INTERVAL,
-    MODEL,
     SCOPE,
+    SERVICE,
     increase,
     quantile,
     rate,
@@ -43,14 +45,12 @@ from dashboards.promql import (
 RUNS = "agx_runs_total"
 DURATION = "agx_run_duration_seconds"
 FIRST_TEXT = "agx_run_first_token_seconds"
+REQUESTS = "gen_ai_client_operation_duration_seconds_count"
 FIRST_CHUNK = "gen_ai_client_operation_time_to_first_chunk_seconds"
-TOKENS = "agx_tokens_total"
-COST = "agx_cost_usd_total"
 # The whole leaves cancelled runs out: who cancels was not failed by us.
 JUDGED = 'outcome!="cancelled"'
 FIRING = 'alertname=~"Agx.+", alertstate="firing", severity!="info"'
 BROKEN = 'outcome!~"completed|cancelled"'
-AGENT_TRACES = '{ span.gen_ai.agent.name = "${__field.labels.agent}" }'
 
 
 def build() -> str:
@@ -59,14 +59,17 @@ def build() -> str:
         "agx-agents",
         "agx / Agents",
         "Runs of all agents: how many, how well, how fast, at what cost.",
-        (layout.SCOPE, layout.AGENT, layout.MODEL),
+        (layout.SERVICE, layout.AGENT, layout.SCOPE),
         (
             Row("The fleet now", 4, _now()),
+            Row("Totals of the time shown", 4, _totals()),
             Row("Runs", 8, _runs()),
-            Row("Failed, cancelled, lost", 8, _trouble()),
-            Row("Jobs and resumed runs", 8, jobs()),
-            Row("Tokens and cost", 8, _money()),
-            Row("Inside the runs", 8, _inside()),
+            Row("Compared with yesterday and last week", 8, compared(), folded=True),
+            Row("Failed, cancelled, lost", 8, _trouble(), folded=True),
+            Row("Jobs and resumed runs", 8, jobs(), folded=True),
+            Row("Tokens and cost", 8, money(), folded=True),
+            Row("Inside the runs", 8, _inside(), folded=True),
+            Row("Approvals, messages, feedback", 8, asked(), folded=True),
         ),
     )
 
@@ -87,68 +90,119 @@ def _now() -> tuple[Placed, ...]:
     )
     success = big_number(
         Text("Success", "Of the runs that nobody cancelled. Low: see Errors by type.", "AgxHighErrorRate"),
-        ratio(increase(RUNS, SCOPE, AGENT, 'outcome="completed"'), increase(RUNS, SCOPE, AGENT, JUDGED)),
+        ratio(
+            increase(RUNS, SCOPE, SERVICE, AGENT, 'outcome="completed"'), increase(RUNS, SCOPE, SERVICE, AGENT, JUDGED)
+        ),
         "percentunit",
         steps=((0, RED), (0.9, YELLOW), (0.98, GREEN)),
         decimals=1,
     )
-    lost = big_number(
-        Text("Lost", "Runs whose process died. Not 0: look for service pods killed or restarted.", "AgxRunsLost"),
-        increase(RUNS, SCOPE, AGENT, 'outcome="lost"'),
-        "short",
-        steps=((0.5, RED),),
-        decimals=0,
-    )
     ended = big_number(
         Text("Runs", "Ended per second. Falls to 0: do the services start any?", "AgxSidecarDown"),
-        rate(RUNS, SCOPE, AGENT),
+        rate(RUNS, SCOPE, SERVICE, AGENT),
         PER_SECOND,
     )
     duration = big_number(
         Text("Duration p95", "High: compare First token and Node duration to see what waits.", "AgxSlowFirstToken"),
-        quantile(0.95, DURATION, AGENT),
+        quantile(0.95, DURATION, SERVICE, AGENT),
         "s",
     )
-    first_token = big_number(
-        Text("First token p95", "What people wait for. High: the provider, or prompts that grew.", "AgxSlowFirstToken"),
-        quantile(0.95, FIRST_CHUNK, GENAI_MODEL),
+    first_text = big_number(
+        Text("First text p95", "From the call of run() to the first text: what people wait.", "AgxSlowFirstToken"),
+        quantile(0.95, FIRST_TEXT, AGENT),
         "s",
         steps=((2, YELLOW), (5, RED)),
     )
-    cost = big_number(
-        Text("Cost", "In the time shown, of the models with a known price.", "AgxTokenBurn"),
-        increase(COST, SCOPE, AGENT, MODEL),
+    first_token = big_number(
+        Text("First token p95", "Of model requests. High: the provider, or prompts that grew.", "AgxSlowFirstToken"),
+        quantile(0.95, FIRST_CHUNK, GENAI_SERVICE, GENAI_AGENT),
+        "s",
+        steps=((2, YELLOW), (5, RED)),
+    )
+    jobs_waiting = big_number(
+        Text("Jobs waiting", "Due, but not begun. Stays above 0: too few workers, or none.", "AgxJobsWaiting"),
+        total("agx_jobs_waiting", SCOPE),
+        "short",
+        steps=((1, YELLOW),),
+    )
+    return tuple(
+        (3, panel) for panel in (firing, live, success, ended, duration, first_text, first_token, jobs_waiting)
+    )
+
+
+def _totals() -> tuple[Placed, ...]:
+    ended = {
+        "Runs": ("", "All that ended. The row below shows how many at which time."),
+        "Cancelled": ('outcome="cancelled"', "By people, callers or deployments: see Cancellations by reason."),
+        "Failed": ('outcome="failed"', "Any: see Errors by type, and Last failed and lost runs."),
+        "Lost": ('outcome="lost"', "Their process died. Any: look for pods killed or restarted."),
+    }
+    alerts = {
+        "Runs": "AgxSidecarDown",
+        "Cancelled": "AgxSlowCancel",
+        "Failed": "AgxHighErrorRate",
+        "Lost": "AgxRunsLost",
+    }
+    panels = [
+        total_number(
+            Text(title, advice, alerts[title]),
+            increase(RUNS, SCOPE, SERVICE, AGENT, *filter(None, [outcome])),
+            "short",
+            steps=((0.5, RED),) if title == "Lost" else (),
+        )
+        for title, (outcome, advice) in ended.items()
+    ]
+    requests = total_number(
+        Text("Model requests", "Grows faster than Runs: see Model calls per run.", "AgxTokenBurn"),
+        increase(REQUESTS, GENAI_SERVICE, GENAI_AGENT),
+        "short",
+    )
+    tools = total_number(
+        Text("Tool calls", "However they ended. The board Models and tools has each tool.", "AgxTokenBurn"),
+        increase("agx_tool_calls_total", AGENT),
+        "short",
+    )
+    tokens = total_number(
+        Text("Tokens", "Of all types. Who used them: see Who spends.", "AgxTokenBurn"),
+        increase(TOKENS, SCOPE, SERVICE, AGENT),
+        "short",
+    )
+    cost = total_number(
+        Text("Cost", "Of the models with a known price: see Calls without a price.", "AgxTokenBurn"),
+        increase(COST, SCOPE, SERVICE, AGENT),
         "currencyUSD",
         decimals=2,
     )
-    return tuple((3, panel) for panel in (firing, live, success, lost, ended, duration, first_token, cost))
+    return tuple((3, panel) for panel in (*panels, requests, tools, tokens, cost))
 
 
 def _runs() -> tuple[Placed, ...]:
-    failing = ratio(rate(RUNS, SCOPE, AGENT, BROKEN, by="agent"), rate(RUNS, SCOPE, AGENT, JUDGED, by="agent"))
+    failing = ratio(
+        rate(RUNS, SCOPE, SERVICE, AGENT, BROKEN, by="agent"), rate(RUNS, SCOPE, SERVICE, AGENT, JUDGED, by="agent")
+    )
     outcomes = lines(
         Text(
-            "Rate by outcome",
+            "Runs by outcome",
             "Red or purple grows: Errors by type, Lost runs. Blue: people cancel.",
             "AgxHighErrorRate",
         ),
         PER_SECOND,
-        Query(rate(RUNS, SCOPE, AGENT, by="outcome"), "{{outcome}}"),
+        Query(rate(RUNS, SCOPE, SERVICE, AGENT, by="outcome"), "{{outcome}}"),
         colours=OUTCOMES,
         stacked=True,
     )
     duration = lines(
         Text("Duration", "All outcomes. The dots are sampled runs: a click opens the trace.", "AgxSlowFirstToken"),
         "s",
-        Query(quantile(0.5, DURATION, AGENT), "p50"),
-        Query(quantile(0.95, DURATION, AGENT), "p95"),
-        Query(quantile(0.99, DURATION, AGENT), "p99", exemplars=True),
+        Query(quantile(0.5, DURATION, SERVICE, AGENT), "p50"),
+        Query(quantile(0.95, DURATION, SERVICE, AGENT), "p95"),
+        Query(quantile(0.99, DURATION, SERVICE, AGENT), "p99", exemplars=True),
         colours=QUANTILES,
     )
     agents = lines(
-        Text("Rate by agent", "An agent that vanishes has no callers, or its service is down.", "AgxSidecarDown"),
+        Text("Runs by agent", "An agent that vanishes has no callers, or its service is down.", "AgxSidecarDown"),
         PER_SECOND,
-        Query(rate(RUNS, SCOPE, AGENT, by="agent"), "{{agent}}"),
+        Query(rate(RUNS, SCOPE, SERVICE, AGENT, by="agent"), "{{agent}}"),
         traces=AGENT_TRACES,
     )
     errors = lines(
@@ -180,7 +234,7 @@ def _trouble() -> tuple[Placed, ...]:
     errors = lines(
         Text("Errors by type", "The exception's class. New since a deployment: roll that back.", "AgxHighErrorRate"),
         PER_SECOND,
-        Query(rate("agx_run_errors_total", AGENT, by="error_type"), "{{error_type}}"),
+        Query(rate("agx_run_errors_total", SERVICE, AGENT, by="error_type"), "{{error_type}}"),
         stacked=True,
     )
     cancels = lines(
@@ -214,65 +268,9 @@ def _trouble() -> tuple[Placed, ...]:
     lost = lines(
         Text("Lost runs", "Each is a process that died with a run in it: OOM, eviction, SIGKILL.", "AgxRunsLost"),
         "short",
-        Query(increase(RUNS, SCOPE, AGENT, 'outcome="lost"', by="agent", window=INTERVAL), "{{agent}}"),
+        Query(increase(RUNS, SCOPE, SERVICE, AGENT, 'outcome="lost"', by="agent", window=INTERVAL), "{{agent}}"),
     )
-    return ((8, errors), (8, cancels), (8, where), (12, slow), (12, lost))
-
-
-def _money() -> tuple[Placed, ...]:
-    types = lines(
-        Text(
-            "Tokens by type",
-            "Disjoint: the sum was used. cache_read falls: prompts lost their common head.",
-            "AgxTokenBurn",
-        ),
-        "short",
-        Query(rate(TOKENS, SCOPE, AGENT, MODEL, by="type"), "{{type}}"),
-        stacked=True,
-    )
-    hourly = lines(
-        Text(
-            "Cost per hour by model",
-            "At the moment's rate. Jumps without more runs: longer prompts, loops.",
-            "AgxTokenBurn",
-        ),
-        "currencyUSD",
-        Query(f"3600 * {rate(COST, SCOPE, AGENT, MODEL, by='model')}", "{{model}}"),
-        stacked=True,
-    )
-    burn = lines(
-        Text(
-            "Tokens per second by agent",
-            "Far above yesterday the alert fires. See Model calls per run.",
-            "AgxTokenBurn",
-        ),
-        "short",
-        Query(rate(TOKENS, SCOPE, AGENT, MODEL, by="agent"), "{{agent}}"),
-        traces=AGENT_TRACES,
-    )
-    agents = bars(
-        Text("Cost by agent", "In the time shown. Who grows: see Tokens per second.", "AgxTokenBurn"),
-        "currencyUSD",
-        Query(increase(COST, SCOPE, AGENT, MODEL, by="agent"), "{{agent}}"),
-    )
-    unpriced = bars(
-        Text("Calls without a price", "These models miss in the price list: the cost is too low.", "AgxUnpricedCost"),
-        "short",
-        Query(increase("agx_cost_unpriced_total", MODEL, by="model"), "{{model}}"),
-        colour=PURPLE,
-        decimals=0,
-    )
-    by = "scope, agent, model"
-    spenders = grid(
-        Text("Who spends, top 20", "In the time shown. One row far above: talk to that scope.", "AgxTokenBurn"),
-        "short",
-        (
-            (Query(f"topk(20, {increase(COST, SCOPE, AGENT, MODEL, by=by)})"), Column("Cost", "currencyUSD")),
-            (Query(f"topk(20, {increase(TOKENS, SCOPE, AGENT, MODEL, by=by)})"), Column("Tokens", "short", 0)),
-        ),
-        {"scope": "Scope", "agent": "Agent", "model": "Model"},
-    )
-    return ((8, types), (8, hourly), (8, burn), (6, agents), (6, unpriced), (12, spenders))
+    return ((24, last_bad_runs()), (8, errors), (8, cancels), (8, where), (12, slow), (12, lost))
 
 
 def _inside() -> tuple[Placed, ...]:
@@ -304,7 +302,7 @@ def _inside() -> tuple[Placed, ...]:
             "Run duration, all runs", "Two bands: two kinds of work. A new one on top: timeouts.", "AgxSlowFirstToken"
         ),
         "s",
-        rate_buckets(DURATION, AGENT),
+        rate_buckets(DURATION, SERVICE, AGENT),
     )
     plain = lines(
         Text(
@@ -321,5 +319,4 @@ def _inside() -> tuple[Placed, ...]:
         (8, plain),
         (12, nodes),
         (12, spread),
-        *asked(),
     )

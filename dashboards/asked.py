@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards.layout import Placed
 from dashboards.panels import PER_SECOND, Query, Text, lines
-from dashboards.promql import AGENT, MODEL, SCOPE, quantile, rate, ratio, total
+from dashboards.promql import AGENT, SCOPE, quantile, rate, ratio, total
 
 
 def asked() -> tuple[Placed, ...]:
@@ -14,8 +14,8 @@ def asked() -> tuple[Placed, ...]:
         "short",
         Query(
             ratio(
-                rate("agx_feedback_score_sum", AGENT, MODEL, by="agent, model, name"),
-                rate("agx_feedback_score_count", AGENT, MODEL, by="agent, model, name"),
+                rate("agx_feedback_score_sum", AGENT, by="agent, model, name"),
+                rate("agx_feedback_score_count", AGENT, by="agent, model, name"),
             ),
             "{{agent}} {{model}} {{name}}",
         ),
@@ -43,6 +43,6 @@ def asked() -> tuple[Placed, ...]:
     number = lines(
         Text("Scores given", "Per second. None: does the page show its thumbs?", "AgxTokenBurn"),
         PER_SECOND,
-        Query(rate("agx_feedback_total", AGENT, MODEL, by="name"), "{{name}}"),
+        Query(rate("agx_feedback_total", AGENT, by="name"), "{{name}}"),
     )
     return ((12, scores), (6, number), (6, steers), (8, pending), (8, decisions), (8, decided))

@@ -21,7 +21,9 @@ from dashboards.panels import (
 )
 from dashboards.promql import (
     AGENT,
+    GENAI_AGENT,
     GENAI_MODEL,
+    GENAI_SERVICE,
     RANGE,
     either,
     increase,
@@ -38,6 +40,7 @@ FIRST_CHUNK = "gen_ai_client_operation_time_to_first_chunk_seconds"
 PER_CHUNK = "gen_ai_client_operation_time_per_output_chunk_seconds"
 TOOL = "gen_ai_execute_tool_duration_seconds"
 TOOL_CALLS = "agx_tool_calls_total"
+GENAI = (GENAI_SERVICE, GENAI_AGENT, GENAI_MODEL)
 MODEL_BY = "gen_ai_provider_name, gen_ai_request_model"
 MODEL_NAME = "{{gen_ai_provider_name}} {{gen_ai_request_model}}"
 FAILED = 'error_type!=""'
@@ -53,11 +56,12 @@ def build() -> str:
         "agx-models",
         "agx / Models and tools",
         "What the agents call: every model request and every tool call is one observation, however it ended.",
-        (layout.AGENT, layout.MODEL),
+        (layout.SERVICE, layout.AGENT, layout.MODEL),
         (
             Row("Now", 4, _now()),
-            Row("Models", 8, (*_model_traffic(), *_model_latency(), *_model_spread())),
-            Row("Tools", 8, _tools()),
+            Row("Models", 8, (*_model_traffic(), *_model_latency())),
+            Row("Spread, tokens, sources of usage", 8, _model_spread(), folded=True),
+            Row("Tools", 8, _tools(), folded=True),
         ),
     )
 
@@ -65,7 +69,7 @@ def build() -> str:
 def _now() -> tuple[Placed, ...]:
     requests = big_number(
         Text("Model requests", "Per second. More of them per run: see Model calls per run.", "AgxTokenBurn"),
-        rate(CALLS, GENAI_MODEL),
+        rate(CALLS, *GENAI),
         PER_SECOND,
     )
     failing = big_number(
@@ -74,20 +78,20 @@ def _now() -> tuple[Placed, ...]:
             "Share of requests that failed. High: see Errors by type, then the provider.",
             "AgxHighErrorRate",
         ),
-        ratio(rate(CALLS, GENAI_MODEL, FAILED), rate(CALLS, GENAI_MODEL)),
+        ratio(rate(CALLS, *GENAI, FAILED), rate(CALLS, *GENAI)),
         "percentunit",
         steps=((0.01, YELLOW), (0.1, RED)),
         decimals=1,
     )
     first = big_number(
         Text("First token p95", "High: the provider is slow, or prompts grew.", "AgxSlowFirstToken"),
-        quantile(0.95, FIRST_CHUNK, GENAI_MODEL),
+        quantile(0.95, FIRST_CHUNK, *GENAI),
         "s",
         steps=((2, YELLOW), (5, RED)),
     )
     chunk = big_number(
         Text("Between chunks p95", "How fluently text arrives. High: the provider is overloaded.", "AgxSlowFirstToken"),
-        quantile(0.95, PER_CHUNK, GENAI_MODEL),
+        quantile(0.95, PER_CHUNK, *GENAI),
         "s",
     )
     calls = big_number(
@@ -107,13 +111,13 @@ def _now() -> tuple[Placed, ...]:
 
 def _model_traffic() -> tuple[Placed, ...]:
     share = ratio(
-        rate(CALLS, GENAI_MODEL, FAILED, by="gen_ai_request_model"),
-        rate(CALLS, GENAI_MODEL, by="gen_ai_request_model"),
+        rate(CALLS, *GENAI, FAILED, by="gen_ai_request_model"),
+        rate(CALLS, *GENAI, by="gen_ai_request_model"),
     )
     requests = lines(
         Text("Requests by model", "One takes over from another: a fallback is at work.", "AgxHighErrorRate"),
         PER_SECOND,
-        Query(rate(CALLS, GENAI_MODEL, by=MODEL_BY), MODEL_NAME),
+        Query(rate(CALLS, *GENAI, by=MODEL_BY), MODEL_NAME),
         stacked=True,
         traces=MODEL_TRACES,
     )
@@ -132,7 +136,7 @@ def _model_traffic() -> tuple[Placed, ...]:
             "Errors by type", "Rate limits and 5xx: the provider. Others: what the service sends.", "AgxHighErrorRate"
         ),
         PER_SECOND,
-        Query(rate(CALLS, GENAI_MODEL, FAILED, by="error_type"), "{{error_type}}"),
+        Query(rate(CALLS, *GENAI, FAILED, by="error_type"), "{{error_type}}"),
         stacked=True,
     )
     return tuple((8, panel) for panel in (requests, errors, types))
@@ -142,13 +146,13 @@ def _model_latency() -> tuple[Placed, ...]:
     duration = lines(
         Text("Duration p95 by model", "Whole requests. Longer answers take longer: see tokens.", "AgxSlowFirstToken"),
         "s",
-        Query(quantile(0.95, CALL, GENAI_MODEL, by=MODEL_BY), MODEL_NAME, exemplars=True),
+        Query(quantile(0.95, CALL, *GENAI, by=MODEL_BY), MODEL_NAME, exemplars=True),
         traces=MODEL_TRACES,
     )
     first = lines(
         Text("First token p95 by model", "Above the dashed line the alert fires.", "AgxSlowFirstToken"),
         "s",
-        Query(quantile(0.95, FIRST_CHUNK, GENAI_MODEL, by=MODEL_BY), MODEL_NAME, exemplars=True),
+        Query(quantile(0.95, FIRST_CHUNK, *GENAI, by=MODEL_BY), MODEL_NAME, exemplars=True),
         limit=threshold("first_token_seconds"),
         traces=MODEL_TRACES,
     )
@@ -159,7 +163,7 @@ def _model_latency() -> tuple[Placed, ...]:
             "AgxSlowFirstToken",
         ),
         "s",
-        Query(quantile(0.95, PER_CHUNK, GENAI_MODEL, by=MODEL_BY), MODEL_NAME),
+        Query(quantile(0.95, PER_CHUNK, *GENAI, by=MODEL_BY), MODEL_NAME),
         traces=MODEL_TRACES,
     )
     return tuple((8, panel) for panel in (duration, first, between))
@@ -169,12 +173,12 @@ def _model_spread() -> tuple[Placed, ...]:
     duration = heat(
         Text("Request duration", "A band apart from the rest: the client's timeouts and retries.", "AgxSlowFirstToken"),
         "s",
-        rate_buckets(CALL, GENAI_MODEL),
+        rate_buckets(CALL, *GENAI),
     )
     first = heat(
         Text("Time to first token", "Two bands: cached and uncached prompts, or two regions.", "AgxSlowFirstToken"),
         "s",
-        rate_buckets(FIRST_CHUNK, GENAI_MODEL),
+        rate_buckets(FIRST_CHUNK, *GENAI),
     )
     tokens = lines(
         Text("Tokens per request p95", "Input rises: conversations or tool results without a bound.", "AgxTokenBurn"),
@@ -195,9 +199,9 @@ def _model_spread() -> tuple[Placed, ...]:
 def _tokens_p95() -> str:
     """Return the tokens per request: AGX_SEMCONV=next has a histogram for each type instead of a label."""
     by = "gen_ai_request_model"
-    current = quantile(0.95, "gen_ai_client_token_usage", GENAI_MODEL, by=f"{by}, gen_ai_token_type")
+    current = quantile(0.95, "gen_ai_client_token_usage", *GENAI, by=f"{by}, gen_ai_token_type")
     of_type = {
-        kind: quantile(0.95, f"gen_ai_client_inference_operation_{kind}_tokens", GENAI_MODEL, by=by)
+        kind: quantile(0.95, f"gen_ai_client_inference_operation_{kind}_tokens", *GENAI, by=by)
         for kind in ("input", "output")
     }
     return either(

@@ -15,6 +15,9 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 RUNBOOKS = "https://github.com/opale/pydantic-ai-stream/blob/main/docs/runbooks.md"
 PROMETHEUS = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
+TRACES = d.DataSourceRef(type_val="tempo", uid="${traces}")
+AGENT_TRACES = '{ span.gen_ai.agent.name = "${__field.labels.agent}" }'
+CONSOLE = "http://127.0.0.1:9465"  # as in compose.yaml; the chart replaces it
 
 PER_SECOND = "suffix:/s"
 GREEN, YELLOW, RED, BLUE, PURPLE, GREY = "green", "#EAB839", "red", "blue", "purple", "#8e8e8e"
@@ -57,12 +60,23 @@ def big_number(
     text: Text, expr: str, unit: str, *, steps: tuple[tuple[float, str], ...] = (), decimals: int | None = None
 ) -> Panel:
     """Return a single number with its course; `steps` are (from, colour), green below the first."""
-    panel = _dressed(stat.Panel(), text, unit)
-    panel.with_target(_target(Query(expr), 0))
+    panel = _number(text, unit, steps, decimals).with_target(_target(Query(expr), 0))
+    return panel.graph_mode(c.BigValueGraphMode.AREA)
+
+
+def total_number(
+    text: Text, expr: str, unit: str, *, steps: tuple[tuple[float, str], ...] = (), decimals: int | None = 0
+) -> Panel:
+    """Return the single number of an instant query, such as a total over the time shown."""
+    panel = _number(text, unit, steps, decimals).with_target(_target(Query(expr), 0).instant())
+    return panel.graph_mode(c.BigValueGraphMode.NONE)
+
+
+def _number(text: Text, unit: str, steps: tuple[tuple[float, str], ...], decimals: int | None) -> stat.Panel:
+    panel = dressed(stat.Panel(), text, unit)
     panel.thresholds(_steps(steps)).color_scheme(dashboard.FieldColor().mode(d.FieldColorModeId.THRESHOLDS))
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    panel.graph_mode(c.BigValueGraphMode.AREA).color_mode(c.BigValueColorMode.VALUE)
-    panel.justify_mode(c.BigValueJustifyMode.CENTER)
+    panel.color_mode(c.BigValueColorMode.VALUE).justify_mode(c.BigValueJustifyMode.CENTER)
     if decimals is not None:
         panel.decimals(decimals)
     return panel
@@ -83,7 +97,7 @@ def lines(
     `limit` is the query of an alert's threshold, drawn as a dashed line; `traces` a TraceQL query that a click on a
     line opens in the trace data source; `top` the axis' maximum.
     """
-    panel = _dressed(timeseries.Panel(), text, unit)
+    panel = dressed(timeseries.Panel(), text, unit)
     for position, query in enumerate(queries):
         panel.with_target(_target(query, position))
     panel.min(0).line_width(1).fill_opacity(60 if stacked else 8).show_points(c.VisibilityMode.NEVER)
@@ -98,7 +112,7 @@ def lines(
         panel.with_target(_target(Query(limit, "threshold"), len(queries)))
         panel.override_by_name("threshold", _dashed())
     if traces is not None:
-        panel.data_links([_traces_link(traces)])
+        panel.data_links([traces_link(traces)])
     panel.legend(
         common.VizLegendOptions()
         .show_legend(True)
@@ -111,7 +125,7 @@ def lines(
 
 def heat(text: Text, unit: str, buckets: str) -> Panel:
     """Return a heatmap of a histogram; `buckets` is the rate of its buckets by `le`."""
-    panel = _dressed(heatmap.Panel(), text, unit)
+    panel = dressed(heatmap.Panel(), text, unit)
     panel.with_target(_target(Query(buckets, "{{le}}", exemplars=True), 0).format(PromQueryFormat.HEATMAP))
     panel.calculate(False).cell_gap(1).hide_legend().show_color_scale(True)
     panel.color(
@@ -128,7 +142,7 @@ def heat(text: Text, unit: str, buckets: str) -> Panel:
 
 def bars(text: Text, unit: str, query: Query, *, colour: str = BLUE, decimals: int | None = None) -> Panel:
     """Return horizontal bars, one per series of an instant query, the longest first."""
-    panel = _dressed(bargauge.Panel(), text, unit)
+    panel = dressed(bargauge.Panel(), text, unit)
     panel.with_target(_target(Query(f"sort_desc({query.expr})", query.legend), 0).instant())
     panel.min(0).color_scheme(dashboard.FieldColor().mode(d.FieldColorModeId.FIXED).fixed_color(colour))
     if decimals is not None:
@@ -140,7 +154,7 @@ def bars(text: Text, unit: str, query: Query, *, colour: str = BLUE, decimals: i
 
 def grid(text: Text, unit: str, queries: tuple[tuple[Query, Column], ...], labels: dict[str, str]) -> Panel:
     """Return a table: one row per label set in `labels` (label to title), one column per instant query."""
-    panel = _dressed(table.Panel(), text, unit)
+    panel = dressed(table.Panel(), text, unit)
     order = list(labels)
     renamed = dict(labels)
     for position, (query, column) in enumerate(queries):
@@ -165,9 +179,10 @@ def grid(text: Text, unit: str, queries: tuple[tuple[Query, Column], ...], label
     return panel.sort_by([common.TableSortByFieldState().display_name(first).desc(True)]).filterable(True)
 
 
-def _dressed(panel: P, text: Text, unit: str) -> P:
+def dressed(panel: P, text: Text, unit: str, source: d.DataSourceRef = PROMETHEUS) -> P:
+    """Return a panel with what every one has: its text, a link to a runbook, its unit and its data source."""
     runbook = dashboard.DashboardLink("Runbook").type(d.DashboardLinkType.LINK).target_blank(True)
-    panel.title(text.title).description(text.description).unit(unit).datasource(PROMETHEUS)
+    panel.title(text.title).description(text.description).unit(unit).datasource(source)
     panel.links([runbook.url(f"{RUNBOOKS}#{text.alert.lower()}")])
     return panel
 
@@ -206,8 +221,8 @@ def _column(column: Column) -> list[d.DynamicConfigValue]:
     return unit if column.decimals is None else [*unit, d.DynamicConfigValue("decimals", column.decimals)]
 
 
-def _traces_link(traceql: str) -> dashboard.DashboardLink:
-    """A click on a line opens the traces behind it; exemplars get their link from the data source's own setting."""
+def traces_link(traceql: str, title: str = "Traces") -> dashboard.DashboardLink:
+    """Return a link to the traces of a query; exemplars get theirs from the data source's own setting."""
     pane = {
         "datasource": "${traces}",
         "queries": [{"refId": "A", "queryType": "traceql", "query": traceql}],
@@ -215,4 +230,4 @@ def _traces_link(traceql: str) -> dashboard.DashboardLink:
     }
     # Grafana fills in ${...}: those characters have to stay as they are.
     panes = quote(json.dumps({"a": pane}), safe="${}:_.")
-    return dashboard.DashboardLink("Traces").url(f"/explore?schemaVersion=1&panes={panes}").target_blank(True)
+    return dashboard.DashboardLink(title).url(f"/explore?schemaVersion=1&panes={panes}").target_blank(True)

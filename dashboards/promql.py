@@ -21,6 +21,7 @@ SERVICE = 'service=~"$service"'
 MODEL = 'model=~"$model"'
 GENAI_AGENT = 'gen_ai_agent_name=~"$agent"'
 GENAI_MODEL = 'gen_ai_request_model=~"$model"'
+GENAI_SERVICE = 'service_name=~"$service"'
 # Some metrics have another name under AGX_SEMCONV=next. Where both are there, their series are equal: `or` takes one.
 _NEXT_NAMES = {name.source.name: name.target.name for name in RELEASED if not name.token_type}
 _MODEL_REQUEST = 'gen_ai_operation_name="chat"'  # under AGX_SEMCONV=both tool calls are operations too
@@ -42,26 +43,25 @@ def highest(metric: str, *matchers: str, by: str = "") -> str:
     return f"max{_by(by)} ({select(metric, *matchers)})"
 
 
-def rate(metric: str, *matchers: str, by: str = "") -> str:
-    """Return a counter's increase per second, summed."""
-    return f"{_sum(by)} ({_over_window('rate', metric, matchers, INTERVAL)})"
+def rate(metric: str, *matchers: str, by: str = "", offset: str = "") -> str:
+    """Return a counter's increase per second, summed; `offset` (`1d`) is how long ago."""
+    return f"{_sum(by)} ({_over_window('rate', metric, matchers, INTERVAL, offset)})"
 
 
-def increase(metric: str, *matchers: str, by: str = "", window: str = RANGE, offset: str = "") -> str:
+def increase(metric: str, *matchers: str, by: str = "", window: str = RANGE) -> str:
     """Return a counter's increase over the window, summed."""
-    shifted = f" offset {offset}" if offset else ""
-    return f"{_sum(by)} ({_over_window('increase', metric, matchers, window, shifted)})"
+    return f"{_sum(by)} ({_over_window('increase', metric, matchers, window)})"
 
 
-def quantile(q: float, histogram: str, *matchers: str, by: str = "", window: str = INTERVAL) -> str:
-    """Return a quantile of a histogram."""
+def quantile(q: float, histogram: str, *matchers: str, by: str = "", window: str = INTERVAL, offset: str = "") -> str:
+    """Return a quantile of a histogram; `offset` (`1d`) is how long ago."""
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({q}, {rate_buckets(histogram, *matchers, by=labels, window=window)})"
+    return f"histogram_quantile({q}, {rate_buckets(histogram, *matchers, by=labels, window=window, offset=offset)})"
 
 
-def rate_buckets(histogram: str, *matchers: str, by: str = "le", window: str = INTERVAL) -> str:
+def rate_buckets(histogram: str, *matchers: str, by: str = "le", window: str = INTERVAL, offset: str = "") -> str:
     """Return the rate of a histogram's buckets."""
-    return f"sum by ({by}) ({_over_window('rate', f'{histogram}_bucket', matchers, window)})"
+    return f"sum by ({by}) ({_over_window('rate', f'{histogram}_bucket', matchers, window, offset)})"
 
 
 def either(*queries: str) -> str:
@@ -85,7 +85,8 @@ def threshold(name: str) -> str:
     return f'max(agx:threshold{{name="{name}"}})'
 
 
-def _over_window(function: str, metric: str, matchers: tuple[str, ...], window: str, shifted: str = "") -> str:
+def _over_window(function: str, metric: str, matchers: tuple[str, ...], window: str, offset: str = "") -> str:
+    shifted = f" offset {offset}" if offset else ""
     if metric.startswith(OPERATION_DURATION.name):
         matchers = (*matchers, _MODEL_REQUEST)
     names = [metric]

@@ -42,13 +42,13 @@ def build() -> str:
         "agx-runtime",
         "agx / Runtime and sidecar",
         "The machinery: appends, listeners, queues, the sidecar's replicas and their exports.",
-        (layout.SCOPE, layout.SERVICE),
+        (layout.SERVICE, layout.SCOPE),
         (
             Row("Now", 4, _now()),
             Row("Session streams", 8, _streams()),
-            Row("Listeners and services", 8, _services()),
-            Row("Queues", 8, _queues()),
-            Row("Sidecar", 8, _sidecar()),
+            Row("Listeners and services", 8, _services(), folded=True),
+            Row("Queues", 8, _queues(), folded=True),
+            Row("Sidecar", 8, _sidecar(), folded=True),
         ),
     )
 

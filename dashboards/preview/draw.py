@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,17 @@ class Line:
 
 def draw(board: dict[str, Any], stack: Stack, window: Window, into: Path) -> None:
     """Draw one board as a PNG."""
-    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"]) + 1
+    unfolded = list(_unfolded(board))
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in unfolded) + 1
     width, height = 24 * CELL_W, rows * CELL_H
     figure = Figure(figsize=(width, height), facecolor=PAGE)
     figure.text(0.006, 1 - 0.55 * CELL_H / height, board["title"], color=INK, fontsize=15, va="center", weight="bold")
-    for panel in board["panels"]:
+    for panel in unfolded:
         place = panel["gridPos"]
         left, top = place["x"] / 24, 1 - (place["y"] + 1) / rows
         if panel["type"] == "row":
-            figure.text(left + 0.006, top - 0.5 / rows, f"⌄  {panel['title']}", color=INK, fontsize=12, va="center")
+            title = panel["title"] + (" (folded)" if panel["collapsed"] else "")
+            figure.text(left + 0.006, top - 0.5 / rows, f"⌄  {title}", color=INK, fontsize=12, va="center")
             continue
         box = figure.add_axes(
             (left + 0.002, top - place["h"] / rows + 0.1 / rows, place["w"] / 24 - 0.004, (place["h"] - 0.2) / rows)
@@ -83,11 +86,23 @@ def draw(board: dict[str, Any], stack: Stack, window: Window, into: Path) -> Non
     figure.savefig(into, dpi=80)
 
 
+def _unfolded(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield headings and panels at their places with all rows open."""
+    below = 0
+    for panel in board["panels"]:
+        inside = panel["panels"] if panel["type"] == "row" else []
+        for each in (panel, *inside):
+            yield each | {"gridPos": each["gridPos"] | {"y": each["gridPos"]["y"] + below}}
+        if inside:
+            below += max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in inside) - panel["gridPos"]["y"] - 1
+
+
 def _ask(panel: dict[str, Any], target: dict[str, Any], stack: Stack, window: Window) -> list[Line]:
     expr = _filled(target["expr"], window)
-    found = stack.query_range(expr, window.start, window.end, window.step)
     if target.get("instant"):
         found = [{"metric": s["metric"], "values": [s["value"]]} for s in stack.query(expr)]
+    else:
+        found = stack.query_range(expr, window.start, window.end, window.step)
     lines = []
     for series in found:
         legend = target["legendFormat"]
@@ -101,8 +116,9 @@ def _ask(panel: dict[str, Any], target: dict[str, Any], stack: Stack, window: Wi
 
 
 def _filled(expr: str, window: Window) -> str:
-    """A query with Grafana's variables filled in; of ours, everything is chosen."""
+    """A query with Grafana's variables filled in; of ours, everything is chosen. Yesterday is a few seconds ago."""
     expr = expr.replace("$__rate_interval", "10s").replace("$__range", f"{round(window.end - window.start)}s")
+    expr = expr.replace("offset 1d", "offset 20s").replace("offset 1w", "offset 40s")
     return re.sub(r"\$[a-z]+", ".*", expr)
 
 
@@ -224,14 +240,16 @@ def _bargauge(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, he
 
 
 def _table(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
-    organised = panel["transformations"][1]["options"]
-    titles = organised["renameByName"]
+    organised = panel["transformations"][-1]["options"]
+    titles = dict(sorted(organised["renameByName"].items(), key=lambda item: organised["indexByName"][item[0]]))
+    if panel["datasource"]["type"] != "prometheus":
+        _write_rows(box, head, list(titles.values()), [[span[name] for name in titles] for span in stack.bad_runs()])
+        return
     looks = {
         override["matcher"]["options"]: {change["id"]: change["value"] for change in override["properties"]}
         for override in panel["fieldConfig"]["overrides"]
     }
     labels = [name for name in titles if not name.startswith("Value #")]
-    labels.sort(key=lambda name: organised["indexByName"][name])
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     for target in panel["targets"]:
         for series in stack.query(_filled(target["expr"], window)):
@@ -244,7 +262,11 @@ def _table(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head:
         [*key, *(text(cells.get(v, math.nan), looks[v]["unit"], looks[v].get("decimals")) for v in values)]
         for key, cells in ordered[:8]
     ]
-    for n, line in enumerate([columns, *body]):
+    _write_rows(box, head, columns, body)
+
+
+def _write_rows(box: Axes, head: float, columns: list[str], body: list[list[str]]) -> None:
+    for n, line in enumerate([columns, *body[:8]]):
         y = 1 - head - 0.06 - n * 0.095
         for column, cell in enumerate(line):
             x = 0.015 + column / len(columns)

@@ -5,6 +5,7 @@ Prometheus runs with the file of compose.yaml, its addresses and intervals repla
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -12,19 +13,23 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import yaml
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from agx.embedded.child import Child, draw_ports
 from agx.embedded.server import EmbeddedServer
 from agx.errors import AgxError
+from agx.facts.schema import ERROR_OUTCOMES
+from agx.telemetry import conventions as c
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules" / "agx.rules.yaml"
@@ -50,6 +55,10 @@ class Stack:
     def query(self, expr: str) -> list[dict[str, Any]]:
         """Return the result of an instant query."""
         return self._get("query", query=expr)
+
+    def bad_runs(self) -> list[dict[str, str]]:
+        """Return the columns of the last runs that failed or were lost, as a data source for traces names them."""
+        return list(_Collector.runs)
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """Return the result of a range query; seconds since the epoch."""
@@ -185,11 +194,24 @@ def _answers(url: str) -> bool:
         return False
 
 
-class _Accept(BaseHTTPRequestHandler):
-    """An OTLP collector that takes everything and keeps nothing."""
+class _Collector(BaseHTTPRequestHandler):
+    """An OTLP collector that takes everything and keeps the last runs that failed or were lost."""
+
+    runs: ClassVar[deque[dict[str, str]]] = deque(maxlen=20)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        zipped = self.headers.get("Content-Encoding") == "gzip"
+        request = ExportTraceServiceRequest.FromString(gzip.decompress(body) if zipped else body)
+        for resource in request.resource_spans:
+            service = {each.key: each.value.string_value for each in resource.resource.attributes}["service.name"]
+            for span in (span for scope in resource.scope_spans for span in scope.spans if span.name == "agx.stream"):
+                row = {each.key: each.value.string_value for each in span.attributes}
+                if row[c.RUN_OUTCOME] in ERROR_OUTCOMES:
+                    begun = time.strftime("%H:%M:%S", time.gmtime(span.start_time_unix_nano / 1e9))
+                    seconds = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+                    row |= {"time": begun, "traceService": service, "duration": f"{seconds:.1f} s"}
+                    self.runs.appendleft(row)
         self.send_response(200)
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", "0")
@@ -201,7 +223,7 @@ class _Accept(BaseHTTPRequestHandler):
 
 @contextmanager
 def _collector() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Accept)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

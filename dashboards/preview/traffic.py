@@ -109,9 +109,9 @@ class Traffic:
             pipeline.execute()
 
     def close(self) -> None:
-        """Close the connection and take the made-up leases away: they belong to no process."""
+        """Close the connection and take the made-up leases and what waits away: they belong to no process."""
         for n in range(PARTITIONS):
-            self._redis.delete(keys.leases(PREFIX, n))
+            self._redis.delete(*self._waiting_keys(n))
         self._redis.close()
 
     def _put(self, pipeline: Redis, tenant: str, fact: Fact) -> None:
@@ -120,15 +120,26 @@ class Traffic:
         pipeline.expire(key, keys.QUEUE_TTL)
 
     def _live(self, pipeline: Redis) -> None:
-        """Leases as live runs have them; their number wanders. Deadlines far off: no reaper has to look after them."""
+        """Leases as live runs have them, and as many jobs and approvals that wait; their number wanders.
+
+        Deadlines are far off, so that no reaper has to look after them.
+        """
         for scope, most in zip(SCOPES, (12, 7, 3), strict=True):
             self._lives[scope] = min(most, max(1, self._lives.get(scope, most // 2) + self._random.randint(-1, 1)))
-            pipeline.delete(keys.leases(PREFIX, keys.partition(scope, PARTITIONS)))
+            pipeline.delete(*self._waiting_keys(keys.partition(scope, PARTITIONS)))
         for scope, lives in self._lives.items():
-            key = keys.leases(PREFIX, keys.partition(scope, PARTITIONS))
+            leases, jobs, approvals = self._waiting_keys(keys.partition(scope, PARTITIONS))
             deadline = (time.time() + 600) * 1000
-            pipeline.zadd(key, {f"{scope}:user:session-{n}:run-{n}": deadline for n in range(lives)})
-            pipeline.expire(key, keys.INDEX_TTL)
+            sessions = [f"{scope}:user:session-{n}" for n in range(lives)]
+            pipeline.zadd(leases, {f"{session}:run": deadline for session in sessions})
+            pipeline.hset(approvals, mapping={f"c:{session}:call": "{}" for session in sessions})
+            for _ in sessions:
+                pipeline.xadd(jobs, {"scope": scope, "due": 0})
+            for key in (leases, jobs, approvals):
+                pipeline.expire(key, keys.INDEX_TTL)
+
+    def _waiting_keys(self, n: int) -> tuple[str, str, str]:
+        return keys.leases(PREFIX, n), keys.jobs(PREFIX, n), keys.approvals(PREFIX, n)
 
     def _run(self, kind: Kind, scope: str, now: int) -> Iterator[Fact]:
         self._number += 1

@@ -197,7 +197,7 @@ def the_boards_fill(reader: Reader, blocks: Blocks, page: Page, model: ModelServ
     is_done(page)
     model.hold()
     stop(page, model, "third")
-    undrawn = {target.expr: target.name for target in targets() if _without_reach(target.panel["title"]) not in EMPTY}
+    undrawn = {target.expr: target.name for target in targets() if target.title not in EMPTY}
 
     def all_drawn() -> bool:
         for expr in [expr for expr in undrawn if numbers(reader, expr)]:
@@ -206,8 +206,3 @@ def the_boards_fill(reader: Reader, blocks: Blocks, page: Page, model: ModelServ
         return True
 
     wait_until_sync(all_drawn)
-
-
-def _without_reach(title: str) -> str:
-    """Return a panel's title without what it covers, which stands in parentheses at its end."""
-    return title.partition(" (")[0]

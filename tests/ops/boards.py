@@ -18,8 +18,11 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules" / "agx.rules.yaml"
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "dashboards" / "json").glob("*.json"))}
 
-# What Grafana would put in for its own variables and for ours with "All" chosen.
-VARIABLES = {"$__rate_interval": "10s", "$__range": "1m"}
+# What Grafana would put in for its own variables and for ours with "All" chosen. A day passes in a second.
+VARIABLES = {"$__rate_interval": "10s", "$__range": "1m", "offset 1d": "offset 1s", "offset 1w": "offset 7s"}
+
+# Every board has the same ones.
+MARKS = next(iter(BOARDS.values()))["annotations"]["list"]
 
 _NAME = re.compile(r"\b(?:agx|gen_ai)_[a-z0-9_]+")
 _LABEL_USES = re.compile(r"\b(?:by|without|on)\s*\([^)]*\)|\{[^}]*\}")
@@ -40,17 +43,23 @@ class Target:
     def name(self) -> str:
         return f"{self.board}: {self.panel['title']}"
 
+    @property
+    def title(self) -> str:
+        """The panel's title without its unit and what it covers."""
+        return re.split(r" [\[(]", str(self.panel["title"]))[0]
+
 
 def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the panels of a board, its rows' headings left out."""
-    yield from (panel for panel in board["panels"] if panel["type"] != "row")
+    """Yield the panels of a board, those of folded rows too; the rows' headings are left out."""
+    for panel in board["panels"]:
+        yield from panel["panels"] if panel["type"] == "row" else [panel]
 
 
 def targets() -> Iterator[Target]:
-    """Yield every query of every board."""
+    """Yield every query to Prometheus of every board."""
     for name, board in BOARDS.items():
         for panel in panels(board):
-            for target in panel["targets"]:
+            for target in panel["targets"] if panel["datasource"]["type"] == "prometheus" else ():
                 yield Target(name, panel, filled(target["expr"]))
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from ops.boards import BOARDS, BY_NAME, ROOT, metrics_in, panels, rules, targets
+from ops.boards import BOARDS, BY_NAME, MARKS, ROOT, metrics_in, panels, rules, targets
+
+from dashboards.layout import UNITS
 
 ALL_PANELS = [(name, panel) for name, board in BOARDS.items() for panel in panels(board)]
 RUNBOOKS = "https://github.com/opale/pydantic-ai-stream/blob/main/docs/runbooks.md"
@@ -21,22 +23,35 @@ def test_the_committed_boards_are_what_the_code_makes() -> None:
 def test_boards_have_ids_of_their_own() -> None:
     assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS) == 3
     for name, board in BOARDS.items():
-        ids = [panel["id"] for panel in board["panels"]]
+        headings = [panel for panel in board["panels"] if panel["type"] == "row"]
+        ids = [panel["id"] for panel in (*headings, *panels(board))]
         assert len(ids) == len(set(ids)), name
 
 
 def test_panels_do_not_overlap_and_stay_on_the_grid() -> None:
     for name, board in BOARDS.items():
-        taken: dict[tuple[int, int], str] = {}
-        for panel in board["panels"]:
-            place = panel["gridPos"]
-            assert place["w"] > 0
-            assert place["x"] + place["w"] <= 24
-            for cell in itertools.product(
-                range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
-            ):
-                assert cell not in taken, f"{name}: {panel['title']} covers {taken.get(cell)}"
-                taken[cell] = panel["title"]
+        # A folded row's panels take no room until it is opened, and then below it.
+        for group in (board["panels"], *(row["panels"] for row in board["panels"] if row["type"] == "row")):
+            taken: dict[tuple[int, int], str] = {}
+            for panel in group:
+                place = panel["gridPos"]
+                assert place["w"] > 0
+                assert place["x"] + place["w"] <= 24
+                for cell in itertools.product(
+                    range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+                ):
+                    assert cell not in taken, f"{name}: {panel['title']} covers {taken.get(cell)}"
+                    taken[cell] = panel["title"]
+
+
+def test_only_the_first_rows_are_open() -> None:
+    for name, board in BOARDS.items():
+        folded = [row["collapsed"] for row in board["panels"] if row["type"] == "row"]
+        assert folded == sorted(folded), name  # a folded row above an open one would hide nothing
+        assert folded.count(False) <= 3
+        assert folded[-1]
+        for row in board["panels"]:
+            assert row["type"] != "row" or bool(row["panels"]) == row["collapsed"]
 
 
 @pytest.mark.parametrize(("board", "panel"), ALL_PANELS, ids=[f"{b}-{p['title']}" for b, p in ALL_PANELS])
@@ -46,7 +61,8 @@ def test_every_panel_has_a_unit_advice_and_a_runbook(board: str, panel: dict) ->
         for line in (ROOT / "docs" / "runbooks.md").read_text().splitlines()
         if line.startswith("## ")
     }
-    assert panel["fieldConfig"]["defaults"]["unit"]
+    unit = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
+    assert re.findall(r" \[(.+)\]", panel["title"]) == ([unit] if unit else [])
     assert len(panel["description"]) > 30
     (link,) = panel["links"]
     page, _, anchor = link["url"].partition("#")
@@ -55,7 +71,11 @@ def test_every_panel_has_a_unit_advice_and_a_runbook(board: str, panel: dict) ->
     references = [target["refId"] for target in panel["targets"]]
     assert len(references) == len(set(references))
     for target in panel["targets"]:
-        assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert target["datasource"] == panel["datasource"]
+        assert target["datasource"] in (
+            {"type": "prometheus", "uid": "${datasource}"},
+            {"type": "tempo", "uid": "${traces}"},
+        )
 
 
 def test_every_board_asks_for_its_data_sources_and_offers_the_choices_it_uses() -> None:
@@ -64,7 +84,7 @@ def test_every_board_asks_for_its_data_sources_and_offers_the_choices_it_uses() 
         text = str(board["panels"])
         used = set(re.findall(r"\$\{?([a-z]+)\b", text)) - {"__"}
         assert {"datasource", "traces", "cluster", "namespace", "job"} <= offered, name
-        assert used - {"__rate_interval", "__range", "__field", "__from", "__to"} <= offered, name
+        assert used - {"__rate_interval", "__range", "__field", "__from", "__to", "__data"} <= offered, name
         assert offered - {"traces"} <= used, f"{name} offers what no query reads"
 
 
@@ -72,8 +92,15 @@ def test_every_query_obeys_every_variable_or_the_title_says_that_it_cannot() -> 
     for name, board in BOARDS.items():
         shown = {v["name"] for v in board["templating"]["list"] if v["type"] == "query"}
         for panel in panels(board):
-            title, _, suffix = panel["title"].partition(" (all ")
-            said = {part.removesuffix("s") for part in suffix.rstrip(")").split(", ") if part}
+            title, _, suffix = panel["title"].partition(" (all")
+            said = {part.removesuffix("s") for part in suffix.strip(" )").split(", ") if part}
+            if suffix == ")":
+                said = shown - {"cluster", "namespace", "job"}
+            if panel["datasource"]["type"] == "tempo":
+                (target,) = panel["targets"]
+                obeyed = set(re.findall(r'=~ "\$\{(\w+):pipe\}"', target["query"]))
+                assert shown - obeyed == said == {"cluster", "namespace", "job"}, title  # not in traces
+                continue
             for target in panel["targets"]:
                 if target["legendFormat"] == "threshold":
                     continue  # one line for all
@@ -81,6 +108,43 @@ def test_every_query_obeys_every_variable_or_the_title_says_that_it_cannot() -> 
                     obeyed = set(re.findall(r'(?<!\w)\w+=~"\$(\w+)"', matchers))
                     assert shown - obeyed <= said, f"{name}: {title}: {metric}"
             assert not said & {"cluster", "namespace", "job"}, f"{name}: {title}"
+
+
+def test_a_panel_obeys_each_variable_that_its_metric_has_a_label_for() -> None:
+    labels = {"service": {"service", "service_name"}, "agent": {"agent", "gen_ai_agent_name"}, "scope": {"scope"}}
+    for name, board in BOARDS.items():
+        shown = {v["name"] for v in board["templating"]["list"]} & labels.keys()
+        for panel in panels(board):
+            for target in panel["targets"]:
+                for metric, matchers in re.findall(r"\b((?:agx|gen_ai)_\w+)\{([^}]*)\}", target.get("expr", "")):
+                    (known,) = metrics_in(metric)
+                    for variable in shown:
+                        if labels[variable] & set(BY_NAME[known].labels):
+                            assert f'=~"${variable}"' in matchers, f"{name}: {panel['title']}: {metric}, {variable}"
+
+
+def test_each_board_marks_deployments_takeovers_and_alerts() -> None:
+    for board in BOARDS.values():
+        marks = {mark["name"]: mark for mark in board["annotations"]["list"]}
+        assert set(marks) == {"Service deployed", "Sidecar deployed", "Takeover", "Alerts"}
+        for mark in marks.values():
+            selectors = re.findall(r"\w+\{([^}]*)\}", mark["target"]["expr"])
+            assert selectors
+            assert all('cluster=~"$cluster", namespace=~"$namespace", job=~"$job"' in each for each in selectors)
+            assert set(re.findall(r"\{\{(\w+)\}\}", mark["titleFormat"])) <= {
+                "service", "version", "pod", "instance", "alertname",
+            }  # fmt: skip
+
+
+def test_a_failed_run_leads_to_its_page_and_its_trace() -> None:
+    (panel,) = (panel for panel in panels(BOARDS["agx-agents"]) if panel["datasource"]["type"] == "tempo")
+    (override,) = panel["fieldConfig"]["overrides"]
+    console, trace = override["properties"][0]["value"]
+    assert console["url"] == (
+        'http://127.0.0.1:9465/run?scope=${__data.fields["agx.scope.id"]}&run=${__data.fields["agx.run.id"]}'
+    )
+    assert "${__data.fields.traceIdHidden}" in trace["url"]
+    assert "${traces}" in trace["url"]
 
 
 def test_the_choices_follow_from_metrics_that_there_are() -> None:
@@ -98,6 +162,7 @@ def test_the_choices_follow_from_metrics_that_there_are() -> None:
 
 def test_every_metric_that_a_board_or_rule_names_is_in_the_catalogue() -> None:
     named = {metric for target in targets() for metric in metrics_in(target.expr)}
+    named |= {metric for mark in MARKS for metric in metrics_in(mark["target"]["expr"])}
     named |= {metric for rule in rules() for metric in metrics_in(rule["expr"])}
     assert named - BY_NAME.keys() == set()
     # And the other way round: what nobody looks at should not be measured, or be shown.

@@ -98,6 +98,19 @@ REFUSED = {
         {"worker": {"enabled": True, "image": "shop", "target": "shop:worker", "scaling": {"enabled": True}}},
         "worker.scaling.serverAddress",
     ),
+    "fewest workers over most": (
+        {
+            "worker": {
+                "enabled": True,
+                "image": "shop",
+                "target": "shop:worker",
+                "scaling": {"enabled": True, "serverAddress": "http://prometheus:9090", "minReplicas": 21},
+            }
+        },
+        "worker.scaling.minReplicas (21) must not be more than worker.scaling.maxReplicas (20)",
+    ),
+    "page of no trace": ({"dashboards": {"tracePage": "http://phoenix:6006/traces/"}}, "tracePage"),
+    "no address of a console": ({"dashboards": {"consoleUrl": "console"}}, "consoleUrl"),
     "no time to drain": ({"otlp": {"timeout": 30}}, "terminationGracePeriodSeconds (30) must be longer"),
 }
 

@@ -22,6 +22,21 @@ def test_boards_arrive_unchanged_where_grafanas_sidecar_looks() -> None:
         assert manifest["metadata"]["annotations"]["grafana_folder"] == "Agents"
 
 
+def test_links_on_the_boards_lead_where_the_values_say() -> None:
+    page = "https://logfire.example/org/project?q=trace_id='{trace_id}'"
+    links = {"enabled": True, "consoleUrl": "https://agx.example/", "tracePage": page}
+    boards = [m for m in render({"dashboards": links}) if m["kind"] == "ConfigMap"]
+    texts = [text for board in boards for text in board["data"].values()]
+    for text in texts:
+        json.loads(text)
+        assert "127.0.0.1" not in text
+        assert '"url": "https://agx.example"' in text
+    (runs,) = (text for text in texts if "Last failed and lost runs" in text)
+    assert '"https://agx.example/run?scope=${__data.fields[\\"agx.scope.id' in runs
+    assert "\"https://logfire.example/org/project?q=trace_id='${__data.fields.traceIdHidden}'\"" in runs
+    assert runs.count("traceIdHidden") == 1
+
+
 def test_grafanas_operator_finds_each_board_in_its_config_map() -> None:
     manifests = render(KNOBS | {"extraManifests": []})
     boards = {m["metadata"]["name"]: m for m in manifests if m["kind"] == "ConfigMap"}

@@ -38,7 +38,7 @@ def _problems(schema: dict[str, Any], value: object, where: str) -> list[str]:
 def test_every_board_and_panel_is_what_grafana_takes(schemas: dict[str, dict[str, Any]]) -> None:
     problems = []
     for name, board in BOARDS.items():
-        problems += _problems(schemas["board"], board, name)
+        problems += _problems(schemas["board"], _without_queries(board), name)
         for panel in panels(board):
             where = f"{name}: {panel['title']}"
             kind = panel["type"]
@@ -47,6 +47,15 @@ def test_every_board_and_panel_is_what_grafana_takes(schemas: dict[str, dict[str
             if custom := panel["fieldConfig"]["defaults"].get("custom"):
                 problems += _problems(schemas[f"{kind} field"], custom, where)
     assert problems == []
+
+
+def _without_queries(board: dict[str, Any]) -> dict[str, Any]:
+    """Return a board without what a data source reads of a mark: Grafana's type knows only its own store's query."""
+    marks = [
+        {key: value for key, value in mark.items() if key not in ("target", "titleFormat", "textFormat")}
+        for mark in board["annotations"]["list"]
+    ]
+    return board | {"annotations": {"list": marks}}
 
 
 def test_the_schemas_are_strict(schemas: dict[str, dict[str, Any]]) -> None:

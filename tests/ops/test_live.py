@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from typing import Any
 
 import httpx
 import pytest
-from ops.boards import Target, filled, metrics_in, rules, targets
+from ops.boards import MARKS, Target, filled, metrics_in, rules, targets
 from prometheus_client.parser import text_string_to_metric_families
 from support.waiting import wait_until_sync
 
@@ -32,6 +33,13 @@ def _numbers(stack: Stack, target: Target) -> list[float]:
 @pytest.mark.parametrize("target", TARGETS, ids=[f"{n}-{target.name}" for n, target in enumerate(TARGETS)])
 def test_every_query_of_every_panel_returns_a_number(stack: Stack, target: Target) -> None:
     wait_until_sync(lambda: _numbers(stack, target), what=f"a number from {target.expr}")
+
+
+@pytest.mark.parametrize("mark", [mark for mark in MARKS if mark["name"] != "Alerts"], ids=lambda mark: mark["name"])
+def test_what_began_is_marked(stack: Stack, mark: dict[str, Any]) -> None:
+    found = wait_until_sync(lambda: stack.query(filled(mark["target"]["expr"])), what=mark["name"])
+    labels = set(re.findall(r"\{\{(\w+)\}\}", mark["titleFormat"])) - {"pod"}
+    assert all(labels <= series["metric"].keys() for series in found)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in rules() if "record" in rule], ids=lambda rule: rule["record"])

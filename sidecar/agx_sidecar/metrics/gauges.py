@@ -22,7 +22,7 @@ from ..source import TRACES_GROUP, QueueEnd, find_end, first_id_after
 from . import instruments as i
 from . import table as t
 from .fold import HEARTBEAT_LIFE_MS, ZERO_ID, Fold, Position
-from .series import Sample
+from .series import LABEL_LENGTH, Sample
 from .table import Instrument
 
 logger = logging.getLogger(__name__)
@@ -235,10 +235,13 @@ def _sample_scopes(fold: Fold, measured: Mapping[str, int]) -> list[Sample]:
 def _by_service(fold: Fold, now_ms: int) -> dict[Instrument, list[Sample]]:
     """Sum listeners and buffers over a service's processes; of the silences take the longest."""
     sums: dict[str, tuple[int, int, int]] = {}
+    versions: set[tuple[str, str]] = set()
     for at_ms, heartbeat in fold.heartbeats.values():
         if now_ms - at_ms > HEARTBEAT_LIFE_MS:
             continue
         name = fold.series.capped(t.SERVICE, heartbeat.service.name)
+        labels = (name, (heartbeat.service.version or "")[:LABEL_LENGTH])
+        versions.add(labels if labels in versions or len(versions) < t.LABEL_CAP else (name, t.OTHER))
         listeners, buffered, silence = sums.get(name, (0, 0, 0))
         sums[name] = (
             listeners + heartbeat.listeners,
@@ -247,6 +250,7 @@ def _by_service(fold: Fold, now_ms: int) -> dict[Instrument, list[Sample]]:
         )
     services = sorted(sums.items())
     return {
+        i.SERVICE_INFO: [Sample(labels, 1) for labels in sorted(versions)],
         i.LISTENERS: [Sample((name,), of[0]) for name, of in services],
         i.BUFFERED: [Sample((name,), of[1]) for name, of in services],
         i.SILENCE: [Sample((name,), of[2]) for name, of in services],

@@ -277,6 +277,7 @@ APPEND_LATENCY = histogram(
     value=attrgetter("append_sum_ns"),
     counts=attrgetter("append_counts"),
 )
+SERVICE_INFO = gauge("agx_service_info", (t.SERVICE, t.VERSION), "Always 1; the versions of the services that run.")
 LISTENERS = gauge("agx_listeners", (t.SERVICE,), "Listeners of session streams.")
 BUFFERED = gauge("agx_append_buffer_events", (t.SERVICE,), "Events that wait to be appended.")
 SILENCE = gauge(
