@@ -6,12 +6,15 @@ until the run that goes on with them is submitted, or until another run of the s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
+from ..facts.schema import ApprovalDecided, DecisionKind
 from ..redis import keys
 from ..redis.bus import Bus, Script
 from ..redis.keys import SessionKeys
@@ -43,6 +46,11 @@ class Decision:
     by: str | None = None
     key: str | None = None
     expired: bool = False
+
+    @property
+    def kind(self) -> DecisionKind:
+        """How metrics count it."""
+        return "expired" if self.expired else "approved" if self.approve else "denied"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +86,14 @@ class PendingCall:
     def session(self) -> tuple[str, str, str]:
         return self.scope_id, self.user_id, self.session_id
 
+    def make_fact(self, decision: Decision, now_ms: int) -> ApprovalDecided:
+        """Return the fact of a decision that is made now (server time)."""
+        since_ns, now_ns = min(self.since_ms, now_ms) * 1_000_000, now_ms * 1_000_000
+        return ApprovalDecided(**self.fact, decision=decision.kind, start_ns=since_ns, end_ns=now_ns)
+
+
+_CALL, _DECISION = TypeAdapter(PendingCall), TypeAdapter(Decision)
+
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
@@ -96,7 +112,7 @@ class Approvals:
         """Set the decision on a call; returns the one that holds, None where the call does not wait."""
         fields = (_field("c", session, call_id), _field("d", session, call_id))
         held = await self.bus.run(_DECIDE, self._key(session.scope), *fields, orjson.dumps(decision))
-        return None if held is None else Decision(**orjson.loads(held))
+        return None if held is None else _DECISION.validate_json(held)
 
     async def remove(self, session: SessionKeys, call_ids: Iterable[str]) -> None:
         """Remove calls: a run goes on with them, or without them."""
@@ -107,12 +123,12 @@ class Approvals:
         """Return the waiting calls of a partition, the oldest first."""
         flat = await self.bus.execute("HGETALL", keys.approvals(self.prefix, partition))
         found = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
-        decided = {field[1:]: Decision(**orjson.loads(value)) for field, value in found.items() if field[:1] == b"d"}
-        calls = [
-            replace(PendingCall(**orjson.loads(value)), decision=decided.get(field[1:]))
-            for field, value in found.items()
-            if field[:1] == b"c"
-        ]
+        decided = {field[1:]: _DECISION.validate_json(value) for field, value in found.items() if field[:1] == b"d"}
+        calls: list[PendingCall] = []
+        for field, value in found.items():
+            if field[:1] == b"c":
+                with contextlib.suppress(ValidationError):  # not one of ours, or of a version that we can't read
+                    calls.append(replace(_CALL.validate_json(value), decision=decided.get(field[1:])))
         return sorted(calls, key=lambda call: call.since_ms)
 
     async def read_scope(self, scope: str) -> list[PendingCall]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from ..control.approvals import Approvals, Decision, PendingCall
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
 from ..errors import ConversationChangedError, JobError, NotPendingError, RedisUnavailableError
-from ..facts.schema import ApprovalDecided, DecisionKind
 from ..redis.keys import Id, SessionKeys, check_id
 from ..redis.retry import retry
 from ..runs.deferred import open_approvals, results_of
@@ -114,12 +112,11 @@ async def _reread(approvals: Approvals, session: SessionKeys) -> list[PendingCal
 
 
 def _report(engine: Engine, call: PendingCall, decision: Decision) -> None:
-    what: DecisionKind = "expired" if decision.expired else "approved" if decision.approve else "denied"
     fields = {"run_id": call.run_id, "session": "/".join(call.session), "tool": call.tool, "by": decision.by}
-    logger.info("agx: call %s of tool %s was %s by %s", call.call_id, call.tool, what, decision.by, extra=fields)
-    now = time.time_ns()
-    wait_ns = max(0, engine.clock.now_ms() - call.since_ms) * 1_000_000
-    engine.queues.put(ApprovalDecided(**call.fact, decision=what, start_ns=now - wait_ns, end_ns=now))
+    logger.info(
+        "agx: call %s of tool %s was %s by %s", call.call_id, call.tool, decision.kind, decision.by, extra=fields
+    )
+    engine.queues.put(call.make_fact(decision, engine.clock.now_ms()))
 
 
 async def go_on(engine: Engine, calls: Sequence[PendingCall]) -> str:

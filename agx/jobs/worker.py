@@ -81,6 +81,7 @@ class Worker:
         self._announced_at: float | None = None  # the loop's time
         self._wake = asyncio.Event()  # a job may wait
         self._wake_takeover = asyncio.Event()  # a run was handed over
+        self._wake_decided = asyncio.Event()  # a console has stored a decision
         self._stop = asyncio.Event()
 
     @property
@@ -151,7 +152,8 @@ class Worker:
             engine.subscription.unsubscribe(channel)
 
     def _on_wake(self, message: bytes) -> None:
-        (self._wake_takeover if message == keys.WAKE_HANDED_OVER else self._wake).set()
+        events = {keys.WAKE_HANDED_OVER: self._wake_takeover, keys.WAKE_DECIDED: self._wake_decided}
+        events.get(message, self._wake).set()
 
     async def _start_jobs(self, engine: Engine, queue: JobQueue) -> None:
         assert engine.queues.partitions is not None
@@ -318,10 +320,13 @@ class Worker:
             logger.debug("agx: a job ended with an exception", exc_info=True)
 
     async def _expire_calls(self, engine: Engine) -> None:
-        """Deny the calls on which nobody has decided in time."""
+        """Deny the calls on which nobody has decided in time, and go on with runs whose calls are decided."""
         await engine.ready()
         while True:
-            await asyncio.sleep(_EXPIRE_EVERY * random.uniform(0.5, 1.5))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXPIRE_EVERY * random.uniform(0.5, 1.5)):
+                    await self._wake_decided.wait()
+            self._wake_decided.clear()
             with contextlib.suppress(AgxError):  # too many jobs wait: later
                 await expire_calls(engine)
 

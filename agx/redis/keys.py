@@ -18,7 +18,9 @@ JOBS_TTL = 7 * 86_400  # a jobs queue without news
 QUEUE_TTL = 86_400  # a scope queue without news
 STATE_TTL = 30 * 86_400  # the sidecar's metric state
 
-WAKE_HANDED_OVER = b"handed over"  # the message of `jobs_wake_channel()` that wakes workers for a takeover
+# Messages of `jobs_wake_channel()`: a run waits for a takeover; a call is decided. Any other: a job waits.
+WAKE_HANDED_OVER = b"handed over"
+WAKE_DECIDED = b"decided"
 
 
 def check_id(value: Id, name: str) -> str:
@@ -140,7 +142,7 @@ def room(prefix: str) -> str:
 
 
 def jobs_wake_channel(prefix: str) -> str:
-    """The channel that wakes the workers: `WAKE_HANDED_OVER` for a run to take over, anything else for a job."""
+    """The channel that wakes the workers."""
     return f"{prefix}::jobs:wake"
 
 

@@ -23,7 +23,7 @@ What it does:
 
 The console:
 
-- `AGX_CONSOLE` (default `off`): `read` shows, `full` can also cancel.
+- `AGX_CONSOLE` (default `off`): `read` shows, `full` can also cancel runs and decide on tool calls.
 - `AGX_CONSOLE_PORT` (default `9465`): its port.
 - `AGX_CONSOLE_TOKEN`: a visitor who has it may log in; at least 16 characters. Without one the console is on
   loopback only.
@@ -82,7 +82,7 @@ class PushSettings:
 class ConsoleSettings:
     """The console's settings. Without a token it is for this machine only."""
 
-    can_cancel: bool
+    can_write: bool
     shows_content: bool
     host: str
     port: int
@@ -175,7 +175,7 @@ def _console(environ: Mapping[str, str], host: str) -> ConsoleSettings | None:
     if token is not None and len(token) < _TOKEN_LENGTH:
         raise SettingsError(f"AGX_CONSOLE_TOKEN must have at least {_TOKEN_LENGTH} characters; make it a random text")
     return ConsoleSettings(
-        can_cancel=mode == "full",
+        can_write=mode == "full",
         shows_content=_choice(environ, "AGX_CONSOLE_CONTENT", ("0", "1"), "0", str) == "1",
         host=host,
         port=_port(environ, "AGX_CONSOLE_PORT", 9465),

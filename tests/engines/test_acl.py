@@ -21,11 +21,12 @@ from support.otlp import OtlpReceiver
 from support.replica import Replica
 from support.rigs import ClusterRig, TlsRig
 from support.topologies import tls_topology
-from support.visitor import Visitor, console_port
+from support.visitor import Visitor, console_port, leave_call
 from support.waiting import wait_until
 
 import agx
 from agx.cli.rights import find_rights
+from agx.redis import keys
 from agx.testing import collect
 
 pytestmark = pytest.mark.redis7
@@ -241,17 +242,23 @@ async def test_sidecar(rig: TlsRig, tmp_path: Path, otlp: OtlpReceiver) -> None:
 
 
 async def test_console(rig: TlsRig, tmp_path: Path) -> None:
-    """A console of its own: both pages, and a cancel of our run and of a seed client's."""
+    """A console of its own, with texts: both pages, a cancel of our run and of a seed client's, and a decision."""
+    (more,) = re.findall(r"```acl\n(&.*?)```", PAGE.read_text(), re.DOTALL)
+    rule = f"{published_rules()['agx-console']} {' '.join(more.replace('&', ' &').replace(chr(92), ' ').split())}"
+    rig.set_users({"agx-console": rule})
+    allowed = set(re.findall(r"\+([\w|]+)", rule))
     stage = ScriptedAgent(silent=True)
     async for _ in as_user(rig, "admin"):
         run = asyncio.create_task(agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps(session_id="ours")))
         await stage.reached.wait()
         with rig.admin() as admin:
             admin.set("agx:1:1:theirs:live", "1", px=60_000)
+            leave_call(admin, keys.SessionKeys("agx", "1", "1", "waits"))
         await reset_stats(rig)
         console = Replica(
             tmp_path / "console", rig.url("agx-console"),
             AGX_REDIS_CA=str(rig.ca), AGX_SINKS="none", AGX_CONSOLE="full", AGX_CONSOLE_PORT="0",
+            AGX_CONSOLE_CONTENT="1",
         )  # fmt: skip
         try:
             visitor = Visitor(await asyncio.to_thread(console_port, console))
@@ -260,16 +267,19 @@ async def test_console(rig: TlsRig, tmp_path: Path) -> None:
             page = await asyncio.to_thread(visitor.get, f"/run?{urlencode(ours)}")
             assert "Cancel this run" in page.text
             await _see_recovering(rig, visitor)
+            decision = {"scope": "1", "user": "1", "session": "waits", "call": "c1", "decision": "approve"}
+            assert (await asyncio.to_thread(visitor.post, "/decide", decision)).status == 303
             for form in (ours, {**ours, "session": "theirs", "run": "1"}):
                 assert (await asyncio.to_thread(visitor.post, "/cancel", form)).status == 303
             with pytest.raises(agx.AgxCanceledError):
                 await run
             with rig.admin() as admin:
                 assert admin.get("agx:1:1:theirs:live") is None
-            await wait_until(lambda: commands_allowed("agx-console") <= commands_used(rig))
+            await wait_until(lambda: allowed <= commands_used(rig))
         finally:
             assert console.end() == 0, console.log
-    check_commands(rig, "agx-console")
+    with rig.admin() as admin:
+        assert not [entry for entry in admin.acl_log() if entry["username"] == "agx-console"]
 
 
 async def test_console_that_only_reads(rig: TlsRig, tmp_path: Path) -> None:

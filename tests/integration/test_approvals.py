@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from agx.redis.keys import SessionKeys
 from agx.redis_session import RedisSessions
 from agx.testing import collect
 from agx.web import make_router
+from agx_sidecar.console import waiting_calls
 from agx_sidecar.link import Link
 from agx_sidecar.metrics.gauges import count_approvals
 
@@ -43,6 +45,7 @@ class Scene:
     """An agent that leaves two calls to others, and a worker that has it."""
 
     deleted: list[str] = field(default_factory=list)
+    replies: tuple[Any, ...] = (*REPLIES, ["More"])
 
     def __post_init__(self) -> None:
         def delete(path: str) -> str:
@@ -57,7 +60,7 @@ class Scene:
         tools.add_function(measure)
         outputs: Any = [str, DeferredToolRequests]
         self.agent: Agent[ScopeDeps, Any] = Agent(
-            scripted(*REPLIES, ["More"]), deps_type=ScopeDeps, output_type=outputs, toolsets=[tools], name="support"
+            scripted(*self.replies), deps_type=ScopeDeps, output_type=outputs, toolsets=[tools], name="support"
         )
 
     async def recipe(self, job: agx.Job) -> agx.Call:
@@ -86,12 +89,8 @@ class Scene:
 
 @pytest.fixture
 async def scene(configured: Redis) -> AsyncIterator[Scene]:
-    scene = Scene()
-    worker = agx.Worker({"support": scene.recipe})
-    working = asyncio.create_task(worker.run())
-    yield scene
-    worker.stop()
-    await working
+    async with _working(Scene()) as working:
+        yield working
 
 
 async def pending_ids(user: str | None = None) -> list[str]:
@@ -262,3 +261,59 @@ async def test_the_command_line_lists_and_decides(
     run_id = json.loads(went_on)["run_id"]
     await wait_until(lambda: has_ended(run_id))
     assert await scene.returned() == {"c1": "The tool call was denied.", "c2": "warm"}
+
+
+async def test_all_processes_restart_and_seven_days_pass(redis_url: str) -> None:
+    """Between the run and the last decision no process lives, and what Redis does not keep for a week is gone."""
+    async with _service(redis_url) as client:
+        async with _working(Scene()) as before:
+            run_id = await before.defer()
+        await decide("c2", result={"degrees": 21}, by="station")
+    async with Redis.from_url(redis_url) as client:
+        await _age(client, seconds=WEEK - 60)
+    async with _service(redis_url) as client:
+        (left,) = await agx.pending("acme")
+        assert (left.call_id, left.run_id) == ("c1", run_id)
+        next_id = await decide("c1", by="eve")  # no worker lives yet
+        assert next_id is not None
+        async with _working(Scene(replies=REPLIES[1:])) as after:
+            await wait_until(lambda: has_ended(next_id))
+            assert await after.returned() == {"c1": "/tmp is gone", "c2": {"degrees": 21}}
+        assert (before.deleted, after.deleted) == ([], ["/tmp"])
+        assert await agx.pending("acme") == []
+
+
+@asynccontextmanager
+async def _service(redis_url: str) -> AsyncIterator[Redis]:
+    """A process of the service, from its configuration to its end."""
+    async with Redis.from_url(redis_url) as client:
+        agx.configure(agx.Config(redis=client))
+        yield client
+        await agx.aclose()
+
+
+@asynccontextmanager
+async def _working(scene: Scene) -> AsyncIterator[Scene]:
+    worker = agx.Worker({"support": scene.recipe})
+    working = asyncio.create_task(worker.run())
+    yield scene
+    worker.stop()
+    await working
+
+
+async def _age(client: Redis, *, seconds: int) -> None:
+    """Make every key so much older: the server deletes what expires meanwhile."""
+    async for key in client.scan_iter():
+        await client.pexpire(key, max(1, await client.pttl(key) - seconds * 1_000))
+
+
+async def test_a_console_wakes_the_worker_that_goes_on(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agx.jobs.worker._EXPIRE_EVERY", 3_600)  # its next look without a wake-up is far away
+    async with _working(Scene()) as scene:
+        await scene.defer()
+        await decide("c2", approve=False)
+        form = {"scope": "acme", "user": "ada", "session": "s", "call": "c1", "decision": "approve"}
+        decided, decision = await waiting_calls.decide(current_engine().control, "agx", form, "console/10.0.0.1")
+        assert (decided.tool, decision.by) == ("delete", "console/10.0.0.1")
+        await wait_until(lambda: has_answered("/tmp is gone", scene))
+    assert sorted(fact.decision for fact in await decisions(configured)) == ["approved", "denied"]

@@ -19,13 +19,13 @@ def test_the_console_only_shows_and_never_counts() -> None:
     settings = read_settings(environment_of(console, "agx-agx-sidecar-console")[0])
     assert settings.sinks == frozenset()
     assert settings.console is not None
-    assert (settings.console.can_cancel, settings.console.shows_content) == (False, False)
+    assert (settings.console.can_write, settings.console.shows_content) == (False, False)
     assert (settings.console.host, settings.console.port) == ("0.0.0.0", 9465)
     assert settings.console.trusted_proxies == ("10.0.0.0/8", "2001:db8::1/128")
     full = {"console": SECRETS["console"] | {"existingSecret": secret}}
     settings = read_settings(environment_of(full, "agx-agx-sidecar-console")[0])
     assert settings.console is not None
-    assert (settings.console.can_cancel, settings.console.shows_content) == (True, True)
+    assert (settings.console.can_write, settings.console.shows_content) == (True, True)
 
 
 def test_the_console_keeps_a_random_token_unless_given_one() -> None:

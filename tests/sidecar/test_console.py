@@ -37,7 +37,7 @@ def test_off_loopback_it_needs_a_token(host: str) -> None:
         read_settings({**asked, "AGX_CONSOLE_TOKEN": "short"})
     console = read_settings({**asked, "AGX_CONSOLE_TOKEN": TOKEN}).console
     assert console is not None
-    assert (console.host, console.port, console.can_cancel, console.shows_content) == (host, 9465, False, False)
+    assert (console.host, console.port, console.can_write, console.shows_content) == (host, 9465, False, False)
     assert TOKEN not in repr(console)
 
 

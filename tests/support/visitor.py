@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
+from typing import Any
 from urllib.parse import urlencode
 
 import orjson
 import redis
 
+from agx.control.approvals import PendingCall
 from agx.redis import keys
 
+from .made_facts import ended
 from .replica import Replica
 from .waiting import wait_until_sync
 
@@ -97,3 +100,33 @@ def begin_live(
 def say(client: redis.Redis, session: keys.SessionKeys, **body: object) -> None:
     """Append an event to a run made by hand."""
     client.xadd(session.stream, {"type": "event", "origin": "pydantic-ai", "body": orjson.dumps(body)})
+
+
+def leave_call(
+    client: redis.Redis, session: keys.SessionKeys, call_id: str = "c1", *, partitions: int = 8, **fields: Any
+) -> None:
+    """Write what a service writes when a run ends with a call that waits."""
+    fact = ended("run-1", scope=session.scope, user=session.user, session=session.session)
+    common = {
+        "id": f"run-1:decision.{call_id}",
+        **{f: getattr(fact, f) for f in ("scope", "user", "session", "run_id")},
+    }
+    given: dict[str, Any] = {
+        "scope_id": session.scope,
+        "user_id": session.user,
+        "session_id": session.session,
+        "run_id": "run-1",
+        "agent": "support",
+        "call_id": call_id,
+        "tool": "refund",
+        "args": {"order": "7", "euros": 20},
+        "kind": "approval",
+        "since_ms": int(time.time() * 1_000) - 90_000,
+        "recipe": "support",
+        "job": {},
+        "fact": {**common, "agent": fact.agent, "service": fact.service, "trace": fact.trace},
+    }
+    key = keys.approvals(session.prefix, keys.partition(session.scope, partitions))
+    name = f"c:{session.scope}:{session.user}:{session.session}:{call_id}"
+    client.hset(key, name, orjson.dumps(PendingCall(**given | fields)))
+    client.expire(key, 600)

@@ -13,12 +13,10 @@ from urllib.parse import parse_qsl
 
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agx.control.cancellation import keep_mark, mark_cancelled
 from agx.fleet.fleet import read_clock, read_lease_ttl
@@ -28,19 +26,15 @@ from agx.redis.keys import SessionKeys
 
 from ..http import HttpServer, make_app
 from ..settings import ConsoleSettings, Settings
-from .auth import Gate, client_of
+from .auth import Gate, SecurityHeaders, client_of
 from .conversation import read_conversation
 from .formatting import run_url
-from .html import (
-    Child,
-    Html,
-    h,
-    page,
-)
+from .html import Child, Html, h, page
 from .index_page import index_view
 from .overview import Query, read_overview
 from .run_history import RunPlace, read_history
 from .run_page import run_view, unknown_view
+from .waiting_calls import NoLongerWaitsError, decide
 
 logger = logging.getLogger(__name__)
 
@@ -53,22 +47,8 @@ _FILES = {
     "/console.js": "text/javascript; charset=utf-8",
     "/icon.svg": "image/svg+xml",
 }
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
 # No other site, and no second header.
 _OWN_PAGE = re.compile(r"/(run)?(\?[!-~]*)?")
-_HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    # Not no-referrer: browsers would then hide a form's origin from us too.
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 class ConsoleServer(HttpServer):
@@ -85,7 +65,7 @@ class ConsoleServer(HttpServer):
     def start(self) -> None:
         super().start()
         host = f"[{self._console.host}]" if ":" in self._console.host else self._console.host
-        mode = "full: it can cancel runs" if self._console.can_cancel else "read"
+        mode = "full: it can cancel runs and decide on tool calls" if self._console.can_write else "read"
         texts = "shown" if self._console.shows_content else "hidden"
         logger.info("console at http://%s:%d/, %s, texts %s", host, self.port, mode, texts)
 
@@ -107,6 +87,7 @@ class Console:
             Route("/", self._for_visitors(self._show_index)),
             Route("/run", self._for_visitors(self._show_run)),
             Route("/cancel", self._from_own_page(self._for_visitors(self._cancel)), methods=["POST"]),
+            Route("/decide", self._from_own_page(self._for_visitors(self._decide)), methods=["POST"]),
             Route("/login", self._from_own_page(self._log_in), methods=["POST"]),
             Route("/login", self._leave_login),
             Route("/logout", self._from_own_page(self._log_out), methods=["POST"]),
@@ -114,7 +95,7 @@ class Console:
         ]
         return make_app(
             routes,
-            middleware=[Middleware(_SecurityHeaders)],
+            middleware=[Middleware(SecurityHeaders)],
             exception_handlers={
                 404: self._refuse_path,
                 405: self._refuse_path,
@@ -165,7 +146,8 @@ class Console:
     async def _show_index(self, request: Request) -> Response:
         query = Query.of(request.query_params)
         overview = await _in_time(read_overview(self._bus, self._settings.prefix, query))
-        return self._page("Runs", index_view(overview))
+        view = index_view(overview, can_write=self._console.can_write, content=self._console.shows_content)
+        return self._page("Runs", view)
 
     async def _show_run(self, request: Request) -> Response:
         try:
@@ -177,7 +159,7 @@ class Console:
             return self._page("Unknown run", unknown_view(), status=404)
         session, content = place.keys(self._settings.prefix), self._console.shows_content
         talk = await _in_time(read_conversation(self._bus, session)) if content and session is not None else []
-        view = run_view(history, can_cancel=self._console.can_cancel, content=content, conversation=talk)
+        view = run_view(history, can_cancel=self._console.can_write, content=content, conversation=talk)
         return self._page("Run", view)
 
     async def _leave_login(self, request: Request) -> Response:
@@ -205,7 +187,7 @@ class Console:
             logger.warning("console: run %s may go on although it was cancelled (%s)", run_id, type(error).__name__)
 
     async def _cancel(self, request: Request) -> Response:
-        if not self._console.can_cancel:
+        if not self._console.can_write:
             return self._message(403, "This console may only read", "Set AGX_CONSOLE=full to let it cancel runs.")
         try:
             place = _place_of(await _read_form(request))
@@ -228,6 +210,23 @@ class Console:
         if not found:
             return self._message(409, "Too late to cancel", "The run had already ended.")
         return _redirect(run_url(place.scope, place.run_id, place.user, place.session, 0))
+
+    async def _decide(self, request: Request) -> Response:
+        if not (self._console.can_write and self._console.shows_content):
+            needs = "Set AGX_CONSOLE=full and AGX_CONSOLE_CONTENT=1 to let it decide on tool calls."
+            return self._message(403, "This console may only read", needs)
+        form, who = await _read_form(request), client_of(request)
+        try:
+            call, decision = await _in_time(decide(self._bus, self._settings.prefix, form, f"console/{who}"))
+        except ValueError:
+            return self._message(400, "This is no tool call", "Its ids or the decision are not valid.")
+        except NoLongerWaitsError:
+            return self._message(409, "This call does not wait", "Somebody else has decided, or its run has gone on.")
+        place = "/".join(call.session)
+        text = "console: %s %s call %s of tool %s in %s"
+        fields = {"run_id": call.run_id, "session": place, "tool": call.tool, "by": decision.by}
+        logger.warning(text, who, decision.kind, call.call_id, call.tool, place, extra=fields)
+        return _redirect("/")
 
     async def _log_in(self, request: Request) -> Response:
         form = await _read_form(request)
@@ -276,7 +275,7 @@ class Console:
     def _page(self, title: str, view: Html, *, status: int = 200) -> Response:
         home = h("a", h("img", src="/icon.svg", alt=""), "agx console", href="/", class_="home")
         about: list[Child] = [home, h("code", self._settings.prefix)]
-        about.append(h("span", "can cancel" if self._console.can_cancel else "read only", class_="mode"))
+        about.append(h("span", "full" if self._console.can_write else "read only", class_="mode"))
         state = h("span", id="state", role="status", class_="mode")
         pause = h("button", "Pause updates", id="pause", type="button", aria_pressed="false", hidden=True)
         skip = h("a", "Skip to the content", href="#view", class_="skip")
@@ -285,21 +284,6 @@ class Console:
             leave = h("form", h("button", "Log out"), method="post", action="/logout", class_="leave")
         body = page(f"{title} · agx", skip, h("header", *about, state, pause, leave), view)
         return Response(body, status, media_type="text/html")
-
-
-class _SecurityHeaders:
-    """Adds the headers that keep other sites and foreign scripts away from the pages."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
 
 
 def _serve_file(path: str) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Who may use the console: the token, the cookie of a login, and which page sent a form."""
+"""Who may use the console: the token, the cookie of a login, which page sent a form, the headers of pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ import hmac
 import time
 from urllib.parse import urlsplit
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "agx_console"
 _LOGIN_SECONDS = 12 * 3_600
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: browsers would then hide a form's origin from us too.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 
 class Gate:
@@ -75,3 +91,18 @@ def _host(url: str) -> str | None:
 def client_of(request: Request) -> str:
     """Return the address of a client, for the log: behind a trusted proxy the one that the proxy names."""
     return request.client.host if request.client is not None else "unknown"
+
+
+class SecurityHeaders:
+    """Adds the headers that keep other sites and foreign scripts away from the pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

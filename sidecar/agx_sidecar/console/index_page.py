@@ -1,4 +1,4 @@
-"""The index page: live runs, then the lost and failed ones, then the rest."""
+"""The index page: tool calls that wait, live runs, then the lost and failed ones, then the rest."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ from agx.facts.schema import ERROR_OUTCOMES, Outcome, RunEnded
 from agx.fleet.fleet import LiveRun
 from agx.stream.entry import StreamEntry
 
-from .formatting import (
-    ago,
-    badge,
-    clock,
-    duration,
-    error_name,
-    run_url,
-    session_name,
-)
+from .formatting import ago, badge, clock, duration, error_name, run_url, session_name
 from .html import Html, h
 from .overview import Overview, Query
+from .waiting_calls import waiting_view
 
 _LISTS = {
     "bad": tuple(reversed(ERROR_OUTCOMES)),
@@ -27,7 +20,7 @@ _LISTS = {
 }
 
 
-def index_view(overview: Overview) -> Html:
+def index_view(overview: Overview, *, can_write: bool, content: bool) -> Html:
     """Return the part of the page that is refreshed."""
     query = overview.query
     return h(
@@ -36,6 +29,7 @@ def index_view(overview: Overview) -> Html:
         _search(query),
         _tiles(overview),
         _range(overview),
+        waiting_view(overview.waiting, overview.now_ms, can_write=can_write, content=content),
         _live(overview),
         _ended("Lost and failed", "bad", overview, overview.bad),
         _ended("Cancelled and completed", "good", overview, overview.good),

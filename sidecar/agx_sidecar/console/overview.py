@@ -1,4 +1,4 @@
-"""Reads what the index page shows: live runs by their leases, the ended ones among the newest facts."""
+"""Reads what the index page shows: live runs by their leases, calls that wait, ended runs among the newest facts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agx.control.approvals import PendingCall
 from agx.facts.schema import ERROR_OUTCOMES, RunEnded
 from agx.fleet.fleet import (
     LiveRun,
@@ -17,6 +18,8 @@ from agx.fleet.fleet import (
 )
 from agx.redis.bus import Bus
 from agx.stream.entry import StreamEntry
+
+from .waiting_calls import read_waiting
 
 PAGE = 50  # live runs
 _ENDED = 100  # rows of each list
@@ -55,6 +58,7 @@ class Overview:
     live: int = 0
     shown: tuple[tuple[LiveRun, StreamEntry | None], ...] = ()  # a page of the live ones, with their last entries
     pages: int = 1
+    waiting: tuple[PendingCall, ...] = ()  # tool calls on which nobody has decided
     outcomes: Mapping[str, int] = field(default_factory=dict)
     bad: tuple[RunEnded, ...] = ()  # lost and failed
     good: tuple[RunEnded, ...] = ()
@@ -72,6 +76,7 @@ async def read_overview(bus: Bus, prefix: str, query: Query) -> Overview:
     first = (min(query.page, pages) - 1) * PAGE
     page = live[first : first + PAGE]
     last = await read_last(bus, page)
+    waiting = await read_waiting(bus, prefix, partitions)
     newest = await read_newest(bus, prefix, partitions, query.facts, "run.end")
     ended = [
         fact
@@ -89,6 +94,7 @@ async def read_overview(bus: Bus, prefix: str, query: Query) -> Overview:
         live=len(live),
         shown=tuple(zip(page, last, strict=True)),
         pages=pages,
+        waiting=tuple(call for call in waiting if query.matches(*call.session, call.run_id, call.agent, call.tool)),
         outcomes=Counter(fact.outcome for fact in ended),
         # Of the bad ones the lost come first, then the newest: the sort keeps their order.
         bad=tuple(sorted(bad, key=lambda fact: fact.outcome != "lost")[:_ENDED]),
