@@ -2,4 +2,7 @@
 
 import type { Client, Follower, State } from "./agx.js";
 
-export function useAgx(client: Client, sessionId: string): State & Pick<Follower, "start" | "cancel" | "steer" | "retry">;
+export function useAgx(
+  client: Client,
+  sessionId: string,
+): State & Pick<Follower, "start" | "cancel" | "steer" | "retry" | "approve" | "deny">;

@@ -17,5 +17,7 @@ export function useAgx(client, sessionId) {
   const cancel = useCallback(() => follower.current.cancel(), []);
   const steer = useCallback((text) => follower.current.steer(text), []);
   const retry = useCallback(() => follower.current.retry(), []);
-  return { ...state, start, cancel, steer, retry };
+  const approve = useCallback((callId, options) => follower.current.approve(callId, options), []);
+  const deny = useCallback((callId, options) => follower.current.deny(callId, options), []);
+  return { ...state, start, cancel, steer, retry, approve, deny };
 }

@@ -28,9 +28,34 @@ export interface Part {
   [key: string]: unknown;
 }
 
+/** A tool call that waits: for a yes or a no, or for the result of a call that is made elsewhere. */
+export interface WaitingCall {
+  session_id: string;
+  run_id: string;
+  call_id: string;
+  tool: string;
+  args: Record<string, unknown>;
+  kind: "approval" | "result";
+  /** ISO 8601. */
+  since: string;
+  /** When the call is denied; null where it waits for any time. */
+  expires: string | null;
+}
+
+export interface DecisionOptions {
+  /** Take the place of the model's arguments. */
+  args?: Record<string, unknown>;
+  /** Of a call that is made elsewhere. */
+  result?: unknown;
+  /** Makes a repeat harmless. */
+  key?: string;
+}
+
 export interface State {
   readonly status: "loading" | "ready" | "running" | "reconnecting";
   readonly parts: readonly Part[];
+  /** The calls with which the latest run ended. */
+  readonly pending: readonly WaitingCall[];
   /** How the last run ended; null while one is live, and where its events are no longer retained. */
   readonly outcome: Outcome | null;
   /** What to show: a sentence and its code. */
@@ -71,6 +96,8 @@ export interface Follower {
   retry(): Promise<boolean>;
   cancel(): Promise<boolean>;
   steer(text: string): Promise<boolean>;
+  approve(callId: string, options?: DecisionOptions): Promise<boolean>;
+  deny(callId: string, options?: Pick<DecisionOptions, "key">): Promise<boolean>;
   close(): void;
 }
 
@@ -80,6 +107,10 @@ export interface Session {
   start(prompt: string): Promise<string>;
   cancel(): Promise<boolean>;
   steer(text: string, key?: string): Promise<void>;
+  pending(): Promise<WaitingCall[]>;
+  /** The run that goes on; null while other calls of the run wait. */
+  approve(callId: string, options?: DecisionOptions): Promise<string | null>;
+  deny(callId: string, options?: Pick<DecisionOptions, "key">): Promise<string | null>;
   events(options?: {
     after?: string;
     signal?: AbortSignal;
@@ -93,6 +124,7 @@ export interface Client {
   session(id: string): Session;
   conversations(page?: { limit?: number; offset?: number }): Promise<StoredConversation[]>;
   live(): Promise<string[]>;
+  pending(): Promise<WaitingCall[]>;
 }
 
 export const INITIAL: State;

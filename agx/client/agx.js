@@ -56,6 +56,11 @@ class Client {
     return (await this.json("/live")).sessions;
   }
 
+  /** The user's tool calls that wait for a decision, or for a result; the oldest first. */
+  async pending() {
+    return (await this.json("/approvals")).calls;
+  }
+
   /** Send a request; raises AgxError unless the answer is a success. */
   async request(path, { headers, ...init } = {}) {
     const sent = { "Agx-Client": VERSION, ...headers, ...(await this.headers()) };
@@ -117,6 +122,25 @@ class Session {
     await this.client.post(`${this.path}/steer`, { text, key });
   }
 
+  /** The tool calls of this session that wait. */
+  async pending() {
+    return (await this.client.pending()).filter((call) => call.session_id === this.id);
+  }
+
+  /** Approve a call that waits. Returns the id of the run that goes on; null while other calls of the run wait. */
+  approve(callId, options) {
+    return this.#decide(callId, true, options);
+  }
+
+  /** Deny a call that waits. Returns what `approve()` returns. */
+  deny(callId, options) {
+    return this.#decide(callId, false, options);
+  }
+
+  async #decide(call_id, approve, { args, result, key } = {}) {
+    return (await this.client.post(`${this.path}/decisions`, { call_id, approve, args, result, key })).run_id;
+  }
+
   /**
    * Yield the latest run's events, from the first or behind the cursor `after`, up to its `end`. A connection that is
    * cut, or silent for `silence` seconds, is made again behind the last event. It returns without an `end` where the
@@ -170,7 +194,14 @@ class Session {
 }
 
 /** What a page shows before it has read anything. */
-export const INITIAL = Object.freeze({ status: "loading", parts: [], outcome: null, error: null, runId: null });
+export const INITIAL = Object.freeze({
+  status: "loading",
+  parts: [],
+  pending: [],
+  outcome: null,
+  error: null,
+  runId: null,
+});
 
 class Follower {
   #session;
@@ -181,6 +212,7 @@ class Follower {
   #timer;
   #cursor = "";
   #isLoaded = false;
+  #isPendingRead = true;
   #lastPrompt = null;
   #connectionError = null;
 
@@ -199,12 +231,37 @@ class Follower {
       const runId = await this.#session.start(prompt);
       this.#lastPrompt = prompt;
       const parts = [...this.state.parts, { part_kind: "user-prompt", content: prompt }];
-      if (this.state.runId !== runId) this.#change({ parts, runId, status: "running", outcome: null });
-      this.#isWoken = true; // it may be reading, and sleep only then
-      this.#wake();
+      if (this.state.runId !== runId) this.#change({ parts, runId, status: "running", outcome: null, pending: [] });
+      this.#readNow();
       return true;
     } catch (error) {
       this.#change({ error });
+      return false;
+    }
+  }
+
+  /** Approve a call of `pending`; false where it is refused: then `error` has the reason. */
+  approve(callId, options) {
+    return this.#decide(() => this.#session.approve(callId, options), callId);
+  }
+
+  /** Deny a call of `pending`; false where it is refused. */
+  deny(callId, options) {
+    return this.#decide(() => this.#session.deny(callId, options), callId);
+  }
+
+  async #decide(send, callId) {
+    this.#change({ error: null });
+    try {
+      await send();
+      this.#change({ pending: this.state.pending.filter((call) => call.call_id !== callId) });
+      this.#readNow();
+      return true;
+    } catch (error) {
+      this.#change({ error });
+      // Somebody else has decided: show what still waits.
+      this.#isPendingRead = ![404, 409].includes(error.status);
+      this.#readNow();
       return false;
     }
   }
@@ -243,6 +300,19 @@ class Follower {
     this.#wake();
   }
 
+  #readNow() {
+    this.#isWoken = true; // it may be reading, and sleep only then
+    this.#wake();
+  }
+
+  /** Read which calls wait, where the parts have one without a result. */
+  async #readPending() {
+    const returned = new Set(this.state.parts.filter((part) => part.part_kind !== "tool-call").map((part) => part.tool_call_id));
+    const isOpen = (part) => part.part_kind === "tool-call" && !returned.has(part.tool_call_id);
+    this.#change({ pending: this.state.parts.some(isOpen) ? await this.#session.pending() : [] });
+    this.#isPendingRead = true;
+  }
+
   async #run() {
     const { client } = this.#session;
     const { signal } = this.#closing;
@@ -250,6 +320,7 @@ class Follower {
       try {
         if (!this.#isLoaded) await this.#load();
         await this.#readRun(signal);
+        if (!this.#isPendingRead) await this.#readPending();
         failures = 0;
         await this.#sleep(client.poll * 1000);
       } catch (error) {
@@ -270,6 +341,7 @@ class Follower {
     this.#isLoaded = true;
     const error = outcome === "lost" ? new AgxError("run_lost") : null;
     this.#change({ parts, runId: run_id, status: live ? "running" : "ready", outcome, error });
+    this.#isPendingRead = live;
   }
 
   async #readRun(signal) {
@@ -289,12 +361,13 @@ class Follower {
         // It has ended, and what was read has its answer; or another run has begun, which is read from its first event.
         if (this.state.status === "ready" || this.state.runId !== event.body.run_id) return;
       }
-      if (event.type === "begin") this.#change({ status: "running", outcome: null });
+      if (event.type === "begin") this.#change({ status: "running", outcome: null, pending: [] });
       if (event.type === "error" && event.body.code) failure = new AgxError(event.body.code, event.body.msg);
       if (event.type === "end") {
         const { outcome } = event.body;
         // A run that was cancelled has no error to show.
         this.#change({ status: "ready", outcome, error: outcome === "completed" || outcome === "cancelled" ? null : failure });
+        this.#isPendingRead = outcome !== "completed";
         return;
       }
       const parts = apply(this.state.parts, event);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,3 +22,9 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def has_own_handler() -> bool:
+    """Return whether the process handles SIGTERM itself; outside the main thread nobody can."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import signal
-import threading
 import time
 import uuid
 from collections import Counter
@@ -17,7 +15,7 @@ from typing import Any
 
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
-from ..engine.signals import stop_on_signals
+from ..engine.signals import has_own_handler, stop_on_signals
 from ..errors import AgxError
 from ..fleet.fleet import read_clock
 from ..redis import keys
@@ -105,7 +103,7 @@ class Worker:
 
         In a process that handles SIGTERM itself, as uvicorn does, no signal is handled: call `stop()` at its shutdown.
         """
-        with contextlib.nullcontext() if _has_own_handler() else stop_on_signals(self._stop):
+        with contextlib.nullcontext() if has_own_handler() else stop_on_signals(self._stop):
             await self._work(self._announce, self._take_jobs, self._take_over, self._expire_calls)
 
     async def recover(self) -> None:
@@ -345,9 +343,3 @@ class Worker:
             await added
             self._announced_at = asyncio.get_running_loop().time()
             await asyncio.sleep(_SEEN_EVERY)
-
-
-def _has_own_handler() -> bool:
-    """Whether the process handles SIGTERM itself; outside the main thread nobody can."""
-    in_main = threading.current_thread() is threading.main_thread()
-    return not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

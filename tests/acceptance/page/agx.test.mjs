@@ -238,3 +238,61 @@ test("parts: deltas, void parts of a resumed run, gaps, and events of a later ve
   assert.equal(after(parts, { event: "of-a-later-version" }), parts);
   assert.equal(after(parts, {}, "of-a-later-version"), parts);
 });
+
+const waits = (call_id, session_id = "s") => ({ call_id, session_id, tool: "refund", args: { euros: 20 }, kind: "approval" });
+const toolCall = (tool_call_id) => ({ part_kind: "tool-call", tool_name: "refund", tool_call_id });
+const called = (id, tool_call_id) => frame(id, "event", { event: "part_start", ...toolCall(tool_call_id) }, "pydantic-ai");
+
+/** Follow, call `act` once the state has so many pending calls, and resolve with its result and the state it leads to. */
+function acted(client, count, act, condition) {
+  return new Promise((resolve) => {
+    let result;
+    const follower = client.session("s").follow((state) => {
+      if (!result && state.pending.length === count) result = act(follower);
+      if (!result || !condition(state)) return;
+      follower.close();
+      result.then((value) => resolve([value, state]));
+    });
+  });
+}
+
+test("the calls with which a run ended are shown, and the run that goes on after the last decision", async () => {
+  const { client, requests } = service({
+    messages: [conversation("r", true, [prompt("Refund")])],
+    events: [
+      stream(begin("1-0", "r") + called("2-0", "c1") + called("3-0", "c2") + end("4-0")),
+      nothing(),
+      stream(begin("5-0", "r") + text("6-0", "Done") + end("7-0")),
+    ],
+    approvals: [json({ calls: [waits("c1"), waits("c9", "other"), waits("c2")] })],
+    decisions: [json({ run_id: null }, 202), json({ run_id: "r" }, 202)],
+  });
+  const decide = async (chat) => [await chat.deny("c1"), await chat.approve("c2", { args: { euros: 5 } })];
+  const [decided, state] = await acted(client, 2, decide, (state) => contents(state).includes("Done"));
+  assert.deepEqual([decided, state.pending], [[true, true], []]);
+  assert.equal(requests.filter((request) => request === "POST /api/sessions/s/decisions").length, 2);
+});
+
+test("a decision that somebody else has made is an error, and what still waits is read again", async () => {
+  const open = [prompt("Refund"), toolCall("c1"), toolCall("c2"), { part_kind: "tool-return", tool_call_id: "c2" }];
+  const { client } = service({
+    messages: [conversation("r", false, open, "1-0", "completed")],
+    approvals: [json({ calls: [waits("c1")] }), json({ calls: [] })],
+    decisions: [json({ detail: "Decided.", code: "conversation_changed" }, 409)],
+  });
+  const [decided, state] = await acted(client, 1, (chat) => chat.approve("c1"), (state) => !state.pending.length);
+  assert.deepEqual([decided, state.error?.code], [false, "conversation_changed"]);
+});
+
+test("a conversation without open calls asks for none; the session's own requests name the run that goes on", async () => {
+  const { client, requests } = service({
+    messages: [conversation("r", false, [prompt("Hi"), { part_kind: "text", content: "Hello" }], "1-0", "completed")],
+    decisions: [json({ run_id: "r2" }, 202)],
+    approvals: [json({ calls: [waits("c1"), waits("c9", "other")] })],
+  });
+  await shown(client, (state) => state.status === "ready");
+  assert.ok(!requests.some((request) => request.includes("approvals")));
+  const session = client.session("s");
+  assert.deepEqual((await session.pending()).map((call) => call.call_id), ["c1"]);
+  assert.equal(await session.approve("c1", { key: "k" }), "r2");
+});
