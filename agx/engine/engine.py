@@ -80,6 +80,7 @@ class Engine:
         self.meta = MetaPublisher(self.control, config.key_prefix, Meta(config.queue_partitions, config.lease_ttl))
         self.leases = Leases(
             self.control,
+            self.appends,
             config.key_prefix,
             self.clock,
             self.supervisor,

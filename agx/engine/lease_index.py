@@ -23,8 +23,11 @@ Run = tuple[keys.SessionKeys, str]  # with the run's id
 class LeaseIndex:
     """Writes deadlines and sessions. Both are hints: who reads them looks at the live key itself."""
 
-    def __init__(self, bus: Bus, prefix: str, clock: ServerClock, meta: MetaPublisher, *, ttl_ms: int) -> None:
+    def __init__(
+        self, bus: Bus, appends: Bus, prefix: str, clock: ServerClock, meta: MetaPublisher, *, ttl_ms: int
+    ) -> None:
         self._bus = bus
+        self._appends = appends
         self._prefix = prefix
         self._clock = clock
         self._meta = meta
@@ -55,8 +58,8 @@ class LeaseIndex:
         return self._bus.execute("ZREM", self._key(run[0]), _member(run))
 
     def enter_session(self, session: keys.SessionKeys) -> None:
-        """Enter a session into its user's index."""
-        self._bus.run(_ENTER, session.index, keys.INDEX_TTL, self._clock.now_ms(), session.session)
+        """Enter a session into its user's index, in the round trip of the `begin` that follows."""
+        self._appends.run(_ENTER, session.index, keys.INDEX_TTL, self._clock.now_ms(), session.session)
 
     def touch_session(self, session: keys.SessionKeys) -> None:
         """Set when a session was last known to be alive, for the recovery window."""

@@ -10,7 +10,9 @@ from .schema import StreamEvent
 _AT_EACH_END = 64  # events
 
 # The parts of a body that are no content.
-_ATTRIBUTES = ("idx", "part_kind", "tool_name", "tool_call_id", "tool_outcome", "outcome", "reason", "error_type")
+_ATTRIBUTES = frozenset(
+    ("idx", "part_kind", "tool_name", "tool_call_id", "tool_outcome", "outcome", "reason", "error_type")
+)
 
 
 class EventSample:
@@ -37,9 +39,10 @@ class EventSample:
             return
         attributes = {
             name: value
-            for name in _ATTRIBUTES
+            for name, value in body.items()
             # A fact's integers have 64 bits.
-            if isinstance(value := body.get(name), str) or (isinstance(value, int) and value.bit_length() < 64)
+            if name in _ATTRIBUTES
+            and (isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64))
         }
         event = StreamEvent(at_ns, "part" if what == "part_start" else what, attributes)
         self._count += 1

@@ -80,7 +80,10 @@ class Connection:
         """
         try:
             await self._raw.disconnect()
+            self._raw.socket_timeout = SOCKET_TIMEOUT
             await self._raw.connect()  # type: ignore[no-untyped-call]
+            # With it redis-py makes a task and a timer for each send, and before Python 3.12 loses a cancellation there.
+            self._raw.socket_timeout = None
             self._find_received()
         except BaseException as error:
             # After an error that is no RedisError redis-py leaves a connection open that is neither authenticated nor
@@ -113,12 +116,8 @@ class Connection:
         return reply
 
     async def send(self, packed: bytes) -> None:
-        """Send commands; raises RedisError or OSError."""
+        """Send commands, without a deadline; raises RedisError or OSError."""
         await self._raw.send_packed_command(packed, check_health=False)
-        # redis-py sends under asyncio.wait_for(), which loses a cancellation before Python 3.12.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
 
     async def read_message(self) -> Reply:
         """Wait for a pushed message. A read that is cancelled, between two messages or within one, loses nothing."""

@@ -12,7 +12,7 @@ from functools import partial
 from redis.exceptions import RedisError
 
 from ..redis.bus import Bus
-from ..redis.redis_py import Connection, pack_command
+from ..redis.redis_py import SOCKET_TIMEOUT, Connection, pack_command
 from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 
@@ -140,4 +140,5 @@ class Subscription:
 
 async def _send(connection: Connection, verb: str, names: list[bytes]) -> None:
     for start in range(0, len(names), _NAMES):
-        await connection.send(pack_command((verb, *names[start : start + _NAMES])))
+        async with asyncio.timeout(SOCKET_TIMEOUT):
+            await connection.send(pack_command((verb, *names[start : start + _NAMES])))

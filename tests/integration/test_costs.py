@@ -81,7 +81,7 @@ async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:
     assert sum(token_path.values()) <= 22.5 * deltas, token_path
     # The number of round trips depends on time.
     lasting = {name: count for name, count in run.items() if not name.startswith(("NodeBus.", "Connection."))}
-    assert sum(lasting.values()) / 10 <= 920, run
+    assert sum(lasting.values()) / 10 <= 880, run
 
 
 async def test_redis_commands_of_a_session_that_is_followed_and_idle(
