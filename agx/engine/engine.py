@@ -80,11 +80,11 @@ class Engine:
         self.meta = MetaPublisher(self.control, config.key_prefix, Meta(config.queue_partitions, config.lease_ttl))
         self.leases = Leases(
             self.control,
-            self.appends,
             config.key_prefix,
             self.clock,
             self.supervisor,
             self.meta,
+            appends=self.appends,
             ttl=config.lease_ttl,
             on_data_lost=self._check_data,
         )

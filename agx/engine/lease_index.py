@@ -24,7 +24,7 @@ class LeaseIndex:
     """Writes deadlines and sessions. Both are hints: who reads them looks at the live key itself."""
 
     def __init__(
-        self, bus: Bus, appends: Bus, prefix: str, clock: ServerClock, meta: MetaPublisher, *, ttl_ms: int
+        self, bus: Bus, prefix: str, clock: ServerClock, meta: MetaPublisher, *, appends: Bus, ttl_ms: int
     ) -> None:
         self._bus = bus
         self._appends = appends

@@ -78,12 +78,12 @@ class Leases:
     def __init__(
         self,
         bus: Bus,
-        appends: Bus,
         prefix: str,
         clock: ServerClock,
         supervisor: Supervisor,
         meta: MetaPublisher,
         *,
+        appends: Bus,
         ttl: float,
         on_data_lost: Callable[[], None],
     ) -> None:
@@ -93,7 +93,7 @@ class Leases:
         self._clock = clock
         self._meta = meta
         self._ttl_ms = int(ttl * 1_000)
-        self._index = LeaseIndex(bus, appends, prefix, clock, meta, ttl_ms=self._ttl_ms)
+        self._index = LeaseIndex(bus, prefix, clock, meta, appends=appends, ttl_ms=self._ttl_ms)
         self._on_data_lost = on_data_lost
         self._held: dict[str, Lease] = {}  # by holder: two attempts of a run may meet in one process
         self._renewal: asyncio.Task[None] | None = None

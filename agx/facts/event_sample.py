@@ -41,8 +41,7 @@ class EventSample:
             name: value
             for name, value in body.items()
             # A fact's integers have 64 bits.
-            if name in _ATTRIBUTES
-            and (isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64))
+            if name in _ATTRIBUTES and (isinstance(value, str) or (isinstance(value, int) and value.bit_length() < 64))
         }
         event = StreamEvent(at_ns, "part" if what == "part_start" else what, attributes)
         self._count += 1

@@ -82,7 +82,7 @@ class Connection:
             await self._raw.disconnect()
             self._raw.socket_timeout = SOCKET_TIMEOUT
             await self._raw.connect()  # type: ignore[no-untyped-call]
-            # With it redis-py makes a task and a timer for each send, and before Python 3.12 loses a cancellation there.
+            # With it redis-py makes a task and a timer for each send, and loses a cancellation before Python 3.12.
             self._raw.socket_timeout = None
             self._find_received()
         except BaseException as error:
