@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         AgxCanceledError,
         AgxError,
         BodyError,
+        BranchError,
         JobError,
         LeaseLostError,
         NotConfiguredError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         SessionBusyError,
         SessionConflictError,
         SessionSaveError,
+        SessionUnknownError,
         SteeredError,
         TextError,
     )
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from .runs.capability import AgxCapability
     from .runs.deps import Deps
     from .runs.runner import run
-    from .sessions.base import Session
+    from .sessions.base import Session, branch_session
     from .sessions.redis_session import RedisSession
     from .stream.events import Runtime
 
@@ -55,6 +57,7 @@ __all__ = [
     "AgxCapability",
     "AgxError",
     "BodyError",
+    "BranchError",
     "Call",
     "Config",
     "Deps",
@@ -75,11 +78,13 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionSaveError",
+    "SessionUnknownError",
     "SteeredError",
     "TextError",
     "Worker",
     "aclose",
     "add",
+    "branch_session",
     "cancel",
     "configure",
     "decide",
@@ -114,7 +119,7 @@ _MODULES = {
     "runs.capability": ("AgxCapability",),
     "runs.deps": ("Deps",),
     "runs.runner": ("run",),
-    "sessions.base": ("Session",),
+    "sessions.base": ("Session", "branch_session"),
     "sessions.redis_session": ("RedisSession",),
     "stream.events": ("Runtime",),
 }

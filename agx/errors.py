@@ -55,7 +55,7 @@ class QueueFullError(AgxError):
 
 
 class TextError(AgxError, ValueError):
-    """Raised when a text for a run can't be taken."""
+    """Raised when a text for a run, or the title of a conversation, can't be taken."""
 
 
 class NotPendingError(AgxError):
@@ -67,6 +67,17 @@ class RunUnknownError(AgxError, LookupError):
 
     def __init__(self, run_id: str) -> None:
         super().__init__(f"the session has no run {run_id!r} that has ended, or Redis no longer has its facts")
+
+
+class SessionUnknownError(AgxError, LookupError):
+    """Raised for a conversation that the store does not have, or that is another user's."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(f"no conversation {session!r} of this user is stored")
+
+
+class BranchError(AgxError, ValueError):
+    """Raised where a conversation can't be branched at a message."""
 
 
 class JobError(AgxError, TypeError, ValueError):
@@ -321,6 +332,13 @@ RUN_UNKNOWN = ErrorCode(
     "The session has no such run.",
     "The run has not ended, it is too old, or it is not one of this user.",
     "Give feedback on a run that has ended, within a day or so.",
+    404,
+)
+SESSION_UNKNOWN = ErrorCode(
+    "session_unknown",
+    "There is no such conversation.",
+    "The conversation was deleted, it has expired, or it is another user's.",
+    "List the conversations again.",
     404,
 )
 CONVERSATION_CHANGED = ErrorCode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,17 +16,19 @@ from pydantic_ai.messages import (
     ModelMessagesTypeAdapter,
     ModelRequest,
     ModelResponse,
+    TextPart,
     ToolCallPart,
     UserPromptPart,
 )
 from pydantic_core import PydanticSerializationError
 
-from ..redis.keys import Id
+from ..errors import BranchError, SessionUnknownError, TextError
+from ..redis.keys import Id, check_id
 from ..stream.events import to_readable
 
 _UNREADABLE_NUMBER = re.compile(rb"[0-9]{4301}")  # no JSON parser of Python's reads more digits
 EXTERNAL_CALLS = "agx_external_calls"  # in the metadata of a response; not sent to the model
-TITLE_LENGTH = 200  # characters of the first prompt that a listing shows
+TITLE_LENGTH = 200  # characters
 
 
 @dataclass(kw_only=True)
@@ -80,11 +83,9 @@ class Session(ABC):
     def get_user_prompt(self) -> str:
         """Return the text of the first user prompt, "No title" where there is none."""
         for message in self.msgs:
-            if isinstance(message, ModelRequest):
-                for part in message.parts:
-                    if isinstance(part, UserPromptPart):
-                        texts = [part.content] if isinstance(part.content, str) else part.content
-                        return " ".join(text for text in texts if isinstance(text, str)) or "No title"
+            for part in message.parts:
+                if isinstance(part, UserPromptPart):
+                    return _text_of(part) or "No title"
         return "No title"
 
     @staticmethod
@@ -121,30 +122,107 @@ class StoredSession:
 
     Args:
         session_id: which one.
-        title: its first prompt, at most 200 characters.
+        title: the one that `rename()` gave, or the first prompt; at most 200 characters.
         saved_at: when it was last saved; UTC.
+        parent: the session that it branches from; None for any other, and once that one is deleted.
     """
 
     session_id: str
     title: str
     saved_at: datetime
+    parent: str | None = None
 
 
 class SessionStore(Protocol):
-    """Where conversations are kept: opens one, lists a user's. `RedisSessions` and `SqlSessions` are ready to use."""
+    """Where conversations are kept. `RedisSessions` and `SqlSessions` are ready to use.
 
-    def open(self, scope_id: Id, user_id: Id, session_id: Id) -> Session:
+    Each method raises TypeError for an id that is neither an int nor a str, and ValueError for one with a character
+    that none may have.
+    """
+
+    def open(self, scope_id: Id, user_id: Id, session_id: Id, *, parent: Id | None = None) -> Session:
         """Return a session, not yet loaded, for one `run()`.
 
-        Raises:
-            TypeError: an id is neither an int nor a str.
-            ValueError: an id has a character that none may have.
+        Args:
+            parent: what a new conversation branches from.
         """
         ...
 
-    async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> Sequence[StoredSession]:
-        """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`."""
+    async def list(
+        self,
+        scope_id: Id,
+        user_id: Id,
+        *,
+        limit: int = 50,
+        offset: int = 0,
+        search: str | None = None,
+        parent: Id | None = None,
+    ) -> Sequence[StoredSession]:
+        """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`.
+
+        Args:
+            search: only those with this text, in upper or lower case: in the title, and where the store can search
+                it, in the prompts and answers.
+            parent: only those that branch from this one.
+        """
         ...
+
+    async def rename(self, scope_id: Id, user_id: Id, session_id: Id, title: str) -> None:
+        """Give a conversation a title, which later turns do not change.
+
+        Args:
+            title: 1 to 200 characters.
+
+        Raises:
+            TextError: such a title can't be stored.
+            SessionUnknownError: the user has no such conversation.
+        """
+        ...
+
+    async def delete(self, scope_id: Id, user_id: Id, session_id: Id) -> bool:
+        """Remove a stored conversation, and from its branches where they come from; returns whether it was there.
+
+        `agx.delete_session()` calls it, and removes all else that Redis has of the session.
+        """
+        ...
+
+
+async def branch_session(
+    scope_id: Id,
+    user_id: Id,
+    session_id: Id,
+    *,
+    messages: int,
+    sessions: SessionStore,
+    branch_id: Id | None = None,
+) -> str:
+    """Store the beginning of a conversation as a new one, which goes on by itself; returns its session id.
+
+    Args:
+        messages: how many of the stored messages it has.
+        branch_id: the new session; by default a random one.
+
+    Raises:
+        SessionUnknownError: the user has no such conversation.
+        BranchError: it has fewer messages, or the last one of them has tool calls, whose results are in the next one.
+        SessionConflictError: the session `branch_id` has a conversation already.
+        TypeError, ValueError: an id can't be used.
+        Exception: what the store raised.
+    """
+    name = uuid.uuid4().hex if branch_id is None else check_id(branch_id, "branch_id")
+    source = sessions.open(scope_id, user_id, session_id)
+    branch = sessions.open(scope_id, user_id, name, parent=session_id)
+    await source.load()
+    if not source.msgs:
+        raise SessionUnknownError(str(session_id))
+    if not 0 < messages <= len(source.msgs):
+        raise BranchError(f"the conversation has 1 to {len(source.msgs)} messages, not {messages}")
+    branch.msgs = source.msgs[:messages]
+    last = branch.msgs[-1]
+    if isinstance(last, ModelResponse) and last.tool_calls:
+        raise BranchError("the last message has tool calls without results: keep one message more, or one less")
+    await branch.save()
+    return name
 
 
 def keep_prompt(messages: Sequence[ModelMessage], request: ModelRequest) -> list[ModelMessage]:
@@ -177,6 +255,36 @@ def mark_external(messages: Sequence[ModelMessage], calls: Iterable[ToolCallPart
 
 
 def title_of(session: Session) -> str:
-    """Return how a listing names a conversation: without what PostgreSQL's text, or UTF-8, can't hold."""
-    title = session.get_user_prompt().replace("\0", "")[:TITLE_LENGTH]
-    return title.encode("utf-8", "replace").decode()
+    """Return how a listing names a conversation that nobody has renamed."""
+    return _storable(session.get_user_prompt())[:TITLE_LENGTH]
+
+
+def check_title(title: str) -> str:
+    """Return a title without the spaces around it; raises TextError where it is too long, empty, or can't be stored."""
+    if not isinstance(title, str):
+        raise TypeError(f"title must be a str, not {type(title).__name__}")
+    title = title.strip()
+    if not 0 < len(title) <= TITLE_LENGTH or title != _storable(title):
+        raise TextError(f"a title must have 1 to {TITLE_LENGTH} characters, all of which UTF-8 can encode, and no NUL")
+    return title
+
+
+def searched_text(messages: Iterable[ModelMessage]) -> str:
+    """Return the prompts and answers of a conversation as a search compares them."""
+    parts = (part for message in messages for part in message.parts if isinstance(part, UserPromptPart | TextPart))
+    return to_searched("\n".join(_text_of(part) for part in parts))
+
+
+def to_searched(text: str) -> str:
+    """Return a text without differences of case."""
+    return _storable(text.casefold())
+
+
+def _text_of(part: UserPromptPart | TextPart) -> str:
+    content = [part.content] if isinstance(part.content, str) else part.content
+    return " ".join(text for text in content if isinstance(text, str))
+
+
+def _storable(text: str) -> str:
+    """Return a text without what PostgreSQL's text, or UTF-8, can't hold."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()

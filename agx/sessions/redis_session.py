@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,11 +15,11 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 
 from ..engine.engine import Engine
 from ..engine.registry import current_engine
-from ..errors import RedisUnavailableError, SessionConflictError
+from ..errors import RedisUnavailableError, SessionConflictError, SessionUnknownError
 from ..redis.bus import Script
-from ..redis.keys import Id, SessionKeys
-from ..redis.retry import COMMAND_TIMEOUT
-from .base import Session, StoredSession, title_of
+from ..redis.keys import Id, SessionKeys, check_id
+from ..redis.retry import COMMAND_TIMEOUT, retry
+from .base import Session, StoredSession, check_title, title_of, to_searched
 
 TTL = 30 * 86_400  # seconds until a conversation expires, from its last save
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0  # seconds between attempts of a save
@@ -32,7 +32,15 @@ if held[2] == ARGV[2] then return 1 end
 if tonumber(held[1] or '0') > tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1] + 1, 'token', ARGV[2], 'saved_us', ARGV[3], 'title', ARGV[4],
   'messages', ARGV[5])
+if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'parent', ARGV[7]) end
 redis.call('EXPIRE', KEYS[1], ARGV[6])
+return 1
+""")
+
+# Sets a field of a conversation that is there: its expiry stays. ARGV: field, value.
+_SET = Script("""
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1
 """)
 
@@ -47,6 +55,7 @@ class RedisSession(Session):
         user_id: whose conversation it is.
         session_id: which of the user's.
         ttl: seconds until it expires, from its last save; by default 30 days.
+        parent: what a new conversation branches from.
 
     Raises:
         TypeError: an id is neither an int nor a str.
@@ -57,10 +66,13 @@ class RedisSession(Session):
     user_id: Id
     session_id: Id
     ttl: int = TTL
+    parent: Id | None = None
     _version: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         SessionKeys.of("any", self.scope_id, self.user_id, self.session_id)
+        if self.parent is not None:
+            check_id(self.parent, "parent")
 
     async def load(self) -> None:
         """Take the conversation as it was last saved.
@@ -103,7 +115,8 @@ class RedisSession(Session):
     async def _write(self, patience: float) -> None:
         engine, session = self._place()
         token, saved_us = uuid.uuid4().hex, time.time_ns() // 1_000
-        content = (saved_us, title_of(self), self.msgs_to_json(), self.ttl)
+        parent = "" if self.parent is None else str(self.parent)
+        content = (saved_us, title_of(self), self.msgs_to_json(), self.ttl, parent)
         saved = await _persist(
             lambda: engine.control.run(_SAVE, session.messages, self._version, token, *content), patience
         )
@@ -131,42 +144,120 @@ class RedisSessions:
 
     ttl: int = TTL
 
-    def open(self, scope_id: Id, user_id: Id, session_id: Id) -> RedisSession:
+    def open(self, scope_id: Id, user_id: Id, session_id: Id, *, parent: Id | None = None) -> RedisSession:
         """Return a session, not yet loaded, for one `run()`.
+
+        Args:
+            parent: what a new conversation branches from.
 
         Raises:
             TypeError: an id is neither an int nor a str.
             ValueError: an id has a character that none may have.
         """
-        return RedisSession(scope_id, user_id, session_id, self.ttl)
+        return RedisSession(scope_id, user_id, session_id, self.ttl, parent)
 
-    async def list(self, scope_id: Id, user_id: Id, *, limit: int = 50, offset: int = 0) -> list[StoredSession]:
+    async def list(
+        self,
+        scope_id: Id,
+        user_id: Id,
+        *,
+        limit: int = 50,
+        offset: int = 0,
+        search: str | None = None,
+        parent: Id | None = None,
+    ) -> list[StoredSession]:
         """Return a user's conversations, the last saved first.
 
         One that has expired meanwhile is left out, so a page may be short.
+
+        Args:
+            search: only those whose title has this text, in upper or lower case. Redis can't search the messages.
+            parent: only those that branch from this one. With it, or with `search`, each title of the user is read.
 
         Raises:
             RedisUnavailableError: Redis can't be reached.
         """
         engine = current_engine()
-        prefix = engine.config.key_prefix
-        listing = SessionKeys.of(prefix, scope_id, user_id, "any").saved
+        any_session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, "any")
+        origin = None if parent is None else check_id(parent, "parent")
+        if not search and origin is None:
+            return await _read_listing(engine, any_session, offset, offset + limit - 1)
+        found = [
+            one
+            for one in await _read_listing(engine, any_session, 0, -1)
+            if origin in (None, one.parent) and to_searched(search or "") in to_searched(one.title)
+        ]
+        return found[offset : offset + limit]
+
+    async def rename(self, scope_id: Id, user_id: Id, session_id: Id, title: str) -> None:
+        """Give a conversation a title, which later turns do not change.
+
+        Args:
+            title: 1 to 200 characters.
+
+        Raises:
+            TextError: such a title can't be stored.
+            SessionUnknownError: the user has no such conversation.
+            RedisUnavailableError: Redis can't be reached.
+        """
+        engine, title = current_engine(), check_title(title)
+        session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
         try:
-            members = await engine.control.execute("ZRANGE", listing, offset, offset + limit - 1, "REV")
-            sessions = [SessionKeys.of(prefix, scope_id, user_id, member.decode()) for member in members]
-            rows = await asyncio.gather(
-                *(engine.control.execute("HMGET", session.messages, "title", "saved_us") for session in sessions)
-            )
+            is_there = await retry(lambda: engine.control.run(_SET, session.messages, "name", title))
         except (RedisError, OSError) as error:
-            raise RedisUnavailableError("list the sessions", error) from error
-        found = []
-        for session, (title, saved_us) in zip(sessions, rows, strict=True):
-            if saved_us is None:
-                engine.control.execute("ZREM", listing, session.session)
-                continue
-            saved_at = datetime.fromtimestamp(int(saved_us) / 1_000_000, UTC)
-            found.append(StoredSession(session.session, title.decode("utf-8", "replace"), saved_at))
-        return found
+            raise RedisUnavailableError("rename the session", error) from error
+        if not is_there:
+            raise SessionUnknownError(session.session)
+
+    async def delete(self, scope_id: Id, user_id: Id, session_id: Id) -> bool:
+        """Remove a stored conversation, and from its branches where they come from; returns whether it was there.
+
+        `agx.delete_session()` calls it, and removes all else that Redis has of the session.
+
+        Raises:
+            RedisUnavailableError: Redis can't be reached: repeat the call.
+        """
+        engine = current_engine()
+        session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
+        branches = [
+            replace(session, session=one.session_id)
+            for one in await _read_listing(engine, session, 0, -1)
+            if one.parent == session.session
+        ]
+        try:
+            for branch in branches:
+                await engine.control.run(_SET, branch.messages, "parent", "")
+            removed = await engine.control.execute("DEL", session.messages)
+            await engine.control.execute("ZREM", session.saved, session.session)
+        except (RedisError, OSError) as error:
+            raise RedisUnavailableError("delete the session", error) from error
+        return bool(removed)
+
+
+async def _read_listing(engine: Engine, any_session: SessionKeys, first: int, last: int) -> list[StoredSession]:
+    """Return the conversations at these places of a user's listing; raises RedisUnavailableError."""
+    listing = any_session.saved
+    try:
+        members = await engine.control.execute("ZRANGE", listing, first, last, "REV")
+        sessions = [replace(any_session, session=member.decode()) for member in members]
+        fields = ("title", "saved_us", "name", "parent")
+        rows = await asyncio.gather(
+            *(engine.control.execute("HMGET", session.messages, *fields) for session in sessions)
+        )
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError("list the sessions", error) from error
+    found = []
+    for session, (title, saved_us, name, parent) in zip(sessions, rows, strict=True):
+        if saved_us is None:
+            engine.control.execute("ZREM", listing, session.session)
+            continue
+        shown, saved_at = (name or title).decode("utf-8", "replace"), _to_time(saved_us)
+        found.append(StoredSession(session.session, shown, saved_at, (parent or b"").decode() or None))
+    return found
+
+
+def _to_time(saved_us: bytes) -> datetime:
+    return datetime.fromtimestamp(int(saved_us) / 1_000_000, UTC)
 
 
 async def _persist(attempt: Callable[[], Awaitable[Any]], patience: float) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 from support.agents import ScopeDeps, ScriptedAgent
@@ -147,6 +147,89 @@ async def test_a_listing_has_the_last_saved_first_and_pages(store: SessionStore)
     assert [one.session_id for one in await store.list(1, 1, limit=1, offset=1)] == ["c"]
 
 
+async def test_a_title_stays_through_later_turns(store: SessionStore) -> None:
+    await say(store, "one")
+    await store.rename(1, 1, "s", "  Trip to Oslo ✓ ")
+    await say(store, "two")
+    assert [one.title for one in await store.list(1, 1)] == ["Trip to Oslo ✓"]
+    for title in ("", " ", "t" * 201, "a\0", "\ud800"):
+        with pytest.raises(agx.TextError):
+            await store.rename(1, 1, "s", title)
+    with pytest.raises(TypeError):
+        await store.rename(1, 1, "s", 1)  # type: ignore[arg-type] # what is tested
+    for scope, user, session in ((2, 1, "s"), (1, 2, "s"), (1, 1, "t")):
+        with pytest.raises(agx.SessionUnknownError):
+            await store.rename(scope, user, session, "mine")
+    assert await read(store, "t") == []
+
+
+async def test_a_search_finds_titles_and_where_the_store_can_texts(store: SessionStore) -> None:
+    await say(store, "Où est le 100% Café?", session="a")
+    await say(store, "Where is it?", session="b")
+    await say(store, "Café", session="c", user=2)
+    await say(store, "next\0 \ud800 question", session="b")
+    await store.rename(1, 1, "b", "Renamed")
+
+    async def found(search: str, **page: int) -> list[str]:
+        return [one.session_id for one in await store.list(1, 1, search=search, **page)]
+
+    assert await found("CAFÉ") == await found("100% c") == ["a"]
+    assert await found("%") == ["a"]
+    assert await found("_") == await found("user-prompt") == []
+    assert await found("renAMED") == ["b"]
+    assert await found("") == ["b", "a"]
+    assert await found("e", limit=1, offset=1) == ["a"]
+    assert await found("heard WHERE") == await found("next ") == (["b"] if isinstance(store, SqlSessions) else [])
+
+
+async def test_a_branch_goes_on_by_itself(store: SessionStore) -> None:
+    await say(store, "one")
+    await say(store, "two")
+    name = await agx.branch_session(1, 1, "s", messages=2, sessions=store)
+    await agx.branch_session(1, 1, "s", messages=1, sessions=store, branch_id="asked")
+    await say(store, "other", session=name)
+    assert await read(store, name) == ["one", "heard one", "other", "heard other"]
+    assert await read(store, "asked") == ["one"]
+    assert await read(store) == ["one", "heard one", "two", "heard two"]
+    assert {one.session_id: one.parent for one in await store.list(1, 1)} == {name: "s", "asked": "s", "s": None}
+    assert [one.session_id for one in await store.list(1, 1, parent="s")] == [name, "asked"]
+
+
+async def test_what_cannot_be_branched_is_refused(store: SessionStore) -> None:
+    session = await say(store, "one")
+    session.msgs = [*session.msgs, ModelResponse(parts=[ToolCallPart("work", {})])]
+    await session.save()
+
+    async def branch(messages: int = 1, *, user: int = 1, session: str = "s", branch_id: str | None = None) -> None:
+        await agx.branch_session(1, user, session, messages=messages, sessions=store, branch_id=branch_id)
+
+    for messages in (0, -1, 3, 4):
+        with pytest.raises(agx.BranchError):
+            await branch(messages)
+    for user, name in ((2, "s"), (1, "t")):
+        with pytest.raises(agx.SessionUnknownError):
+            await branch(user=user, session=name)
+    with pytest.raises(SessionConflictError):
+        await branch(branch_id="s")
+    with pytest.raises(ValueError, match="branch_id"):
+        await branch(branch_id="a:b")
+    assert [one.session_id for one in await store.list(1, 1)] == ["s"]
+
+
+async def test_a_deleted_conversation_is_gone_and_its_branches_stay(store: SessionStore) -> None:
+    await say(store, "one")
+    await agx.branch_session(1, 1, "s", messages=2, sessions=store, branch_id="branch")
+    for scope, user in ((2, 1), (1, 2)):
+        assert not await store.delete(scope, user, "s")
+    assert await store.delete(1, 1, "s")
+    assert not await store.delete(1, 1, "s")
+    assert await read(store) == []
+    assert [(one.session_id, one.parent) for one in await store.list(1, 1)] == [("branch", None)]
+    assert await read(store, "branch") == ["one", "heard one"]
+    await say(store, "anew")
+    assert await read(store) == ["anew", "heard anew"]
+
+
 @pytest.mark.parametrize("wrong", ["", "a:b", "a*", "a\n", None, True, 1.5])
 async def test_wrong_ids_are_refused(store: SessionStore, wrong: object) -> None:
     opens: list[Callable[[], object]] = [
@@ -157,8 +240,14 @@ async def test_wrong_ids_are_refused(store: SessionStore, wrong: object) -> None
     for opening in opens:
         with pytest.raises((ValueError, TypeError)):
             opening()
-    with pytest.raises((ValueError, TypeError)):
-        await store.list(1, wrong)  # type: ignore[arg-type]
+    asks: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.list(1, wrong),  # type: ignore[arg-type]
+        lambda: store.rename(1, 1, wrong, "title"),  # type: ignore[arg-type]
+        lambda: store.delete(1, 1, wrong),  # type: ignore[arg-type]
+    ]
+    for ask in asks:
+        with pytest.raises((ValueError, TypeError)):
+            await ask()
 
 
 async def test_runs_keep_their_conversation(store: SessionStore) -> None:
