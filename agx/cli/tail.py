@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import RUN_CANCELED, AgxError
+from ..error_codes import RUN_CANCELED
+from ..errors import AgxError
 from ..facts.outcome_marks import COLOURS
 from ..listeners.listener import follow
 from ..stream.entry import PROMPT, StreamEntry

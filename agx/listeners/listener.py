@@ -12,7 +12,8 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 
 from ..engine.registry import current_engine
 from ..engine.starting import wait_for_starting
-from ..errors import RUN_LOST, RedisUnavailableError
+from ..error_codes import RUN_LOST
+from ..errors import RedisUnavailableError
 from ..redis.entry_id import StreamId, format_id, parse_id
 from ..redis.keys import Id, SessionKeys
 from ..redis.redis_py import Reply

@@ -17,7 +17,8 @@ from pydantic_ai.messages import (
 )
 
 from ..engine.registry import current_engine
-from ..errors import RUN_LOST, RunFailedError
+from ..error_codes import RUN_LOST
+from ..errors import RunFailedError
 from ..redis.keys import Id, SessionKeys
 from ..stream.entry import StreamEntry
 from .listener import follow

@@ -31,7 +31,8 @@ from pydantic_ai.messages import (
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.tools import DeferredToolRequests
 
-from ..errors import EVENTS_EXPIRED, RUN_FAILED, RUN_REPLACED, RunFailedError
+from ..error_codes import EVENTS_EXPIRED, RUN_FAILED, RUN_REPLACED
+from ..errors import RunFailedError
 from ..stream.custom_events import load_event
 from ..stream.entry import DEFERRED, PROMPT, RUNTIME, StreamEntry
 from ..stream.events import Body

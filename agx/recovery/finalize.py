@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import ATTEMPTS_EXHAUSTED, RUN_CANCELED, RUN_LOST
+from ..error_codes import ATTEMPTS_EXHAUSTED, RUN_CANCELED, RUN_LOST
 from ..facts.schema import ERROR_OUTCOMES, NodeEnded, Outcome, Reason, RunEnded, RunFact, RunStarted, ToolEnded
 from ..redis.keys import SessionKeys
 from .missing_facts import LOST, MissingFacts, find_missing_facts

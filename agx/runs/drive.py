@@ -23,9 +23,8 @@ from ..checkpoints.codec import UnreadableCheckpointError, load_results
 from ..checkpoints.job import Job
 from ..checkpoints.journal import Journal
 from ..checkpoints.progress import Progress, fold
+from ..error_codes import RUN_LOST, SESSION_NOT_SAVED
 from ..errors import (
-    RUN_LOST,
-    SESSION_NOT_SAVED,
     AgxCanceledError,
     AgxError,
     LeaseLostError,

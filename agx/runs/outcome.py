@@ -17,7 +17,7 @@ from pydantic_ai.exceptions import (
     UsageLimitExceeded,
 )
 
-from ..errors import (
+from ..error_codes import (
     AGENT_NOT_SERVED,
     ATTEMPTS_EXHAUSTED,
     CONTENT_REFUSED,
@@ -36,11 +36,13 @@ from ..errors import (
     SESSION_BUSY,
     SESSION_NOT_SAVED,
     SESSION_UNKNOWN,
+    ErrorCode,
+)
+from ..errors import (
     AgentNotServedError,
     AttemptsExhaustedError,
     BranchError,
     ConversationChangedError,
-    ErrorCode,
     JobError,
     NotPendingError,
     QueueFullError,

@@ -12,7 +12,7 @@ from ..control.cancellation import cancel
 from ..control.feedback import MAX_COMMENT, MAX_NAME, MAX_VALUE, feedback
 from ..control.inbox import MAX_TEXT
 from ..control.steering import steer
-from ..errors import NOT_FOUND
+from ..error_codes import NOT_FOUND
 from ..listeners.event_catalogue import event_schema
 from ..redis import keys
 from .route import Problem, RefusedError

@@ -14,12 +14,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from ..error_codes import CLIENT_OUTDATED, REQUEST_TOO_LARGE, REQUEST_UNREADABLE, ErrorCode
 from ..errors import (
-    CLIENT_OUTDATED,
-    REQUEST_TOO_LARGE,
-    REQUEST_UNREADABLE,
     ConversationChangedError,
-    ErrorCode,
     JobError,
     NotPendingError,
     QueueFullError,

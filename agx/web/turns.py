@@ -25,7 +25,8 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.tools import DeferredToolResults
 
-from ..errors import REQUEST_UNREADABLE, ConversationChangedError
+from ..error_codes import REQUEST_UNREADABLE
+from ..errors import ConversationChangedError
 from ..sessions.base import EXTERNAL_CALLS, Session
 from .lost_answer import append_answer
 from .route import RefusedError, describe_fields

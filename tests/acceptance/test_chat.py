@@ -28,7 +28,7 @@ from support.web import BOB, WebService, running_service
 
 import agx
 from agx.embedded.server import EmbeddedServer
-from agx.errors import MODEL_FAILED, SESSION_BUSY
+from agx.error_codes import MODEL_FAILED, SESSION_BUSY
 
 expect.set_options(timeout=20_000)  # ms
 

@@ -20,7 +20,7 @@ from support.waiting import wait_until_sync
 from support.web import WebService, running_service
 
 from agx.embedded.server import EmbeddedServer
-from agx.errors import SESSION_BUSY
+from agx.error_codes import SESSION_BUSY
 
 expect.set_options(timeout=30_000)  # ms
 

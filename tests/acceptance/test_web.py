@@ -23,7 +23,7 @@ from support.model_server import Finish, ModelServer, Silence, Text, say
 from support.terminals import Terminals
 from support.web import ADA, BOB, WebService, read_events, running_service, text_of
 
-from agx.errors import CLIENT_OUTDATED
+from agx.error_codes import CLIENT_OUTDATED
 from agx.sessions.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
 

@@ -18,7 +18,7 @@ from support.agents import Gate, ScopeDeps, call, scripted
 from support.recorded import check_seq, of_kind, read_facts, read_stream, text_of
 
 import agx
-from agx.errors import RUN_FAILED
+from agx.error_codes import RUN_FAILED
 from agx.facts.schema import RunEnded
 from agx.testing import MemorySession
 

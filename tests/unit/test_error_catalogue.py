@@ -8,7 +8,7 @@ import pytest
 from pydantic_ai.exceptions import ContentFilterError, ModelHTTPError, UnexpectedModelBehavior, UsageLimitExceeded
 
 import agx
-from agx import errors
+from agx import error_codes as errors
 from agx.runs.outcome import classify_error
 
 PAGE = Path("docs/reference/errors.md")
