@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
-.PHONY: bench image-check ops-check clean
+.PHONY: bench image-check ops-check lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -91,6 +91,10 @@ image-check: $(READY) ## Build the image without Docker and run it locked down (
 
 ops-check: $(READY) ## Fire and resolve each alert through an Alertmanager (needs prometheus and prometheus-alertmanager)
 	$(BIN)/python -m pytest -v -s -m alertmanager tests/ops/test_alertmanager.py
+
+lock: $(READY) ## Lock the versions of the image's dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --extra sidecar --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command 'make lock' --output-file sidecar/requirements.txt
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,16 +102,19 @@ def process_inside(process: subprocess.Popen[str]) -> int:
 
 def _collect_wheels() -> Path:
     wheels = WORK / "wheels"
-    # The last is what redis-py asks for on the stand-in's Python, 3.11.2, and not on later ones.
-    requirements = [f"{ROOT}[sidecar]", "hatchling", "async-timeout"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(wheels)]
     if sys.version_info[:2] != tuple(int(part) for part in _PYTHON.split(".")):
         command += ["--python-version", _PYTHON, "--only-binary=:all:"]
         command += [f"--platform={platform}" for platform in _PLATFORMS]
-    subprocess.run([*command, *requirements], check=True, timeout=600)
-    for own in wheels.glob("opale*"):
-        own.unlink()  # the Dockerfile builds it
+    locked = ["--require-hashes", "--requirement", str(ROOT / "sidecar" / "requirements.txt")]
+    # The last is what redis-py asks for on the stand-in's Python, 3.11.2, and not on later ones.
+    for requirements in (locked, ["hatchling", *_tools(), "async-timeout"]):
+        subprocess.run([*command, *requirements], check=True, timeout=600)
     return wheels
+
+
+def _tools() -> list[str]:
+    return re.findall(r"pip install (\S+==\S+)", (ROOT / "sidecar" / "Dockerfile").read_text())
 
 
 def _bootstrap() -> Path:

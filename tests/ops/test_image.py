@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,10 +14,16 @@ from pathlib import Path
 import httpx
 import pytest
 from ops.image import ROOT, USER, Image, build, process_inside, run, sandbox
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support.waiting import wait_until_sync
 
+from agx import __version__
 from agx.embedded.child import draw_ports
 from agx.embedded.server import EmbeddedServer
+
+DOCKERFILE = (ROOT / "sidecar" / "Dockerfile").read_text()
+LOCKED = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "sidecar" / "requirements.txt").read_text(), re.MULTILINE))
 
 
 def test_the_dockerfile_has_no_findings() -> None:
@@ -25,14 +32,21 @@ def test_the_dockerfile_has_no_findings() -> None:
 
 
 def test_the_image_says_where_it_comes_from() -> None:
-    labels = dict(
-        re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', (ROOT / "sidecar" / "Dockerfile").read_text())
-    )
+    labels = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]+)"', DOCKERFILE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert labels["source"] == project["urls"]["Repository"]
     assert labels["licenses"] == project["license"]
+    assert labels["version"] == __version__
+    assert labels["base.name"] == "${BASE}"
     page = labels["documentation"].removeprefix(f"{labels['source']}/blob/main/")
     assert (ROOT / page).is_file()
+
+
+def test_the_image_has_the_locked_versions_that_the_package_allows() -> None:
+    assert "--require-hashes --requirement requirements.txt" in DOCKERFILE
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for wanted in map(Requirement, project["dependencies"] + project["optional-dependencies"]["sidecar"]):
+        assert wanted.specifier.contains(LOCKED[wanted.name]), f"{wanted}: run `make lock`"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +75,17 @@ def test_the_image_holds_the_wheel_and_no_tools(image: Image) -> None:
     assert not (packages / "pip").exists()
     assert not (image.files / "source").exists()
     assert not (image.files / "wheels").exists()
+
+
+@pytest.mark.image
+def test_the_bill_of_materials_has_what_is_in_the_image(image: Image) -> None:
+    bill = json.loads((image.files / "opt" / "agx" / "sbom.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    found = {canonicalize_name(part["name"]): part["version"] for part in bill["components"]}
+    assert found.pop("opale-agent-stream") == __version__
+    assert found.items() <= LOCKED.items()
+    packages = next(image.files.glob("opt/agx/lib/python3*/site-packages"))
+    assert len(found) + 1 == len(list(packages.glob("*.dist-info")))
 
 
 @pytest.mark.image

@@ -307,7 +307,7 @@ def test_a_run_has_its_cost_and_leads_to_the_others_of_its_session(open_console:
     _, visitor = open_console()
     page = visitor.get("/run?scope=acme&run=run-1&user=u1&session=s1").text
     # The second is looked up by the model that answered.
-    assert re.search(r"<dt>Cost</dt><dd>\$0\.00\d{4}</dd>", page)
+    assert re.search(r"<dt>Cost</dt><dd>\$0\.00\d\d</dd>", page)
     link = re.search(r'href="([^"]+)">all runs of this session', page)
     assert link is not None
     assert visitor.get(unescape(link[1])).rows() == ["other", "run-1"]
@@ -319,7 +319,7 @@ def test_a_request_without_a_price_is_named(open_console: OpenConsole, queue: Qu
     queue.add(node("run-2", idx=1, model=call(usage=usage(cost_nano_usd=2_000_000))), ended("run-2"))
     _, visitor = open_console()
     assert "<dd>no known price</dd>" in visitor.get(RUN).text
-    assert "$0.002000, and 1 of 2 requests without a known price" in visitor.get(f"{RUN[:-1]}2").text
+    assert "$0.0020, without 1 of 2 requests, whose price is not known" in visitor.get(f"{RUN[:-1]}2").text
 
 
 def test_the_conversation_is_shown_where_content_is_on(open_console: OpenConsole, queue: Queue) -> None:

@@ -54,6 +54,13 @@ def duration(ns: int) -> str:
     return f"{seconds:.2f} s" if seconds < 60 else ago(ns // 1_000_000)
 
 
+def dollars(value: float) -> str:
+    """Return a price in US dollars; a run often costs less than a cent."""
+    if 0 < value < 0.0001:
+        return "less than $0.0001"
+    return f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
+
+
 def ago(ms: int) -> str:
     """Return a length of time in two units; negative, as the clocks of two machines may make it, counts as 0."""
     seconds = max(0, ms) // 1_000

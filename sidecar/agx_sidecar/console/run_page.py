@@ -17,6 +17,7 @@ from .event_log import (
 from .formatting import (
     badge,
     clock,
+    dollars,
     duration,
     error_name,
     outcome_text,
@@ -112,8 +113,8 @@ def _cost(history: RunHistory) -> str:
     unknown = prices.count(None)
     if unknown == len(used):
         return "no known price" if used else ""
-    note = f", and {unknown:,} of {len(used):,} requests without a known price" if unknown else ""
-    return f"${sum(price or 0 for price in prices) / 1e9:.6f}{note}"
+    note = f", without {unknown:,} of {len(used):,} requests, whose price is not known" if unknown else ""
+    return f"{dollars(sum(price or 0 for price in prices) / 1e9)}{note}"
 
 
 def _cancel(history: RunHistory, *, can_cancel: bool) -> Html:
