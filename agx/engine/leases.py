@@ -138,10 +138,10 @@ class Leases:
                 self._index.remove_deadline(lease.run)
             raise
         expires_ms = int(reply) + self._ttl_ms
-        is_exact = is_entered and abs(expires_ms - deadline_ms) < _EXACT_MS
-        if not is_exact:
-            await self._index.set_deadline(lease.run, expires_ms)
-        lease.begin_until_ms = (deadline_ms if is_exact else expires_ms) - self._ttl_ms // _BEGIN_MARGIN
+        if not is_entered or abs(expires_ms - deadline_ms) >= _EXACT_MS:
+            deadline_ms = expires_ms
+            await self._index.set_deadline(lease.run, deadline_ms)
+        lease.begin_until_ms = deadline_ms - self._ttl_ms // _BEGIN_MARGIN
         self._hold(lease, int(reply), asked_ns)
         return ends
 
@@ -159,6 +159,10 @@ class Leases:
         if renew or not self.holds(lease):
             await retry(lambda: self.acquire(lease))
         return lease.begin_until_ms
+
+    async def renew(self, lease: Lease) -> None:
+        """Renew a lease now: where it is another's, `on_lost` is called; where Redis does not answer, nothing is."""
+        await self._renew([lease], [])
 
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where another process holds it.
@@ -212,7 +216,8 @@ class Leases:
         """
         self.forget(lease)
         session, kept_ms = lease.session, gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
-        await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms)
+        if await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms) == b"another":
+            return  # it goes on with the run already, and its deadline is in force
         deadline = handover_deadline(self._clock.now_ms()) if deadline_ms is None else deadline_ms
         await self._index.set_deadline(lease.run, deadline)
         if deadline_ms is None:

@@ -44,6 +44,14 @@ class DeadRun:
         return self.job.run_id
 
     @property
+    def has_all_facts(self) -> bool:
+        """Whether the last process handed the run over between two steps: it has queued the facts of all steps."""
+        return self.handed_over and all(
+            request.end_ns is not None and request.begun_calls.keys() <= request.returns.keys()
+            for request in self.record.requests[-1:]
+        )
+
+    @property
     def exhausted(self) -> bool:
         """Whether the run may not be tried again: too many attempts in a row made no progress."""
         return self.record.is_exhausted

@@ -153,10 +153,13 @@ return 0
 """)
 
 # Removes the caller's own lease, so that another process takes the run over; a cancel is kept for that one. ARGV:
-# holder, gap holder, ms for which the cancel is kept.
+# holder, gap holder, ms for which the cancel is kept. Replies 'another' where another process holds the session.
 HAND_OVER = Script(f"""{LUA}
 local value = redis.call('GET', KEYS[1])
-if not value or holder_of(value) ~= ARGV[1] then return 0 end
+if not value then return 0 end
+local holder = holder_of(value)
+if holder and holder ~= ARGV[1] and not string.find(holder, '~{_NOBODY}%.%w+$') then return 'another' end
+if holder ~= ARGV[1] then return 0 end
 if value == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], 'cancel:' .. ARGV[2] .. ':' .. string.match(value, ':(%d+)$'), 'PX', ARGV[3])
 return 1

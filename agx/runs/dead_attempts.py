@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ from .state import RunState
 
 logger = logging.getLogger("agx")
 
+_AGAIN = 1.0  # seconds after a read that had no answer
+
 
 class DeadAttempts:
     """Queues the facts that the dead processes of a run did not queue. It never delays the run."""
@@ -32,6 +35,7 @@ class DeadAttempts:
         self._dead = dead
         self._state = state
         self._task: asyncio.Task[None] | None = None
+        self._finishing = asyncio.Event()
 
     @property
     def was_asking(self) -> bool:
@@ -44,15 +48,16 @@ class DeadAttempts:
         Args:
             conversation: as the interrupted model request sent it, with instructions; its tokens are estimated.
         """
-        if self._task is None:
+        if self._task is None and not self._dead.has_all_facts:
             sent = tuple(self.conversation if conversation is None else conversation)
             self._task = asyncio.get_running_loop().create_task(self._queue(sent), name="agx-dead")
 
     async def finish(self) -> None:
-        """Wait until the facts are queued. If Redis does not answer, they are lost, and a warning is logged."""
+        """Wait until the facts are queued. If Redis does not answer now, they are lost, and a warning is logged."""
         self.queue_facts()
-        assert self._task is not None
-        await asyncio.wait({self._task})
+        self._finishing.set()
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     async def _queue(self, conversation: Sequence[ModelMessage]) -> None:
         engine, dead = self._engine, self._dead
@@ -72,14 +77,21 @@ class DeadAttempts:
                 end_ns=end_ns,
             )
 
-        try:
-            queued = await read_queued_facts(call, queue, dead.run_id, dead.record)
-        except (RedisError, OSError) as error:
-            logger.warning(
-                "agx: facts of earlier attempts of run %s are lost, Redis does not answer (%s)",
-                dead.run_id, type(error).__name__,
-            )  # fmt: skip
-            return
+        while True:
+            is_last = self._finishing.is_set()
+            try:
+                queued = await read_queued_facts(call, queue, dead.run_id, dead.record)
+                break
+            except (RedisError, OSError) as error:
+                if is_last:
+                    logger.warning(
+                        "agx: facts of earlier attempts of run %s are lost, Redis does not answer (%s)",
+                        dead.run_id, type(error).__name__,
+                    )  # fmt: skip
+                    return
+            with contextlib.suppress(TimeoutError):  # the run goes on meanwhile
+                async with asyncio.timeout(_AGAIN):
+                    await self._finishing.wait()
         missing = find_missing_facts(dead.session, dead.run_id, dead.record, queued, describe=describe)
         for fact in () if missing is None else missing.facts:
             engine.queues.put(fact, self._state)

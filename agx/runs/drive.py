@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from ..checkpoints.codec import UnreadableCheckpointError, load_results
 from ..checkpoints.job import Job
 from ..checkpoints.journal import Journal
-from ..checkpoints.progress import Progress, fold
+from ..checkpoints.progress import Progress, fingerprint, fold
 from ..error_codes import RUN_LOST, SESSION_NOT_SAVED
 from ..errors import (
     AgxCanceledError,
@@ -30,6 +30,7 @@ from ..errors import (
     LeaseLostError,
     RedisUnavailableError,
     RunHandedOverError,
+    SessionConflictError,
     SessionSaveError,
 )
 from ..model_calls.private_api import restore_pending, take_snapshot
@@ -71,6 +72,7 @@ class Drive:
     save_error: BaseException | None = None
     _handing_over: bool = False
     _handed_over: bool = False
+    _stored: int = 0  # messages of the conversation before the run's own
 
     # Its callers do not share a coroutine around it: each one is gone through five times a token.
     @property
@@ -100,6 +102,7 @@ class Drive:
         if (history := kwargs.get("message_history")) is not None:
             self.session.msgs = list(history)
         progress = self._restore(prompt)
+        self._stored = progress.stored
         if self.request is None and not progress.begun and prompt is not None:
             self.request = ModelRequest(parts=[UserPromptPart(prompt)])
             await self.session.begin(self.request)
@@ -218,7 +221,7 @@ class Drive:
                 self.session.msgs = [*self.session.msgs, *steered.leave()]
                 if self.result is not None and isinstance(self.result.output, DeferredToolRequests):
                     await list_calls(self.life.engine, self.life.recorder, self.result.output, self.job)
-                await self.session.save()
+                await self._save()
                 await steered.remove()
         except (Exception, asyncio.CancelledError) as error:
             # Nobody cancels this task, so a CancelledError comes from what `save()` awaits.
@@ -242,6 +245,8 @@ class Drive:
 
     async def _may_save(self) -> bool:
         """A fenced run saves only if nobody else holds the session: it must not overwrite a newer conversation."""
+        if self.resumable and not self._state.confirmed:
+            await self.life.check_lease()  # this process has stalled, so another one may have resumed the run
         if not self._state.fenced:
             return True
         if self.resumable:
@@ -251,6 +256,25 @@ class Drive:
         except (AgxError, RedisError, OSError):
             return False
         return True
+
+    async def _save(self) -> None:
+        """Save the session. What a stalled attempt of the same run has saved is replaced."""
+        try:
+            await self.session.save()
+        except SessionConflictError:
+            ours = self.session.msgs
+            if self.dead is None or not await self._is_saved_by_another_attempt(ours):
+                raise
+            self.session.msgs = ours
+            await self.session.save()
+
+    async def _is_saved_by_another_attempt(self, ours: list[ModelMessage]) -> bool:
+        await self.session.load()
+        theirs, first = self.session.msgs, self._stored
+        if len(theirs) <= first or fingerprint(theirs[:first]) != fingerprint(ours[:first]):
+            return False
+        run_id = theirs[first].run_id  # the first attempt gives it, and the others have it from a checkpoint
+        return run_id is not None and run_id in {message.run_id for message in ours[first:]}
 
     def _outcome(self) -> AgentRunResult[Any]:
         """Return the result or raise what the caller has to know."""

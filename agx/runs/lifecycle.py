@@ -67,6 +67,11 @@ class RunLifecycle:
         assert self._lease is not None
         await self.engine.leases.acquire(self._lease)
 
+    async def check_lease(self) -> None:
+        """Renew the lease now. A run whose session another process holds by now is fenced when this returns."""
+        assert self._lease is not None
+        await self.engine.leases.renew(self._lease)
+
     async def close(self, ending: Ending) -> None:
         """Hand the last events over, and wait until all is emitted and the lease is given back, at most `lease_ttl`.
 
