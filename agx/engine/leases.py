@@ -10,12 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
 from ..errors import SessionBusyError
-from ..facts.schema import Reason
 from ..redis import keys
 from ..redis.bus import Bus
 from ..redis.clock import ServerClock
@@ -24,7 +22,8 @@ from ..redis.recovery_window import StreamEnds, ask_ends, find_recovery_window, 
 from ..redis.redis_py import Reply
 from ..redis.retry import retry
 from ..redis.supervisor import Supervisor
-from .lease_index import LeaseIndex, Run
+from .lease import Lease
+from .lease_index import LeaseIndex
 from .meta_publisher import MetaPublisher
 
 logger = logging.getLogger("agx")
@@ -37,39 +36,6 @@ _EXACT_MS = 1_000  # a first deadline that is further off was computed from a cl
 _BEGIN_MARGIN = 4  # the last quarter of the TTL is for clocks of a cluster's servers that differ
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
-
-
-@dataclass(eq=False, slots=True)
-class Lease:
-    """One run's lease. Its callbacks are synchronous.
-
-    Args:
-        on_cancel: called with the reason and the mark's server time in ms, at each renewal that finds the mark.
-        on_lost: called when another run holds the session.
-        on_retaken: called when the lease was taken again after it had expired, or after a recovery had claimed the
-            session: meanwhile the run may have been ended.
-        recover: seconds for which another process can resume the run.
-        begin_until_ms: the server's time until which the run may begin: until then no recovery looks at it.
-    """
-
-    session: keys.SessionKeys
-    run_id: str
-    on_cancel: Callable[[Reason, int | None], None]
-    on_lost: Callable[[], None]
-    holder: str = ""  # this attempt, in the live key; by default the run id
-    confirmed: float = field(default_factory=time.monotonic)  # when the last answered renewal was sent
-    taken: float = field(default_factory=time.monotonic)  # when it was last acquired, not only renewed
-    breaks: int = 0  # the bus's count of broken connections at that time
-    on_retaken: Callable[[], None] = lambda: None
-    recover: float = 0.0
-    begin_until_ms: int = 0
-
-    def __post_init__(self) -> None:
-        self.holder = self.holder or self.run_id
-
-    @property
-    def run(self) -> Run:
-        return self.session, self.run_id
 
 
 class Leases:

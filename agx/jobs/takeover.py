@@ -7,7 +7,7 @@ import logging
 from functools import partial
 
 from ..engine.engine import Engine
-from ..engine.leases import Lease
+from ..engine.lease import Lease
 from ..recovery.dead_run import DeadRun
 from ..recovery.recorded_run import RecordedRun
 from ..redis.live_key import new_holder

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError
 
 from ..engine.engine import Engine
-from ..engine.leases import Lease
+from ..engine.lease import Lease
 from ..engine.registry import current_engine
 from ..engine.starting import starting
 from ..errors import RedisUnavailableError

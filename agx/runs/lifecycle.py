@@ -20,7 +20,7 @@ from .outcome import Ending
 from .recording.recorder import Recorder
 
 if TYPE_CHECKING:
-    from ..engine.leases import Lease
+    from ..engine.lease import Lease
 
 logger = logging.getLogger("agx")
 

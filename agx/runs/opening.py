@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from ..checkpoints.job import Job
 from ..control.inbox import STEER_HINT, Inbox
 from ..engine.engine import Engine
-from ..engine.leases import Lease
+from ..engine.lease import Lease
 from ..engine.starting import starting
 from ..errors import RedisUnavailableError, SessionBusyError
 from ..facts.json_values import replace_surrogates

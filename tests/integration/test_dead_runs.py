@@ -25,7 +25,7 @@ import agx
 from agx.checkpoints.codec import FORMAT
 from agx.checkpoints.job import Job
 from agx.engine.engine import Engine
-from agx.engine.leases import Lease
+from agx.engine.lease import Lease
 from agx.engine.registry import current_engine
 from agx.facts.schema import RunEnded
 from agx.jobs import worker as worker_module

@@ -19,7 +19,8 @@ from support.agents import FakeSession, ScopeDeps
 from support.run_facts import FactsOfRun
 
 import agx
-from agx.engine.leases import Lease, Leases
+from agx.engine.lease import Lease
+from agx.engine.leases import Leases
 from agx.runs.recording.run_events import RunEvents
 from agx.sessions.redis_session import RedisSessions
 from agx.web.runs import PlainDeps, Runs, Who, make_plain_deps

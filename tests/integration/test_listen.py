@@ -16,7 +16,7 @@ from support.recorded import read_stream
 from support.waiting import wait_until
 
 import agx
-from agx.engine.leases import Lease
+from agx.engine.lease import Lease
 from agx.engine.registry import current_engine
 from agx.redis.recovery_window import StreamEnds
 from agx.testing import MemorySession, collect

@@ -15,7 +15,8 @@ from support.waiting import wait_until
 
 import agx
 from agx.embedded.server import EmbeddedServer
-from agx.engine.leases import Lease, Leases
+from agx.engine.lease import Lease
+from agx.engine.leases import Leases
 from agx.facts import schema as facts
 from agx.redis import keys
 from agx.redis.bus import NodeBus, Script

@@ -16,7 +16,7 @@ from support.waiting import wait_until
 import agx
 from agx.checkpoints.job import Job
 from agx.engine.engine import Engine
-from agx.engine.leases import Lease
+from agx.engine.lease import Lease
 from agx.engine.registry import current_engine
 from agx.jobs.takeover import open_taken_over
 from agx.recovery.dead_run import DeadRun

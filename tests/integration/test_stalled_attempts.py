@@ -17,7 +17,8 @@ from support.waiting import wait_until
 from support.workers import working
 
 import agx
-from agx.engine.leases import Lease, Leases
+from agx.engine.lease import Lease
+from agx.engine.leases import Leases
 from agx.engine.registry import current_engine
 from agx.recovery.dead_run import DeadRun
 from agx.recovery.missing_facts import read_queued_facts
