@@ -18,6 +18,7 @@ from ..runs.lifecycle import RunLifecycle, give_up
 from ..runs.opening import start_streamed
 from ..runs.outcome import Ending
 from ..runs.recording.recorder import Recorder
+from ..runs.recording.run_events import RunEvents
 from ..runs.state import RunState
 from ..stream.entry import RUNTIME
 from ..stream.events import Body, Runtime
@@ -117,7 +118,7 @@ def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, d
         session=session,
         state=state,
         span=span,
-        runtime=runtime,
+        events=RunEvents(state, runtime),
         parent=None,
         follows=None if begin is None else begin.follows,
     )

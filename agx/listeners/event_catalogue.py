@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..stream.entry import AGENT, DEFERRED, PROMPT, RUNTIME
+from ..stream.entry import AGENT, DEFERRED, PROMPT, RUNTIME, SUB_AGENT
 
 _OWN = "your word, by default `opale`"
 
@@ -73,6 +73,14 @@ class EventKind:
 
 _IDX = EventField("idx", _COUNT, "The model request, counted from 0 in each run.")
 _TOOL = (EventField("tool_name", _TEXT, "The tool."), EventField("tool_call_id", _TEXT, "The call."))
+_TAGS = (
+    EventField("run", _TEXT, "The sub-agent's run."),
+    EventField("parent_run", _TEXT, "The run that called it."),
+    EventField("agent", _TEXT, "Its agent's name."),
+    EventField("parent_tool_call_id", _TEXT, "The tool call of that run in which it runs."),
+    EventField("depth", _COUNT, "1 in a tool of the session's run, 2 in a tool of such a sub-agent, and so on."),
+)
+_TAGGED = {"run": "81c0", "parent_run": "5d2c", "agent": "scout", "parent_tool_call_id": "call_1", "depth": 1}
 _CALL = {"tool_name": "look", "tool_call_id": "call_1"}
 
 
@@ -208,6 +216,31 @@ EVENTS = (
         ),
         {"event": "custom"},
         {"idx": 0, "kind": "custom", "name": "progress", "payload": {"percent": 40}},
+    ),
+    EventKind(
+        "of a sub-agent",
+        "event",
+        SUB_AGENT,
+        "A step of an agent that runs in a tool: an event as above, with fields that name the sub-agent.",
+        (EventField("event", _TEXT, "The kind."), *_TAGS),
+        example={"event": "part_start", "idx": 0, "part_kind": "text", "content": "Under", **_TAGGED},
+    ),
+    EventKind("run-begin", "event", SUB_AGENT, "A sub-agent begins.", _TAGS, {"event": "run-begin"}, _TAGGED),
+    EventKind(
+        "run-end",
+        "event",
+        SUB_AGENT,
+        "A sub-agent has ended. Behind the run's `end` nothing comes: that ends all of them.",
+        (
+            EventField("outcome", _TEXT, "`completed`, `cancelled` or `failed`."),
+            EventField("reason", _TEXT + _OR_NULL, "Why it was cancelled."),
+            EventField("msg", _TEXT, "A sentence for people.", required=False),
+            EventField("code", _TEXT, "A row of the error catalogue.", required=False),
+            EventField("error_type", _TEXT, "The class of the exception.", required=False),
+            *_TAGS,
+        ),
+        {"event": "run-end"},
+        {"outcome": "completed", "reason": None, **_TAGGED},
     ),
     EventKind("info", "info", "", "A tool, or your own code, has called `add_info()`.", example={"looking": "attic"}),
     EventKind(

@@ -47,7 +47,7 @@ from ..redis.keys import Id, SessionKeys
 from ..telemetry.tracing import Attached, captures_content, has_no_sdk
 from .deps import Deps
 from .driving_task import DrivingTask
-from .lifecycle import RunLifecycle, current_recorder, enclosing_recorder
+from .lifecycle import RunLifecycle, enclosing_recorder, working_in
 from .observed_stream import ObservedStream
 from .opening import open_observed, open_streamed
 from .outcome import CancelSource, Ending, classify
@@ -86,8 +86,8 @@ class AgxCapability(AbstractCapability[Any]):
     """Streams and observes an agent that is driven with plain `agent.run()`, `run_stream()` or `iter()`.
 
     The ids are taken from the run's deps where those are a `Deps`. Without ids the run is observed (facts, spans), not
-    streamed; so is a sub-agent inside another run's tool. Sessions are saved by `agx.run()` only. It raises when the
-    run starts, not when it is made.
+    streamed. A sub-agent in another run's tool takes no session: its events are on that run's stream, with the origin
+    `sub-agent`. Sessions are saved by `agx.run()` only. It raises when the run starts, not when it is made.
 
     With ids, an answer is streamed where that changes nothing else (`find_obstacle()`). Elsewhere, and without ids, a
     request is sent as the caller sends it, and the events of a complete response are made from the response.
@@ -177,17 +177,21 @@ class AgxCapability(AbstractCapability[Any]):
     def _observed(self, run: _ObservedRun, ctx: RunContext[Any]) -> Iterator[None]:
         recorder = run.recorder
         self._runs[ctx.run_id] = run
-        if recorder.parent is not None:
-            recorder.parent.tools.observed_runs.add(ctx.run_id)
+        if (parent := recorder.parent) is not None:
+            parent.tools.observed_runs[ctx.run_id] = ctx.cancel if recorder.session is None else None
         recorder.stop = ctx.cancel
         if recorder.state.must_stop:
             ctx.cancel()
-        token = current_recorder.set(recorder)
         try:
-            yield
+            with working_in(recorder):
+                yield
         finally:
             recorder.stop = None
-            current_recorder.reset(token)
+            if parent is not None:
+                parent.tools.observed_runs[ctx.run_id] = None
+            if recorder.state.cancel_reason is not None:
+                for cancel in filter(None, recorder.tools.observed_runs.values()):
+                    recorder.engine.supervisor.call(cancel, name="agx-recorder")  # no tool waits for its task
             del self._runs[ctx.run_id]
 
     async def before_run(self, ctx: RunContext[Any]) -> None:
@@ -298,7 +302,8 @@ class AgxCapability(AbstractCapability[Any]):
         try:
             with Attached(recorder.tool_context(tool)), capture_run_messages() as messages:
                 try:
-                    result = await handler(args)
+                    with working_in(recorder, tool.call_id):
+                        result = await handler(args)
                 finally:
                     recorder.tools.add_plain_run(tool, messages)
         except (CallDeferred, ApprovalRequired):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -26,14 +26,30 @@ logger = logging.getLogger("agx")
 
 _CLOCKS_DIFFER_MS = 5_000  # at most, between two nodes of a cluster
 
-# The run in whose tool, or hook, the current code works.
-current_recorder: ContextVar[Recorder | None] = ContextVar("agx_recorder", default=None)
+# The run in whose tool, or hook, the current code works, and the tool's call.
+_place: ContextVar[tuple[Recorder, str | None] | None] = ContextVar("agx_place", default=None)
+
+
+@contextlib.contextmanager
+def working_in(recorder: Recorder, call_id: str | None = None) -> Iterator[None]:
+    """Make a run, or a tool call of it, what the current code is a part of; for a block of one coroutine."""
+    token = _place.set((recorder, call_id))
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 def enclosing_recorder() -> Recorder | None:
     """Return the live run that the current code is a part of, if any."""
-    recorder = current_recorder.get()
-    return recorder if recorder is not None and recorder.state.is_open else None
+    place = _place.get()
+    return place[0] if place is not None and place[0].state.is_open else None
+
+
+def enclosing_call() -> str | None:
+    """Return the tool call of that run that the current code is a part of, if any."""
+    place = _place.get()
+    return None if place is None else place[1]
 
 
 class RunLifecycle:
@@ -134,7 +150,7 @@ class RunLifecycle:
         """Leave the engine: nothing of this run is to be cancelled, ordered or waited for any more."""
         engine, recorder, lease = self.engine, self.recorder, self._lease
         engine.runs.discard(self)
-        if recorder.events.writer is not None:
+        if lease is not None and recorder.events.writer is not None:
             recorder.events.writer.close()
         if lease is not None and engine.sessions.get(lease.session.stream) is recorder.events:
             del engine.sessions[lease.session.stream]

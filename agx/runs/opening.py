@@ -27,19 +27,21 @@ from ..stream.events import Body, Runtime
 from ..stream.writer import SessionWriter
 from ..telemetry.tracing import describe_run, start_run, valid_traceparent
 from .driving_task import run_to_end
-from .lifecycle import RunLifecycle, enclosing_recorder, give_up
+from .lifecycle import RunLifecycle, enclosing_call, enclosing_recorder, give_up
 from .outcome import Ending
 from .recording.recorder import Recorder
+from .recording.run_events import RunEvents, open_sub_agent
 from .state import RunState
 
 
 def open_observed(engine: Engine, agent: str, scope: str) -> RunLifecycle:
-    """Begin a run that has facts and spans only. It never waits for Redis: its facts wait in memory."""
+    """Begin a run without a session. It never waits for Redis: its facts, and a sub-agent's events, wait in memory."""
     engine.ready_later()
     recorder = _make_recorder(engine, uuid.uuid4().hex, agent, scope, state=_new_state())
     recorder.state.begin()
     run = RunLifecycle(engine, recorder)
     recorder.emit_start()
+    recorder.events.put("begin", RUNTIME, {})
     engine.heartbeat.start()
     return run
 
@@ -228,6 +230,13 @@ def _make_recorder(
 ) -> Recorder:
     agent = replace_surrogates(agent)  # it becomes an attribute of spans, which exporters encode as UTF-8
     attributes = describe_run(run_id, agent, scope, session)
+    parent, call_id = enclosing_recorder(), enclosing_call()
+    events = RunEvents(state, runtime or Runtime())
+    # Not that of an agent in a hook, which is no business of listeners, nor from another event loop.
+    if session is None and parent is not None and parent.engine is engine and call_id is not None:
+        events = open_sub_agent(
+            state, parent.events, run=run_id, parent_run=parent.run_id, agent=agent, call_id=call_id
+        )
     return Recorder(
         engine,
         run_id=run_id,
@@ -236,8 +245,8 @@ def _make_recorder(
         session=session,
         state=state,
         span=start_run(run_id, agent, attributes=attributes, ratio=engine.config.trace_ratio, follows=follows),
-        runtime=runtime or Runtime(),
-        parent=enclosing_recorder(),
+        events=events,
+        parent=parent,
         follows=follows,
     )
 

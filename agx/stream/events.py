@@ -79,6 +79,7 @@ class Part:
     event_idx: int
     part_kind: str
     part_delta_kind: str
+    tags: Body = field(default_factory=dict)
 
     def delta(self, text: str) -> Body:
         """Return the body of a part_delta."""
@@ -89,6 +90,7 @@ class Part:
             "part_kind": self.part_kind,
             "part_delta_kind": self.part_delta_kind,
             "content_delta": text,
+            **self.tags,
         }
 
 
@@ -100,6 +102,7 @@ class Runtime:
     open: bool = False  # between llm-begin and llm-end
     answered: bool = False  # the current model request gave the final answer
     parts: dict[int, Part] = field(default_factory=dict)  # by index, those of the current request that have deltas
+    tags: Body = field(default_factory=dict)  # of a sub-agent's deltas
 
     @property
     def index(self) -> int:
@@ -149,7 +152,7 @@ class Runtime:
         part = self.parts.get(event.index)
         if part is None:
             kind = event.delta.part_delta_kind
-            part = self.parts[event.index] = Part(self.idx, event.index, kind, kind)
+            part = self.parts[event.index] = Part(self.idx, event.index, kind, kind, self.tags)
         return part
 
     def convert_response(self, response: ModelResponse) -> list[WireEvent]:

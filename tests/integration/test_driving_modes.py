@@ -241,7 +241,7 @@ async def test_iter_left_early(configured: Redis, spans: SpanLedger | None, wher
 
 @pytest.mark.parametrize("streams", [True, False], ids=["streaming", "not streaming"])
 async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None, streams: bool) -> None:
-    """It takes no lease and writes no stream; its facts hang under the tool, its spans under the tool's span."""
+    """It takes no lease and has no stream of its own; its facts and spans hang under the tool's."""
     model = scripted(["inner", " answer"])
     inner: Agent[ScopeDeps, str] = Agent(
         model if streams else complete(model),
@@ -266,7 +266,7 @@ async def test_a_sub_agent_in_a_tool(configured: Redis, spans: SpanLedger | None
     check_seq(entries)
     assert text_of(entries) == "outer"
     assert [e.body["content"] for e in entries if e.body.get("part_kind") == "tool-return"] == ["inner answer"]
-    assert [e.name for e in entries].count("llm-begin") == 2
+    assert [e.origin for e in entries if e.name == "llm-begin"] == ["pydantic-ai", "sub-agent", "pydantic-ai"]
     facts = await read_facts(configured)
     sub, top = of_kind(RunEnded, facts)
     assert (sub.agent, sub.parent_run_id, sub.session, sub.stream) == ("inner", top.run_id, None, None)

@@ -106,11 +106,11 @@ def check_seq(entries: list[Entry]) -> None:
 
 
 def text_of(entries: list[Entry], kind: str = "text") -> str:
-    """Return what a listener puts together from the starts and deltas of one kind of part."""
+    """Return what a listener of the run itself puts together from the starts and deltas of one kind of part."""
     return "".join(
         entry.body.get("content_delta", "") or entry.body.get("content", "")
         for entry in entries
-        if entry.type == "event" and entry.body.get("part_kind") == kind
+        if entry.type == "event" and entry.origin != "sub-agent" and entry.body.get("part_kind") == kind
     )
 
 

@@ -28,7 +28,7 @@ from ...facts import schema as facts
 from ...model_calls.model_request import ModelRequest
 from ...recovery.recorded_run import Place, RecordedRun
 from ...stream.entry import DEFERRED, RUNTIME
-from ...stream.events import Body, Runtime, delta_text
+from ...stream.events import Body, delta_text
 from ...telemetry import conventions as names
 from ...telemetry.tracing import RunSpan
 from ..outcome import Ending, log_failure, make_error_body
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 class Recorder:
     """Records one run: events for its listeners, facts for operators, spans for traces.
 
-    Without a writer the run is observed, not streamed: a sub-agent in a tool, or an agent without ids.
+    Without a session the run has no stream of its own: a sub-agent in a tool, or an agent without ids.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Recorder:
         session: SessionKeys | None,
         state: RunState,
         span: RunSpan,
-        runtime: Runtime,
+        events: RunEvents,
         parent: Recorder | None,
         follows: str | None,
     ) -> None:
@@ -82,7 +82,7 @@ class Recorder:
         self.scope = scope
         self.parent = parent
         self.follows = follows
-        self._runtime = runtime
+        self._runtime = events.runtime
         self._node: Node | None = None
         self._model_calls = 0
         self.journal: Journal | None = None  # where another process can go on with the run
@@ -97,10 +97,10 @@ class Recorder:
             "agent": agent,
             "service": engine.service,
         }
-        self.events = RunEvents(state, runtime)
+        self.events = events
         self._facts = RunFacts(engine.queues, state, common)
         self.steered = SteeredMessages(self.events, self._facts, span.trace)
-        self.tools = ToolCalls(agent, self._facts, span, runtime, ensure_node=self._ensure_node)
+        self.tools = ToolCalls(agent, self._facts, span, events.runtime, ensure_node=self._ensure_node)
 
     # --- the run ---
 
@@ -217,13 +217,13 @@ class Recorder:
             plain_runs=self.tools.plain_runs,
             first_text_ns=None if (at_ns := self.events.first_text_ns) is None else max(0, at_ns - self.called_ns),
             stream=self.events.totals,
-            events=() if self.events.writer is None else self.events.sample.events,
+            events=() if self.session is None else self.events.sample.events,
             events_between=self.events.sample.between,
             follows=self.follows,
             attempts_exhausted=isinstance(ending.error, AttemptsExhaustedError),
         )
         # A sub-agent's fact waits for its parent's lease; the `end` of a run with a stream is its own confirmation.
-        is_taken = self.engine.queues.put_acknowledged(fact, self.state if self.events.writer is None else None)
+        is_taken = self.engine.queues.put_acknowledged(fact, self.state if self.session is None else None)
         self.state.report()
         return is_taken
 

@@ -1,4 +1,4 @@
-"""The events of one run: appended to its session's stream, and sampled for its span."""
+"""The events of one run: appended to its session's stream, or to that of its caller; and sampled for its span."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_ai.messages import PartDeltaEvent
 from ...facts.event_sample import EventSample
 from ...facts.schema import StreamTotals
 from ...redis.retry import COMMAND_TIMEOUT
-from ...stream.entry import AGENT, has_visible_text
+from ...stream.entry import AGENT, SUB_AGENT, has_visible_text
 from ...stream.events import Body, Runtime, WireEvent
 from ..state import RunState
 
@@ -29,6 +29,7 @@ class RunEvents:
         self.sample = EventSample()
         self.earlier = StreamTotals()  # written by earlier attempts
         self.first_text_ns: int | None = None  # when the first text for listeners was handed over
+        self.stream_state = state  # of the run whose stream it is
         self._state = state
 
     @property
@@ -64,3 +65,52 @@ class RunEvents:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COMMAND_TIMEOUT):
                     await self.writer.drain()
+
+
+class SubAgentEvents(RunEvents):
+    """Hands the events of a sub-agent to the stream of the run that called it, with tags that name the sub-agent.
+
+    Listeners get them under an origin of their own. They are no part of that run's sample, nor of what it measures.
+    """
+
+    def __init__(self, state: RunState, caller: RunEvents, tags: Body) -> None:
+        super().__init__(state, Runtime(tags=tags))
+        self.writer = caller.writer
+        self.stream_state = caller.stream_state
+        self._error: Body = {}
+
+    @property
+    def totals(self) -> None:
+        """None: they are in its caller's."""
+        return None
+
+    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
+        """Append an event of a step, or that the run begins or ends; an `info` is for listeners of the run itself."""
+        if type == "error":
+            self._error = body
+        elif type == "begin":
+            body = {"event": "run-begin"}
+        elif type == "end":
+            body = {"event": "run-end", "outcome": body["outcome"], "reason": body["reason"], **self._error}
+        if type in ("event", "begin", "end") and self.writer is not None and self.stream_state.is_open:
+            self.writer.put("event", SUB_AGENT, body | self.runtime.tags, urgent=urgent)
+
+    def put_delta(self, event: PartDeltaEvent, text: str) -> None:
+        """Append a part of an answer; nothing comes behind the `end` of the run that called it."""
+        if self.writer is not None and self.stream_state.is_open:
+            part = self.runtime.parts.get(event.index) or self.runtime.part_of(event)
+            self.writer.put_delta(SUB_AGENT, part, text)
+
+
+def open_sub_agent(
+    state: RunState, caller: RunEvents, *, run: str, parent_run: str, agent: str, call_id: str
+) -> RunEvents:
+    """Return the events of a sub-agent that runs in a tool call of its caller."""
+    tags: Body = {
+        "run": run,
+        "parent_run": parent_run,
+        "agent": agent,
+        "parent_tool_call_id": call_id,
+        "depth": caller.runtime.tags.get("depth", 0) + 1,
+    }
+    return SubAgentEvents(state, caller, tags)
