@@ -21,7 +21,7 @@ export PYDANTIC_AI_NO_BANNER := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test check format docs docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
+.PHONY: help demo example test check format docs docs-api docs-metrics docs-diagrams dashboards dashboards-preview console-preview helm chaos audit
 .PHONY: bench image-check ops-check lock clean
 
 help: ## Show the targets
@@ -48,6 +48,7 @@ check: $(READY) ## Lint, types, and generated files up to date
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python -m agx_sidecar.metrics.catalogue | diff - docs/metrics.md
+	$(BIN)/python docs/api.py --check
 	$(BIN)/python docs/diagrams.py --check
 	$(BIN)/python -m dashboards --check
 	$(BIN)/python helm/sync.py --check
@@ -61,6 +62,9 @@ docs: $(READY) ## Build the documentation's site into build/site; a link that le
 
 docs-metrics: $(READY) ## Write docs/metrics.md from the sidecar's own catalogue
 	$(BIN)/python -m agx_sidecar.metrics.catalogue > docs/metrics.md
+
+docs-api: $(READY) ## Write the reference from the docstrings and the event catalogue
+	$(BIN)/python docs/api.py
 
 docs-diagrams: $(READY) ## Draw the Mermaid diagrams of the pages for the site (needs chromium and npm)
 	$(BIN)/python docs/diagrams.py

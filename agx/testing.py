@@ -1,18 +1,28 @@
-"""For users' own tests: a real server, a session kept in memory, and a run's events gathered (contract, section 3)."""
+"""For users' own tests: a real server, a session kept in memory, and a run's events gathered (contract, section 3).
+
+And for trying things without a key: a model that answers at the pace of a real one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from .embedded.server import EmbeddedServer
 from .listeners.listener import listen
 from .redis.keys import Id
 from .sessions.base import Session
 
-__all__ = ["MemorySession", "collect", "embedded_redis"]
+__all__ = ["MemorySession", "PacedModel", "collect", "embedded_redis"]
+
+_SHORT = "This is a model without a key. Ask for something long, or name a tool."
+_LONG = " ".join(f"This is sentence {n} of a long answer." for n in range(1, 61))
 
 
 @contextmanager
@@ -44,6 +54,40 @@ class MemorySession(Session):
 
     async def save(self) -> None:
         self.store[self.id] = self.msgs_to_json()
+
+
+class PacedModel(FunctionModel):
+    """A model that needs no key and answers at the pace of a real one.
+
+    A prompt with the word "long" gets an answer of half a minute. A prompt with a word of a tool's name, such as "roll"
+    for `roll_dice`, calls the tool, if it needs no arguments.
+
+    Args:
+        pause: seconds before each word.
+    """
+
+    def __init__(self, pause: float = 0.07) -> None:
+        super().__init__(self._answer, stream_function=self._stream, model_name="paced")
+        self._pause = pause
+
+    async def _answer(self, messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        async with self.request_stream(messages, info.model_settings, info.model_request_parameters) as streamed:
+            async for _ in streamed:
+                pass
+        return streamed.get()
+
+    async def _stream(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        asked = [part for message in messages if isinstance(message, ModelRequest) for part in message.parts]
+        results = [part for part in messages[-1].parts if isinstance(part, ToolReturnPart)]
+        prompt = str(next(part.content for part in reversed(asked) if isinstance(part, UserPromptPart))).lower()
+        named = [tool for tool in info.function_tools if {*tool.name.split("_")} & {*prompt.split()}]
+        calls = [] if results else [tool.name for tool in named if not tool.parameters_json_schema.get("required")]
+        for index, name in enumerate(calls):
+            yield {index: DeltaToolCall(name=name, json_args="{}", tool_call_id=f"call_{len(messages)}_{index}")}
+        told = " ".join(f"{result.tool_name} returned {result.model_response_str()}." for result in results)
+        for word in [] if calls else (told or (_LONG if "long" in prompt else _SHORT)).split():
+            await asyncio.sleep(self._pause)
+            yield f"{word} "
 
 
 async def collect(

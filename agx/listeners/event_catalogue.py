@@ -1,18 +1,14 @@
-"""The catalogue of a session's events: source of docs/reference/events.md and of the JSON Schema that routers serve.
+"""The catalogue of a session's events: source of the JSON Schema, of docs/reference/events.md and of types in agx.d.ts.
 
-`python -m agx.listeners.event_catalogue` prints the part of that page.
+`docs/events.py` writes the last two.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..stream.entry import AGENT, DEFERRED, PROMPT, RUNTIME, SUB_AGENT
-
-_OWN = "your word, by default `opale`"
 
 _TEXT, _COUNT, _FLAG, _OBJECT, _ANY = "string", "integer", "boolean", "object", ""
 _OR_NULL = " or null"
@@ -324,24 +320,3 @@ def event_schema() -> dict[str, Any]:
         "title": "An event of a session",
         "anyOf": [*(kind.to_schema() for kind in EVENTS), later],
     }
-
-
-def write_catalogue() -> str:
-    """Return the catalogue in Markdown."""
-    return "\n".join(line for kind in EVENTS for line in _describe(kind))
-
-
-def _describe(kind: EventKind) -> Iterator[str]:
-    constants = "".join(f", `{name}` `{value}`" for name, value in kind.constants.items())
-    yield f"### {kind.name}\n"
-    yield f"{kind.when} Type `{kind.type}`, origin {f'`{kind.origin}`' if kind.origin else _OWN}{constants}.\n"
-    if kind.fields:
-        yield "| field | type | meaning |\n|---|---|---|"
-        for one in kind.fields:
-            yield f"| `{one.name}`{'' if one.required else ' (optional)'} | {one.type or 'any'} | {one.meaning} |"
-        yield ""
-    yield f"Example of a body: `{json.dumps(kind.body, ensure_ascii=False)}`\n"
-
-
-if __name__ == "__main__":
-    print(write_catalogue(), end="")

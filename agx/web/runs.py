@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
+from fastapi import HTTPException
 from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
@@ -15,19 +18,22 @@ from pydantic_ai.capabilities import AbstractCapability
 from ..checkpoints.job import Job
 from ..checkpoints.progress import fingerprint
 from ..control.on_busy import OnBusy
-from ..errors import SteeredError
+from ..errors import AgxError, SteeredError
 from ..jobs.recipe import Call, Recipe
 from ..jobs.worker import Worker
 from ..redis.keys import Id
 from ..runs.deps import Deps
 from ..runs.drive import is_prompt
 from ..runs.lifecycle import enclosing_recorder
+from ..runs.outcome import classify_error
 from ..runs.runner import run_turn
 from ..sessions.base import SessionStore
 from ..stream.entry import PROMPT
 from .lost_answer import read_lost_answer
-from .route import Lifespan
+from .route import Lifespan, RefusedError
 from .turns import Turn, TurnSession, text_of
+
+logger = logging.getLogger("agx")
 
 MakeDeps = Callable[[Id, Id, str], Deps]  # of scope, user and session
 Recipes = Mapping[str, Recipe]
@@ -57,6 +63,9 @@ class Runs:
     kwargs: dict[str, Any]
     recipe: str | None = None
 
+    def __post_init__(self) -> None:
+        check_deps(self.agent, self.make_deps)
+
     async def start(self, who: Who, session_id: str, turn: Turn, on_busy: OnBusy = "reject") -> str:
         """Start a run in a task of its own, and return its id once its agent begins, or the id of the one it steers.
 
@@ -66,22 +75,25 @@ class Runs:
             JobError: `on_busy` is no such word.
             ConversationChangedError: the turn is not one of the stored conversation.
             RedisUnavailableError: Redis can't be reached.
-            Exception: what `session.load()` raised.
+            RefusedError: the store or `make_deps` raised another exception; the log has it.
         """
         # Before the run begins: its `begin` replaces the stream of the run before.
         answer = await read_lost_answer(who.scope_id, who.user_id, session_id)
-        stored = self.sessions.open(who.scope_id, who.user_id, session_id)
-        session = TurnSession(stored=stored, turn=turn, lost_answer=answer)
-        if turn.prompt is None:
-            # Once more while the run has the session for itself; but what can be refused here costs no run.
-            await session.load()
+        with refusing_failures():
+            stored = self.sessions.open(who.scope_id, who.user_id, session_id)
+            session = TurnSession(stored=stored, turn=turn, lost_answer=answer)
+            if turn.prompt is None:
+                # Once more while the run has the session for itself; but what can be refused here costs no run.
+                await session.load()
+            deps = self.make_deps(who.scope_id, who.user_id, session_id)
+            if not isinstance(deps, Deps):
+                raise TypeError(f"make_deps must return a subclass of agx.Deps, not {type(deps).__name__}")
         asked = WebRun(session=session)
         kwargs = {**self.kwargs, "capabilities": [*(self.kwargs.get("capabilities") or ()), asked]}
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
         # Another process that goes on with the run before there is a new answer must not take the old one for it.
         goes_on_from = fingerprint(session.msgs) if turn.prompt is None and turn.results is None else None
-        deps = self.make_deps(who.scope_id, who.user_id, session_id)
         resume, args = kwargs.pop("resume", None), kwargs.pop("args", None)
         work = run_turn(
             session, self.agent, turn.prompt, deps, kwargs,
@@ -94,7 +106,8 @@ class Runs:
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not asked.begun.done():
             try:
-                await running
+                with refusing_failures(logged=True):
+                    await running
             except SteeredError as steered:
                 return steered.run_id
         return await asked.begun
@@ -136,6 +149,39 @@ class PlainDeps(Deps):
 
 def make_plain_deps(scope_id: Id, user_id: Id, session_id: str) -> PlainDeps:
     return PlainDeps(scope_id, user_id=user_id, session_id=session_id)
+
+
+def check_deps(agent: AbstractAgent[Any, Any], make_deps: MakeDeps) -> None:
+    """Raise TypeError where it is clear before the first run that `make_deps` can't make the agent's deps."""
+    wanted = agent.deps_type
+    if make_deps is make_plain_deps:
+        if isinstance(wanted, type) and not issubclass(PlainDeps, wanted) and wanted is not type(None):
+            raise TypeError(
+                f"agent {agent.name!r} takes deps of type {wanted.__name__}: give the router make_deps=, which makes "
+                "one, a subclass of agx.Deps, of a scope, a user and a session"
+            )
+        return
+    if inspect.iscoroutinefunction(make_deps):
+        raise TypeError("make_deps must be a plain function: what it has to await belongs in the tools")
+    try:
+        inspect.signature(make_deps).bind("scope", "user", "session")
+    except TypeError as error:
+        raise TypeError(f"make_deps must take the scope, the user and the session, in this order: {error}") from None
+    except ValueError:
+        pass  # a callable that has no signature
+
+
+@contextmanager
+def refusing_failures(*, logged: bool = False) -> Iterator[None]:
+    """Turn an exception of the user's code into 500 with a sentence and a code; log it, where `run()` has not."""
+    try:
+        yield
+    except (HTTPException, AgxError):
+        raise
+    except Exception as error:
+        if not logged:
+            logger.exception("agx: a run could not be started")
+        raise RefusedError(classify_error(error), status=500) from error
 
 
 def _retrieve(running: asyncio.Task[Any]) -> None:

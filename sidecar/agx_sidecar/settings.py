@@ -1,45 +1,6 @@
-"""Reads the sidecar's settings from the environment; an error names the variable and what to do.
+"""Reads the sidecar's settings from the environment, as docs/reference/configuration.md lists them.
 
-Where Redis is:
-
-- `AGX_REDIS_URL` (default `redis://localhost:6379/0`): `redis://`, `rediss://` (TLS), `unix://`,
-  `redis+cluster://h1:p,h2:p`, `redis+sentinel://h1:p,h2:p/MASTER/DB`, `rediss+cluster://` or `rediss+sentinel://`.
-- `AGX_REDIS_PASSWORD_FILE`: a file with the password; read before the next one.
-- `AGX_REDIS_PASSWORD`: the password, if it is not in the URL; it wins over the URL's.
-- `AGX_REDIS_CA`: a file with the certificate authority (PEM) of a TLS server.
-- `AGX_KEY_PREFIX` (default `agx`): the services' `Config.key_prefix`.
-
-What it does:
-
-- `AGX_SINKS` (default `metrics`, and `traces` too where an OTLP endpoint is set): `metrics`, `traces`, both with a
-  comma between, or `none` for a console only.
-- `AGX_HTTP_HOST` (default `127.0.0.1`; the image sets `0.0.0.0`): where `/metrics`, `/healthz`, `/readyz` and the
-  console listen.
-- `AGX_HTTP_PORT` (default `9464`): the port of the first three; 0 takes any free one.
-- `AGX_SEMCONV` (default `current`): the GenAI names of metrics and spans. `current`: conventions 1.41. `next`: release
-  0.1.0 of the GenAI conventions. `both`: both, and names that public boards use.
-- `AGX_LOG_LEVEL` (default `info`): `debug`, `info`, `warning` or `error`.
-- `AGX_LOG_FORMAT` (default `text`): `text`, or `json` with `run_id` and `trace_id`.
-
-The console:
-
-- `AGX_CONSOLE` (default `off`): `read` shows, `full` can also cancel runs and decide on tool calls.
-- `AGX_CONSOLE_PORT` (default `9465`): its port.
-- `AGX_CONSOLE_TOKEN`: a visitor who has it may log in; at least 16 characters. Without one the console is on
-  loopback only.
-- `AGX_CONSOLE_TRUSTED_PROXIES` (default none): addresses and networks of proxies, with a comma between. Of their
-  requests the log names the client in `X-Forwarded-For`.
-- `AGX_CONSOLE_CONTENT` (default `0`): `1` shows the texts of users, models and tools.
-
-Where traces and pushed metrics go, by OpenTelemetry's own variables:
-
-- `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`: the collector; either adds the traces sink.
-- `OTEL_EXPORTER_OTLP_PROTOCOL` or `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL` (default `http/protobuf`): that, or `grpc`.
-- `OTEL_EXPORTER_OTLP_TIMEOUT` or `OTEL_EXPORTER_OTLP_TRACES_TIMEOUT` (default `10`): seconds for a batch.
-- `AGX_METRICS_EXPORT` (default empty): `otlp` pushes the metrics of `/metrics` to the collector too. Protocol and
-  timeout are those of all signals, or `OTEL_EXPORTER_OTLP_METRICS_PROTOCOL` and `OTEL_EXPORTER_OTLP_METRICS_TIMEOUT`.
-- `OTEL_METRIC_EXPORT_INTERVAL` (default `60000`): milliseconds between two pushes.
-- Headers, certificates and the compression are the exporter's: `OTEL_EXPORTER_OTLP_HEADERS` and so on.
+An error names the variable and what to do.
 """
 
 from __future__ import annotations

@@ -36,16 +36,20 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 SOURCES = Path(__file__).parent / "chat"
 PAGE = "docs/how-to/chat.md"
-PACKAGES = json.loads((SOURCES / "package.json").read_text())["dependencies"].keys()
+PACKAGES = json.loads((SOURCES / "package.json").read_text())["dependencies"]
 TEMPLATE = {"esbuild", "react", "react-dom"}  # what `npm create vite` brings, with the bundler in Vite's place
+SDK_6 = {"ai": "ai-6", "@ai-sdk/react": "ai-react-6"}  # names under which version 6 is installed beside 7
 
 # The page's service, its page beside it, and a tool that speaks to the front end.
 SERVED = """
 import os
 import signal
 
+from agx.web import make_vercel_ai_router
+from chat import agent, app, chat
 from fastapi.staticfiles import StaticFiles
-from chat import agent, app
+
+app.include_router(make_vercel_ai_router(agent, **chat, sdk_version=6), prefix="/api/sdk-6")
 
 
 @agent.tool
@@ -87,9 +91,17 @@ def build(home: Path) -> None:
     npm("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
     esbuild = ["exec", "--", "esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
     npm(*esbuild, "main.jsx", "--outfile=site/page.js", cwd=home)
+    (home / "App.jsx").write_text((home / "App.jsx").read_text().replace('"/api/chat"', '"/api/sdk-6"'))
+    main = (home / "main.jsx").read_text()
+    (home / "main.jsx").write_text(
+        main.replace("<StrictMode>", "<>").replace("</StrictMode>", "</>")
+    )  # as the page has it for version 6
+    aliases = [f"--alias:{name}={alias}" for name, alias in SDK_6.items()]
+    npm(*esbuild, *aliases, "main.jsx", "--outfile=site/sdk-6/page.js", cwd=home)
     npm(*esbuild, "ag_ui.js", "--outfile=ag_ui.mjs", "--platform=node", cwd=home)
     npm(*esbuild, "vite.config.js", "--outfile=vite.mjs", "--platform=node", "--packages=external", cwd=home)
-    shutil.copy(home / "index.html", home / "site")
+    for site in ("site", "site/sdk-6"):
+        shutil.copy(home / "index.html", home / site)
 
 
 def npm(*arguments: str, cwd: Path) -> None:
@@ -237,9 +249,14 @@ def test_every_block_of_the_page(
         lines = blocks.take("bash", "npm install") + blocks.take("bash", "npm install")
         # Not run as they stand, which would take what is the newest today. The bundle is made of the same packages.
         installed = " ".join(re.findall(r"npm install (.*)", lines)).split()
-        assert set(installed) == PACKAGES - TEMPLATE
+        made_of = {name: version for name, version in PACKAGES.items() if name not in {*TEMPLATE, *SDK_6.values()}}
+        assert {one for one in installed if "@" not in one[1:]} == {"@ag-ui/client"}
+        for one in installed:
+            name, _, major = one.rpartition("@") if "@" in one[1:] else (one, "", "")
+            assert made_of.pop(name).startswith(major)
+        assert not made_of
         assert (bundle / "vite.config.js").read_text() == blocks.take("js", "defineConfig")
-        assert (bundle / "App.jsx").read_text() == blocks.take("jsx")
+        assert (bundle / "App.jsx").read_text() == blocks.take("jsx").replace('"/api/chat"', '"/api/sdk-6"')
         assert (bundle / "index.css").read_text() == blocks.take("css")
         assert (bundle / "agent.js").read_text() == blocks.take("js")
         assert (service.log.parent / "chat.py").read_text() == commented(blocks.take("python"))
@@ -406,6 +423,30 @@ def test_a_call_that_needs_approval_waits_for_it(
     page.reload()
     shows(page, "Delete /a", half + "it.")
     assert content in model_server.requests[1].body["messages"][-1]["content"]
+
+
+def test_the_page_with_version_6_of_the_sdk(
+    service: WebService, browser: Browser, model_server: ModelServer, session: str
+) -> None:
+    with signed_in(browser, service.url) as page:
+        page.goto(f"/sdk-6/#{session}")
+        model_server.script((Text("Half "), Silence()), DELETE, (Text("So be "), Silence(), Text("it."), Finish()))
+        ask(page, "Tell me")
+        shows(page, "Tell me", "Half ")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator("em")).to_have_text("Stopped.")
+        is_ready(page)
+        ask(page, "Delete /a")
+        shows(page, "Tell me", "Half ", "Delete /a", 'I will. delete {"path":"/a"} approval-requestedApproveDeny')
+        is_ready(page)
+        page.get_by_role("button", name="Approve").click()
+        half = 'I will. delete {"path":"/a"} output-availableSo be '
+        shows(page, "Tell me", "Half ", "Delete /a", half)
+        page.reload()
+        shows(page, "Tell me", "Half ", "Delete /a", half)
+        model_server.release()
+        shows(page, "Tell me", "Half ", "Delete /a", half + "it.")
+        is_ready(page)
 
 
 def test_a_call_that_another_tab_has_decided_on_is_not_decided_on_again(page: Page, model_server: ModelServer) -> None:

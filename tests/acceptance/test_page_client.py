@@ -31,6 +31,17 @@ CLIENT = Path(str(files("agx.client")))
 PAGE = "docs/how-to/page.md"
 PLAIN = """<!doctype html><title>Plain</title><main></main><output></output>
 <button id="ask">Ask</button><button id="stop">Stop</button><script type="module" src="plain.js"></script>"""
+EVENTS_BY_TYPE = """
+import type { AgxEvent } from "./agx.js";
+
+export function describe(event: AgxEvent): string | undefined {
+  if (event.type === "end") return event.body.outcome;
+  if (event.type === "event" && event.body.event === "part_delta") return event.body.content_delta;
+  if (event.type === "event" && event.body.event === "part_start" && event.body.part_kind === "tool-call")
+    // @ts-expect-error: a tool's call has arguments, and no content
+    return event.body.content;
+}
+"""
 SERVED = """
 from fastapi.staticfiles import StaticFiles
 from service import app
@@ -76,8 +87,9 @@ def site(home: Path) -> Path:
 def test_the_types_are_strict(home: Path) -> None:
     wrong = 'import { connect } from "./agx.js";\n// @ts-expect-error: an error unless this line has one\n'
     (home / "wrong.ts").write_text(wrong + 'connect("/api").session("s").start(1);\n')
+    (home / "events.ts").write_text(EVENTS_BY_TYPE)
     options = ["--noEmit", "--strict", "--target", "es2023", "--module", "nodenext", "--jsx", "react-jsx"]
-    run("npm", "exec", "--", "tsc", *options, "main.tsx", "wrong.ts", cwd=home)
+    run("npm", "exec", "--", "tsc", *options, "main.tsx", "wrong.ts", "events.ts", cwd=home)
 
 
 def test_the_types_name_what_the_module_exports(home: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 from signal import SIGTERM
@@ -22,8 +21,10 @@ REDIS = "redis://localhost:6379"
 def test_every_block(redis_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with every_block("README.md") as page:
         the_two_commands_come_first(page)
+        a_server(page, tmp_path)
         twenty_lines(page, redis_url, capsys)
         the_sidecar(page, redis_url, tmp_path)
+        the_wheel(page, tmp_path)
 
 
 def the_two_commands_come_first(page: Blocks) -> None:
@@ -36,14 +37,20 @@ def the_two_commands_come_first(page: Blocks) -> None:
     assert re.search(r"^\S+/python -m pytest ", said, re.MULTILINE)
 
 
+def a_server(page: Blocks, home: Path) -> None:
+    *installs, line = page.take("bash").splitlines()
+    with Terminals(home) as terminals:
+        terminals.run("\n".join(installs))
+        _, log = terminals.keep_running(line, "--port 0")
+        wait_until_sync(lambda: re.match(r"redis://\S+", log.read_text()), what="the server")
+
+
 def twenty_lines(page: Blocks, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They run as they are pasted; only the address is another."""
     code = page.take("python")
-    assert "openai:gpt-4o-mini" in code
-    assert REDIS in code
-    code = code.replace("openai:gpt-4o-mini", "test").replace(REDIS, redis_url)
-    namespace: dict[str, object] = {"__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), namespace)
-    asyncio.run(namespace["main"]())  # type: ignore[operator]
+    assert code.count(REDIS) == 1
+    capsys.readouterr()
+    exec(compile(code.replace(REDIS, redis_url), "README.md", "exec"), {"__name__": "readme"})
     *events, answer = capsys.readouterr().out.splitlines()
     types = [orjson.loads(event)["type"] for event in events]
     assert (types[0], types[-1]) == ("begin", "end")
@@ -61,3 +68,11 @@ def the_sidecar(page: Blocks, redis_url: str, home: Path) -> None:
         sidecar, log = terminals.keep_running(command.replace(REDIS, redis_url), url=url)
         wait_until_sync(lambda: "agx_sidecar_leader 1" in httpx.get(url, trust_env=False).text, what="it counts")
         assert terminals.interrupt(sidecar, SIGTERM) == 0, log.read_text()
+
+
+def the_wheel(page: Blocks, home: Path) -> None:
+    """What pip looks for: `.ci/wheel` installs from such a directory."""
+    build, use = page.take("bash").splitlines()
+    assert build.startswith("pip wheel ")
+    assert use == 'export PIP_FIND_LINKS="$PWD/dist"'
+    assert build.endswith(" --wheel-dir dist .")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("configured")
 def agent() -> Agent[Any, str | DeferredToolRequests]:
     calls = [*call("measure", call_id="c1", index=0), *call("delete", call_id="c2", index=1)]
     agent: Agent[Any, str | DeferredToolRequests] = Agent(
-        scripted(calls, ["It is warm"]), deps_type=ScopeDeps, output_type=[str, DeferredToolRequests]
+        scripted(calls, ["It is warm"]), deps_type=agx.Deps, output_type=[str, DeferredToolRequests]
     )
 
     @agent.tool_plain

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic_ai import Agent
 from redis.asyncio import Redis
-from support.agents import ScopeDeps, call, scripted
+from support.agents import call, scripted
 
 from agx.sessions.redis_session import RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router
@@ -28,7 +28,7 @@ def result() -> Any:
 
 @pytest.fixture
 async def client(configured: Redis, result: Any) -> AsyncIterator[httpx.AsyncClient]:
-    agent: Agent[Any, str] = Agent(scripted([*call("count", f'{{"n": {BIG}}}')], ["done"]), deps_type=ScopeDeps)
+    agent: Agent[Any, str] = Agent(scripted([*call("count", f'{{"n": {BIG}}}')], ["done"]))
 
     @agent.tool_plain
     def count(n: int) -> Any:

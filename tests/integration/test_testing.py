@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 import agx
-from agx.testing import MemorySession, collect, embedded_redis
+from agx.testing import MemorySession, PacedModel, collect, embedded_redis
 
 
 @dataclass
@@ -48,3 +48,23 @@ async def test_collect_says_when_there_is_no_end(configured: Redis) -> None:
         await collect(1, 1, "open", timeout=0.1)
     await agx.stop(1, 1, "open")
     assert [event["type"] for event in await collect(1, 1, "open")] == ["begin", "end"]
+
+
+async def test_the_paced_model_calls_a_tool_that_is_named_and_answers_as_long_as_it_is_asked_to() -> None:
+    agent = Agent(PacedModel(pause=0))
+
+    @agent.tool_plain
+    def roll_dice(sides: int = 6) -> int:
+        return 4
+
+    @agent.tool_plain
+    def roll_back(to: str) -> None:
+        raise AssertionError("it needs an argument")
+
+    rolled = await agent.run("Roll a die")
+    assert rolled.output == "roll_dice returned 4. "
+    again = await agent.run("Roll it again", message_history=rolled.all_messages())
+    assert again.output == "roll_dice returned 4. "
+    short, long = await agent.run("Hello"), await agent.run("Tell me something long")
+    assert len(short.output.split()) < 20
+    assert len(long.output.split()) > 400

@@ -108,7 +108,7 @@ def _collect_wheels() -> Path:
         command += [f"--platform={platform}" for platform in _PLATFORMS]
     locked = ["--require-hashes", "--requirement", str(ROOT / "sidecar" / "requirements.txt")]
     # The last is what redis-py asks for on the stand-in's Python, 3.11.2, and not on later ones.
-    for requirements in (locked, ["hatchling", *_tools(), "async-timeout"]):
+    for requirements in (locked, ["hatchling", "hatch-fancy-pypi-readme", *_tools(), "async-timeout"]):
         subprocess.run([*command, *requirements], check=True, timeout=600)
     return wheels
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +10,7 @@ from pathlib import Path
 import pytest
 
 from agx.redis.address import AddressError, RedisAddress, parse_redis
-from agx_sidecar import settings
 from agx_sidecar.settings import PushSettings, SettingsError, read_settings
-
-
-class Asked(dict[str, str]):
-    """An environment that remembers what it was asked for."""
-
-    def __init__(self, **variables: str) -> None:
-        super().__init__(variables)
-        self.names: set[str] = set()
-
-    def get(self, name: str, default: object = None) -> object:  # type: ignore[override] # what is used of it
-        self.names.add(name)
-        return super().get(name, default)
-
-
-def test_every_variable_is_documented() -> None:
-    asked = Asked(AGX_CONSOLE="full", AGX_METRICS_EXPORT="otlp")
-    read_settings(asked)
-    documented = set(re.findall(r"\b(?:AGX|OTEL)_[A-Z_]+", settings.__doc__ or ""))
-    internal = {"AGX_LEADER_LEASE", "AGX_CLAIM_IDLE", "AGX_DRAIN"}
-    # The last one is read by OpenTelemetry's exporter itself.
-    assert documented == asked.names - internal | {"OTEL_EXPORTER_OTLP_HEADERS"}
 
 
 def test_nothing_set_is_a_sidecar_for_local_metrics() -> None:

@@ -103,14 +103,14 @@ class ScriptedAgent:
             yield word
             await asyncio.sleep(0)
 
-    def agent(self, **kwargs: Any) -> Agent[ScopeDeps, str]:
+    def agent(self, **kwargs: Any) -> Agent[agx.Deps, str]:
         model = FunctionModel(stream_function=self._stream)
-        agent: Agent[ScopeDeps, str] = Agent(
-            model if self.streams else complete(model), deps_type=ScopeDeps, name="staged", **kwargs
+        agent: Agent[agx.Deps, str] = Agent(
+            model if self.streams else complete(model), deps_type=agx.Deps, name="staged", **kwargs
         )
 
         @agent.tool
-        async def work(ctx: RunContext[ScopeDeps], n: int) -> str:
+        async def work(ctx: RunContext[agx.Deps], n: int) -> str:
             """Work."""
             if self.cancel_in_tool:
                 ctx.cancel()
