@@ -133,6 +133,9 @@ class Leases:
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where another process holds it.
 
+        The deadline stays as it is until `announce()`: whether the process before has died or handed the run over is
+        for the next one to know, too, if this one does not go on with the run.
+
         Raises:
             RedisError, OSError: not taken as far as is known.
         """
@@ -140,8 +143,11 @@ class Leases:
         taken, reply = await self._bus.run(TAKE_OVER, lease.session.live, lease.holder, self._ttl_ms, lease.run_id)
         if taken:
             self._hold(lease, int(reply), asked_ns)
-            self._announce([lease])
         return bool(taken)
+
+    def announce(self, lease: Lease) -> None:
+        """Write the deadline of a run that this process goes on with."""
+        self._announce([lease])
 
     def _hold(self, lease: Lease, server_ms: int, asked_ns: int) -> None:
         self._clock.sync(server_ms, asked_ns)
@@ -174,20 +180,24 @@ class Leases:
         self.forget(lease)
         return self._bus.run(RELEASE, lease.session.live, lease.holder)
 
-    async def hand_over(self, lease: Lease, deadline_ms: int | None = None) -> None:
-        """Give the lease up and set a deadline that has passed, so that another process goes on with the run at once.
+    async def hand_over(self, lease: Lease) -> None:
+        """Give the lease up and set a deadline that has passed, and wake the workers: one goes on with the run at once.
 
-        A cancel that this run no longer noticed is kept for that process. By default the deadline is the one of a
-        hand-over, and the workers are woken; `deadline_ms` is for an attempt that could not begin.
+        A cancel that this run no longer noticed is kept for that process.
+        """
+        if await self.give_back(lease):
+            await self._index.set_deadline(lease.run, handover_deadline(self._clock.now_ms()))
+            await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
+
+    async def give_back(self, lease: Lease) -> bool:
+        """Give up the lease of a run that can be resumed; returns False where another process goes on with it already.
+
+        The deadline stays as it is.
         """
         self.forget(lease)
         session, kept_ms = lease.session, gap_ttl_ms(lease.recover, lease_ttl=self._ttl_ms / 1_000)
-        if await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms) == b"another":
-            return  # it goes on with the run already, and its deadline is in force
-        deadline = handover_deadline(self._clock.now_ms()) if deadline_ms is None else deadline_ms
-        await self._index.set_deadline(lease.run, deadline)
-        if deadline_ms is None:
-            await self._bus.execute("PUBLISH", keys.jobs_wake_channel(self._prefix), keys.WAKE_HANDED_OVER)
+        reply = await self._bus.run(HAND_OVER, session.live, lease.holder, gap_holder(lease.run_id), kept_ms)
+        return bool(reply != b"another")
 
     def holds(self, lease: Lease) -> bool:
         """Return whether a lease can't have expired: its last renewal was confirmed less than its TTL ago."""

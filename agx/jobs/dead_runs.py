@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
@@ -14,7 +14,6 @@ from ..engine.engine import Engine
 from ..recovery.dead_run import DeadRun, read_dead_run
 from ..redis import keys
 from ..redis.live_key import parse_live
-from ..redis.recovery_window import is_handed_over
 
 logger = logging.getLogger("agx")
 
@@ -134,8 +133,7 @@ class DeadRuns:
             return None
         if _is_held(await engine.control.execute("GET", session.live), run_id):
             return None  # the deadline is only a hint
-        handed_over = is_handed_over(death.deadline_ms)
-        dead = await read_dead_run(engine.control, session, run_id, self._agents, handed_over=handed_over)
+        dead = await read_dead_run(engine.control, session, run_id, self._agents, deadline_ms=death.deadline_ms)
         if dead is None or dead.exhausted:
             self._pass(death, look_again)
             return None
@@ -143,7 +141,7 @@ class DeadRuns:
             self.waiting.add(run_id)
             self._pass(death, look_again, run_id)
             return None
-        return replace(dead, deadline_ms=int(death.deadline_ms)) if self._takes(dead.must_run_alone) else None
+        return dead if self._takes(dead.must_run_alone) else None
 
     def _pass(self, death: _Death, until: float, alone: str | None = None) -> None:
         self._passed[death] = _Passed(until, alone)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 
 from ..engine.engine import Engine
 from ..engine.lease import Lease
@@ -40,8 +39,6 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     lease = Lease(dead.session, dead.run_id, state.cancel, state.fence, holder, recover=dead.job.recover)
     if not await retry(lambda: engine.leases.take_over(lease)):
         return None
-    # The deadline of the attempt before: whether that one has died or handed over is for the next process to know, too.
-    hand_back = partial(engine.leases.hand_over, deadline_ms=dead.deadline_ms)
     writer = SessionWriter(
         engine.write_side,
         dead.session,
@@ -56,18 +53,19 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
             "attempt": dead.job.attempt,
             "traceparent": recorder.span.traceparent,
             "void": dead.void,
-            **({"handed_over": True} if dead.handed_over else {}),
+            **({"handed_over": True} if dead.record.handed_over else {}),
         }
         resumed = await writer.resume(body, origin=RUNTIME, behind=dead.last_id, seq=dead.record.next_seq)
     except BaseException:
         if writer.begun:
             writer.close()
-        await asyncio.shield(give_up(lease, hand_back))
+        await asyncio.shield(give_up(lease, engine.leases.give_back))
         raise
     if not resumed:
         # A cancel that has marked the lease meanwhile is kept for the run's process, or for the next one.
-        await give_up(lease, hand_back)
+        await give_up(lease, engine.leases.give_back)
         return None
+    engine.leases.announce(lease)
     life = RunLifecycle(engine, recorder, lease, DeadAttempts(engine, dead, state))
     try:
         start_streamed(life, writer, lease)
@@ -86,8 +84,8 @@ def _last_alive_ns(dead: DeadRun, lease_ttl: float) -> int:
     That is its last entry, or the last renewal of its lease if that was later. `lease_ttl`, in seconds, is this
     process's own, which is equal in a fleet.
     """
-    renewed_ms = -dead.deadline_ms if dead.handed_over else dead.deadline_ms - int(lease_ttl * 1_000)
-    return max(dead.record.last_ns, renewed_ms * 1_000_000)
+    renewed_ms = -dead.deadline_ms if dead.record.handed_over else dead.deadline_ms - lease_ttl * 1_000
+    return max(dead.record.last_ns, int(renewed_ms) * 1_000_000)
 
 
 def _span_before(record: RecordedRun) -> str | None:

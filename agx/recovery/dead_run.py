@@ -26,8 +26,7 @@ class DeadRun:
         last_id: id of the last entry that was read.
         checkpoints: those after `begin`, of all attempts.
         void: which events of an unanswered request the dead attempt streamed, `{"idx", "from_seq"}`; None if none.
-        handed_over: whether the run's last process handed it over.
-        deadline_ms: the deadline of the run's last process, as `leases` has it; 0 where that is not known.
+        deadline_ms: the deadline of the run's last process, as `leases` has it.
     """
 
     session: SessionKeys
@@ -36,8 +35,7 @@ class DeadRun:
     last_id: StreamId
     checkpoints: tuple[bytes, ...]
     void: dict[str, int] | None
-    handed_over: bool = False
-    deadline_ms: int = 0
+    deadline_ms: float
 
     @property
     def run_id(self) -> str:
@@ -46,7 +44,7 @@ class DeadRun:
     @property
     def has_all_facts(self) -> bool:
         """Whether the last process handed the run over between two steps: it has queued the facts of all steps."""
-        return self.handed_over and all(
+        return self.record.handed_over and all(
             request.end_ns is not None and request.begun_calls.keys() <= request.returns.keys()
             for request in self.record.requests[-1:]
         )
@@ -63,13 +61,13 @@ class DeadRun:
 
 
 async def read_dead_run(
-    bus: Bus, session: SessionKeys, run_id: str, agents: Container[str], *, handed_over: bool = False
+    bus: Bus, session: SessionKeys, run_id: str, agents: Container[str], *, deadline_ms: float
 ) -> DeadRun | None:
     """Return a run that this version can resume, as its stream has it; None where it ended, or nobody can resume it.
 
     Args:
         agents: of other agents' runs only the first entry is read.
-        handed_over: whether the run's last process handed it over.
+        deadline_ms: the deadline of the run's last process, as `leases` has it.
 
     Raises:
         RedisError, OSError: the stream could not be read.
@@ -89,7 +87,7 @@ async def read_dead_run(
         entries = [*entries, *page]
     if any(entry.checkpoint is not None and is_newer(entry.checkpoint) for entry in entries[1:]):
         return None  # left to a newer version
-    record = RecordedRun.of(run_id, entries, handed_over=handed_over)
+    record = RecordedRun.of(run_id, entries, deadline_ms=deadline_ms)
     if record.end is not None:
         return None
     return DeadRun(
@@ -99,7 +97,7 @@ async def read_dead_run(
         last_id=entries[-1].id,
         checkpoints=tuple(entry.checkpoint for entry in entries[1:] if entry.checkpoint is not None),
         void=_void(entries),
-        handed_over=handed_over,
+        deadline_ms=deadline_ms,
     )
 
 

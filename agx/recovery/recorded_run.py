@@ -14,6 +14,7 @@ from typing import Any, cast, get_args
 from ..facts.event_sample import EventSample
 from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
 from ..redis.entry_id import format_id
+from ..redis.recovery_window import is_handed_over
 from ..stream.entry import AGENT, RUNTIME, SUB_AGENT, StreamEntry, has_visible_text
 from .attempts import Attempt, count_failed, read_attempts
 
@@ -105,6 +106,7 @@ class RecordedRun:
     totals: StreamTotals
     sample: EventSample
     attempts: tuple[Attempt, ...]
+    handed_over: bool  # by its last process
     last_attempt: Place | None  # of a run with a trace
 
     @property
@@ -134,15 +136,17 @@ class RecordedRun:
         return _RETENTION if self.begin is None else self.begin.retention
 
     @classmethod
-    def of(cls, run_id: str, entries: Sequence[StreamEntry], *, handed_over: bool = False) -> RecordedRun:
+    def of(cls, run_id: str, entries: Sequence[StreamEntry], *, deadline_ms: float = math.inf) -> RecordedRun:
         """Parse the entries of a stream, in their order; those of another run are left out, all of them.
 
         Args:
-            handed_over: whether the run's last process handed it over.
+            deadline_ms: the deadline of the run's last process, as `leases` has it.
         """
         begin = _begin(entries[0]) if entries and entries[0].type == "begin" else None
         if begin is not None and begin.run_id != run_id:
             begin, entries = None, ()
+        own_ms = max((entry.id[0] for entry in entries if not entry.is_users), default=0)
+        handed_over = is_handed_over(deadline_ms, own_ms)
         ended: StreamEntry | None = None
         error_type: str | None = None
         sample = EventSample()
@@ -167,6 +171,7 @@ class RecordedRun:
             totals=StreamTotals(events=len(entries), bytes=sum(entry.size for entry in entries)),
             sample=sample,
             attempts=read_attempts(entries, handed_over=handed_over),
+            handed_over=handed_over,
             last_attempt=None if begin is None or begin.trace is None else _last_attempt(begin.trace, entries),
         )
 

@@ -43,9 +43,12 @@ def handover_deadline(now_ms: int) -> int:
     return -now_ms
 
 
-def is_handed_over(deadline_ms: float) -> bool:
-    """Return whether a process has handed the run over, rather than died."""
-    return deadline_ms <= 0
+def is_handed_over(deadline_ms: float, last_entry_ms: float) -> bool:
+    """Return whether the run's last process has handed it over, rather than died.
+
+    A process that goes on with a run moves its deadline. Where that got lost, its entries are younger than it.
+    """
+    return deadline_ms <= 0 and last_entry_ms <= -deadline_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ class RunLifecycle:
             return False  # a fact that is emitted twice counts once
 
 
-async def give_up(lease: Lease, how: Callable[[Lease], Awaitable[None]]) -> None:
+async def give_up(lease: Lease, how: Callable[[Lease], Awaitable[object]]) -> None:
     """Give a lease back with `how`; one that can't be given back expires by itself, since nobody renews it."""
     try:
         await how(lease)

@@ -91,6 +91,7 @@ async def find(dead_runs: DeadRuns) -> list[str]:
 
 
 RESUME = {"type": "resume", "run_id": "alone"}
+HANDED_OVER = -(10**13)  # the deadline, in ms: after the last entry
 
 
 async def test_a_run_that_is_left_alone_is_not_read_again(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +165,11 @@ async def take_over(engine: Engine) -> DeadRun:
     return dead
 
 
-@pytest.mark.parametrize(("deadline", "said"), [(0, True), (1, None)])
+@pytest.mark.parametrize(
+    ("deadline", "said"),
+    [(HANDED_OVER, True), (1, None), (-1, None)],
+    ids=["handed over", "died", "handed over once, and died later"],
+)
 async def test_the_successor_records_a_hand_over(configured: Redis, deadline: int, said: bool | None) -> None:
     engine = await ready()
     await die(configured, "r", deadline=deadline)
@@ -284,7 +289,7 @@ async def test_a_cancel_is_kept_through_a_hand_over_as_long_as_the_run_can_be_re
 async def test_a_hand_over_wakes_the_workers(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_SWEEP", 3_600)
     engine = await ready()
-    await die(configured, "r", deadline=0)
+    await die(configured, "r", deadline=HANDED_OVER)
     lease = Lease(keys.SessionKeys.of("agx", "acme", "ada", "r"), "r", lambda *_: None, lambda: None, recover=60)
     assert await engine.leases.take_over(lease)
     agent = Agent(TestModel(custom_output_text="Hi"), name="support", deps_type=ScopeDeps)

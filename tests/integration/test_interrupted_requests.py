@@ -97,10 +97,10 @@ class Held(AbstractCapability[Any]):
 def slow_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
     hand_over = Leases.hand_over
 
-    async def slowly(self: Leases, lease: Lease, deadline_ms: int | None = None) -> None:
+    async def slowly(self: Leases, lease: Lease) -> None:
         for _ in range(100):
             await asyncio.sleep(0)
-        await hand_over(self, lease, deadline_ms)
+        await hand_over(self, lease)
 
     monkeypatch.setattr(Leases, "hand_over", slowly)
 

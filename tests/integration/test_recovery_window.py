@@ -21,7 +21,7 @@ from agx.engine.registry import current_engine
 from agx.jobs.takeover import open_taken_over
 from agx.recovery.dead_run import DeadRun
 from agx.recovery.recorded_run import RecordedRun
-from agx.redis.keys import SessionKeys
+from agx.redis.keys import SessionKeys, leases, partition
 from agx.redis.live_key import TAKE_OVER, gap_holder, new_holder, parse_live
 from agx.testing import MemorySession
 
@@ -100,10 +100,12 @@ async def test_a_takeover_that_fails_leaves_the_deadline_as_it_was(client: Redis
     session = SessionKeys.of("agx", 1, 1, "s")
     deadline_ms = -5_000 if handed_over else 5_000
     job = Job("r", "support", "1", "1", "s", prompt="hi", recover=60)
-    record = RecordedRun.of("r", [], handed_over=handed_over)
-    dead = DeadRun(session, job, record, (1, 0), (), None, handed_over=handed_over, deadline_ms=deadline_ms)
+    record = RecordedRun.of("r", [], deadline_ms=deadline_ms)
+    dead = DeadRun(session, job, record, (1, 0), (), None, deadline_ms)
+    key = leases("agx", partition("1", engine.queues.partitions or 1))
+    await client.zadd(key, {session.lease_member("r"): deadline_ms})
+    await client.expire(key, 60)
     assert await open_taken_over(engine, dead, "support", None) is None  # the stream has changed
-    (key,) = [key async for key in client.scan_iter("agx::leases:*")]
     assert await client.zscore(key, session.lease_member("r")) == deadline_ms
     assert await client.get(LIVE) is None
 

@@ -192,7 +192,7 @@ async def attempt(
         life.recorder.steered.inbox = Inbox(engine.control, keys)
         life.recorder.steered.look()
     job = Job("r", "1", "1", "s", "killed", scenario.prompt)
-    dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), None)
+    dead = None if first else DeadRun(keys, job, cast("Any", None), (1, 0), tuple(stream.checkpoints), None, 0)
     session = StoredSession(stored=list(scenario.stored), stream=stream)
     drive = Drive(life, session, dead=dead, job=job)
     await drive.run_agent(scenario.make_agent(ledger), scenario.prompt, ScopeDeps(), scenario.make_kwargs())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ from agx.redis.live_key import (
     new_claim,
     parse_live,
 )
-from agx.redis.recovery_window import is_handed_over, window_end_ms
+from agx.redis.recovery_window import window_end_ms
 from agx.stream.append_scripts import FINALIZE
 from agx.stream.entry import StreamEntry
 
@@ -147,7 +148,7 @@ class Reaper:
         # Before the claim, which would keep a successor out.
         if not self._resumable.is_due(death.key):
             return False
-        run = await self._read_run(session, run_id, handed_over=death.handed_over)
+        run = await self._read_run(session, run_id, deadline_ms=death.deadline_ms)
         if (seconds := death.wait(run, self._link.now_ms())) > 0:
             self._resumable.hold(death.key, seconds)
             return False
@@ -157,7 +158,7 @@ class Reaper:
         if not await self._link.call("EVAL", CLAIM.source, 1, session.live, self._claim, CLAIM_MS):
             return False
         try:
-            run = await self._read_run(session, run_id, handed_over=death.handed_over)
+            run = await self._read_run(session, run_id, deadline_ms=death.deadline_ms)
             if death.wait(run, self._link.now_ms()) > 0:
                 return False  # a successor has had it meanwhile
             missing = await self._find_missing(n, session, run_id, run)
@@ -227,14 +228,14 @@ class Reaper:
         await self._link.call("EXPIRE", queue, keys.QUEUE_TTL)
         logger.warning("run %s was finalized as %s", run_id, missing.outcome, extra={"run_id": run_id})
 
-    async def _read_run(self, session: keys.SessionKeys, run_id: str, *, handed_over: bool = False) -> RecordedRun:
+    async def _read_run(self, session: keys.SessionKeys, run_id: str, *, deadline_ms: float = math.inf) -> RecordedRun:
         entries: list[StreamEntry] = []
         cursor = "-"
         while True:
             found = await self._link.call("XRANGE", session.stream, cursor, "+", "COUNT", _PAGE)
             entries += (StreamEntry.of(entry_id, fields) for entry_id, fields in found)
             if len(found) < _PAGE:
-                return RecordedRun.of(run_id, entries, handed_over=handed_over)
+                return RecordedRun.of(run_id, entries, deadline_ms=deadline_ms)
             cursor = f"({found[-1][0].decode()}"
 
     async def _find_missing(
@@ -257,13 +258,13 @@ class _Death:
         return self.member + b" " + self.deadline
 
     @property
-    def handed_over(self) -> bool:
-        return is_handed_over(float(self.deadline))
+    def deadline_ms(self) -> float:
+        return float(self.deadline)
 
     def wait(self, run: RecordedRun, now_ms: int) -> float:
         """Return for how many seconds from now another process may resume the run."""
         begin = run.begin
         if begin is None or begin.recover is None or run.end is not None or run.is_exhausted:
             return 0.0
-        ends_ms = window_end_ms(begin.recover, last_entry_ms=run.last_ns / 1e6, deadline_ms=float(self.deadline))
+        ends_ms = window_end_ms(begin.recover, last_entry_ms=run.last_ns / 1e6, deadline_ms=self.deadline_ms)
         return (ends_ms - now_ms) / 1_000
