@@ -16,6 +16,7 @@ from dashboards.panels import (
     PER_SECOND,
     QUANTILES,
     RED,
+    WHOLE,
     YELLOW,
     Query,
     Text,
@@ -61,8 +62,8 @@ def build() -> str:
         "Runs of all agents: how many, how well, how fast, at what cost.",
         (layout.SERVICE, layout.AGENT, layout.SCOPE),
         (
-            Row("The fleet now", 4, _now()),
-            Row("Totals of the time shown", 4, _totals()),
+            Row("The fleet now", 3, _now()),
+            Row("Totals of the time shown", 3, _totals()),
             Row("Runs", 8, _runs()),
             Row("Compared with yesterday and last week", 8, compared(), folded=True),
             Row("Failed, cancelled, lost", 8, _trouble(), folded=True),
@@ -126,7 +127,7 @@ def _now() -> tuple[Placed, ...]:
         steps=((1, YELLOW),),
     )
     return tuple(
-        (3, panel) for panel in (firing, live, success, ended, duration, first_text, first_token, jobs_waiting)
+        (6, panel) for panel in (firing, live, success, ended, duration, first_text, first_token, jobs_waiting)
     )
 
 
@@ -147,7 +148,7 @@ def _totals() -> tuple[Placed, ...]:
         total_number(
             Text(title, advice, alerts[title]),
             increase(RUNS, SCOPE, SERVICE, AGENT, *filter(None, [outcome])),
-            "short",
+            WHOLE,
             steps=((0.5, RED),) if title == "Lost" else (),
         )
         for title, (outcome, advice) in ended.items()
@@ -155,17 +156,17 @@ def _totals() -> tuple[Placed, ...]:
     requests = total_number(
         Text("Model requests", "Grows faster than Runs: see Model calls per run.", "AgxTokenBurn"),
         increase(REQUESTS, GENAI_SERVICE, GENAI_AGENT),
-        "short",
+        WHOLE,
     )
     tools = total_number(
         Text("Tool calls", "However they ended. The board Models and tools has each tool.", "AgxTokenBurn"),
         increase("agx_tool_calls_total", AGENT),
-        "short",
+        WHOLE,
     )
     tokens = total_number(
         Text("Tokens", "Of all types. Who used them: see Who spends.", "AgxTokenBurn"),
         increase(TOKENS, SCOPE, SERVICE, AGENT),
-        "short",
+        WHOLE,
     )
     cost = total_number(
         Text("Cost", "Of the models with a known price: see Calls without a price.", "AgxTokenBurn"),
@@ -173,7 +174,7 @@ def _totals() -> tuple[Placed, ...]:
         "currencyUSD",
         decimals=2,
     )
-    return tuple((3, panel) for panel in (*panels, requests, tools, tokens, cost))
+    return tuple((6, panel) for panel in (*panels, requests, tools, tokens, cost))
 
 
 def _runs() -> tuple[Placed, ...]:
@@ -249,7 +250,7 @@ def _trouble() -> tuple[Placed, ...]:
     )
     where = bars(
         Text("Cancelled during", "In the time shown. Mostly in tools: people give up on a slow one.", "AgxSlowCancel"),
-        "short",
+        WHOLE,
         Query(
             f"topk(7, {increase('agx_cancellations_total', SCOPE, AGENT, by='stage, reason')} > 0)",
             "{{stage}}, {{reason}}",

@@ -12,14 +12,14 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as d
 
-from dashboards.panels import BLUE, CONSOLE, GREY, PER_SECOND, PROMETHEUS, PURPLE, RED, Panel
+from dashboards.panels import BLUE, CONSOLE, GREY, PER_SECOND, PROMETHEUS, PURPLE, RED, WHOLE, Panel
 from dashboards.promql import select
 
 WIDTH = 24
 TAG = "agx"
 Placed = tuple[int, Panel]  # its width in columns, and the panel
 # What a title adds to tell the unit; counts have none.
-UNITS = {PER_SECOND: "/s", "s": "s", "percentunit": "%", "currencyUSD": "$", "Bps": "B/s", "short": ""}
+UNITS = {PER_SECOND: "/s", "s": "s", "percentunit": "%", "currencyUSD": "$", "Bps": "B/s", "short": "", WHOLE: ""}
 
 
 @dataclass(frozen=True, slots=True)

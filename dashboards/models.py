@@ -9,6 +9,7 @@ from dashboards.panels import (
     QUANTILES,
     RED,
     TOOL_OUTCOMES,
+    WHOLE,
     YELLOW,
     Column,
     Panel,
@@ -58,7 +59,7 @@ def build() -> str:
         "What the agents call: every model request and every tool call is one observation, however it ended.",
         (layout.SERVICE, layout.AGENT, layout.MODEL),
         (
-            Row("Now", 4, _now()),
+            Row("Now", 3, _now()),
             Row("Models", 8, (*_model_traffic(), *_model_latency())),
             Row("Spread, tokens, sources of usage", 8, _model_spread(), folded=True),
             Row("Tools", 8, _tools(), folded=True),
@@ -106,7 +107,7 @@ def _now() -> tuple[Placed, ...]:
         steps=((0.01, YELLOW), (0.1, RED)),
         decimals=1,
     )
-    return tuple((4, panel) for panel in (requests, failing, first, chunk, calls, broken))
+    return tuple((8, panel) for panel in (requests, failing, first, chunk, calls, broken))
 
 
 def _model_traffic() -> tuple[Placed, ...]:
@@ -253,8 +254,8 @@ def _tool_table() -> Panel:
         Text("Tools", "Every tool, in the time shown. Sort by a column to find the worst.", "AgxHighErrorRate"),
         "short",
         (
-            (Query(increase(TOOL_CALLS, AGENT, by="tool")), Column("Calls", "short", 0)),
-            (Query(increase(TOOL_CALLS, AGENT, TOOL_ERROR, by="tool")), Column("Errors", "short", 0)),
+            (Query(increase(TOOL_CALLS, AGENT, by="tool")), Column("Calls", WHOLE, 0)),
+            (Query(increase(TOOL_CALLS, AGENT, TOOL_ERROR, by="tool")), Column("Errors", WHOLE, 0)),
             (Query(renamed), Column("p95", "s")),
         ),
         {"tool": "Tool"},

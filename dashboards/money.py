@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dashboards.layout import Placed
-from dashboards.panels import AGENT_TRACES, PURPLE, Column, Query, Text, bars, grid, lines
+from dashboards.panels import AGENT_TRACES, PURPLE, WHOLE, Column, Query, Text, bars, grid, lines
 from dashboards.promql import AGENT, SCOPE, SERVICE, increase, rate
 
 TOKENS = "agx_tokens_total"
@@ -49,7 +49,7 @@ def money() -> tuple[Placed, ...]:
     )
     unpriced = bars(
         Text("Calls without a price", "These models miss in the price list: the cost is too low.", "AgxUnpricedCost"),
-        "short",
+        WHOLE,
         Query(increase("agx_cost_unpriced_total", SERVICE, by="model"), "{{model}}"),
         colour=PURPLE,
         decimals=0,
@@ -60,8 +60,8 @@ def money() -> tuple[Placed, ...]:
         "short",
         (
             (Query(f"topk(20, {increase(COST, SCOPE, SERVICE, AGENT, by=by)})"), Column("Cost", "currencyUSD")),
-            (Query(f"topk(20, {increase(TOKENS, SCOPE, SERVICE, AGENT, by=by)})"), Column("Tokens", "short", 0)),
+            (Query(f"topk(20, {increase(TOKENS, SCOPE, SERVICE, AGENT, by=by)})"), Column("Tokens", WHOLE, 0)),
         ),
         {"scope": "Scope", "agent": "Agent", "model": "Model"},
     )
-    return ((8, types), (8, hourly), (8, burn), (6, agents), (6, unpriced), (12, spenders))
+    return ((8, types), (8, hourly), (8, burn), (5, agents), (5, unpriced), (14, spenders))

@@ -20,6 +20,7 @@ AGENT_TRACES = '{ span.gen_ai.agent.name = "${__field.labels.agent}" }'
 CONSOLE = "http://127.0.0.1:9465"  # as in compose.yaml; the chart replaces it
 
 PER_SECOND = "suffix:/s"
+WHOLE = "locale"  # a number with all its digits: `short` without decimals makes 1 K of 1,372
 GREEN, YELLOW, RED, BLUE, PURPLE, GREY = "green", "#EAB839", "red", "blue", "purple", "#8e8e8e"
 OUTCOMES = {"completed": GREEN, "cancelled": BLUE, "failed": RED, "lost": PURPLE}
 QUANTILES = {"p50": GREEN, "p95": YELLOW, "p99": RED}
@@ -101,7 +102,7 @@ def lines(
     for position, query in enumerate(queries):
         panel.with_target(_target(query, position))
     panel.min(0).line_width(1).fill_opacity(60 if stacked else 8).show_points(c.VisibilityMode.NEVER)
-    panel.span_nulls(False).color_scheme(dashboard.FieldColor().mode(d.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    panel.span_nulls(False).color_scheme(dashboard.FieldColor().mode(d.FieldColorModeId.PALETTE_CLASSIC))
     if top is not None:
         panel.max(top)
     if stacked:

@@ -9,6 +9,7 @@ from dashboards.panels import (
     PER_SECOND,
     QUANTILES,
     RED,
+    WHOLE,
     YELLOW,
     Column,
     Query,
@@ -44,7 +45,7 @@ def build() -> str:
         "The machinery: appends, listeners, queues, the sidecar's replicas and their exports.",
         (layout.SERVICE, layout.SCOPE),
         (
-            Row("Now", 4, _now()),
+            Row("Now", 3, _now()),
             Row("Session streams", 8, _streams()),
             Row("Listeners and services", 8, _services(), folded=True),
             Row("Queues", 8, _queues(), folded=True),
@@ -86,7 +87,7 @@ def _now() -> tuple[Placed, ...]:
     trimmed = big_number(
         Text("Trimmed unread", "In the time shown. Not 0: counts or traces are too low.", "AgxFactsTrimmed"),
         increase("agx_queue_trimmed_total"),
-        "short",
+        WHOLE,
         steps=((1, RED),),
         decimals=0,
     )
@@ -104,7 +105,7 @@ def _now() -> tuple[Placed, ...]:
         f"time() - max({select('agx_export_last_success_timestamp_seconds')} > 0)",
         "s",
     )
-    return tuple((3, panel) for panel in (leaders, replicas, redis, lag, waiting, trimmed, listeners, exported))
+    return tuple((6, panel) for panel in (leaders, replicas, redis, lag, waiting, trimmed, listeners, exported))
 
 
 def _streams() -> tuple[Placed, ...]:
@@ -254,4 +255,4 @@ def _sidecar() -> tuple[Placed, ...]:
             "version": "Version",
         },
     )
-    return ((8, leader), (8, facts), (8, spans), (8, odd), (16, versions))
+    return ((8, leader), (8, facts), (8, spans), (24, versions), (24, odd))

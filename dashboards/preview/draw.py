@@ -198,7 +198,7 @@ def _stat(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: 
     axes.plot(line.at, line.values, color=colour, linewidth=1)
     highest = np.nanmax(line.values) if np.isfinite(line.values).any() else 1
     axes.set(xticks=[], yticks=[], xlim=(window.start, window.end), ylim=(0, (highest or 1) * 2.5))
-    shown = text(line.last, defaults["unit"], defaults.get("decimals"))
+    shown = text(line.last, defaults["unit"])
     axes.text(
         0.5, 0.55, shown, transform=axes.transAxes, color=colour, fontsize=21, ha="center", va="center", weight="bold"
     )
@@ -228,7 +228,6 @@ def _heatmap(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, hea
 def _bargauge(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
     colour = panel["fieldConfig"]["defaults"]["color"]["fixedColor"]
-    decimals = panel["fieldConfig"]["defaults"].get("decimals")
     lines = _ask(panel, panel["targets"][0], stack, window)[:8]
     highest = max((line.last for line in lines), default=1) or 1
     for number, line in enumerate(lines):
@@ -236,7 +235,7 @@ def _bargauge(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, he
         box.text(0.3, y, line.name, color=INK, fontsize=9, ha="right", va="center")
         box.barh(y, 0.5, height=0.07, left=0.32, color=EDGE)
         box.barh(y, 0.5 * line.last / highest, height=0.07, left=0.32, color=NAMED.get(colour, colour))
-        box.text(0.84, y, text(line.last, unit, decimals), color=INK, fontsize=9, va="center")
+        box.text(0.84, y, text(line.last, unit), color=INK, fontsize=9, va="center")
 
 
 def _table(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
@@ -258,10 +257,7 @@ def _table(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head:
     values = [titles[f"Value #{target['refId']}"] for target in panel["targets"]]
     ordered = sorted(rows.items(), key=lambda row: -row[1].get(values[0], 0))
     columns = [titles[label] for label in labels] + values
-    body = [
-        [*key, *(text(cells.get(v, math.nan), looks[v]["unit"], looks[v].get("decimals")) for v in values)]
-        for key, cells in ordered[:8]
-    ]
+    body = [[*key, *(text(cells.get(v, math.nan), looks[v]["unit"]) for v in values)] for key, cells in ordered[:8]]
     _write_rows(box, head, columns, body)
 
 

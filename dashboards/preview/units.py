@@ -9,12 +9,10 @@ _SHORT = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
 _BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
 
 
-def text(value: float, unit: str, decimals: int | None = None) -> str:
-    """Return a value with its unit; a dash for no number. `decimals` is heeded where Grafana would not scale."""
+def text(value: float, unit: str) -> str:
+    """Return a value with its unit; a dash for no number."""
     if not math.isfinite(value):
         return "+Inf" if value > 0 else "-"
-    if decimals == 0 and unit == "short" and abs(value) < 1000:
-        return f"{value:.0f}"
     return _UNITS[unit](value)
 
 
@@ -34,6 +32,7 @@ def _seconds(value: float) -> str:
 
 
 _UNITS: dict[str, Callable[[float], str]] = {
+    "locale": lambda value: f"{value:,.0f}",
     "short": lambda value: _scaled(value, _SHORT, ""),
     "suffix:/s": lambda value: f"{value:.3g}/s" if abs(value) < 1000 else f"{value:.0f}/s",
     "percentunit": lambda value: f"{value * 100:.3g}%",
