@@ -72,8 +72,8 @@ docs-diagrams: $(READY) ## Draw the Mermaid diagrams of the pages for the site (
 dashboards: $(READY) ## Write the Grafana boards from their Python
 	$(BIN)/python -m dashboards
 
-dashboards-preview: $(READY) ## Draw the boards from live demo data (needs prometheus)
-	$(BIN)/python -m dashboards.preview
+dashboards-preview: $(READY) ## Draw the boards from live demo data (needs prometheus; ARGS=--grafana)
+	$(BIN)/python -m dashboards.preview $(ARGS)
 
 console-preview: $(READY) ## Draw the console from live demo runs (needs chromium)
 	PYTHONPATH=tests $(BIN)/python -m support.console_picture

@@ -1,6 +1,7 @@
 """Draw the committed boards from live demo data into PNGs: `python -m dashboards.preview [--seconds N] [--into DIR]`.
 
-No Grafana is involved: each panel's own queries are run on a real Prometheus and plotted at the panel's own place.
+No Grafana is involved: each panel's own queries are run on a real Prometheus and plotted at the panel's own place. With
+`--grafana` the boards are drawn with Grafana's own components, too (needs npm and chromium).
 """
 
 from __future__ import annotations
@@ -25,16 +26,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dashboards.preview", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=150, help="how long to let traffic flow (default 150)")
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "boards", help="directory of the pictures")
+    parser.add_argument("--grafana", action="store_true", help="draw with Grafana's own components, too")
     options = parser.parse_args()
     print("starting Prometheus and two sidecars ...", flush=True)
     try:
         with running() as stack:
             window = _flow(stack, options.seconds)
             options.into.mkdir(parents=True, exist_ok=True)
-            for path in sorted(BOARDS.glob("*.json")):
-                picture = options.into / f"{path.stem}.png"
-                draw(json.loads(path.read_text()), stack, window, picture)
+            boards = {path.stem: json.loads(path.read_text()) for path in sorted(BOARDS.glob("*.json"))}
+            for name, board in boards.items():
+                picture = options.into / f"{name}.png"
+                draw(board, stack, window, picture)
                 print(f"drew {picture}")
+            if options.grafana:
+                from dashboards.preview.grafana import draw_boards  # noqa: PLC0415 - it needs a browser
+
+                draw_boards(boards, stack, window, options.into)
     except StackError as error:
         print(f"dashboards.preview: {error}", file=sys.stderr)
         return 1

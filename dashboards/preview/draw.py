@@ -55,7 +55,7 @@ class Line:
 
 def draw(board: dict[str, Any], stack: Stack, window: Window, into: Path) -> None:
     """Draw one board as a PNG."""
-    unfolded = list(_unfolded(board))
+    unfolded = list(unfold(board))
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in unfolded) + 1
     width, height = 24 * CELL_W, rows * CELL_H
     figure = Figure(figsize=(width, height), facecolor=PAGE)
@@ -86,7 +86,7 @@ def draw(board: dict[str, Any], stack: Stack, window: Window, into: Path) -> Non
     figure.savefig(into, dpi=80)
 
 
-def _unfolded(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def unfold(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield headings and panels at their places with all rows open."""
     below = 0
     for panel in board["panels"]:
@@ -97,8 +97,9 @@ def _unfolded(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
             below += max(each["gridPos"]["y"] + each["gridPos"]["h"] for each in inside) - panel["gridPos"]["y"] - 1
 
 
-def _ask(panel: dict[str, Any], target: dict[str, Any], stack: Stack, window: Window) -> list[Line]:
-    expr = _filled(target["expr"], window)
+def ask(panel: dict[str, Any], target: dict[str, Any], stack: Stack, window: Window) -> list[Line]:
+    """Return the series of one query of a panel."""
+    expr = fill(target["expr"], window)
     if target.get("instant"):
         found = [{"metric": s["metric"], "values": [s["value"]]} for s in stack.query(expr)]
     else:
@@ -115,8 +116,8 @@ def _ask(panel: dict[str, Any], target: dict[str, Any], stack: Stack, window: Wi
     return lines
 
 
-def _filled(expr: str, window: Window) -> str:
-    """A query with Grafana's variables filled in; of ours, everything is chosen. Yesterday is a few seconds ago."""
+def fill(expr: str, window: Window) -> str:
+    """Return a query with Grafana's variables filled in; of ours, everything is chosen. Yesterday is seconds ago."""
     expr = expr.replace("$__rate_interval", "10s").replace("$__range", f"{round(window.end - window.start)}s")
     expr = expr.replace("offset 1d", "offset 20s").replace("offset 1w", "offset 40s")
     return re.sub(r"\$[a-z]+", ".*", expr)
@@ -150,7 +151,7 @@ def _clock(axes: Axes, window: Window) -> None:
 def _timeseries(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
     custom = panel["fieldConfig"]["defaults"]["custom"]
-    lines = [line for target in panel["targets"] for line in _ask(panel, target, stack, window)]
+    lines = [line for target in panel["targets"] for line in ask(panel, target, stack, window)]
     axes = _inner(box, head)
     stacked = custom.get("stacking", {}).get("mode") == "normal"
     floor: dict[float, float] = {}
@@ -188,7 +189,7 @@ def _legend(box: Axes, panel: dict[str, Any], lines: list[Line], unit: str) -> N
 
 def _stat(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
     defaults = panel["fieldConfig"]["defaults"]
-    (line,) = _ask(panel, panel["targets"][0], stack, window)
+    (line,) = ask(panel, panel["targets"][0], stack, window)
     colour = NAMED["green"]
     for step in defaults["thresholds"]["steps"]:
         if step["value"] is None or line.last >= step["value"]:
@@ -207,7 +208,7 @@ def _stat(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: 
 def _heatmap(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
     target = panel["targets"][0]
-    lines = sorted(_ask(panel, target, stack, window), key=lambda line: float(line.name))
+    lines = sorted(ask(panel, target, stack, window), key=lambda line: float(line.name))
     columns = sorted({at for line in lines for at in line.at})
     cumulative = np.zeros((len(lines), len(columns)))
     for row, line in enumerate(lines):
@@ -228,7 +229,7 @@ def _heatmap(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, hea
 def _bargauge(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head: float) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
     colour = panel["fieldConfig"]["defaults"]["color"]["fixedColor"]
-    lines = _ask(panel, panel["targets"][0], stack, window)[:8]
+    lines = ask(panel, panel["targets"][0], stack, window)[:8]
     highest = max((line.last for line in lines), default=1) or 1
     for number, line in enumerate(lines):
         y = 1 - head - 0.08 - number * 0.11
@@ -251,7 +252,7 @@ def _table(box: Axes, panel: dict[str, Any], stack: Stack, window: Window, head:
     labels = [name for name in titles if not name.startswith("Value #")]
     rows: dict[tuple[str, ...], dict[str, float]] = {}
     for target in panel["targets"]:
-        for series in stack.query(_filled(target["expr"], window)):
+        for series in stack.query(fill(target["expr"], window)):
             key = tuple(series["metric"].get(label, "") for label in labels)
             rows.setdefault(key, {})[titles[f"Value #{target['refId']}"]] = float(series["value"][1])
     values = [titles[f"Value #{target['refId']}"] for target in panel["targets"]]
