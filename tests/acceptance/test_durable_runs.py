@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,14 +14,13 @@ import pytest
 from pydantic_ai.messages import ModelResponse
 from redis.asyncio import Redis
 from support.agents import prompts
-from support.durable_worker import STEPS, TOOLS, WORDS, Ledger
+from support.durable_worker import STEPS, TOOLS, WORDS, Ledger, work
+from support.forked import Forked
 from support.run_facts import FactsOfRun
 from support.waiting import wait_until
 
 import agx
 from agx.facts.schema import ToolEnded
-
-TESTS = Path(__file__).parent.parent
 
 # When the worker is killed: as soon as the ledger has this line, or the stream this event.
 POINTS = ["model 0", "quick 0", "slow 0", "model 1", "slow 2", "model 3"]
@@ -35,18 +33,14 @@ class Workers:
         self.ledger = ledger
         self.url = url
         self._path = path
-        self.processes: list[asyncio.subprocess.Process] = []
+        self.processes: list[Forked] = []
 
     async def start(self, count: int) -> None:
         for _ in range(count):
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "support.durable_worker", self.url, str(self._path),
-                stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
-            )  # fmt: skip
-            self.processes.append(process)
+            log = self._path.with_name(f"worker-{len(self.processes)}.log")
+            self.processes.append(Forked(work, self.url, self._path, log=log))
         for process in self.processes[-count:]:
-            assert process.stdout is not None
-            assert await process.stdout.readline() == b"ready\n"
+            await wait_until(lambda process=process: process.said == "ready\n", what=f"a worker: {process.said}")
 
     async def signal_who_has(self, line: str, how: signal.Signals) -> int:
         """Signal the process that wrote a line of the ledger; returns its pid."""
@@ -54,13 +48,9 @@ class Workers:
         os.kill(pid, how)
         return pid
 
-    async def end(self) -> None:
+    def end(self) -> None:
         for process in self.processes:
-            if process.returncode is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-            await process.wait()
-            process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
+            process.end(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -72,7 +62,7 @@ async def workers(redis_url: str, tmp_path: Path) -> AsyncIterator[Workers]:
         try:
             yield workers
         finally:
-            await workers.end()
+            workers.end()
             await agx.aclose()
 
 
@@ -152,7 +142,7 @@ async def test_a_deploy_hands_runs_over_at_their_next_model_request(workers: Wor
     assert max(Counter(what for _, what in workers.ledger.read()).values()) == 1
     assert [event["body"]["void"] for event in events if event["type"] == "resume"] == [None]
     (process,) = [process for process in workers.processes if process.pid == stopped]
-    assert await process.wait() == 0
+    assert await asyncio.to_thread(process.wait) == 0
 
 
 async def test_a_worker_that_was_only_stopped_writes_nothing_more(workers: Workers) -> None:

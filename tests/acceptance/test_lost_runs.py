@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,10 +14,12 @@ from unittest.mock import patch
 import pytest
 from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps, ScriptedAgent
+from support.forked import Forked
 from support.otlp import OtlpReceiver
 from support.recorded import read_recorded
 from support.replica import Replica
 from support.sdk import SpanLedger, installed_sdk
+from support.service import running_service
 from support.waiting import wait_until
 
 import agx
@@ -27,28 +28,13 @@ from agx.redis.bus import Script
 from agx.redis.live_key import CLAIM, RELEASE, new_claim
 from agx.stream.writer import SessionWriter
 
-TESTS = Path(__file__).parent.parent
+StartService = Callable[..., AbstractAsyncContextManager[Forked]]
 
 
-@asynccontextmanager
-async def service(
-    url: str, stage: str, *, session: str = "s", sdk: bool = False
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that runs an agent and holds; killed with the block if it still lives."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "support.service", url, stage, session, "sdk" if sdk else "no-sdk",
-        stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"reached\n"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-        await process.wait()
-        process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
+@pytest.fixture
+def service(tmp_path: Path, redis_url: str) -> StartService:
+    """Starts a process that runs an agent and holds at a stage."""
+    return partial(running_service, tmp_path, redis_url)
 
 
 @pytest.fixture
@@ -74,6 +60,12 @@ async def _follow_to_the_end(session: str = "s") -> list[dict[str, object]]:
 REACHED = {"talking": "part_delta", "silent": "llm-begin", "tool": "llm-end", "sub-agent": "llm-end"}
 
 
+async def _end_of(process: Forked) -> str:
+    """Wait until a service ends; return the error that ended its run."""
+    assert await asyncio.to_thread(process.wait) == 0, process.said
+    return process.said.splitlines()[-1]
+
+
 async def _has_ended(redis: Redis) -> bool:
     return bool((await read_recorded(redis)).of(facts.RunEnded))
 
@@ -89,12 +81,12 @@ async def _has_told(redis: Redis, stage: str) -> bool:
 @pytest.mark.parametrize("stage", REACHED)
 @pytest.mark.parametrize("sdk", [False, True], ids=["no-sdk", "sdk"])
 async def test_a_killed_run_is_finished(
-    stage: str, sdk: bool, redis: Redis, redis_url: str, sidecar: Replica, otlp: OtlpReceiver
+    stage: str, sdk: bool, redis: Redis, service: StartService, sidecar: Replica, otlp: OtlpReceiver
 ) -> None:
-    async with service(redis_url, stage, sdk=sdk) as process:
+    async with service(stage, sdk=sdk) as process:
         listening = asyncio.create_task(_follow_to_the_end())
         await wait_until(lambda: _has_told(redis, stage))
-        process.kill()
+        process.send(signal.SIGKILL)
         events = await asyncio.wait_for(listening, 30)
     assert [event["type"] for event in events[-2:]] == ["error", "end"]
     assert events[-1]["body"]["outcome"] == "lost"  # type: ignore[index] # a body is an object
@@ -133,19 +125,17 @@ def scraped_live(sidecar: Replica) -> float:
     return sidecar.scrape().total("agx_runs_live")
 
 
-async def test_a_stalled_process_finds_itself_fenced(redis: Redis, redis_url: str, sidecar: Replica) -> None:
-    async with service(redis_url, "talking") as process:
+async def test_a_stalled_process_finds_itself_fenced(redis: Redis, service: StartService, sidecar: Replica) -> None:
+    async with service("talking") as process:
         listening = asyncio.create_task(_follow_to_the_end())
-        process.send_signal(signal.SIGSTOP)
+        process.send(signal.SIGSTOP)
         events = await asyncio.wait_for(listening, 30)
         await wait_until(lambda: _has_ended(redis))
         before = await read_recorded(redis)
-        process.send_signal(signal.SIGCONT)
-        assert process.stdout is not None
+        process.send(signal.SIGCONT)
         # It is asked nothing, and still finds out by itself at its next renewal or append.
         assert await agx.cancel(1, 1, "s") in (True, False)
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"LeaseLostError\n"
-        await process.wait()
+        assert await _end_of(process) == "LeaseLostError"
     assert events[-1]["body"]["outcome"] == "lost"  # type: ignore[index]
     after = await read_recorded(redis)
     assert after.entries == before.entries
@@ -159,16 +149,18 @@ async def _renewals(redis: Redis) -> int:
 
 
 @pytest.mark.parametrize("ends", ["released", "expired"])
-async def test_a_claim_that_a_waking_process_finds_decides_nothing(ends: str, redis: Redis, redis_url: str) -> None:
+async def test_a_claim_that_a_waking_process_finds_decides_nothing(
+    ends: str, redis: Redis, service: StartService
+) -> None:
     """B1: the process is stopped, its lease expires, a recovery claims the session, and the process wakes up."""
     live = "agx:1:1:s:live"
-    async with service(redis_url, "talking") as process:
+    async with service("talking") as process:
         run_id = await redis.get(live)
-        process.send_signal(signal.SIGSTOP)
+        process.send(signal.SIGSTOP)
         claim = new_claim()
         await wait_until(lambda: redis.eval(CLAIM.source, 1, live, claim, 60_000))
         before = await _renewals(redis)
-        process.send_signal(signal.SIGCONT)
+        process.send(signal.SIGCONT)
 
         async def has_seen_it() -> bool:
             return await _renewals(redis) >= before + 3
@@ -183,9 +175,7 @@ async def test_a_claim_that_a_waking_process_finds_decides_nothing(ends: str, re
 
         await wait_until(is_taken_again)
         assert await agx.cancel(1, 1, "s")
-        assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"AgxCanceledError\n"
-        await process.wait()
+        assert await _end_of(process) == "AgxCanceledError"
     recorded = await read_recorded(redis)
     assert [body["outcome"] for body in recorded.bodies("end")] == ["cancelled"]
     assert recorded.one(facts.RunEnded).outcome == "cancelled"
@@ -194,28 +184,24 @@ async def test_a_claim_that_a_waking_process_finds_decides_nothing(ends: str, re
 
 
 async def test_a_server_that_takes_no_writes_for_longer_than_a_lease(
-    redis: Redis, redis_url: str, sidecar: Replica
+    redis: Redis, service: StartService, sidecar: Replica
 ) -> None:
     """B2: afterwards the process and the recovery come at once, in any order; caller, stream and count agree."""
-    async with service(redis_url, "talking") as process:
+    async with service("talking") as process:
         await wait_until(sidecar.leads)
         await redis.execute_command("CLIENT", "PAUSE", 2_500, "WRITE")
-        assert process.stdout is not None
-
-        line = asyncio.create_task(process.stdout.readline())
 
         async def has_been_cancelled() -> bool:
             try:
                 await agx.cancel(1, 1, "s")
             except agx.RedisUnavailableError:
                 return False
-            return line.done()
+            return process.ended
 
         await wait_until(has_been_cancelled)
-        said = await line
-        await process.wait()
+        said = await _end_of(process)
     await wait_until(lambda: _has_ended(redis))
-    outcome = {b"AgxCanceledError\n": "cancelled", b"LeaseLostError\n": "lost"}[said]
+    outcome = {"AgxCanceledError": "cancelled", "LeaseLostError": "lost"}[said]
     await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome=outcome) == 1)
     assert sidecar.scrape().total("agx_runs_total") == 1
     recorded = await read_recorded(redis)
@@ -231,9 +217,9 @@ async def test_a_server_that_takes_no_writes_for_longer_than_a_lease(
     await wait_until(is_left_nowhere)
 
 
-async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, redis_url: str, sidecar: Replica) -> None:
-    async with service(redis_url, "talking") as process:
-        process.kill()
+async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, service: StartService, sidecar: Replica) -> None:
+    async with service("talking") as process:
+        process.send(signal.SIGKILL)
         await wait_until(lambda: sidecar.scrape().total("agx_runs_total", outcome="lost") == 1)
         result = await agx.run(FakeSession(), ScriptedAgent().agent(), "Again", deps=ScopeDeps())
     assert result.output == "one two three"
@@ -274,10 +260,10 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
     assert [await redis.zcard(f"agx::leases:{n}") for n in range(8)] == [0] * 8
 
 
-async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis_url: str) -> None:
-    async with service(redis_url, "talking") as process:
+async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, service: StartService) -> None:
+    async with service("talking") as process:
         listening = asyncio.create_task(_follow_to_the_end())
-        process.kill()
+        process.send(signal.SIGKILL)
         events = await asyncio.wait_for(listening, 30)
     assert events[-1]["type"] == "error"
     body = events[-1]["body"]
@@ -285,10 +271,10 @@ async def test_without_a_sidecar_listeners_end_by_themselves(redis: Redis, redis
     assert (body["error_type"], body["code"]) == ("lost", "run_lost")
 
 
-async def _lose_a_run_that_can_not_be_finalized(redis: Redis, redis_url: str) -> None:
-    async with service(redis_url, "talking", session="bad") as process:
+async def _lose_a_run_that_can_not_be_finalized(redis: Redis, service: StartService) -> None:
+    async with service("talking", session="bad") as process:
         await wait_until(lambda: _has_queued_a_fact(redis, b'"session":"bad"'))  # its stream will be gone
-        process.kill()
+        process.send(signal.SIGKILL)
     await redis.set("agx:1:1:bad", "no stream", ex=60)
 
 
@@ -298,19 +284,19 @@ async def _has_queued_a_fact(redis: Redis, part: bytes) -> bool:
 
 
 async def test_what_others_wrote_into_a_stream_stops_no_recovery(
-    redis: Redis, redis_url: str, sidecar: Replica
+    redis: Redis, service: StartService, sidecar: Replica
 ) -> None:
     """One run that can't be finalized is passed over; one whose stream holds junk is finalized like any other."""
-    async with service(redis_url, "talking") as process:
+    async with service("talking") as process:
         await wait_until(lambda: _has_told(redis, "talking"))
-        await _lose_a_run_that_can_not_be_finalized(redis, redis_url)
+        await _lose_a_run_that_can_not_be_finalized(redis, service)
         listening = asyncio.create_task(_follow_to_the_end())
         for body in ({"seq": "step-1"}, {"seq": None}, {"seq": 500}, {"seq": 2**60}, {"retention": "x"}):
             await agx.add(1, 1, "s", type="info", origin="user", body=body)
         await redis.xadd("agx:1:1:s", {b"type": b"\xff\xfe", b"origin": b"\xff", b"body": b"\xff"})
         await redis.xadd("agx:1:1:s", {b"nothing": b""})
         await redis.zadd("agx::leases:1", {b"\xff": 1, b"a:b": 1, b"::queue:0": 1})
-        process.kill()
+        process.send(signal.SIGKILL)
         events = await asyncio.wait_for(listening, 30)
     own = [event["body"]["seq"] for event in events if event["origin"] in ("opale", "pydantic-ai")]  # type: ignore[index]
     assert own == list(range(len(own)))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps
-from support.durable_worker import STEPS, WORDS, Ledger
+from support.durable_worker import STEPS, WORDS, Ledger, work
+from support.forked import Forked
+from support.started_run import start
 from support.waiting import wait_until
 
 import agx
-
-TESTS = Path(__file__).parent.parent
 
 
 class Site:
@@ -30,30 +28,28 @@ class Site:
     def __init__(self, url: str, path: Path) -> None:
         self._url, self._path = url, path
         self.ledger = Ledger(path)
-        self._processes: list[asyncio.subprocess.Process] = []
+        self._processes: list[Forked] = []
 
-    async def start(self, module: str, *more: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", f"support.{module}", self._url, str(self._path), *more,
-            stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )  # fmt: skip
-        self._processes.append(process)
-        return process
+    def start(self) -> Forked:
+        """Start the process that starts a run."""
+        return self._fork(start, 0)
 
     async def start_worker(self) -> None:
-        process = await self.start("durable_worker")
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
+        process = self._fork(work)
+        await wait_until(lambda: process.said == "ready\n", what=f"a worker: {process.said}")
+
+    def _fork(self, main: Callable[..., None], *more: object) -> Forked:
+        log = self._path.with_name(f"process-{len(self._processes)}.log")
+        process = Forked(main, self._url, self._path, *more, log=log)
+        self._processes.append(process)
+        return process
 
     async def wait_for(self, line: str) -> None:
         await wait_until(lambda: line in [what for _, what in self.ledger.read()])
 
-    async def end(self) -> None:
+    def end(self) -> None:
         for process in self._processes:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
+            process.end(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -64,7 +60,7 @@ async def site(redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
         try:
             yield site
         finally:
-            await site.end()
+            site.end()
             await agx.aclose()
 
 
@@ -87,20 +83,20 @@ async def _is_complete(events: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("point", ["model 0", "slow 1", "model 3"])
 async def test_a_worker_completes_the_run_of_a_killed_service(site: Site, point: str) -> None:
     await site.start_worker()
-    service = await site.start("started_run", "0")
+    service = site.start()
     following = asyncio.create_task(_follow())
     await site.wait_for(point)
-    service.kill()
+    service.send(signal.SIGKILL)
     await _is_complete(await following)
 
 
 async def test_a_service_that_shuts_down_hands_its_run_over(site: Site) -> None:
     await site.start_worker()
-    service = await site.start("started_run", "0")
+    service = site.start()
     following = asyncio.create_task(_follow())
     await site.wait_for("slow 1")
-    service.send_signal(signal.SIGTERM)
-    assert await service.wait() == 0
+    service.send(signal.SIGTERM)
+    assert await asyncio.to_thread(service.wait) == 0
     await _is_complete(await following)
     # The interrupted call is made again, as its tool allows; nothing else is.
     assert {what for what, count in Counter(what for _, what in site.ledger.read()).items() if count > 1} == {"slow 1"}

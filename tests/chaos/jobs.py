@@ -20,7 +20,6 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from support.agents import ScopeDeps
 from support.durable_worker import Ledger, make_agent, make_recipe
-from support.forked import end_with_parent
 
 import agx
 
@@ -126,8 +125,6 @@ def serve(url: str, ledgers: Path, lease_ttl: float, at_once: int, grace: float)
 
 
 async def _serve(url: str, ledgers: Path, lease_ttl: float, at_once: int, grace: float) -> None:
-    end_with_parent()
-
     async def make_support(job: agx.Job) -> agx.Call:
         agent = make_agent(Ledger(ledgers / job.session_id), steps=TOOL_STEPS, words=WORDS, pause=0.01)
         return await make_recipe(agent)(job)

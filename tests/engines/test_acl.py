@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import sys
+import signal
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from support.agents import FakeSession, ScopeDeps, ScriptedAgent, call, scripted
 from support.otlp import OtlpReceiver
 from support.replica import Replica
 from support.rigs import ClusterRig, TlsRig
+from support.service import running_service
 from support.topologies import tls_topology
 from support.visitor import Visitor, console_port, leave_call
 from support.waiting import wait_until
@@ -215,7 +215,8 @@ async def test_sidecar(rig: TlsRig, tmp_path: Path, otlp: OtlpReceiver) -> None:
     """Both sinks, a collector that is away, a run whose process has died, a standby that takes over."""
     async for _ in as_user(rig, "admin"):
         await agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps())
-    await _die_talking(rig)
+    async with running_service(tmp_path, rig.plain_url, "talking", session="doomed") as process:
+        process.send(signal.SIGKILL)
     otlp.fail_with(503)
     await reset_stats(rig)
     environment = {
@@ -319,19 +320,6 @@ async def _see_recovering(rig: TlsRig, visitor: Visitor) -> None:
     _leave_run(rig, "gap")
     place = urlencode({"scope": "1", "user": "1", "session": "gap", "run": "r"})
     assert "recovering" in (await asyncio.to_thread(visitor.get, f"/run?{place}")).text
-
-
-async def _die_talking(rig: TlsRig) -> None:
-    """Run an agent in a process of its own and kill that."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "support.service", rig.plain_url, "talking", "doomed", "no-sdk",
-        stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"reached\n"
-    process.kill()
-    await process.wait()
-    process._transport.close()  # type: ignore[attr-defined] # its pipe outlives the process otherwise
 
 
 async def _wait_for(sidecar: Replica, **outcomes: int) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +15,8 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Text
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 from support.agents import FakeSession, ScopeDeps, ScriptedAgent, call, scripted
+from support.chat_service import serve
+from support.forked import Forked
 from support.waiting import wait_until
 
 import agx
@@ -28,46 +27,19 @@ from agx.web.history import read_conversation
 from agx.web.runs import Runs, Who
 from agx.web.turns import ask, ask_again
 
-# A service that is killed while its model is silent: the address of Redis, and of the database where there is one.
-SERVICE = """
-import asyncio, sys
-from redis.asyncio import Redis
-from sqlalchemy.ext.asyncio import create_async_engine
-import agx
-from agx.sessions.redis_session import RedisSessions
-from agx.sessions.sql_session import SqlSessions
-from agx.web.runs import Runs, Who
-from agx.web.turns import ask
-from support.agents import ScopeDeps, ScriptedAgent
-
-async def main():
-    client = Redis.from_url(sys.argv[1])
-    agx.configure(agx.Config(client, lease_ttl=0.5))
-    store = SqlSessions(create_async_engine(sys.argv[2])) if len(sys.argv) > 2 else RedisSessions(ttl=60)
-    agent = ScriptedAgent(hold_after=2)
-    await Runs(agent.agent(), store, lambda *ids: ScopeDeps(), {}).start(Who(1, 1), "s", ask("Is it kept?"))
-    await agent.reached.wait()
-    while "two " not in str(await client.xrange("agx:1:1:s")):
-        await asyncio.sleep(0.01)
-    print("reached", flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
 
 @pytest.fixture(params=["redis", "sqlite"])
 async def store_and_url(
     request: pytest.FixtureRequest, configured: Redis, tmp_path: Path
-) -> AsyncIterator[tuple[SessionStore, list[str]]]:
+) -> AsyncIterator[tuple[SessionStore, str | None]]:
     if request.param == "redis":
-        yield RedisSessions(ttl=60), []
+        yield RedisSessions(ttl=60), None
         return
     url = f"sqlite+aiosqlite:///{tmp_path / 'chats.sqlite'}"
     engine = create_async_engine(url)
     store = SqlSessions(engine)
     await store.create_table()
-    yield store, [url]
+    yield store, url
     await engine.dispose()
 
 
@@ -75,16 +47,11 @@ def texts(messages: list[ModelMessage]) -> list[str]:
     return [str(part.content) for message in messages for part in message.parts if hasattr(part, "content")]
 
 
-async def kill_service(redis_url: str, url: list[str]) -> None:
+async def kill_service(redis_url: str, database: str | None, home: Path) -> None:
     """Start a run in a service of its own, and kill that when half of the answer is on the stream."""
-    environment = {**os.environ, "PYTHONPATH": "tests"}
-    service = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVICE, redis_url, *url, stdout=asyncio.subprocess.PIPE, env=environment
-    )
-    assert service.stdout is not None
-    assert await service.stdout.readline() == b"reached\n"
-    service.send_signal(signal.SIGKILL)
-    await service.wait()
+    service = Forked(serve, redis_url, database, log=home / "service.log")
+    await wait_until(lambda: service.said == "reached\n", what=f"half of the answer: {service.said}")
+    service.end(signal.SIGKILL)
 
     async def is_free() -> bool:
         return not await agx.is_live(1, 1, "s")
@@ -99,10 +66,10 @@ async def stored(store: SessionStore) -> list[str]:
 
 
 async def test_a_prompt_survives_the_process_and_its_stream(
-    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+    store_and_url: tuple[SessionStore, str | None], configured: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     store, url = store_and_url
-    await kill_service(redis_url, url)
+    await kill_service(redis_url, url, tmp_path)
     await configured.delete("agx:1:1:s")  # as after its expiry
     (listed,) = await store.list(1, 1)
     assert (listed.session_id, listed.title) == ("s", "Is it kept?")
@@ -120,10 +87,10 @@ async def test_a_prompt_survives_the_process_and_its_stream(
 
 
 async def test_what_a_lost_run_answered_is_shown_and_stored_with_the_next_turn(
-    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+    store_and_url: tuple[SessionStore, str | None], configured: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     store, url = store_and_url
-    await kill_service(redis_url, url)
+    await kill_service(redis_url, url, tmp_path)
     found = await read_conversation(store, Who(1, 1), "s")
     assert texts(found.session.msgs) == ["Is it kept?", "one two "]
     assert not found.live
@@ -134,10 +101,10 @@ async def test_what_a_lost_run_answered_is_shown_and_stored_with_the_next_turn(
 
 
 async def test_a_lost_prompt_is_asked_again_and_stored_once(
-    store_and_url: tuple[SessionStore, list[str]], configured: Redis, redis_url: str
+    store_and_url: tuple[SessionStore, str | None], configured: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     store, url = store_and_url
-    await kill_service(redis_url, url)
+    await kill_service(redis_url, url, tmp_path)
     assert (await read_conversation(store, Who(1, 1), "s")).lost is None
     runs = Runs(ScriptedAgent().agent(), store, lambda *ids: ScopeDeps(), {})
     await runs.start(Who(1, 1), "s", ask_again("Is it kept?"))

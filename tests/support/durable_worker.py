@@ -1,14 +1,12 @@
 """A worker process of its own, to be killed: three model requests with two parallel tools each, then a text.
 
-`python -m support.durable_worker URL LEDGER`. Every model request and every tool call is a line of the ledger, a file
-outside the process: `pid what number ms`.
+Every model request and every tool call is a line of the ledger, a file outside the process: `pid what number ms`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -96,15 +94,15 @@ def make_recipe(agent: Agent[ScopeDeps, str]) -> Recipe:
     return make_call
 
 
-async def work(url: str, ledger: Ledger) -> None:
-    """Work until SIGTERM."""
+def work(url: str, ledger: Path) -> None:
+    """Print `ready`, and work until SIGTERM."""
+    asyncio.run(_work(url, Ledger(ledger)))
+
+
+async def _work(url: str, ledger: Ledger) -> None:
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
         worker = agx.Worker({"support": make_recipe(make_agent(ledger))})
         print("ready", flush=True)
         await worker.run()
         await agx.aclose()
-
-
-if __name__ == "__main__":
-    asyncio.run(work(sys.argv[1], Ledger(Path(sys.argv[2]))))

@@ -23,7 +23,7 @@ import agx
 from agx.jobs import submit
 
 from .durable_worker import LEASE_TTL, TOOLS, Ledger, make_agent, make_recipe
-from .forked import Forked, end_with_parent
+from .forked import Forked
 from .waiting import wait_until
 
 STEPS, WORDS, PAUSE = 1, ("one ", "two ", "three"), 0.01
@@ -135,7 +135,6 @@ async def _serve(url: str, served: Iterable[tuple[str, Path]]) -> None:
     recipes = {
         name: make_recipe(make_agent(Ledger(ledger), steps=STEPS, words=WORDS, pause=PAUSE)) for name, ledger in served
     }
-    end_with_parent()
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
         await agx.Worker(recipes).run()

@@ -13,10 +13,10 @@ from pathlib import Path
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from agx.embedded.child import Child
 from agx.facts import schema as facts
 from agx.redis import keys
 
+from .forked import Forked
 from .waiting import wait_until_sync
 
 PREFIX = "agx"
@@ -59,10 +59,9 @@ class Replica:
         home.mkdir(parents=True)
         self._log = home / "log"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AGX_", "OTEL_"))}
-        self.child = Child(
-            [sys.executable, "-m", "agx_sidecar"],
+        self.child = Forked(
+            _run_sidecar,
             log=self._log,
-            home=home,
             environment={
                 **inherited,
                 "AGX_REDIS_URL": redis_url,
@@ -108,6 +107,13 @@ class Replica:
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.alive = False
         return self.child.end(how)
+
+
+def _run_sidecar() -> None:
+    from agx_sidecar.__main__ import main  # only the process that is forked needs all of the sidecar
+
+    sys.argv = ["agx-sidecar"]
+    main()
 
 
 StartReplica = Callable[..., Replica]  # a URL or nothing, and environment variables by keyword

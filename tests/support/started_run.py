@@ -1,14 +1,10 @@
-"""A process that starts a resumable run itself, as a web process does, to be killed. It runs no worker.
-
-`python -m support.started_run URL LEDGER [GRACE]`: with GRACE, SIGTERM closes agx after so many seconds.
-"""
+"""A process that starts a resumable run itself, as a web process does, to be killed. It runs no worker."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-import sys
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -19,8 +15,12 @@ from .agents import ScopeDeps
 from .durable_worker import LEASE_TTL, Ledger, make_agent
 
 
-async def start(url: str, ledger: Ledger, grace: float) -> None:
-    """Run the agent once; at SIGTERM shut down as a service does."""
+def start(url: str, ledger: Path, grace: float) -> None:
+    """Run the agent once; at SIGTERM close agx after `grace` seconds, as a service does."""
+    asyncio.run(_start(url, Ledger(ledger), grace))
+
+
+async def _start(url: str, ledger: Ledger, grace: float) -> None:
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
         deps = ScopeDeps(scope="acme", user_id="ada", session_id="s")
@@ -36,7 +36,3 @@ async def start(url: str, ledger: Ledger, grace: float) -> None:
         await agx.aclose(grace)
         with contextlib.suppress(agx.RunHandedOverError):
             await running
-
-
-if __name__ == "__main__":
-    asyncio.run(start(sys.argv[1], Ledger(Path(sys.argv[2])), float(sys.argv[3])))

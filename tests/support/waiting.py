@@ -11,6 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _INTERVAL = 0.005  # seconds
+_LONGEST_INTERVAL = 0.1  # seconds; of a condition that is expensive to evaluate, as a scrape is
 
 
 async def wait_until(
@@ -23,6 +24,7 @@ async def wait_until(
     """
     deadline = time.monotonic() + timeout
     while True:
+        began = time.monotonic()
         last: object
         try:
             value = condition()
@@ -34,13 +36,14 @@ async def wait_until(
             last = error
         if time.monotonic() > deadline:
             raise AssertionError(_expired(condition, timeout, what, last))
-        await asyncio.sleep(_INTERVAL)
+        await asyncio.sleep(_pause(began))
 
 
 def wait_until_sync(condition: Callable[[], T | None], timeout: float = 30, *, what: str | None = None) -> T:
     """The same without an event loop."""
     deadline = time.monotonic() + timeout
     while True:
+        began = time.monotonic()
         last: object
         try:
             if result := condition():
@@ -50,7 +53,12 @@ def wait_until_sync(condition: Callable[[], T | None], timeout: float = 30, *, w
             last = error
         if time.monotonic() > deadline:
             raise AssertionError(_expired(condition, timeout, what, last))
-        time.sleep(_INTERVAL)
+        time.sleep(_pause(began))
+
+
+def _pause(began: float) -> float:
+    """Return the seconds until the next evaluation: four times as long as the last one took, within limits."""
+    return min(max(_INTERVAL, 4 * (time.monotonic() - began)), _LONGEST_INTERVAL)
 
 
 def _expired(condition: Callable[[], object], timeout: float, what: str | None, last: object) -> str:
