@@ -234,8 +234,8 @@ async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished
     """The process was held still, or Redis was away, between the `begin` and its answer."""
     append = SessionWriter._append_first
 
-    async def append_in_vain(writer: SessionWriter, script: Script, entry: Any, **options: Any) -> None:
-        await append(writer, script, entry, **options)
+    async def append_in_vain(writer: SessionWriter, script: Script, *arguments: Any) -> None:
+        await append(writer, script, *arguments)
         raise TimeoutError
 
     # The sidecar begins its work when a service has published the meta.
