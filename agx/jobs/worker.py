@@ -31,6 +31,7 @@ logger = logging.getLogger("agx")
 
 _POLL = 1.0  # seconds between two looks at the queue; a submit wakes the workers at once
 _SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter; a hand-over wakes the workers at once
+_SPREAD = 0.05  # seconds over which the workers look after a hand-over
 _BUSY_PAUSE = 1.0  # seconds before a job whose run could not begin is tried again
 _MAKE_ROOM_MS = 10_000  # before one more worker makes room for a run that has to run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
@@ -270,6 +271,8 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP * random.uniform(0.75, 1.25)):
                     await self._wake_takeover.wait()
+                    # One worker reads the run before the others look at it: they find its lease taken.
+                    await asyncio.sleep(random.uniform(0, _SPREAD))
             self._wake_takeover.clear()
             if self.running >= self.at_once or self._is_alone:
                 continue

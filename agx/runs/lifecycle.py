@@ -114,11 +114,12 @@ class RunLifecycle:
         if self.before is not None:
             await self.before.finish()
         await self.engine.queues.drain()
-        if not recorder.state.fenced:
+        leases, is_fenced = self.engine.leases, recorder.state.fenced
+        if not is_fenced:
             recorder.state.hand_over()
-        left = asyncio.get_running_loop().create_task(
-            give_up(lease, self.engine.leases.hand_over), name="agx-hand-over"
-        )
+        # Facts of a fenced run were dropped: the next process has to search them, as those of one that died.
+        how = leases.give_back if is_fenced else leases.hand_over
+        left = asyncio.get_running_loop().create_task(give_up(lease, how), name="agx-hand-over")
         self.engine.keep(left)  # a shutdown waits for it: a lease that is left to expire delays the next process
         self._settle()
         await left
@@ -143,7 +144,7 @@ class RunLifecycle:
             # Without the fact of its end the deadline stays, so that a recovery looks at the run.
             leases, is_counted = self.engine.leases, recorder.state.phase in ("reported", "recovered")
             # Where another process goes on with the run, a cancel that has marked this lease is kept for that one.
-            left = leases.abandon if self.on_shutdown is None else leases.hand_over
+            left = leases.abandon if self.on_shutdown is None else leases.give_back
             await give_up(lease, leases.release if is_counted else left)
 
     def _settle(self) -> None:

@@ -25,6 +25,7 @@ from agx.recovery.missing_facts import read_queued_facts
 from agx.redis import keys
 from agx.redis.live_key import new_holder
 from agx.runs import dead_attempts
+from agx.runs.lifecycle import RunLifecycle
 
 SESSION = keys.SessionKeys.of("agx", "acme", "ada", "s")
 
@@ -103,13 +104,22 @@ async def test_an_attempt_that_has_stalled_saves_nothing_where_another_one_goes_
         await configured.set(SESSION.live, new_holder(lease.run_id, 2), px=60_000)
         monkeypatch.setattr(Leases, "holds", lambda self, lease: False)
 
+    async def give_up(self: RunLifecycle) -> None:
+        await check_lease(self)
+        await configured.delete(SESSION.live)  # the other one could not go on with the run
+
     async def nothing() -> None: ...
 
+    check_lease = RunLifecycle.check_lease
+    monkeypatch.setattr(RunLifecycle, "check_lease", give_up)
     session = agx.RedisSession("acme", "ada", "s")
     deps = ScopeDeps(scope="acme", user_id="ada", session_id="s")
     with pytest.raises(agx.LeaseLostError):
         await agx.run(session, make_agent(stall, nothing), "Hello", deps=deps, resume="support")
     assert await read_answers() == []
+    (index,) = await configured.keys("agx::leases:*")
+    # It counts as one that died: its facts are searched.
+    assert [score > 0 for _, score in await configured.zrange(index, 0, -1, withscores=True)] == [True]
 
 
 async def nothing_happens(messages: list[ModelMessage]) -> None: ...
