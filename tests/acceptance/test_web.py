@@ -314,6 +314,8 @@ def test_every_block_of_the_page(
             commands = page.take("bash", "curl")
             assert "http://localhost:8000" in commands
             the_commands_work(terminals.run(commands.replace("http://localhost:8000", service.url)))
+        (tmp_path / "shop.py").write_text(page.take("python", "make_deps"))
+        terminals.run("python -c 'import shop; print(shop.app.openapi()[\"info\"])'")
         page.take("python", "recipes=")  # test_replicas.py runs it
         terminals.run(page.take("bash", "pip install"))
         monkeypatch.chdir(tmp_path)
