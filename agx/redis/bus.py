@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha1
@@ -20,7 +21,6 @@ logger = logging.getLogger("agx")
 
 CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
 
-_STALE_AFTER = 1.0  # seconds of idleness after which a connection is looked at before it is used
 _ASK_SENTINEL_EVERY = 1.0  # seconds
 
 
@@ -91,13 +91,17 @@ class NodeBus(Bus):
         self._make_connection = make_connection
         self._connection = make_connection()
         self._on_break = on_break
-        self._used = 0.0
         self._waiting: list[_Call] = []
-        self._sender: asyncio.Task[None] | None = None
+        self._under_way: deque[_Call] = deque()  # sent; their replies come in this order
+        self._is_busy = False  # a round trip is under way, or about to begin
+        self._is_replica = False  # as a reply of this round trip shows
+        self._sent = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._deadline: asyncio.Timeout | None = None  # of the opening
         self._breaks = 0
         self._primary: Address | None = None  # that Sentinel named last
         self._watch: asyncio.Task[None] | None = None
-        self._deadline: asyncio.Timeout | None = None  # of what is under way
 
     @property
     def breaks(self) -> int:
@@ -110,88 +114,119 @@ class NodeBus(Bus):
         return self._issue(("EVALSHA", script.digest, 1, key, *args), (script, (key, *args)))
 
     def _issue(self, args: tuple[Arg, ...], script: tuple[Script, tuple[Arg, ...]] | None) -> asyncio.Future[Reply]:
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Reply] = loop.create_future()
         self._waiting.append(_Call(args, reply, script))
-        if self._sender is None:
-            self._sender = asyncio.get_running_loop().create_task(self._send(), name="agx-bus")
+        if not self._is_busy:
+            self._is_busy = True
+            loop.call_soon(self._send)
         return reply
 
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                calls, self._waiting = self._waiting, []
-                try:
-                    await self._round_trip(calls)
-                except (RedisError, OSError) as error:
-                    _fail(calls, error)
-                except Exception as error:
-                    logger.exception("agx: a command could not be sent or its reply not be read")
-                    _fail(calls, error)
-                except BaseException:
-                    _fail(calls, _closing())
-                    raise
-        finally:
-            self._sender = None
-            if self._waiting:
-                leftover, self._waiting = self._waiting, []
-                _fail(leftover, _closing())
+    # --- a round trip: callbacks, because a task and its coroutines take longer than the rest of it
 
-    async def _round_trip(self, calls: list[_Call]) -> None:
-        packed = b"".join([pack_command(call.args) for call in calls])
-        if not await self._is_usable():
-            await self._open()
-        connection = self._connection
+    def _send(self) -> None:
+        """Send what waits; what is issued from here on waits until all replies are there."""
+        calls, self._waiting = self._waiting, []
+        self._is_busy = bool(calls)
+        if not calls:
+            return
+        loop, connection = asyncio.get_running_loop(), self._connection
+        if not (connection.is_open and self.is_current(connection)):
+            self._opening = loop.create_task(self._open(calls), name="agx-bus")
+            return
+        try:
+            packed = b"".join([pack_command(call.args) for call in calls])
+        except Exception as error:
+            logger.exception("agx: a command could not be sent")
+            _fail(calls, error)
+            loop.call_soon(self._send)
+            return
+        self._under_way.extend(calls)
+        self._sent = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_at(self._sent + SOCKET_TIMEOUT, self._check_deadline)
+        connection.write(packed)
+
+    def _on_received(self) -> None:
+        """Settle the calls whose replies have come, and begin the next round trip after the last one."""
+        try:
+            while (reply := self._connection.take_received()) is not NO_REPLY:
+                if not self._under_way:
+                    raise RedisConnectionError("the server sent what nobody asked for")
+                self._settle(self._under_way[0], reply)
+                self._under_way.popleft()
+        except RedisError as error:
+            self._give_up(error)
+        except Exception as error:
+            logger.exception("agx: a reply could not be read")
+            self._give_up(error)
+        if self._under_way or not self._is_busy or self._opening is not None:
+            return
+        if self._is_replica:
+            # The name by which it was found may lead to another server by now.
+            self._is_replica = False
+            self._connection.abort()
+        self._send()
+
+    def _settle(self, call: _Call, reply: Reply) -> None:
+        """Give a call its reply; raises an error after which the replies behind it can't be trusted."""
+        if isinstance(reply, NoScriptError) and call.script is not None:
+            script, args = call.script
+            self._waiting.append(_Call(("EVAL", script.source, 1, *args), call.reply, None))
+        elif isinstance(reply, (ReadOnlyError, MasterDownError)):
+            self._is_replica = True
+            fail_reply(call.reply, RedisConnectionError(f"the server is a replica: {reply}"))
+        elif isinstance(reply, ResponseError):
+            fail_reply(call.reply, reply)
+        elif isinstance(reply, RedisError):
+            raise reply
+        elif not call.reply.done():
+            call.reply.set_result(reply if call.script is not None else self._connection.parse(call.args[0], reply))
+
+    def _check_deadline(self) -> None:
+        # One timer for many round trips: each moves only the moment that it looks at.
+        self._timer = None
+        if self._under_way:
+            loop, due = asyncio.get_running_loop(), self._sent + SOCKET_TIMEOUT
+            if loop.time() >= due:
+                self._on_lost(TimeoutError("no reply"))
+            else:
+                self._timer = loop.call_at(due, self._check_deadline)
+
+    def _on_lost(self, error: BaseException) -> None:
+        """The connection is gone, or of no use any more."""
+        self._give_up(error)
+        if self._is_busy and self._opening is None:
+            self._send()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Close the connection: replies that were not read would be taken for those of the next commands."""
+        self._connection.abort()
+        calls = list(self._under_way)
+        self._under_way.clear()
+        _fail(calls, error)
+
+    async def _open(self, calls: list[_Call]) -> None:
         try:
             async with asyncio.timeout(SOCKET_TIMEOUT) as self._deadline:
-                await connection.send(packed)
-                is_replica = await self._read_replies(connection, calls)
+                await self._connection.open()
+            self._connection.receive(self._on_received, self._on_lost)
+            self._breaks += 1
+            self._waiting[:0] = calls
+            calls = []
+            self._on_break()
+            self._watch_primary()
+        except (RedisError, OSError) as error:
+            _fail(calls, error)
+        except Exception as error:
+            logger.exception("agx: a connection could not be opened")
+            _fail(calls, error)
         except BaseException:
-            # Replies that were not read would be taken for those of the next commands.
-            await connection.close_socket()
+            _fail(calls, _closing())
             raise
-        self._used = asyncio.get_running_loop().time()
-        if is_replica:
-            # The name by which it was found may lead to another server by now.
-            await connection.close_socket()
-
-    async def _read_replies(self, connection: Connection, calls: list[_Call]) -> bool:
-        """Settle the calls, in their order; returns whether the server reports that it is a replica."""
-        is_replica = False
-        for call in calls:
-            try:
-                reply = connection.take_received()
-                if reply is NO_REPLY:
-                    reply = await connection.read()
-            except NoScriptError as error:
-                if call.script is None:
-                    _fail([call], error)
-                else:
-                    script, args = call.script
-                    self._waiting.append(_Call(("EVAL", script.source, 1, *args), call.reply, None))
-            except (ReadOnlyError, MasterDownError) as error:
-                is_replica = True
-                _fail([call], RedisConnectionError(f"the server is a replica: {error}"))
-            except ResponseError as error:
-                _fail([call], error)
-            else:
-                if not call.reply.done():
-                    call.reply.set_result(reply if call.script is not None else connection.parse(call.args[0], reply))
-        return is_replica
-
-    async def _is_usable(self) -> bool:
-        """Whether the connection is open, has not broken while it was idle, and leads to the primary."""
-        connection = self._connection
-        if not (connection.is_open and self.is_current(connection)):
-            return False
-        is_idle = asyncio.get_running_loop().time() - self._used >= _STALE_AFTER
-        return not (is_idle and await connection.has_ended())
-
-    async def _open(self) -> None:
-        async with asyncio.timeout(SOCKET_TIMEOUT) as self._deadline:
-            await self._connection.open()
-        self._breaks += 1
-        self._on_break()
-        self._watch_primary()
+        finally:
+            self._opening = None
+        self._send()
 
     # --- Sentinel: a primary that is replaced while it is only slow still answers, so it has to be noticed from outside
 
@@ -213,18 +248,28 @@ class NodeBus(Bus):
             except Exception as error:  # whatever connecting to a Sentinel raises; asked again
                 logger.debug("agx: no Sentinel names a primary (%s)", error)
                 continue
-            if not self.is_current(self._connection) and self._sender is not None and self._deadline is not None:
+            if self.is_current(self._connection):
+                continue
+            if self._opening is not None and self._deadline is not None:
                 with contextlib.suppress(RuntimeError):  # it is over
                     self._deadline.reschedule(asyncio.get_running_loop().time())
+            elif self._under_way:
+                self._on_lost(RedisConnectionError("the server was replaced"))
 
     async def make_subscriber(self) -> Connection:
         return self._make_connection()
 
     async def aclose(self) -> None:
-        tasks = [task for task in (self._sender, self._watch) if task is not None]
+        tasks = [task for task in (self._opening, self._watch) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        waiting, self._waiting = self._waiting, []
+        self._give_up(_closing())
+        _fail(waiting, _closing())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         await self._connection.close()
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import hiredis
@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import InvalidResponse, RedisError
 
 Arg = bytes | str | int | float
 # A reply's shape depends on the command; each caller has its own type.
@@ -56,14 +56,12 @@ class Connection:
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._raw: RedisPyConnection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        # Reads one reply, without a deadline of its own: one deadline for all replies of a round trip is one timer.
-        self.read: Callable[[], Awaitable[Reply]] = partial(self._raw.read_response, timeout=math.inf)
-        self._received: hiredis.Reader | None = None  # has the replies that have arrived
-        self._nothing: object = None  # its answer where it has none
+        self._receiver: _Receiver | None = None  # while a bus has the connection
 
     @property
     def is_open(self) -> bool:
-        return bool(self._raw.is_connected)
+        """Whether a bus has the connection, which has not ended since."""
+        return self._receiver is not None
 
     @property
     def address(self) -> Address | None:
@@ -78,13 +76,13 @@ class Connection:
             RedisError, OSError: it failed; the connection is closed. An exception of another kind (of a credential
                 provider, an address mapper, TLS settings) is the cause of a redis.exceptions.ConnectionError.
         """
+        self._receiver = None
         try:
             await self._raw.disconnect()
             self._raw.socket_timeout = SOCKET_TIMEOUT
             await self._raw.connect()  # type: ignore[no-untyped-call]
             # With it redis-py makes a task and a timer for each send, and loses a cancellation before Python 3.12.
             self._raw.socket_timeout = None
-            self._find_received()
         except BaseException as error:
             # After an error that is no RedisError redis-py leaves a connection open that is neither authenticated nor
             # on the right database, and takes it for a good one.
@@ -97,23 +95,34 @@ class Connection:
                 raise
             raise RedisConnectionError(f"connecting failed: {type(error).__name__}: {error}") from error
 
-    def _find_received(self) -> None:
-        """Find the parser's buffer; without it each reply costs five calls more."""
-        reader = getattr(getattr(self._raw, "_parser", None), "_reader", None)
-        nothing = reader.gets() if isinstance(reader, hiredis.Reader) else None
-        self._received, self._nothing = (reader, nothing) if type(nothing) is object else (None, None)
+    def receive(self, on_received: Callable[[], None], on_lost: Callable[[BaseException], None]) -> None:
+        """Have replies received by callbacks: `on_received()` for `take_received()`, `on_lost(error)` at the end.
+
+        redis-py's stream and its coroutines would take longer than the round trip itself.
+        """
+        writer = self._raw._writer
+        assert writer is not None
+        transport, theirs = writer.transport, writer.transport.get_protocol()
+        reader = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=self._raw._parser.parse_error, notEnoughData=NO_REPLY
+        )
+        self._receiver = _Receiver(self, transport, reader, theirs, on_received, on_lost)
+        transport.set_protocol(self._receiver)
 
     def take_received(self) -> Reply:
-        """Return the next reply if it has arrived already, else `NO_REPLY`; raises RedisError where the reply is one.
+        """Return the next reply, which may be a RedisError, if it has arrived; else `NO_REPLY`."""
+        return NO_REPLY if self._receiver is None else self._receiver.reader.gets()
 
-        Replies of a round trip arrive together, and `read()` takes five calls for each.
-        """
-        reply = self._nothing if self._received is None else self._received.gets()
-        if reply is self._nothing:
-            return NO_REPLY
-        if isinstance(reply, RedisError):
-            raise reply
-        return reply
+    def write(self, packed: bytes) -> None:
+        """Send commands whose replies are received by callbacks."""
+        assert self._receiver is not None
+        self._receiver.transport.write(packed)
+
+    def abort(self) -> None:
+        """Close the socket at once, without a further callback; `open()` connects again."""
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.transport.abort()
 
     async def send(self, packed: bytes) -> None:
         """Send commands, without a deadline; raises RedisError or OSError."""
@@ -122,13 +131,6 @@ class Connection:
     async def read_message(self) -> Reply:
         """Wait for a pushed message. A read that is cancelled, between two messages or within one, loses nothing."""
         return await self._raw.read_response(timeout=math.inf, disconnect_on_error=False)
-
-    async def has_ended(self) -> bool:
-        """Whether the server closed an idle connection, or sent what nobody asked for, which is its reason to."""
-        try:
-            return bool(await self._raw.can_read())
-        except (RedisError, OSError):
-            return True
 
     def parse(self, command: Arg, reply: Reply) -> Reply:
         """Return a command's reply in the shape that redis-py's users know."""
@@ -164,6 +166,29 @@ class Connection:
         if isinstance(pool := self._client.connection_pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
+
+
+@dataclass(eq=False)
+class _Receiver(asyncio.Protocol):
+    """Feeds what a server sends to hiredis' reader, in the place of redis-py's stream."""
+
+    connection: Connection
+    transport: asyncio.WriteTransport
+    reader: hiredis.Reader
+    theirs: asyncio.BaseProtocol
+    on_received: Callable[[], None]
+    on_lost: Callable[[BaseException], None]
+
+    def data_received(self, data: bytes) -> None:
+        if self.connection._receiver is self:
+            self.reader.feed(data)
+            self.on_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.theirs.connection_lost(exc)  # its writer waits for it when it is closed
+        if self.connection._receiver is self:
+            self.connection._receiver = None
+            self.on_lost(RedisConnectionError(f"the connection was closed: {exc or 'by the server'}"))
 
 
 def make_connection(source: Redis) -> Connection:

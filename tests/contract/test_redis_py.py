@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from typing import Any
 
 import pytest
 import redis
@@ -28,36 +29,37 @@ def connection(redis_url: str) -> Connection:
     return make_connection(Redis.from_url(redis_url))
 
 
-async def test_commands_are_packed_and_replies_read_one_by_one(connection: Connection) -> None:
+async def receive_all(connection: Connection, commands: list[tuple[str | bytes | int, ...]]) -> list[Any]:
+    """Send commands and return their replies, in their order."""
+    replies: list[Any] = []
+    lost: list[BaseException] = []
+
+    def on_received() -> None:
+        while (reply := connection.take_received()) is not NO_REPLY:
+            replies.append(reply)
+
+    connection.receive(on_received, lost.append)
+    connection.write(b"".join(pack_command(args) for args in commands))
+    await wait_until(lambda: len(replies) >= len(commands))
+    assert not lost
+    return replies
+
+
+async def test_commands_are_packed_and_their_replies_received(connection: Connection) -> None:
+    assert connection.take_received() is NO_REPLY
     await connection.open()
-    await connection.send(pack_command(("SET", "k", b"\xff", "EX", 60)) + pack_command(("GET", "k")))
-    assert [await connection.read(), await connection.read()] == [b"OK", b"\xff"]
+    commands = [("SET", "k", b"\xff", "EX", 60), ("GET", "k"), ("ECHO", b"x" * 200_000)]
+    assert await receive_all(connection, commands) == [b"OK", b"\xff", b"x" * 200_000]
+    assert connection.is_open
     await connection.close()
 
 
-async def test_replies_that_came_together_are_taken_without_a_read(connection: Connection) -> None:
-    assert connection.take_received() is NO_REPLY
+async def test_an_error_reply_is_received_as_redis_py_raises_it(connection: Connection) -> None:
     await connection.open()
     failing = ("EVAL", "return redis.error_reply('READONLY x')", 0)
-    await connection.send(b"".join(pack_command(args) for args in [("PING",), ("ECHO", b"x"), failing, ("PING",)]))
-    assert await connection.read() == b"PONG"
-    assert await connection.has_ended()  # the other replies have arrived
-    assert connection.take_received() == b"x"
-    with pytest.raises(ReadOnlyError):
-        connection.take_received()
-    assert connection.take_received() == b"PONG"
-    assert connection.take_received() is NO_REPLY
-    await connection.close()
-
-
-async def test_an_error_reply_is_raised_and_leaves_the_connection_in_step(connection: Connection) -> None:
-    await connection.open()
-    await connection.send(
-        b"".join(pack_command(args) for args in [("EVAL", "return redis.error_reply('READONLY x')", 0), ("PING",)])
-    )
-    with pytest.raises(ReadOnlyError):
-        await connection.read()
-    assert await connection.read() == b"PONG"
+    _, error, last = await receive_all(connection, [("PING",), failing, ("PING",)])
+    assert type(error) is ReadOnlyError
+    assert last == b"PONG"
     await connection.close()
 
 
@@ -75,12 +77,28 @@ async def test_a_read_of_a_message_that_is_cancelled_loses_nothing(connection: C
 
 
 async def test_a_goodbye_is_noticed_on_an_idle_connection(connection: Connection, redis_url: str) -> None:
+    lost: list[BaseException] = []
     await connection.open()
+    connection.receive(lambda: None, lost.append)
     assert connection.is_open
-    assert not await connection.has_ended()
     async with Redis.from_url(redis_url) as other:
         await other.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    await wait_until(connection.has_ended)
+    await wait_until(lambda: lost)
+    assert not connection.is_open
+    await connection.open()  # anew
+    assert await receive_all(connection, [("PING",)]) == [b"PONG"]
+    await connection.close()
+
+
+async def test_a_connection_that_was_given_up_calls_nobody(connection: Connection) -> None:
+    lost: list[BaseException] = []
+    await connection.open()
+    connection.receive(lambda: None, lost.append)
+    connection.write(pack_command(("PING",)))
+    connection.abort()
+    await connection.open()
+    assert await receive_all(connection, [("ECHO", b"x")]) == [b"x"]
+    assert not lost
     await connection.close()
 
 
