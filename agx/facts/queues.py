@@ -22,7 +22,7 @@ from .schema import FIELD, Fact, ProcessState, encode
 
 logger = logging.getLogger("agx")
 
-FLUSH_INTERVAL = 0.02  # seconds; facts are for dashboards
+FLUSH_INTERVAL = 0.05  # seconds; facts are for dashboards, and cost less together
 BATCH = 200  # facts a partition
 BUFFER = 20_000  # facts that a loop holds during an outage; beyond, the oldest are dropped
 RETAINED_BATCHES = 1_000  # a partition; the bound of what can be queued again
