@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..facts.schema import Reason
 from ..redis import keys
+from ..redis.redis_py import Reply
 from .lease_index import Run
 
 
@@ -35,6 +37,7 @@ class Lease:
     on_retaken: Callable[[], None] = lambda: None
     recover: float = 0.0
     begin_until_ms: int = 0
+    listing: asyncio.Future[Reply] | None = None  # enters the session into its user's index
 
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id

@@ -57,9 +57,9 @@ class LeaseIndex:
         """Remove a run's deadline: recovery does not look at the run any more."""
         return self._bus.execute("ZREM", self._key(run[0]), _member(run))
 
-    def enter_session(self, session: keys.SessionKeys) -> None:
+    def enter_session(self, session: keys.SessionKeys) -> asyncio.Future[Reply]:
         """Enter a session into its user's index, in the round trip of the `begin` that follows."""
-        self._appends.run(_ENTER, session.index, keys.INDEX_TTL, self._clock.now_ms(), session.session)
+        return self._appends.run(_ENTER, session.index, keys.INDEX_TTL, self._clock.now_ms(), session.session)
 
     def touch_session(self, session: keys.SessionKeys) -> None:
         """Set when a session was last known to be alive, for the recovery window."""

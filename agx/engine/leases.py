@@ -153,7 +153,7 @@ class Leases:
         self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.holder] = lease
-        self._index.enter_session(lease.session)
+        lease.listing = self._index.enter_session(lease.session)
         if self._renewal is None:
             self._renewal = self._supervisor.start(self._renew_all, name="agx-leases")
 
@@ -162,6 +162,8 @@ class Leases:
 
         A lease that is another's by now is left alone.
         """
+        if lease.listing is not None and not lease.listing.done():
+            await asyncio.wait({lease.listing})  # on another connection, which may be behind
         released = self._release(lease)
         self._index.remove_session(lease.session)
         removed = self._index.remove_deadline(lease.run)
@@ -247,7 +249,7 @@ class Leases:
             self._refreshed = time.monotonic()
             self._meta.refresh()
             for lease in confirmed:
-                self._index.enter_session(lease.session)
+                lease.listing = self._index.enter_session(lease.session)
         return wait
 
     async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> tuple[int, int]:

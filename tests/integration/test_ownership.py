@@ -130,6 +130,39 @@ async def _is_past_deadline(client: Redis) -> bool:
     return any([await client.zcount(key, 0, now_ms) for key in keys])
 
 
+async def test_a_session_that_is_entered_late_leaves_its_index(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry and its removal have connections of their own, of which one may be behind."""
+    run, goes_on = NodeBus.run, asyncio.Event()
+
+    def enter_late(self: NodeBus, script: Script, key: str, *args: Any) -> asyncio.Future[Any]:
+        if key != SESSION.index:
+            return run(self, script, key, *args)
+
+        async def enter() -> Any:
+            await goes_on.wait()
+            return await run(self, script, key, *args)
+
+        return asyncio.ensure_future(enter())
+
+    monkeypatch.setattr(NodeBus, "run", enter_late)
+    running = asyncio.create_task(agx.run(FakeSession(), ScriptedAgent().agent(), "Hi", deps=ScopeDeps()))
+
+    async def has_end() -> bool:
+        entries = await _read(configured)
+        return bool(entries) and entries[-1][0] == b"end"
+
+    await wait_until(has_end)
+    for _ in range(50):
+        await configured.ping()  # the fact of the end, and what follows it
+    goes_on.set()
+    await running
+    for _ in range(5):
+        await configured.ping()
+    assert not await configured.zcard(SESSION.index)
+
+
 async def test_a_busy_session_keeps_no_deadline_of_a_refused_run(configured: Redis) -> None:
     await configured.set(SESSION.live, "another", px=60_000)
     await _append(configured, "begin", "another")
