@@ -100,12 +100,12 @@ class Connection:
 
         redis-py's stream and its coroutines would take longer than the round trip itself.
         """
-        writer = self._raw._writer
-        assert writer is not None
+        writer: asyncio.StreamWriter | None = getattr(self._raw, "_writer", None)
+        parse_error = getattr(getattr(self._raw, "_parser", None), "parse_error", None)
+        if writer is None or parse_error is None:
+            raise RedisConnectionError(f"redis-py {redis.__version__} can't be used: install an older version")
         transport, theirs = writer.transport, writer.transport.get_protocol()
-        reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=self._raw._parser.parse_error, notEnoughData=NO_REPLY
-        )
+        reader = hiredis.Reader(protocolError=InvalidResponse, replyError=parse_error, notEnoughData=NO_REPLY)
         self._receiver = _Receiver(self, transport, reader, theirs, on_received, on_lost)
         transport.set_protocol(self._receiver)
 
