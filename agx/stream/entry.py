@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from ..facts.json_values import fit
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 # `type` comes first: the append script and the clients of the older package find it there.
@@ -122,7 +123,7 @@ class StreamEntry:
             one_line = self.raw_body.translate(_LINE_BREAKS_TO_SPACES)
             body = self.body if self._parse() is None else orjson.Fragment(one_line)
             event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
-            self._json = orjson.dumps(event)
+            self._json = fit(orjson.dumps(event))
         return self._json
 
 

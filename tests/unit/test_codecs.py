@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from support.made_facts import started
 from agx.facts.reader import QueueEntry, QueuePages, parse_entries, read_page
 from agx.facts.schema import FIELD, ProcessState, Service, encode
 from agx.stream.entry import StreamEntry, to_fields
+from agx.stream.events import encode_body
 
 FACT = ProcessState(id="p:1", at_ns=1, service=Service("s"), listeners=0, buffered_events=0, silence_ns=0)
 
@@ -100,3 +103,23 @@ def test_what_is_no_fact_is_told_apart_from_one() -> None:
     assert QueueEntry("6-0", encode(run)).fact_key == run.key  # of a newer format it is read from the bytes
     assert [entry.fact for entry in (bad, none, trimmed)] == [None, None, None]
     assert [entry.fact_key for entry in (bad, none, trimmed)] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        lambda: encode_body({"event": "part_delta", "content_delta": "hello"}, 1_000),
+        lambda: encode_body({"event": "llm-end", "value": 2**70}, 1_000),
+        lambda: StreamEntry((7, 1), "info", "mine", b'{"n":1}').to_json_bytes(),
+        lambda: encode(FACT),
+    ],
+    ids=["body", "body of odd values", "event", "fact"],
+)
+def test_what_is_kept_takes_the_memory_of_its_bytes(encoded: Callable[[], bytes]) -> None:
+    encoded()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    kept = [encoded() for _ in range(100)]
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < sum(map(len, kept)) + 100 * 200
