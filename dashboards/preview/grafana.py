@@ -56,7 +56,7 @@ def _answer_panel(panel: dict[str, Any], stack: Stack, window: Window) -> list[d
             {
                 "name": line.name,
                 "at": [at * 1000 for at in line.at],
-                "values": [value if math.isfinite(value) else None for value in line.values],
+                "values": [_finite(value) for value in line.values],
             }
             for line in found
         ]
@@ -66,8 +66,12 @@ def _answer_panel(panel: dict[str, Any], stack: Stack, window: Window) -> list[d
     for target in panel["targets"]:
         for series in stack.query(fill(target["expr"], window)):
             row = rows.setdefault(frozenset(series["metric"].items()), dict(series["metric"]))
-            row[f"Value #{target['refId']}"] = float(series["value"][1])
-    return sorted(rows.values(), key=lambda row: -row.get("Value #A", 0))
+            row[f"Value #{target['refId']}"] = _finite(float(series["value"][1]))
+    return sorted(rows.values(), key=lambda row: -(row.get("Value #A") or 0))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no others
 
 
 @contextmanager

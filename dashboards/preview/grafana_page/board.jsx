@@ -33,7 +33,7 @@ function Lines({ panel, answers, width, height, range }) {
   );
 }
 
-function Number({ panel, answers, width, height }) {
+function BigNumber({ panel, answers, width, height }) {
   const shown = field(panel, '', FieldType.number, []).display(answers[0]?.values.filter((v) => v !== null).at(-1));
   const { colorMode, justifyMode } = panel.options;
   return <BigValue {...{ width, height, theme, colorMode, justifyMode }} value={shown} graphMode="none" textMode="auto" />;
@@ -66,7 +66,7 @@ function Rows({ panel, answers, width, height }) {
   return <Table data={createDataFrame({ fields })} width={width} height={height} />;
 }
 
-const KINDS = { timeseries: Lines, stat: Number, bargauge: Bars, table: Rows };
+const KINDS = { timeseries: Lines, stat: BigNumber, bargauge: Bars, table: Rows };
 
 function Panel({ panel, answers, range }) {
   const Kind = KINDS[panel.type]; // the components have no heatmap
