@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pydantic_ai import Agent, ModelRetry, RunContext
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.capabilities.abstract import WrapModelRequestHandler
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.models.function import (
     AgentInfo,
     BuiltinToolCallsReturns,
@@ -35,9 +38,10 @@ _REFUND_LIMIT = 100_000  # cents
 
 @dataclass(kw_only=True)
 class DemoDeps(Deps):
-    """The tools' dependencies. They record each call's outcome, independently of agx."""
+    """The tools' dependencies. They record model requests and the outcome of each tool call, independently of agx."""
 
     scope_id: str
+    model_requests: int = 0
     tool_calls: Counter[tuple[str, ToolOutcome]] = field(default_factory=Counter)
 
     def get_scope_id(self) -> str:
@@ -48,9 +52,23 @@ class RefundDeclinedError(Exception):
     """Raised by the refund tool: the run fails with it."""
 
 
-travel = Agent(deps_type=DemoDeps, name="travel", instructions="You plan short trips. Look up weather and hours first.")
-support = Agent(deps_type=DemoDeps, name="support", instructions="You help with orders. Look an order up before all.")
-analyst = Agent(deps_type=DemoDeps, name="analyst", instructions="You answer questions about sales. Query first.")
+class _RequestCount(AbstractCapability[DemoDeps]):
+    """Counts model requests in the hook in which agx does: one that is cancelled before it is sent counts too."""
+
+    async def wrap_model_request(
+        self, ctx: RunContext[DemoDeps], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
+    ) -> ModelResponse:
+        ctx.deps.model_requests += 1
+        return await handler(request_context)
+
+
+def _make_agent(name: str, instructions: str) -> Agent[DemoDeps, str]:
+    return Agent(deps_type=DemoDeps, name=name, instructions=instructions, capabilities=[_RequestCount()])
+
+
+travel = _make_agent("travel", "You plan short trips. Look up weather and hours first.")
+support = _make_agent("support", "You help with orders. Look an order up before all.")
+analyst = _make_agent("analyst", "You answer questions about sales. Query first.")
 AGENTS = {"travel": travel, "support": support, "analyst": analyst}
 
 
@@ -117,15 +135,13 @@ def _recorded(ctx: RunContext[DemoDeps]) -> Iterator[None]:
 
 
 class ScriptedModel(FunctionModel):
-    """Gives the answers of one scenario, each behind the one before in the conversation, and counts the requests."""
+    """Gives the answers of one scenario, each behind the one before in the conversation."""
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(stream_function=self._play, model_name="scripted-1")
         self._turns = scenario.turns
-        self.requests = 0
 
     async def _play(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Delta]:
-        self.requests += 1
         turn = self._turns[sum(isinstance(message, ModelResponse) for message in messages)]
         await _work(0.5)
         if turn.overloaded:

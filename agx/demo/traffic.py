@@ -158,7 +158,7 @@ class Traffic:
             raise  # agx could not work: no scenario asks for that
         except Exception as error:
             outcome, error_type = "failed", f"{type(error).__module__}.{type(error).__qualname__}"
-        requests = model.requests if isinstance(model, ScriptedModel) else None
+        requests = None if self._model else deps.model_requests
         return FinishedRun(
             scope=view.scope,
             user=view.user,

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 from ..facts.event_sample import EventSample
 from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
 from ..redis.entry_id import format_id
-from ..redis.recovery_window import is_handed_over
+from ..redis.recovery_window import is_handed_over, parse_recover
 from ..stream.entry import AGENT, RUNTIME, SUB_AGENT, StreamEntry, has_visible_text
 from .attempts import Attempt, count_failed, read_attempts
 
@@ -22,7 +22,6 @@ Body = dict[str, Any]
 
 _RETENTION = 300.0  # seconds, where `begin` has none
 _LONGEST_RETENTION = 30 * 86_400.0
-_LONGEST_RECOVERY = 86_400.0  # a live stream expires after that
 _MAX_ATTEMPTS = 3  # where `begin` has none
 _MOST_TEXT = 200  # characters of a name, as labels are cut
 _LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
@@ -193,7 +192,7 @@ def _begin(entry: StreamEntry) -> Begin:
         follows=follows if _TRACEPARENT.fullmatch(follows) else None,
         retention=_retention(body.get("retention")),
         is_manual=body.get("manual") is True,
-        recover=_recover(body.get("recover")),
+        recover=parse_recover(body),
         max_attempts=max(_int(body.get("max_attempts")) or _MAX_ATTEMPTS, 1),
         waited_ms=min(_int(body.get("waited_ms")) or 0, _LAST_MS),
     )
@@ -297,11 +296,6 @@ def _int(value: object) -> int | None:
 def _retention(value: object) -> float:
     seconds = _seconds(value)
     return _RETENTION if seconds is None else min(max(seconds, 1.0), _LONGEST_RETENTION)
-
-
-def _recover(value: object) -> float | None:
-    seconds = _seconds(value)
-    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_RECOVERY)
 
 
 def _seconds(value: object) -> float | None:

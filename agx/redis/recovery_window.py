@@ -13,6 +13,8 @@ from .entry_id import parse_id
 from .keys import SessionKeys
 from .redis_py import Reply
 
+_LONGEST = 86_400.0  # seconds; a live stream expires after that
+
 
 @dataclass(frozen=True, slots=True)
 class RecoveryWindow:
@@ -117,8 +119,8 @@ def gap_ttl_ms(recover: float, *, lease_ttl: float) -> int:
 
 
 def parse_recover(begin: object) -> float | None:
-    """Return the seconds for which a run can be resumed, from the body of its `begin`; None where it cannot be."""
+    """Return the seconds for which a run can be resumed, at most a day, from its `begin`; None where it cannot be."""
     value = begin.get("recover") if isinstance(begin, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         return None
-    return float(value)
+    return min(float(value), _LONGEST)

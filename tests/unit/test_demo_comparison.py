@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import AsyncIterable
 from dataclasses import replace
 
 import pytest
-from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai import RunContext
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.capabilities.abstract import WrapModelRequestHandler
+from pydantic_ai.messages import AgentStreamEvent, ModelResponse, TextPart
+from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.usage import RequestUsage
 
+from agx.demo.agents import DemoDeps, ScriptedModel, travel
 from agx.demo.comparison import Row, compare
 from agx.demo.finished_runs import FinishedRun, FinishedRuns, has_all_usage
+from agx.demo.scenarios import HAIKU
 
 COMPLETED = FinishedRun(
     scope="acme",
@@ -121,3 +129,37 @@ def test_usage_of_a_request_that_was_cancelled_before_its_answer_is_not_reported
     assert not has_all_usage([answer], "cancelled", requests=2)
     assert not has_all_usage([], "cancelled", requests=None)
     assert has_all_usage([], "failed", requests=1)
+
+
+class Hook(AbstractCapability[DemoDeps]):
+    """Counts model requests where agx does."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    async def wrap_model_request(
+        self, ctx: RunContext[DemoDeps], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
+    ) -> ModelResponse:
+        self.requests += 1
+        return await handler(request_context)
+
+
+async def read(ctx: RunContext[DemoDeps], events: AsyncIterable[AgentStreamEvent]) -> None:
+    async for _ in events:
+        pass
+
+
+async def test_a_cancelled_request_counts_in_the_demo_when_it_counts_in_agx() -> None:
+    counted = set()
+    for steps in range(50):
+        hook = Hook()
+        deps = DemoDeps(user_id="ada", session_id="s", scope_id="acme")
+        run = travel.run("Hi", model=ScriptedModel(HAIKU), deps=deps, capabilities=[hook], event_stream_handler=read)
+        task = asyncio.create_task(run)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert deps.model_requests == hook.requests, f"cancelled after {steps} steps of the event loop"
+        counted.add(hook.requests)
+    assert counted == {0, 1}
