@@ -258,14 +258,17 @@ function acted(client, count, act, condition) {
 
 test("the calls with which a run ended are shown, and the run that goes on after the last decision", async () => {
   const { client, requests } = service({
-    messages: [conversation("r", true, [prompt("Refund")])],
+    messages: [
+      conversation("r", true, [prompt("Refund")]),
+      conversation("r2", true, [prompt("Refund"), toolCall("c1"), toolCall("c2")]),
+    ],
     events: [
       stream(begin("1-0", "r") + called("2-0", "c1") + called("3-0", "c2") + end("4-0")),
       nothing(),
-      stream(begin("5-0", "r") + text("6-0", "Done") + end("7-0")),
+      stream(begin("5-0", "r2") + text("6-0", "Done") + end("7-0")),
     ],
     approvals: [json({ calls: [waits("c1"), waits("c9", "other"), waits("c2")] })],
-    decisions: [json({ run_id: null }, 202), json({ run_id: "r" }, 202)],
+    decisions: [json({ run_id: null }, 202), json({ run_id: "r2" }, 202)],
   });
   const decide = async (chat) => [await chat.deny("c1"), await chat.approve("c2", { args: { euros: 5 } })];
   const [decided, state] = await acted(client, 2, decide, (state) => contents(state).includes("Done"));
