@@ -16,6 +16,7 @@ from ..recovery.dead_run import DeadRun
 from ..redis.keys import SessionKeys
 from ..runs.driving_task import DrivingTask
 from ..stream.entry import StreamEntry
+from .front_end import equip
 from .queue import JobQueue, Waiting
 from .recipe import Call, Recipe
 from .resumable_run import ResumableRun, fail_run, run_job
@@ -106,6 +107,7 @@ async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: Dead
         run.recipe = asyncio.ensure_future(recipe(run.job))
         call = await run.recipe
         _check(call, run.job)
+        kwargs = equip(call.agent, call.deps, call.kwargs, run.job.args)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError):
             if run.handing_over:
@@ -118,7 +120,7 @@ async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: Dead
         return
     finally:
         run.recipe = None
-    await run_job(engine, run, dead, session=call.session, agent=call.agent, deps=call.deps, kwargs=dict(call.kwargs))
+    await run_job(engine, run, dead, session=call.session, agent=call.agent, deps=call.deps, kwargs=kwargs)
 
 
 def _check(call: Call, job: Job) -> None:

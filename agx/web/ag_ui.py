@@ -2,12 +2,21 @@
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from itertools import takewhile
 from typing import Annotated, Any
 
-from ag_ui.core import BaseEvent, MessagesSnapshotEvent, ResumeEntry, RunAgentInput, ToolMessage, UserMessage
+from ag_ui.core import (
+    BaseEvent,
+    CustomEvent,
+    MessagesSnapshotEvent,
+    ResumeEntry,
+    RunAgentInput,
+    ToolCallResultEvent,
+    ToolMessage,
+    UserMessage,
+)
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -20,9 +29,11 @@ from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
 
 from ..listeners.replay import replay
 from ..listeners.replayed_run import Event, defer
+from ..listeners.void import ResumeEvent
 from ..sessions.base import SessionStore
 from .event_stream import EventStreamResponse
 from .history import read_conversation
+from .lost_answer import add_event
 from .responses import (
     BAD,
     CHANGED,
@@ -66,6 +77,14 @@ _USER_MESSAGE: JsonDict = {
 }
 
 
+class FrontEndTool(BaseModel):
+    """A tool of the front end."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict, description="JSON Schema of an object")
+
+
 class RunInput(BaseModel):
     """AG-UI's RunAgentInput. The server keeps the conversation: of the messages only the end is read."""
 
@@ -82,12 +101,21 @@ class RunInput(BaseModel):
         None, description="Decisions on the calls that interrupted the last run, instead of a message"
     )
     protocol_version: str | None = Field(None, description="The client's AG-UI version")
+    tools: list[FrontEndTool] = Field(default_factory=list, description="What the agent may call in the front end")
+    state: Any = Field(None, description="An object, for deps that have a `state`")
     forwarded_props: Any = Field(None, description="`onBusy`: what to do while the thread has a live run")
 
     @property
     def on_busy(self) -> Any:
         """What to do while the thread has a live run; not checked."""
         return self.forwarded_props.get("onBusy", "reject") if isinstance(self.forwarded_props, dict) else "reject"
+
+    @property
+    def front_end(self) -> dict[str, Any] | None:
+        """The tools and the state, if there are any; a state that is no object counts as none."""
+        state = self.state if isinstance(self.state, dict) else {}
+        tools = [tool.model_dump() for tool in self.tools]
+        return {"tools": tools, "state": state} if tools or state else None
 
     @property
     def for_adapter(self) -> RunAgentInput:
@@ -111,8 +139,9 @@ def make_ag_ui_router(
     """Return a router for AG-UI clients; its prefix is the `url` of an `HttpAgent`, and `{url}/connect` joins a thread.
 
     A client that goes away, or calls `abortRun()`, does not cancel its run: `POST {url}/{thread}/cancel` does.
-    Tools and state of the front end are not passed on to the agent. A call of the agent that is made elsewhere
-    (`CallDeferred`, an external tool) stays open: the front end runs again with its result, a tool message, at the end.
+    The agent may call the front end's tools, and its state is set on deps that have a `state`. A call that is made
+    elsewhere (a tool of the front end, `CallDeferred`, an external tool) stays open: the front end runs again with its
+    result, a tool message, at the end.
 
     Args:
         agent: what runs.
@@ -136,8 +165,8 @@ def make_ag_ui_router(
     async def run_agent(request: RunInput, asker: Asker) -> Response:
         """Start a run with the last message, or with decisions on or results of calls, and stream its events."""
         turn = _read_turn(agent, request)
-        await runs.start(asker, request.thread_id, turn, request.on_busy)
-        return EventStreamResponse(_frames(request, _follow(asker, request), None), keep_alive=keep_alive)
+        await runs.start(asker, request.thread_id, turn, request.on_busy, request.front_end)
+        return respond(asker, request, _follow(asker, request))
 
     @router.post("/connect", response_class=Response, responses={**EVENTS, **BAD})
     async def connect(request: RunInput, asker: Asker) -> Response:
@@ -145,7 +174,15 @@ def make_ag_ui_router(
         found = await read_conversation(sessions, asker, request.thread_id)
         messages = found.session.msgs
         events = _follow(asker, request) if found.live else _left(messages)
-        return EventStreamResponse(_frames(request, events, messages), keep_alive=keep_alive)
+        return respond(asker, request, events, messages)
+
+    def respond(
+        asker: Who, request: RunInput, events: AsyncGenerator[Event, None], snapshot: list[ModelMessage] | None = None
+    ) -> Response:
+        async def read_asked() -> list[ModelMessage]:
+            return (await read_conversation(sessions, asker, request.thread_id)).asked
+
+        return EventStreamResponse(_frames(request, events, snapshot, read_asked), keep_alive=keep_alive)
 
     return router
 
@@ -191,14 +228,33 @@ async def _left(messages: list[ModelMessage]) -> AsyncGenerator[Event, None]:
 
 
 async def _frames(
-    request: RunInput, events: AsyncGenerator[Event, None], snapshot: list[ModelMessage] | None
+    request: RunInput,
+    events: AsyncGenerator[Event, None],
+    snapshot: list[ModelMessage] | None,
+    read_asked: Callable[[], Awaitable[list[ModelMessage]]],
 ) -> AsyncGenerator[str, None]:
     stream: AGUIEventStream[Any, Any] = AGUIEventStream(run_input=request.for_adapter)
+    given: list[ModelMessage] = []  # by this run
+    parts: list[Any] = []  # of the response that is open
+
+    async def noted() -> AsyncGenerator[Event, None]:
+        async for event in events:
+            add_event(event, given, parts)
+            yield event
 
     async def transformed() -> AsyncGenerator[BaseEvent, None]:
         missing = snapshot
-        async for event in stream.transform_stream(events):
+        # The results that the front end has sent with this request are among its messages.
+        known = set(_read_outputs(request.messages)) if snapshot is None else set()
+        async for event in stream.transform_stream(noted()):
+            if isinstance(event, ToolCallResultEvent) and event.tool_call_id in known:
+                continue
             yield event
+            if isinstance(event, CustomEvent) and event.name == ResumeEvent.name:
+                # The front end has a part of an answer that is void: it gets its messages without that.
+                stream.new_message_id()
+                asked = await read_asked()
+                missing = [*asked, *given] if asked else None
             if missing is not None:
                 # Behind RUN_STARTED, which is always first.
                 yield MessagesSnapshotEvent(messages=AGUIAdapter.dump_messages(missing))

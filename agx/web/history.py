@@ -86,8 +86,13 @@ class Conversation:
     session: Session
     latest: LatestRun | None
     live: bool  # the latest run is under way, and its messages are not yet among the session's
-    opening: list[ModelMessage]  # what the latest run's answer begins with, where it goes on with decided calls
+    asked: list[ModelMessage]  # what the latest run goes on from, its prompt included; empty where no router started it
     lost: str | None  # the last prompt, where its run has ended and the store does not have it
+
+    @property
+    def opening(self) -> list[ModelMessage]:
+        """What the latest run's answer begins with, where it goes on with decided calls."""
+        return self.asked[end_of_prompt(self.asked) :]
 
     @property
     def run_id(self) -> str | None:
@@ -141,19 +146,18 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
     session = sessions.open(who.scope_id, who.user_id, session_id)
     await session.load()
     live = latest is not None and latest.live
-    opening: list[ModelMessage] = []
+    asked: list[ModelMessage] = []
     lost: str | None = None
     if latest is not None and latest.asked is not None:
         prompt = latest.asked.prompt
         asked = session.msgs[: latest.asked.after]
         if prompt is not None:
             asked.append(ModelRequest(parts=[UserPromptPart(prompt)]))
-        opening = asked[end_of_prompt(asked) :]
         if any(message.run_id == latest.asked.stamp for message in session.msgs):
             live = False
         elif live or prompt is not None:
             is_stored = end_of_prompt(session.msgs) > latest.asked.after  # by the session's `begin()`
-            session.msgs = asked
+            session.msgs = list(asked)
             if not live:
                 session.msgs += await read_lost_answer(who.scope_id, who.user_id, session_id)
                 lost = None if is_stored else prompt
@@ -161,7 +165,7 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
         assert latest.job_prompt is not None
         session.msgs.append(ModelRequest(parts=[UserPromptPart(latest.job_prompt)]))
     session.msgs = _without_instructions(close_calls(session.msgs))
-    return Conversation(session, latest, live, _without_instructions(opening), lost)
+    return Conversation(session, latest, live, _without_instructions(close_calls(asked)), lost)
 
 
 async def _is_to_be_stored(session: Session, latest: LatestRun, who: Who, session_id: str) -> bool:

@@ -23,7 +23,7 @@ from ..engine.registry import current_engine
 from ..errors import RedisUnavailableError, RunFailedError
 from ..listeners.replay import replay_entries
 from ..listeners.replayed_run import Event
-from ..listeners.void import find_voids, is_void
+from ..listeners.void import ResumeEvent, find_voids, is_void
 from ..redis.keys import Id, SessionKeys
 from ..stream.entry import StreamEntry
 
@@ -66,15 +66,17 @@ async def _rebuild(entries: list[StreamEntry]) -> list[ModelMessage]:
     parts: list[Any] = []
     with suppress(RunFailedError, RunCancelled):  # it was lost
         async for event in replay_entries(stored()):
-            _add(event, messages, parts)
+            add_event(event, messages, parts)
     if parts:
         messages.append(ModelResponse(parts=parts, state="interrupted"))
     return messages
 
 
-def _add(event: Event, messages: list[ModelMessage], parts: list[Any]) -> None:
+def add_event(event: Event, messages: list[ModelMessage], parts: list[Any]) -> None:
     """Add the content of an event to the messages; `parts` are those of the response that is open."""
-    if isinstance(event, PartStartEvent):
+    if isinstance(event, ResumeEvent):
+        parts.clear()  # they are void
+    elif isinstance(event, PartStartEvent):
         parts.append(event.part)
     elif isinstance(event, PartDeltaEvent) and parts:
         parts[-1] = event.delta.apply(parts[-1])

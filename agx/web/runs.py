@@ -19,6 +19,7 @@ from ..checkpoints.job import Job
 from ..checkpoints.progress import fingerprint
 from ..control.on_busy import OnBusy
 from ..errors import AgxError, SteeredError
+from ..jobs.front_end import ARGUMENT, equip
 from ..jobs.recipe import Call, Recipe
 from ..jobs.worker import Worker
 from ..redis.keys import Id
@@ -31,7 +32,7 @@ from ..sessions.base import SessionStore
 from ..stream.entry import PROMPT
 from .lost_answer import read_lost_answer
 from .route import Lifespan, RefusedError
-from .turns import Turn, TurnSession, text_of
+from .turns import Turn, TurnSession, refusing_unreadable, text_of
 
 logger = logging.getLogger("agx")
 
@@ -66,8 +67,18 @@ class Runs:
     def __post_init__(self) -> None:
         check_deps(self.agent, self.make_deps)
 
-    async def start(self, who: Who, session_id: str, turn: Turn, on_busy: OnBusy = "reject") -> str:
+    async def start(
+        self,
+        who: Who,
+        session_id: str,
+        turn: Turn,
+        on_busy: OnBusy = "reject",
+        front_end: Mapping[str, Any] | None = None,
+    ) -> str:
         """Start a run in a task of its own, and return its id once its agent begins, or the id of the one it steers.
+
+        Args:
+            front_end: its `tools` and `state`, which the run's job has too.
 
         Raises:
             SessionBusyError: the session has a live run.
@@ -75,7 +86,8 @@ class Runs:
             JobError: `on_busy` is no such word.
             ConversationChangedError: the turn is not one of the stored conversation.
             RedisUnavailableError: Redis can't be reached.
-            RefusedError: the store or `make_deps` raised another exception; the log has it.
+            RefusedError: the state does not fit the deps; or the store or `make_deps` raised another exception, which
+                the log has.
         """
         # Before the run begins: its `begin` replaces the stream of the run before.
         answer = await read_lost_answer(who.scope_id, who.user_id, session_id)
@@ -89,15 +101,20 @@ class Runs:
             if not isinstance(deps, Deps):
                 raise TypeError(f"make_deps must return a subclass of agx.Deps, not {type(deps).__name__}")
         asked = WebRun(session=session)
-        kwargs = {**self.kwargs, "capabilities": [*(self.kwargs.get("capabilities") or ()), asked]}
+        own = {} if front_end is None else {ARGUMENT: front_end}
+        with refusing_unreadable("The state"):
+            kwargs = equip(self.agent, deps, self.kwargs, own)
+        kwargs["capabilities"] = [*(kwargs.get("capabilities") or ()), asked]
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
         # Another process that goes on with the run before there is a new answer must not take the old one for it.
         goes_on_from = fingerprint(session.msgs) if turn.prompt is None and turn.results is None else None
         resume, args = kwargs.pop("resume", None), kwargs.pop("args", None)
+        if (resume := self.recipe or resume) is not None and own:
+            args = {**(args or {}), **own}
         work = run_turn(
             session, self.agent, turn.prompt, deps, kwargs,
-            resume=self.recipe or resume, args=args, on_busy=on_busy, goes_on_from=goes_on_from,
+            resume=resume, args=args, on_busy=on_busy, goes_on_from=goes_on_from,
         )  # fmt: skip
         running = asyncio.create_task(work, name="agx-web-run")
         running.add_done_callback(_retrieve)

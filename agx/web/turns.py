@@ -171,13 +171,13 @@ def _answer(calls: Iterable[ToolCallPart], outcome: Literal["denied", "interrupt
 
 
 @contextmanager
-def refusing_unreadable() -> Iterator[None]:
-    """Turn what a protocol's adapter, or `prompt_of()`, finds wrong with a message into 400."""
+def refusing_unreadable(what: str = "The last message") -> Iterator[None]:
+    """Turn what a protocol's adapter, or `prompt_of()`, finds wrong with a part of a request into 400."""
     try:
         yield
     except (ValueError, TypeError, AssertionError, UserError, UserWarning) as error:
         # It warns of what it drops: where warnings are errors, such a message is refused.
-        detail = f"The last message can't be read: {_describe(error)}"
+        detail = f"{what} can't be read: {_describe(error)}"
         raise RefusedError(REQUEST_UNREADABLE, detail, status=400) from error
 
 

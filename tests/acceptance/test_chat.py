@@ -1,4 +1,4 @@
-"""The chat page of docs/how-to/chat.md in a real Chromium, and AG-UI through its official client."""
+"""The chat page of docs/how-to/chat.md in a real Chromium. Its AG-UI: test_ag_ui.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from support.ag_ui import CHAT as SOURCES
+from support.ag_ui import AgUi, contents, install, npm
 from support.browser import ask, running_chromium, shows
 from support.docs import Blocks, every_block
 from support.leaks import leak_checked
@@ -34,7 +35,6 @@ expect.set_options(timeout=20_000)  # ms
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
-SOURCES = Path(__file__).parent / "chat"
 PAGE = "docs/how-to/chat.md"
 PACKAGES = json.loads((SOURCES / "package.json").read_text())["dependencies"]
 TEMPLATE = {"esbuild", "react", "react-dom"}  # what `npm create vite` brings, with the bundler in Vite's place
@@ -88,7 +88,7 @@ def build(home: Path) -> None:
     (home / "App.jsx").write_text(blocks.take("jsx"))
     (home / "index.css").write_text(blocks.take("css"))
     (home / "agent.js").write_text(blocks.take("js"))
-    npm("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
+    install(home)
     esbuild = ["exec", "--", "esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
     npm(*esbuild, "main.jsx", "--outfile=site/page.js", cwd=home)
     (home / "App.jsx").write_text((home / "App.jsx").read_text().replace('"/api/chat"', '"/api/sdk-6"'))
@@ -98,15 +98,9 @@ def build(home: Path) -> None:
     )  # as the page has it for version 6
     aliases = [f"--alias:{name}={alias}" for name, alias in SDK_6.items()]
     npm(*esbuild, *aliases, "main.jsx", "--outfile=site/sdk-6/page.js", cwd=home)
-    npm(*esbuild, "ag_ui.js", "--outfile=ag_ui.mjs", "--platform=node", cwd=home)
     npm(*esbuild, "vite.config.js", "--outfile=vite.mjs", "--platform=node", "--packages=external", cwd=home)
     for site in ("site", "site/sdk-6"):
         shutil.copy(home / "index.html", home / site)
-
-
-def npm(*arguments: str, cwd: Path) -> None:
-    done = subprocess.run(["npm", *arguments], cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -611,140 +605,3 @@ def test_a_stream_with_a_runs_id_is_there_after_its_end(
 def test_what_is_no_message_is_refused(service: WebService, model_server: ModelServer, body: dict[str, Any]) -> None:
     assert service.client.post("/api/chat", json=body).status_code in {400, 422}
     assert not model_server.requests
-
-
-class AgUi:
-    """The official client in a process of its own."""
-
-    def __init__(self, bundle: Path, service: WebService, *arguments: str) -> None:
-        command = ["node", str(bundle / "ag_ui.mjs"), f"{service.url}/api/ag-ui", "token-of-ada", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self._lines = self.process.stdout
-        self.said: list[dict[str, Any]] = []
-
-    def until(self, kind: str) -> dict[str, Any]:
-        """Read up to an event of a kind."""
-        for line in self._lines:
-            self.said.append(json.loads(line))
-            if self.said[-1].get("type") == kind:
-                return self.said[-1]
-        raise AssertionError(f"{kind} never came: {self.said}")
-
-    def finish(self) -> list[dict[str, Any]]:
-        """Read up to the end; return the messages that the client has put together."""
-        self.said += [json.loads(line) for line in self._lines]
-        assert self.process.wait(30) == 0
-        self._lines.close()
-        messages: list[dict[str, Any]] = self.said[-1]["messages"]
-        return messages
-
-    @property
-    def kinds(self) -> list[str]:
-        return [event["type"] for event in self.said if "type" in event]
-
-
-def contents(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(message["role"], message["content"]) for message in messages if message.get("content")]
-
-
-def test_ag_ui_starts_joins_and_goes_on(
-    service: WebService, model_server: ModelServer, bundle: Path, session: str
-) -> None:
-    model_server.script((Text("half "), Silence(), Text("and half"), Finish()), say("Next."))
-    asking = AgUi(bundle, service, "ask", session, "Tell me")
-    asking.until("TEXT_MESSAGE_CONTENT")
-    joining = AgUi(bundle, service, "join", session)
-    joining.until("TEXT_MESSAGE_CONTENT")
-    model_server.release()
-    expected = [("user", "Tell me"), ("assistant", "half and half")]
-    assert contents(asking.finish()) == expected
-    assert contents(joining.finish()) == expected
-    assert asking.kinds[0] == "RUN_STARTED"
-    assert asking.kinds[-1] == "RUN_FINISHED"
-    assert joining.kinds[:2] == ["RUN_STARTED", "MESSAGES_SNAPSHOT"]
-    assert joining.kinds[-1] == "RUN_FINISHED"
-
-    assert contents(AgUi(bundle, service, "ask", session, "And then?").finish())[-1] == ("assistant", "Next.")
-    later = AgUi(bundle, service, "join", session)
-    assert contents(later.finish()) == [*expected, ("user", "And then?"), ("assistant", "Next.")]
-    assert later.kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
-
-
-def test_ag_ui_sees_tools_and_what_they_say(
-    service: WebService, model_server: ModelServer, bundle: Path, session: str
-) -> None:
-    model_server.script(call("look", '{"where": ', '"the attic"}'), say("Nothing there."))
-    asking = AgUi(bundle, service, "ask", session, "Where is it?")
-    messages = asking.finish()
-    (tool,) = [message for message in messages if message["role"] == "tool"]
-    assert tool["content"] == "nothing in the attic"
-    (custom,) = [event for event in asking.said if event.get("type") == "CUSTOM"]
-    assert (custom["name"], custom["value"]) == ("agx-info", {"looking": "the attic"})
-    calls = [call for message in messages for call in message.get("toolCalls", [])]
-    assert [json.loads(one["function"]["arguments"]) for one in calls] == [{"where": "the attic"}]
-
-
-def test_ag_ui_cancels(service: WebService, model_server: ModelServer, bundle: Path, session: str) -> None:
-    model_server.script((Text("never "), Silence()))
-    asking = AgUi(bundle, service, "ask", session, "Go on")
-    asking.until("TEXT_MESSAGE_CONTENT")
-    cancelling = AgUi(bundle, service, "cancel", session)
-    cancelling.finish()
-    assert cancelling.said[0] == {"cancelled": True}
-    assert contents(asking.finish())[-1] == ("assistant", "never ")
-    assert asking.said[-2]["type"] == "RUN_FINISHED"
-    assert asking.said[-2]["outcome"] == {"type": "cancelled"}
-    wait_until_sync(lambda: model_server.disconnects == 1, what="the model's connection is closed")
-
-
-@pytest.mark.parametrize(
-    ("payload", "content"),
-    [
-        ({"approved": True}, "/a deleted"),
-        ({"approved": True, "editedArgs": {"path": "/b"}}, "/b deleted"),
-        ({"approved": False, "reason": "keep it"}, "keep it"),
-    ],
-)
-def test_ag_ui_waits_for_an_approval(
-    service: WebService, model_server: ModelServer, bundle: Path, payload: dict[str, Any], content: str, session: str
-) -> None:
-    model_server.script(DELETE, say("So be it."))
-    asking = AgUi(bundle, service, "ask", session, "Delete /a")
-    (interrupt,) = asking.until("RUN_FINISHED")["outcome"]["interrupts"]
-    asking.finish()
-    joining = AgUi(bundle, service, "join", session)
-    assert [one["id"] for one in joining.until("RUN_FINISHED")["outcome"]["interrupts"]] == [interrupt["id"]]
-    joining.finish()
-
-    resume = [{"interruptId": interrupt["id"], "status": "resolved", "payload": payload}]
-    deciding = AgUi(bundle, service, "decide", session, json.dumps(resume))
-    said = contents(deciding.finish())
-    assert said == [("user", "Delete /a"), ("assistant", "I will. "), ("tool", content), ("assistant", "So be it.")]
-    assert deciding.said[-2]["outcome"] == {"type": "success"}
-    assert contents(AgUi(bundle, service, "join", session).finish()) == said
-
-    again = {"threadId": session, "runId": "r", "messages": [], "resume": resume}
-    assert service.client.post("/api/ag-ui", json=again).status_code == 409
-    assert service.client.post("/api/ag-ui", json=again | {"threadId": "never"}).status_code == 409
-    assert len(model_server.requests) == 2
-
-
-def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: ModelServer, session: str) -> None:
-    asked = {"threadId": session, "runId": "r", "messages": []}
-    for entry in (
-        {"interruptId": "int-call_1", "status": "resolved", "payload": {"approved": "yes"}},
-        {"interruptId": "unknown", "status": "cancelled"},
-    ):
-        refused = service.client.post("/api/ag-ui", json=asked | {"resume": [entry]})
-        assert refused.status_code == 400, refused.text
-    assert not model_server.requests
-
-
-def test_ag_ui_is_told_of_a_failure(service: WebService, model_server: ModelServer, bundle: Path, session: str) -> None:
-    model_server.script((Refusal(400, "no such luck"),))
-    asking = AgUi(bundle, service, "ask", session, "Hi")
-    asking.finish()
-    assert asking.kinds[-1] == "RUN_ERROR"
-    assert MODEL_FAILED.sentence in json.dumps(asking.said)
-    assert "no such luck" not in json.dumps(asking.said)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic_ai import Agent, CallDeferred, DeferredToolRequests
 from support.agents import ScopeDeps, call, scripted
 
@@ -149,3 +151,35 @@ async def test_a_run_over_ag_ui_names_the_calls_that_wait(client: httpx.AsyncCli
     finished = json.loads(asked.text.strip().splitlines()[-1].removeprefix("data: "))
     assert [one["id"] for one in finished["outcome"]["interrupts"]] == ["int-c2"]
     assert "TOOL_CALL_RESULT" not in asked.text
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "why"),
+    [
+        ({"tools": [{"description": "no name"}]}, 422, "tools.0.name"),
+        ({"tools": [{"name": "not a name!"}]}, 422, "tools.0.name"),
+        ({"tools": [{"name": "x", "parameters": "text"}]}, 422, "tools.0.parameters"),
+        ({"state": {"color": []}}, 400, "The state can't be read: color"),
+        ({"state": "text", "tools": []}, 200, ""),
+    ],
+)
+async def test_tools_and_a_state_that_are_none_are_refused(
+    agent: Agent[Any, Any], given: dict[str, Any], status: int, why: str
+) -> None:
+    app = FastAPI()
+    router = make_ag_ui_router(
+        agent, authorize=lambda: (1, 1), sessions=RedisSessions(ttl=60), make_deps=lambda *ids: DoorDeps()
+    )
+    app.include_router(router, prefix="/ag-ui")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = await run_ag_ui(client, [QUESTION], **given)
+        assert (answer.status_code, why in answer.text) == (status, True)
+
+
+class Door(BaseModel):
+    color: str = "white"
+
+
+@dataclass
+class DoorDeps(ScopeDeps):
+    state: Door = field(default_factory=Door)

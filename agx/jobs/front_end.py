@@ -1,0 +1,50 @@
+"""What a front end brings to a run: its tools, and its state. A job's arguments have both under `front_end`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_ai import ExternalToolset
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.tools import DeferredToolRequests, ToolDefinition
+
+from ..runs.deps import Deps
+
+ARGUMENT = "front_end"
+
+
+def equip(agent: AbstractAgent[Any, Any], deps: Deps, kwargs: Mapping[str, Any], args: Mapping[str, Any]) -> Any:
+    """Return the arguments of a run with the front end's tools, whose calls it leaves to the front end.
+
+    A state is set on deps that have a `state` (pydantic-ai's `StateHandler`); of a model, if theirs is one.
+
+    Raises:
+        ValidationError: the state is not one of the deps' model.
+    """
+    front_end = args.get(ARGUMENT) or {}
+    if state := front_end.get("state"):
+        _set_state(deps, state)
+    tools = [
+        ToolDefinition(name=tool["name"], description=tool["description"], parameters_json_schema=tool["parameters"])
+        for tool in front_end.get("tools") or ()
+    ]
+    if not tools:
+        return dict(kwargs)
+    outputs = kwargs.get("output_type") or agent.output_type
+    may_defer = isinstance(outputs, list | tuple) and DeferredToolRequests in outputs
+    return {
+        **kwargs,
+        "toolsets": [*(kwargs.get("toolsets") or ()), ExternalToolset(tools)],
+        # Another type than the agent's own can't be given where it has output validators.
+        "output_type": outputs if may_defer else [outputs, DeferredToolRequests],
+    }
+
+
+def _set_state(deps: Deps, state: Any) -> None:
+    from pydantic_ai.ui import StateHandler  # noqa: PLC0415 - it takes 75 ms, and few runs have a state
+
+    if isinstance(deps, StateHandler):
+        own = deps.state
+        deps.state = type(own).model_validate(state) if isinstance(own, BaseModel) else state
