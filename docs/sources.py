@@ -12,7 +12,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
-_PAGES = ("README.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md", "helm/agx-sidecar/README.md")
+_PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "benchmarks/README.md",
+    "examples/shop/README.md",
+    "helm/agx-sidecar/README.md",
+)
 
 _TARGET = re.compile(r"(?<=\]\()([\w./-]+)")
 

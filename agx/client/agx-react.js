@@ -19,5 +19,6 @@ export function useAgx(client, sessionId) {
   const retry = useCallback(() => follower.current.retry(), []);
   const approve = useCallback((callId, options) => follower.current.approve(callId, options), []);
   const deny = useCallback((callId, options) => follower.current.deny(callId, options), []);
-  return { ...state, start, cancel, steer, retry, approve, deny };
+  const score = useCallback((value, options) => follower.current.score(value, options), []);
+  return { ...state, start, cancel, steer, retry, approve, deny, score };
 }

@@ -341,6 +341,14 @@ export interface DecisionOptions {
   key?: string;
 }
 
+export interface ScoreOptions {
+  /** What is scored. Default `thumb`. */
+  name?: string;
+  comment?: string;
+  /** A second score of the run with this name and key is not counted. */
+  key?: string;
+}
+
 export interface State {
   readonly status: "loading" | "ready" | "running" | "reconnecting";
   readonly parts: readonly Part[];
@@ -388,6 +396,7 @@ export interface Follower {
   steer(text: string): Promise<boolean>;
   approve(callId: string, options?: DecisionOptions): Promise<boolean>;
   deny(callId: string, options?: Pick<DecisionOptions, "key">): Promise<boolean>;
+  score(value: number, options?: ScoreOptions): Promise<boolean>;
   close(): void;
 }
 
@@ -397,6 +406,7 @@ export interface Session {
   start(prompt: string): Promise<string>;
   cancel(): Promise<boolean>;
   steer(text: string, key?: string): Promise<void>;
+  score(runId: string, value: number, options?: ScoreOptions): Promise<void>;
   pending(): Promise<WaitingCall[]>;
   /** The run that goes on; null while other calls of the run wait. */
   approve(callId: string, options?: DecisionOptions): Promise<string | null>;

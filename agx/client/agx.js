@@ -122,6 +122,11 @@ class Session {
     await this.client.post(`${this.path}/steer`, { text, key });
   }
 
+  /** Record what the user thinks of a run that has ended: a thumb is 1 or 0. A second score with the same `key` is not counted. */
+  async score(runId, value, { name, comment, key } = {}) {
+    await this.client.post(`${this.path}/feedback`, { run_id: runId, value, name, comment, key });
+  }
+
   /** The tool calls of this session that wait. */
   async pending() {
     return (await this.client.pending()).filter((call) => call.session_id === this.id);
@@ -248,6 +253,18 @@ class Follower {
   /** Deny a call of `pending`; false where it is refused. */
   deny(callId, options) {
     return this.#decide(() => this.#session.deny(callId, options), callId);
+  }
+
+  /** Score the latest run, once for each `key`; false where it is refused. */
+  async score(value, options) {
+    this.#change({ error: null });
+    try {
+      await this.#session.score(this.state.runId, value, options);
+      return true;
+    } catch (error) {
+      this.#change({ error });
+      return false;
+    }
   }
 
   async #decide(send, callId) {

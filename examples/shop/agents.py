@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from pydantic_ai import Agent, ModelRetry, RunContext
+from pydantic_ai import Agent, DeferredToolRequests, ModelRetry, RunContext
 
 import agx
 
@@ -36,6 +36,7 @@ support = Agent(
     MODEL or assistant_model,
     name="support",
     deps_type=ShopDeps,
+    output_type=[str, DeferredToolRequests],  # a run may end with calls that wait for the user
     instructions="You help customers of a furniture shop. Read the catalogue before you name a price.",
     defer_model_check=True,
 )
@@ -63,7 +64,7 @@ async def ask_stylist(ctx: RunContext[ShopDeps], question: str) -> str:
     return (await stylist.run(question, usage=ctx.usage)).output
 
 
-@support.tool
+@support.tool(requires_approval=True, metadata={"expires_in": 86_400})
 async def place_order(ctx: RunContext[ShopDeps], item: str, quantity: int) -> str:
     """Order something for the user."""
     # The call's id is the same in each attempt: the order system takes it as idempotency key.

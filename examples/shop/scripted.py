@@ -32,7 +32,7 @@ async def _answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterato
 
 def _begin(prompt: str) -> tuple[str, str, str]:
     if "order" in prompt.lower():
-        return "I place an order of one lamp.", "place_order", '{"item": "lamp", "quantity": 1}'
+        return "I order one lamp, if you approve.", "place_order", '{"item": "lamp", "quantity": 1}'
     if "style" in prompt.lower():
         return "I ask our stylist.", "ask_stylist", '{"question": "What goes with a lamp?"}'
     if "long" in prompt.lower():

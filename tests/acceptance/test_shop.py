@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.browser import ask, running_chromium
 from support.docs import ROOT
+from support.replica import Scrape
 from support.waiting import wait_until_sync
 
 from agx.embedded.child import Child, draw_ports
@@ -37,6 +39,11 @@ class Shop:
     def log(self) -> str:
         return self._log.read_text()
 
+    def total(self, name: str, **labels: str) -> float:
+        """Return a metric's sum, as the sidecar has it now."""
+        address = re.findall(r"metrics +(\S+)", self.log)[-1]
+        return Scrape(httpx.get(address, trust_env=False).text).total(name, **labels)
+
     def find_worker(self, user: str) -> int:
         """Return the process that answers the user's latest prompt."""
         return int(re.findall(rf"process (\d+) answers {user} ", self.log)[-1])
@@ -45,7 +52,7 @@ class Shop:
 @contextmanager
 def running_shop(home: Path) -> Iterator[Shop]:
     (port,) = draw_ports(1)
-    environment = {**os.environ, "PORT": str(port), "SHOP_PAUSE": "0.03", "SHOP_LEASE_TTL": "1", "SHOP_PER_MINUTE": "5"}
+    environment = {**os.environ, "PORT": str(port), "SHOP_PAUSE": "0.03", "SHOP_LEASE_TTL": "1", "SHOP_PER_MINUTE": "6"}
     environment["TMPDIR"] = str(home)
     log = home / "shop.log"
     child = Child(
@@ -110,6 +117,20 @@ def test_a_walk_through_the_shop(browser: Browser, tmp_path: Path) -> None:
 
         ask(page, "What goes with it in style?")
         expect(page.locator("article.text").last).to_contain_text("A plain wooden desk")
+        page.get_by_role("button", name="Yes").click()
+        expect(page.get_by_role("button", name="Yes")).to_have_attribute("aria-pressed", "true")
+        wait_until_sync(lambda: shop.total("agx_feedback_total", agent="support") == 1, what="the thumb is counted")
+
+        ask(page, "I order it")
+        for each in (page, tab):
+            expect(each.locator(".decide")).to_contain_text('place_order {"item":"lamp","quantity":1}')
+        expect(page.get_by_role("button", name="Send")).to_be_disabled()
+        assert "order " not in shop.log
+        tab.get_by_role("button", name="Approve").click()
+        for each in (page, tab):
+            expect(each.locator("article.text").last).to_have_text("Ordered: 1 x lamp. ")
+            expect(each.locator(".decide")).to_have_count(0)
+        wait_until_sync(lambda: "1 x lamp for ada of acme" in shop.log, what="the order")
         ask(page, "Once more, long")
         expect(page.locator("article").last).to_contain_text("Page 1 of 4")
         page.get_by_role("button", name="Stop").click()

@@ -299,3 +299,21 @@ test("a conversation without open calls asks for none; the session's own request
   assert.deepEqual((await session.pending()).map((call) => call.call_id), ["c1"]);
   assert.equal(await session.approve("c1", { key: "k" }), "r2");
 });
+
+test("a score is sent for the latest run; one that is refused is an error", async () => {
+  const { client, requests } = service({
+    messages: [conversation("r", false, [prompt("Hi")], "1-0", "completed")],
+    feedback: [json({ recorded: true }), json({ detail: "No such run.", code: "run_unknown" }, 404)],
+  });
+  const [scored, error] = await new Promise((resolve) => {
+    let scoring;
+    const chat = client.session("s").follow((state) => {
+      if (state.status === "ready") scoring ??= chat.score(1, { key: "k" }).then(async (first) => [first, await chat.score(0)]);
+      if (!state.error) return;
+      chat.close();
+      scoring.then((scored) => resolve([scored, state.error.code]));
+    });
+  });
+  assert.deepEqual([scored, error], [[true, false], "run_unknown"]);
+  assert.equal(requests.filter((request) => request === "POST /api/sessions/s/feedback").length, 2);
+});
