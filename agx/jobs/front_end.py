@@ -15,7 +15,9 @@ from ..runs.deps import Deps
 ARGUMENT = "front_end"
 
 
-def equip(agent: AbstractAgent[Any, Any], deps: Deps, kwargs: Mapping[str, Any], args: Mapping[str, Any]) -> Any:
+def equip(
+    agent: AbstractAgent[Any, Any], deps: Deps, kwargs: Mapping[str, Any], args: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the arguments of a run with the front end's tools, whose calls it leaves to the front end.
 
     A state is set on deps that have a `state` (pydantic-ai's `StateHandler`); of a model, if theirs is one.

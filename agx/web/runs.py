@@ -101,20 +101,16 @@ class Runs:
             if not isinstance(deps, Deps):
                 raise TypeError(f"make_deps must return a subclass of agx.Deps, not {type(deps).__name__}")
         asked = WebRun(session=session)
-        own = {} if front_end is None else {ARGUMENT: front_end}
-        with refusing_unreadable("The state"):
-            kwargs = equip(self.agent, deps, self.kwargs, own)
+        kwargs = self._equip(deps, front_end)
         kwargs["capabilities"] = [*(kwargs.get("capabilities") or ()), asked]
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
         # Another process that goes on with the run before there is a new answer must not take the old one for it.
         goes_on_from = fingerprint(session.msgs) if turn.prompt is None and turn.results is None else None
         resume, args = kwargs.pop("resume", None), kwargs.pop("args", None)
-        if (resume := self.recipe or resume) is not None and own:
-            args = {**(args or {}), **own}
         work = run_turn(
             session, self.agent, turn.prompt, deps, kwargs,
-            resume=resume, args=args, on_busy=on_busy, goes_on_from=goes_on_from,
+            resume=self.recipe or resume, args=args, on_busy=on_busy, goes_on_from=goes_on_from,
         )  # fmt: skip
         running = asyncio.create_task(work, name="agx-web-run")
         running.add_done_callback(_retrieve)
@@ -128,6 +124,16 @@ class Runs:
             except SteeredError as steered:
                 return steered.run_id
         return await asked.begun
+
+    def _equip(self, deps: Deps, front_end: Mapping[str, Any] | None) -> dict[str, Any]:
+        if front_end is None:
+            return dict(self.kwargs)
+        own = {ARGUMENT: front_end}
+        with refusing_unreadable("The state"):
+            kwargs = equip(self.agent, deps, self.kwargs, own)
+        if self.recipe is not None or kwargs.get("resume") is not None:
+            kwargs["args"] = {**(kwargs.get("args") or {}), **own}
+        return kwargs
 
 
 @dataclass
