@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from .asked import SCENES as SCENES_OF_WHAT_IS_ASKED
+from .asked import QueuedScene, SteeredScene
 from .counting import BacklogScene, LeaderScene, MemoryScene
 from .durable import SCENES as SCENES_OF_DURABLE_RUNS
 from .durable import DurableScene, KillPointsScene
@@ -23,13 +25,16 @@ from .scenes import SCENES as SCENES_OF_RUNS
 from .scenes import Scene
 from .verdict import Verdict
 
-AnyScene = Scene | LeaderScene | BacklogScene | MemoryScene | DurableScene | KillPointsScene
+AnyScene = (
+    Scene | LeaderScene | BacklogScene | MemoryScene | DurableScene | KillPointsScene | SteeredScene | QueuedScene
+)
 SCENES: tuple[AnyScene, ...] = (
     *SCENES_OF_RUNS,
     LeaderScene(),
     BacklogScene(),
     MemoryScene(),
     *SCENES_OF_DURABLE_RUNS,
+    *SCENES_OF_WHAT_IS_ASKED,
 )
 
 _COLUMNS = ("scene", "faults", "runs", "outcomes", "not started", "events lost", "repeated", "listeners hung",
