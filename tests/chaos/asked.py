@@ -215,7 +215,7 @@ async def _queue(session: str) -> None:
 
 
 async def _wait_for_answers(session: str, count: int) -> None:
-    async def are_there() -> bool:
+    async def are_there() -> bool | None:
         try:
             return len((await _read(session))[1]) >= count
         except agx.RedisUnavailableError:
