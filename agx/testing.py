@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from .embedded.server import EmbeddedServer
@@ -60,21 +60,16 @@ class PacedModel(FunctionModel):
     """A model that needs no key and answers at the pace of a real one.
 
     A prompt with the word "long" gets an answer of half a minute. A prompt with a word of a tool's name, such as "roll"
-    for `roll_dice`, calls the tool, if it needs no arguments.
+    for `roll_dice`, calls the tool, if it needs no arguments. It answers only requests that are streamed, as those of a
+    run with listeners are.
 
     Args:
         pause: seconds before each word.
     """
 
     def __init__(self, pause: float = 0.07) -> None:
-        super().__init__(self._answer, stream_function=self._stream, model_name="paced")
+        super().__init__(stream_function=self._stream, model_name="paced")
         self._pause = pause
-
-    async def _answer(self, messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        async with self.request_stream(messages, info.model_settings, info.model_request_parameters) as streamed:
-            async for _ in streamed:
-                pass
-        return streamed.get()
 
     async def _stream(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
         asked = [part for message in messages if isinstance(message, ModelRequest) for part in message.parts]

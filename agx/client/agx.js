@@ -153,7 +153,7 @@ class Session {
    */
   async *events({ after = "", signal, onConnection = () => {} } = {}) {
     const { client } = this;
-    for (let attempt = 0; ; ) {
+    for (let attempt = 0, isLost = false; ; ) {
       const connection = new AbortController();
       const abort = () => connection.abort();
       signal?.addEventListener("abort", abort);
@@ -176,7 +176,9 @@ class Session {
           const event = JSON.parse(data);
           yield event;
           if (event.type === "end") return;
+          isLost = event.type === "error" && event.body.code === "run_lost";
         }
+        if (isLost) return; // no sidecar has ended the run: the service repeats this error to each who asks
       } catch (error) {
         if (signal?.aborted) return;
         const failed = error instanceof AgxError;

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from pydantic_ai import Agent
+from pydantic_ai import Agent, AgentRunResult, AgentRunResultEvent
 from pydantic_ai.models.test import TestModel
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
@@ -61,10 +62,17 @@ async def test_the_paced_model_calls_a_tool_that_is_named_and_answers_as_long_as
     def roll_back(to: str) -> None:
         raise AssertionError("it needs an argument")
 
-    rolled = await agent.run("Roll a die")
+    async def ask(prompt: str, **more: Any) -> AgentRunResult[str]:
+        async with agent.run_stream_events(prompt, **more) as events:
+            async for event in events:
+                if isinstance(event, AgentRunResultEvent):
+                    return event.result
+        raise AssertionError("it has no result")
+
+    rolled = await ask("Roll a die")
     assert rolled.output == "roll_dice returned 4. "
-    again = await agent.run("Roll it again", message_history=rolled.all_messages())
+    again = await ask("Roll it again", message_history=rolled.all_messages())
     assert again.output == "roll_dice returned 4. "
-    short, long = await agent.run("Hello"), await agent.run("Tell me something long")
+    short, long = await ask("Hello"), await ask("Tell me something long")
     assert len(short.output.split()) < 20
     assert len(long.output.split()) > 400

@@ -142,6 +142,19 @@ test("a lost run is shown as lost, and its prompt asked again", async () => {
   assert.ok(requests.includes("POST /api/sessions/s/runs"));
 });
 
+test("a run that no sidecar ends is shown as lost once the service reports it", async () => {
+  const { client, requests } = service({
+    messages: [conversation("r", true, [prompt("Hi")])],
+    events: [
+      stream(begin("1-0", "r"), "break"),
+      ...Array.from({ length: 9 }, () => stream(frame("1-0", "error", { code: "run_lost", msg: "Lost." }))),
+    ],
+  }, { poll: 60 });
+  const state = await shown(client, (state) => state.outcome === "lost");
+  assert.deepEqual([state.status, state.error.code, contents(state)], ["ready", "run_lost", ["Hi"]]);
+  assert.equal(requests.length, 3);
+});
+
 test("a page that is opened behind a lost run shows it, and can ask again", async () => {
   const scripts = {
     messages: [conversation("r", false, [prompt("Hi")], "2-0", "lost")],
