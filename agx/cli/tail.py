@@ -92,7 +92,7 @@ class Screen:
             reason = f" ({body['reason']})" if body.get("reason") else ""
             self._line(f"● {outcome}{took}{reason}", f"bold {COLOURS.get(outcome, '')}")
         elif kind == "resume":
-            void = "; the unfinished answer above does not count" if body.get("void") else ""
+            void = "; the unfinished step above does not count" if body.get("void") or body.get("void_runs") else ""
             self._line(f"● resumed by another process (attempt {body.get('attempt', '?')}){void}", "bold cyan")
         elif kind == "info" and entry.origin == PROMPT:
             self._line(f"> {body.get('prompt') or 'goes on with the decided calls'}", "bold")

@@ -48,11 +48,13 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
     )
     try:
         recorder = _make_recorder(engine, dead, agent, state, deps)
+        void_runs = [one.run_id for one in dead.record.sub_agents if one.is_under_way]
         body: Body = {
             "run_id": dead.run_id,
             "attempt": dead.job.attempt,
             "traceparent": recorder.span.traceparent,
             "void": dead.void,
+            **({"void_runs": void_runs} if void_runs else {}),
             **({"handed_over": True} if dead.record.handed_over else {}),
         }
         resumed = await writer.resume(body, origin=RUNTIME, behind=dead.last_id, seq=dead.record.next_seq)

@@ -267,6 +267,7 @@ EVENTS = (
             EventField("attempt", _COUNT, "The process's number: the first one that goes on has 2."),
             EventField("traceparent", _TEXT, "The attempt's place in the run's trace."),
             EventField("void", _OBJECT + _OR_NULL, "`{idx, from_seq}`: what does not count (below)."),
+            EventField("void_runs", "array", "The sub-agents that do not count, by `run`.", required=False),
         ),
         example={"run_id": "5d2c", "attempt": 2, "traceparent": "00-…-01", "void": {"idx": 1, "from_seq": 9}},
     ),

@@ -37,7 +37,7 @@ from ..stream.custom_events import load_event
 from ..stream.entry import DEFERRED, PROMPT, RUNTIME, StreamEntry
 from ..stream.events import Body
 from .message_parts import load_part, load_return
-from .void import ResumeEvent
+from .void import ResumeEvent, void_runs
 
 logger = logging.getLogger("agx")
 
@@ -66,6 +66,34 @@ class ErrorEvent(CustomEvent, name="agx-error"):
         return self.body
 
 
+@dataclass(kw_only=True)
+class SubAgentEvent(CustomEvent, name="agx-sub-agent", ui=False):
+    """What a sub-agent does; it is no event of the run itself, and pydantic-ai's adapters pass it over.
+
+    Args:
+        run: the sub-agent's.
+        parent_run: the run in whose tool it is.
+        agent: its agent's name.
+        parent_tool_call_id: the call of that tool.
+        depth: 1 in a tool of the session's run.
+        event: pydantic-ai's own; None where the sub-agent begins or ends.
+        end: how it ended (`outcome`, `reason`, and `msg` of an error); None before that.
+    """
+
+    run: str
+    parent_run: str
+    agent: str
+    parent_tool_call_id: str
+    depth: int
+    event: AgentStreamEvent | None = None
+    end: Body | None = None
+
+    def to_payload(self) -> Body:
+        """Return what names the sub-agent."""
+        names = ("run", "parent_run", "agent", "parent_tool_call_id", "depth")
+        return {name: getattr(self, name) for name in names}
+
+
 def defer(*, approvals: Sequence[ToolCallPart], calls: Sequence[ToolCallPart] = ()) -> Event:
     """Return the last event of a run that leaves calls to others: to someone's approval, or to be made elsewhere."""
     requests = DeferredToolRequests(approvals=list(approvals), calls=list(calls))
@@ -92,6 +120,7 @@ class ReplayedRun:
     _finals: dict[str, FinalResultEvent] = field(default_factory=dict)  # by the output tool's call that gave it
     _error: Body | None = None  # the run's own if its end is next, else a tool's
     _made: dict[str, ToolCallPart] = field(default_factory=dict)  # all calls
+    _sub_agents: dict[str, ReplayedRun] = field(default_factory=dict)  # by run
     _left: dict[str, dict[str, str]] = field(default_factory=dict)  # to others: names by id, by what is to be done
 
     def read(self, entry: StreamEntry) -> Iterator[Event]:
@@ -116,9 +145,9 @@ class ReplayedRun:
             self._left = {kind: dict(calls) for kind, calls in body.items() if isinstance(calls, dict)}
         elif kind == "info" and (origin != PROMPT or entry.is_users):
             yield InfoEvent(body=body)
-        elif kind == "event" and not entry.is_sub_agents:
+        elif kind == "event":
             try:
-                yield from self._read_event(body)
+                yield from self._read_sub_agent(body) if entry.is_sub_agents else self._read_event(body)
             except (ValueError, TypeError, AttributeError) as error:  # an entry may be anybody's
                 logger.warning("agx: an entry of a session can't be replayed (%s)", type(error).__name__)
         elif kind == "resume" and origin == RUNTIME:
@@ -169,6 +198,22 @@ class ReplayedRun:
                     # It was emitted when the output tool's call began; on the stream the call comes later, and whole.
                     self._finals[call_id] = final
 
+    def _read_sub_agent(self, body: Body) -> Iterator[AgentStreamEvent]:
+        of = SubAgentEvent(
+            run=str(body.get("run")),
+            parent_run=str(body.get("parent_run")),
+            agent=str(body.get("agent")),
+            parent_tool_call_id=str(body.get("parent_tool_call_id")),
+            depth=int(body.get("depth", 1)),
+        )
+        run = self._sub_agents.setdefault(of.run, ReplayedRun())
+        if body.get("event") == "run-begin":
+            yield of
+        for event in run._end_response() if body.get("event") == "run-end" else run._read_event(body):
+            yield replace(of, event=event)
+        if body.get("event") == "run-end":
+            yield replace(of, end={name: body[name] for name in ("outcome", "reason", "msg", "code") if name in body})
+
     def _resume(self, body: Body) -> Iterator[AgentStreamEvent]:
         """End what a dead process had begun; its calls were not made."""
         yield from self._close_part(None)
@@ -178,9 +223,11 @@ class ReplayedRun:
             self._finals.pop(call_id, None)
         self._calls.clear()
         self._previous = None
-        if body.get("void") is not None:
-            void = {"attempt": body.get("attempt"), "void": body["void"], "tool_call_ids": void_calls}
-            yield ResumeEvent(body=void)
+        for run in (runs := void_runs(body)):
+            self._sub_agents.pop(run, None)
+        if body.get("void") is not None or runs:
+            void = {"attempt": body.get("attempt"), "void": body.get("void"), "tool_call_ids": void_calls}
+            yield ResumeEvent(body=void | ({"void_runs": runs} if runs else {}))
 
     def _end_response(self) -> Iterator[AgentStreamEvent]:
         yield from self._close_part(None)

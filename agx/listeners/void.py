@@ -1,4 +1,4 @@
-"""What a `resume` makes void: the answer that a dead process had begun to stream (contract, section 4)."""
+"""What a `resume` makes void: what a dead process had begun, an answer or a sub-agent (contract, section 4)."""
 
 from __future__ import annotations
 
@@ -21,26 +21,30 @@ _PAGE = 500  # entries a read
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """The events of one model request, from a number on, that stand before a `resume`."""
+    """The events before a `resume` that count for nothing: of one model request, from a number on; of sub-agents."""
 
-    idx: int
-    from_seq: int
     resume_id: StreamId
+    idx: int | None = None
+    from_seq: int = 0
+    runs: frozenset[str] = frozenset()
 
     def covers(self, entry: StreamEntry) -> bool:
         """Return whether an entry is void, or is the `resume` itself."""
         if entry.id == self.resume_id:
             return True
-        if entry.type != "event" or entry.is_users or entry.is_sub_agents or entry.id > self.resume_id:
+        if entry.type != "event" or entry.is_users or entry.id > self.resume_id:
             return False
-        return entry.body.get("idx") == self.idx and (entry.seq or 0) >= self.from_seq
+        if entry.is_sub_agents:
+            return bool(self.runs) and entry.body.get("run") in self.runs
+        return self.idx is not None and entry.body.get("idx") == self.idx and (entry.seq or 0) >= self.from_seq
 
 
 @dataclass(kw_only=True)
 class ResumeEvent(CustomEvent, name="agx-resume"):
-    """Another process goes on with the run, and what this replay has given of the last response is void.
+    """Another process goes on with the run, and what this replay has given of the last step is void.
 
-    Its body: `attempt`, `void` as on the stream (`idx`, `from_seq`), and `tool_call_ids` of the calls that are void.
+    Its body: `attempt`, `void` (`idx`, `from_seq`) and `void_runs` (of sub-agents) as on the stream, and
+    `tool_call_ids` of the calls that are void.
     """
 
     body: Body
@@ -91,10 +95,16 @@ async def _read_voids(bus: Bus, session: SessionKeys) -> list[Void]:
 def _parse(entry: StreamEntry) -> Void | None:
     if entry.type != "resume" or entry.origin != RUNTIME:
         return None
-    void = entry.body.get("void")
-    if not isinstance(void, dict):
-        return None
-    idx, from_seq = void.get("idx"), void.get("from_seq")
-    if not isinstance(idx, int) or not isinstance(from_seq, int):
-        return None
-    return Void(idx, from_seq, entry.id)
+    body = entry.body
+    runs = frozenset(void_runs(body))
+    void = body.get("void")
+    idx, from_seq = (void.get("idx"), void.get("from_seq")) if isinstance(void, dict) else (None, None)
+    if isinstance(idx, int) and isinstance(from_seq, int):
+        return Void(entry.id, idx, from_seq, runs)
+    return Void(entry.id, runs=runs) if runs else None
+
+
+def void_runs(body: Body) -> list[str]:
+    """Return the sub-agents whose events a `resume` makes void, by run."""
+    runs = body.get("void_runs")
+    return [run for run in runs if isinstance(run, str)] if isinstance(runs, list) else []

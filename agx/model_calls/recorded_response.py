@@ -19,6 +19,7 @@ def describe_response(
     provider: str,
     model: str,
     conversation: Sequence[ModelMessage],
+    prompt_chars: int = 0,
     chars: int,
     start_ns: int,
     end_ns: int,
@@ -28,6 +29,7 @@ def describe_response(
     Args:
         checkpoint: of its `llm-end`; None where the request was under way.
         conversation: what it sent; the provider bills it, also where nobody received the response.
+        prompt_chars: how many characters it sent beside these messages.
         chars: how many characters of the response were received.
     """
     response = None if checkpoint is None else _read_response(checkpoint)
@@ -39,7 +41,9 @@ def describe_response(
         response_id=None if response is None else to_text(response.provider_response_id),
         stream=True,
         finish_reason=None if response is None else to_text(response.finish_reason),
-        usage=read_usage(response.usage) if response is not None and known else estimate_usage(conversation, chars),
+        usage=read_usage(response.usage)
+        if response is not None and known
+        else estimate_usage(conversation, chars, prompt_chars),
         start_ns=start_ns,
         end_ns=end_ns,
     )

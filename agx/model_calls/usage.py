@@ -19,11 +19,15 @@ def read_usage(used: RequestUsage) -> Usage:
     return convert_usage(lambda name: getattr(used, name, None))
 
 
-def estimate_usage(messages: Sequence[ModelMessage], output_chars: int) -> Usage:
-    """Return an estimate for a request that was cut off before the provider reported its usage."""
+def estimate_usage(messages: Sequence[ModelMessage], output_chars: int, more_chars: int = 0) -> Usage:
+    """Return an estimate for a request that was cut off before the provider reported its usage.
+
+    Args:
+        more_chars: that were sent beside the messages.
+    """
     # Each request of the history has its instructions, of which the last ones are sent.
     instructions = getattr(messages[-1], "instructions", None) or "" if messages else ""
-    chars = len(instructions) + sum(_count_chars(part) for message in messages for part in message.parts)
+    chars = more_chars + len(instructions) + sum(_count_chars(part) for message in messages for part in message.parts)
     return Usage(
         input=_tokens(chars),
         output=_tokens(output_chars),

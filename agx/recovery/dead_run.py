@@ -26,6 +26,7 @@ class DeadRun:
         last_id: id of the last entry that was read.
         checkpoints: those after `begin`, of all attempts.
         void: which events of an unanswered request the dead attempt streamed, `{"idx", "from_seq"}`; None if none.
+            Those of the sub-agents that were under way count for nothing either.
         deadline_ms: the deadline of the run's last process, as `leases` has it.
     """
 

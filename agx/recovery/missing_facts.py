@@ -6,9 +6,10 @@ would have used. So it may be done twice, or by two processes: the same ids coun
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import orjson
 
@@ -30,7 +31,9 @@ from ..facts.schema import (
 )
 from ..facts.usage import convert_usage, to_text
 from ..redis.keys import SessionKeys
-from .recorded_run import RecordedRequest, RecordedRun
+from .recorded_requests import RecordedRequest
+from .recorded_run import RecordedRun
+from .sub_agents import RecordedSubAgent
 
 LOST: Literal["lost"] = "lost"
 
@@ -47,6 +50,7 @@ class Header(TypedDict):
     user: str | None
     session: str | None
     run_id: str
+    parent_run_id: str | None
     agent: str
     service: Service
     trace: Trace
@@ -59,7 +63,7 @@ class MissingFacts:
     Args:
         started: the fact of its begin; None where it is queued.
         steps: model requests and tool calls.
-        sub_agents: ends of the runs of sub-agents, which died with the process.
+        sub_agents: those of its sub-agents, with their ends: they died with the process.
         all_steps: `steps`, and those that are queued.
         start_ns: when the run began.
         last_ns: when its last process was last seen.
@@ -68,7 +72,7 @@ class MissingFacts:
     header: Header
     started: RunStarted | None
     steps: tuple[NodeEnded | ToolEnded, ...]
-    sub_agents: tuple[RunEnded, ...]
+    sub_agents: tuple[RunStarted | NodeEnded | ToolEnded | RunEnded, ...]
     all_steps: tuple[NodeEnded | ToolEnded, ...]
     start_ns: int
     last_ns: int
@@ -89,9 +93,11 @@ async def read_queued_facts(call: Call, queue: str, run_id: str, run: RecordedRu
     """
     start = None if run.is_empty else str(max(0, run.first_ns // 1_000_000 - _BEFORE_BEGIN_MS))
     queued: list[RunFact] = []
-    searched, needle = 0, run_id.encode()
+    # A sub-agent's facts name the run that called it, which may be another sub-agent.
+    needles = re.compile("|".join(map(re.escape, (run_id, *(one.run_id for one in run.sub_agents)))).encode())
+    searched = 0
     async for page in QueuePages(call, queue, start=start):
-        facts = (entry.fact for entry in page if needle in entry.payload)
+        facts = (entry.fact for entry in page if needles.search(entry.payload))
         queued += (fact for fact in facts if isinstance(fact, RunFact))
         searched += len(page)
         if searched >= _LOOK:
@@ -151,7 +157,7 @@ def find_missing_facts(
     start_ns = run.first_ns if started is None else started.start_ns
     ended = [fact for fact in own if isinstance(fact, NodeEnded | ToolEnded)]
     last_ns = max([start_ns, run.last_ns, *(fact.end_ns for fact in ended)])
-    steps = [fact for fact in _steps(header, run, last_ns, describe) if fact.id not in known]
+    steps = [fact for fact in _steps(header, run.requests, last_ns, describe) if fact.id not in known]
     follows = None if run.begin is None else run.begin.follows
     return MissingFacts(
         header=header,
@@ -159,7 +165,7 @@ def find_missing_facts(
         if started is None
         else None,
         steps=tuple(steps),
-        sub_agents=tuple(_sub_agents(run_id, queued, last_ns)),
+        sub_agents=tuple(_sub_agents(header, run, queued, last_ns, describe)),
         all_steps=(*ended, *steps),
         start_ns=start_ns,
         last_ns=last_ns,
@@ -179,38 +185,65 @@ def _header(session: SessionKeys, run_id: str, run: RecordedRun, started: RunSta
         "user": session.user,
         "session": session.session,
         "run_id": run_id,
+        "parent_run_id": None if started is None else started.parent_run_id,
         "agent": agent,
         "service": service,
         "trace": trace,
     }
 
 
-def _sub_agents(run_id: str, queued: Sequence[RunFact], last_ns: int) -> Iterable[RunEnded]:
-    """A sub-agent has no lease of its own: it was lost with the process in whose tool it worked."""
+def _sub_agents(
+    parent: Header, run: RecordedRun, queued: Sequence[RunFact], last_ns: int, describe: Describe
+) -> Iterable[RunStarted | NodeEnded | ToolEnded | RunEnded]:
+    """Yield what is missing of sub-agents. They have no leases of their own: they were lost with the process."""
     ended = {fact.run_id for fact in queued if isinstance(fact, RunEnded)}
-    for fact in queued:
-        if isinstance(fact, RunStarted) and fact.parent_run_id == run_id and fact.run_id not in ended:
-            yield RunEnded(
-                id=f"{fact.run_id}:end",
-                scope=fact.scope,
-                user=fact.user,
-                session=fact.session,
-                run_id=fact.run_id,
-                parent_run_id=run_id,
-                agent=fact.agent,
-                service=fact.service,
-                trace=fact.trace,
-                outcome=LOST,
-                start_ns=fact.start_ns,
-                end_ns=max(last_ns, fact.start_ns),
-                error_type=LOST,
-                partial=True,
-            )
+    recorded = {one.run_id: one for one in run.sub_agents}
+    parents = {parent["run_id"], *recorded}
+    started = {fact.run_id: fact for fact in queued if isinstance(fact, RunStarted) and fact.parent_run_id in parents}
+    for one in recorded.values():
+        if one.run_id not in started and one.run_id not in ended:
+            started[one.run_id] = fact = _sub_agent_started(parent, one)
+            yield fact
+    for fact in started.values():
+        if fact.run_id not in ended:
+            yield from _sub_agent_lost(fact, recorded.get(fact.run_id), queued, last_ns, describe)
 
 
-def _steps(header: Header, run: RecordedRun, last_ns: int, describe: Describe) -> Iterable[NodeEnded | ToolEnded]:
+def _sub_agent_started(parent: Header, one: RecordedSubAgent) -> RunStarted:
+    run = parent["trace"]
+    place = Trace(run.trace_id, span_id(one.run_id, "run"), run.span_id, run.sampled, run.sdk, run.trace_state)
+    who = {"run_id": one.run_id, "parent_run_id": one.parent_run_id, "agent": one.agent, "trace": place}
+    header = cast("Header", {**parent, "user": None, "session": None, **who})
+    return RunStarted(id=f"{one.run_id}:start", **header, start_ns=one.start_ns)
+
+
+def _sub_agent_lost(
+    started: RunStarted, one: RecordedSubAgent | None, queued: Sequence[RunFact], last_ns: int, describe: Describe
+) -> Iterable[NodeEnded | ToolEnded | RunEnded]:
+    header = cast("Header", {name: getattr(started, name) for name in Header.__annotations__})
+    known = [fact for fact in queued if fact.run_id == started.run_id and isinstance(fact, NodeEnded | ToolEnded)]
+    ids = {fact.id for fact in known}
+    missing = [] if one is None else [s for s in _steps(header, one.requests, last_ns, describe) if s.id not in ids]
+    yield from missing
+    steps = (*known, *missing)
+    yield RunEnded(
+        id=f"{started.run_id}:end",
+        **header,
+        outcome=LOST if one is None else one.outcome,
+        start_ns=started.start_ns,
+        end_ns=max(last_ns, started.start_ns),
+        error_type=LOST if one is None else one.error_type,
+        model_calls=sum(1 for step in steps if isinstance(step, NodeEnded) and step.model is not None),
+        tool_calls=sum(1 for step in steps if isinstance(step, ToolEnded)),
+        partial=True,
+    )
+
+
+def _steps(
+    header: Header, requests: Iterable[RecordedRequest], last_ns: int, describe: Describe
+) -> Iterable[NodeEnded | ToolEnded]:
     """Yield the run's model requests and tool calls; what was under way ends with its attempt, as `lost` or `error`."""
-    for request in run.requests:
+    for request in requests:
         # The next attempt's `resume` does not show that the dead process was still alive.
         seen_ns = last_ns if request.seen_ns is None else request.seen_ns
         yield _request_ended(header, request, seen_ns, describe)

@@ -8,24 +8,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast, get_args
+from dataclasses import dataclass, replace
+from typing import cast, get_args
 
 from ..facts.event_sample import EventSample
-from ..facts.schema import Outcome, Reason, StreamTotals, ToolOutcome, Trace
+from ..facts.schema import Outcome, Reason, StreamTotals, Trace
 from ..redis.entry_id import format_id
 from ..redis.recovery_window import is_handed_over, parse_recover
 from ..stream.entry import AGENT, RUNTIME, SUB_AGENT, StreamEntry, has_visible_text
 from .attempts import Attempt, count_failed, read_attempts
-
-Body = dict[str, Any]
+from .recorded_requests import LAST_MS, RecordedRequest, count_of, entry_ns, own_body, read_requests, text_of
+from .sub_agents import RecordedSubAgent, read_sub_agents
 
 _RETENTION = 300.0  # seconds, where `begin` has none
 _LONGEST_RETENTION = 30 * 86_400.0
 _MAX_ATTEMPTS = 3  # where `begin` has none
-_MOST_TEXT = 200  # characters of a name, as labels are cut
-_LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
-_MOST_IDX = 2**53
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
@@ -64,30 +61,6 @@ class End:
     at_ms: int  # server time
 
 
-@dataclass(slots=True)
-class RecordedRequest:
-    """A model request and the tool calls of its response."""
-
-    idx: int
-    start_ns: int
-    model: str
-    provider: str
-    end_ns: int | None = None  # None: it was under way
-    answer: bytes | None = None  # the checkpoint of its response
-    chars: int = 0  # of text that it streamed
-    seen_ns: int | None = None  # the last entry of its attempt; None: no other attempt followed
-    calls: dict[str, tuple[str, int]] = field(default_factory=dict)  # by call id: tool, time
-    returns: dict[str, tuple[ToolOutcome, int]] = field(default_factory=dict)
-    output_calls: set[str] = field(default_factory=set)  # of output tools, which nothing executes
-
-    @property
-    def begun_calls(self) -> dict[str, tuple[str, int]]:
-        """The tool calls that were, or may have been, executed: none before the response was complete."""
-        if self.end_ns is None:
-            return {}
-        return {call_id: call for call_id, call in self.calls.items() if call_id not in self.output_calls}
-
-
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
     """A run as its stream shows it; with no entries where another run has restarted the stream."""
@@ -102,6 +75,7 @@ class RecordedRun:
     first_text_at_ns: int | None  # None: no listener got text of an answer
     last_error_type: str | None
     requests: tuple[RecordedRequest, ...]
+    sub_agents: tuple[RecordedSubAgent, ...]
     totals: StreamTotals
     sample: EventSample
     attempts: tuple[Attempt, ...]
@@ -151,22 +125,23 @@ class RecordedRun:
         sample = EventSample()
         for entry in entries:
             if not entry.is_sub_agents:
-                sample.add(_ns(entry), entry.type, _own_body(entry))
+                sample.add(entry_ns(entry), entry.type, own_body(entry))
             if entry.type == "end":
                 ended = entry
             elif entry.type == "error":
-                error_type = _text(_own_body(entry).get("error_type"), "_OTHER")
+                error_type = text_of(own_body(entry).get("error_type"), "_OTHER")
         return cls(
             begin=begin,
             end=None if ended is None else _end(ended),
             is_empty=not entries,
             last_id=format_id(entries[-1].id) if entries else None,
             next_seq=_next_seq(entries),
-            first_ns=_ns(entries[0]) if entries else 0,
-            last_ns=max(map(_ns, entries), default=0),
-            first_text_at_ns=next((_ns(entry) for entry in entries if _shows_text(entry)), None),
+            first_ns=entry_ns(entries[0]) if entries else 0,
+            last_ns=max(map(entry_ns, entries), default=0),
+            first_text_at_ns=next((entry_ns(entry) for entry in entries if _shows_text(entry)), None),
             last_error_type=error_type,
-            requests=tuple(_requests(entries)),
+            requests=tuple(read_requests(entries)),
+            sub_agents=tuple(read_sub_agents(run_id, entries)),
             totals=StreamTotals(events=len(entries), bytes=sum(entry.size for entry in entries)),
             sample=sample,
             attempts=read_attempts(entries, handed_over=handed_over),
@@ -177,36 +152,36 @@ class RecordedRun:
 
 def _begin(entry: StreamEntry) -> Begin:
     body = entry.body
-    found = _TRACEPARENT.fullmatch(_text(body.get("traceparent"), ""))
-    parent = _text(body.get("parent_span_id"), "")
+    found = _TRACEPARENT.fullmatch(text_of(body.get("traceparent"), ""))
+    parent = text_of(body.get("parent_span_id"), "")
     trace = None
     if found is not None:
         parent_span_id = parent if _SPAN_ID.fullmatch(parent) else None
         trace = Trace(found[1], found[2], parent_span_id, bool(int(found[3], 16) & 1), body.get("sdk") is True)
-    follows = _text(body.get("follows"), "")
+    follows = text_of(body.get("follows"), "")
     return Begin(
-        run_id=_text(body.get("run_id"), "") or None,
-        agent=_text(body.get("agent"), "agent"),
-        service=_text(body.get("service"), "unknown_service"),
+        run_id=text_of(body.get("run_id"), "") or None,
+        agent=text_of(body.get("agent"), "agent"),
+        service=text_of(body.get("service"), "unknown_service"),
         trace=trace,
         follows=follows if _TRACEPARENT.fullmatch(follows) else None,
         retention=_retention(body.get("retention")),
         is_manual=body.get("manual") is True,
         recover=parse_recover(body),
-        max_attempts=max(_int(body.get("max_attempts")) or _MAX_ATTEMPTS, 1),
-        waited_ms=min(_int(body.get("waited_ms")) or 0, _LAST_MS),
+        max_attempts=max(count_of(body.get("max_attempts")) or _MAX_ATTEMPTS, 1),
+        waited_ms=min(count_of(body.get("waited_ms")) or 0, LAST_MS),
     )
 
 
 def _last_attempt(run: Trace, entries: Sequence[StreamEntry]) -> Place:
-    place = Place(run, _ns(entries[0]))
+    place = Place(run, entry_ns(entries[0]))
     for entry in entries:
         if entry.type == "resume" and entry.origin == RUNTIME:
-            found = _TRACEPARENT.fullmatch(_text(entry.body.get("traceparent"), ""))
+            found = _TRACEPARENT.fullmatch(text_of(entry.body.get("traceparent"), ""))
             is_own = found is not None and found[1] == run.trace_id and found[2] != run.span_id
             # An attempt in a process without an SDK goes on with the run's span.
             trace = replace(run, span_id=found[2], parent_span_id=run.span_id) if found is not None and is_own else run
-            place = Place(trace, _ns(entry) if is_own else place.start_ns)
+            place = Place(trace, entry_ns(entry) if is_own else place.start_ns)
     return place
 
 
@@ -215,17 +190,12 @@ def _end(entry: StreamEntry) -> End:
     return End(
         outcome=cast("Outcome", outcome) if outcome in get_args(Outcome) else "lost",
         reason=cast("Reason", reason) if reason in get_args(Reason) else None,
-        at_ms=_ns(entry) // 1_000_000,
+        at_ms=entry_ns(entry) // 1_000_000,
     )
 
 
-def _own_body(entry: StreamEntry) -> Body:
-    """Return a body of the runtime's; nothing in a user's body is read."""
-    return {} if entry.is_users else entry.body
-
-
 def _shows_text(entry: StreamEntry) -> bool:
-    return entry.type == "event" and not entry.is_sub_agents and has_visible_text(_own_body(entry))
+    return entry.type == "event" and not entry.is_sub_agents and has_visible_text(own_body(entry))
 
 
 def _next_seq(entries: Sequence[StreamEntry]) -> int:
@@ -242,57 +212,6 @@ def _next_seq(entries: Sequence[StreamEntry]) -> int:
     return expected or 0
 
 
-def _requests(entries: Sequence[StreamEntry]) -> list[RecordedRequest]:
-    requests: dict[int, RecordedRequest] = {}
-    last_ns = 0
-    for entry in entries:
-        body, ns = _own_body(entry), _ns(entry)
-        if entry.type == "resume" and entry.origin == RUNTIME:
-            for before in requests.values():
-                before.seen_ns = before.seen_ns or last_ns
-        last_ns = max(last_ns, ns)
-        if entry.type != "event" or entry.is_sub_agents:
-            continue
-        what, idx = body.get("event"), _int(body.get("idx"))
-        if idx is None:
-            continue
-        if what == "llm-begin":
-            model, provider = _text(body.get("model"), "unknown"), _text(body.get("provider"), "unknown")
-            requests[idx] = RecordedRequest(idx, ns, model, provider)
-        if (request := requests.get(idx)) is not None:
-            _add_to(request, what, body, ns)
-            if what == "llm-end":
-                request.answer = entry.checkpoint
-    return list(requests.values())
-
-
-def _add_to(request: RecordedRequest, what: Any, body: Body, ns: int) -> None:
-    if what == "llm-end":
-        request.end_ns = ns
-        return
-    if what in ("part_start", "part_delta"):
-        text = body.get("content" if what == "part_start" else "content_delta")
-        request.chars += len(text) if isinstance(text, str) else 0
-    call_id = body.get("tool_call_id")
-    if not isinstance(call_id, str):
-        return
-    if what == "answer":
-        request.output_calls.add(call_id)
-    elif body.get("part_kind") == "tool-call":
-        request.calls[call_id] = (_text(body.get("tool_name"), "unknown"), ns)
-    elif body.get("part_kind") == "tool-return":
-        outcome = body.get("tool_outcome", "ok")
-        request.returns[call_id] = (cast("ToolOutcome", outcome) if outcome in get_args(ToolOutcome) else "error", ns)
-
-
-def _text(value: object, default: str) -> str:
-    return value[:_MOST_TEXT] if isinstance(value, str) and value else default
-
-
-def _int(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_IDX else None
-
-
 def _retention(value: object) -> float:
     seconds = _seconds(value)
     return _RETENTION if seconds is None else min(max(seconds, 1.0), _LONGEST_RETENTION)
@@ -302,7 +221,3 @@ def _seconds(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _ns(entry: StreamEntry) -> int:
-    return min(entry.id[0], _LAST_MS) * 1_000_000

@@ -15,7 +15,7 @@ from ..facts.schema import ModelCall
 from ..model_calls.recorded_response import describe_response
 from ..recovery.dead_run import DeadRun
 from ..recovery.missing_facts import find_missing_facts, read_queued_facts
-from ..recovery.recorded_run import RecordedRequest
+from ..recovery.recorded_requests import RecordedRequest
 from ..redis import keys
 from ..redis.redis_py import Reply
 from ..redis.retry import retry
@@ -71,7 +71,9 @@ class DeadAttempts:
                 request.answer,
                 provider=request.provider,
                 model=request.model,
-                conversation=conversation,
+                # Of a sub-agent's request only that is known which the stream shows.
+                conversation=conversation if request.prompt_chars is None else (),
+                prompt_chars=request.prompt_chars or 0,
                 chars=request.chars,
                 start_ns=request.start_ns,
                 end_ns=end_ns,

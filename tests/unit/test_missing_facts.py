@@ -11,10 +11,11 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Text
 from pydantic_ai.usage import RequestUsage
 
 from agx.checkpoints.codec import Checkpoint, encode
-from agx.facts.schema import ModelCall, NodeEnded, RunStarted, ToolEnded
+from agx.facts.schema import ModelCall, NodeEnded, RunEnded, RunStarted, ToolEnded, Usage
 from agx.model_calls.recorded_response import describe_response
 from agx.recovery.missing_facts import MissingFacts, describe_request, find_missing_facts
-from agx.recovery.recorded_run import RecordedRequest, RecordedRun
+from agx.recovery.recorded_requests import RecordedRequest
+from agx.recovery.recorded_run import RecordedRun
 from agx.redis.keys import SessionKeys
 from agx.stream.entry import StreamEntry
 
@@ -56,7 +57,8 @@ def _describe(request: RecordedRequest, end_ns: int) -> ModelCall:
         request.answer,
         provider=request.provider,
         model=request.model,
-        conversation=CONVERSATION,
+        conversation=CONVERSATION if request.prompt_chars is None else (),
+        prompt_chars=request.prompt_chars or 0,
         chars=request.chars,
         start_ns=request.start_ns,
         end_ns=end_ns,
@@ -157,3 +159,71 @@ def test_a_response_without_usage_is_estimated() -> None:
     assert isinstance(request, NodeEnded)
     assert request.model is not None
     assert (request.outcome, request.model.usage.source) == ("completed", "estimated")
+
+
+def _sub(at_ms: int, run: str, event: str, parent: str = "r", call_id: str = "c1", **body: Any) -> StreamEntry:
+    tags = {"run": run, "parent_run": parent, "agent": f"agent {run}", "parent_tool_call_id": call_id, "depth": 1}
+    fields = {b"type": b"event", b"origin": b"sub-agent", b"body": orjson.dumps({"event": event, **body, **tags})}
+    return StreamEntry.of(f"{at_ms}-0".encode(), fields)
+
+
+# `in` is asked in the call c1, asks a tool in which `deep` runs, and is asked again; `aside` has ended.
+WORKING = [
+    *ANSWERED[:5],
+    _sub(1_310, "in", "run-begin"),
+    _sub(1_320, "in", "llm-begin", idx=0, model="m2", provider="p2"),
+    _sub(1_330, "in", "part_start", idx=0, part_kind="tool-call", tool_call_id="t", tool_name="dig", args={"q": 1}),
+    _sub(1_340, "in", "llm-end", idx=0),
+    _sub(1_350, "deep", "llm-begin", "in", "t", idx=0, model="m3", provider="p3"),
+    _sub(1_360, "deep", "part_start", "in", "t", idx=0, part_kind="text", content="12345678"),
+    _sub(1_370, "aside", "run-begin", call_id="c2"),
+    _sub(1_380, "aside", "run-end", call_id="c2", outcome="completed"),
+]
+
+
+def test_the_requests_of_sub_agents_are_estimated_and_marked() -> None:
+    found = _find(*WORKING)
+    nodes = {fact.run_id: fact for fact in found.sub_agents if isinstance(fact, NodeEnded)}
+    sent = {
+        run: (node.outcome, node.model and (node.model.request_model, node.model.usage)) for run, node in nodes.items()
+    }
+    asked = len('{"q":1}')
+    assert sent == {
+        "in": ("completed", ("m2", Usage(source="estimated"))),
+        "deep": ("lost", ("m3", Usage(input=-(-asked // 4), output=2, source="estimated"))),
+    }
+    assert all(node.agent == f"agent {run}" for run, node in nodes.items())
+    tools = [(tool.run_id, tool.tool, tool.outcome) for tool in found.sub_agents if isinstance(tool, ToolEnded)]
+    assert tools == [("in", "dig", "error")]
+    ends = {
+        end.run_id: (end.outcome, end.model_calls, end.tool_calls)
+        for end in found.sub_agents
+        if isinstance(end, RunEnded)
+    }
+    assert ends == {"in": ("lost", 1, 1), "deep": ("lost", 1, 0), "aside": ("completed", 0, 0)}
+    assert {fact.parent_run_id for fact in found.sub_agents if fact.run_id == "deep"} == {"in"}
+    assert len({fact.id for fact in found.facts}) == len(found.facts)
+    assert [fact.run_id for fact in found.all_steps] == ["r"] * len(found.all_steps)
+    assert _find(*WORKING, queued=found.facts).facts == ()
+    # A sidecar has no conversation: it counts the requests, and no tokens, as with those of the run itself.
+    plain = find_missing_facts(SESSION, "r", RecordedRun.of("r", WORKING), [])
+    assert plain is not None
+    sources = [fact.model.usage.source for fact in plain.sub_agents if isinstance(fact, NodeEnded) and fact.model]
+    assert sources == ["missing", "missing"]
+
+
+def test_sub_agents_are_void_while_their_call_has_no_result() -> None:
+    def void(*entries: StreamEntry) -> list[str]:
+        return [one.run_id for one in RecordedRun.of("r", entries).sub_agents if one.is_under_way]
+
+    returned = [
+        _entry(1_400, "event", idx=0, event="part", part_kind="tool-return", tool_call_id=call_id)
+        for call_id in ("c1", "c2")
+    ]
+    assert void(*WORKING) == ["in", "deep", "aside"]
+    assert void(*WORKING, returned[1]) == ["in", "deep"]
+    assert void(*WORKING, returned[0]) == ["aside"]
+    assert void(*WORKING, _sub(1_390, "in", "part_start", part_kind="tool-return", tool_call_id="c1")) == void(*WORKING)
+    resume = _entry(1_500, "resume", run_id="r", attempt=2, void=None, void_runs=void(*WORKING))
+    assert void(*WORKING, resume) == []
+    assert void(*WORKING, resume, _sub(1_600, "new", "run-begin")) == ["new"]

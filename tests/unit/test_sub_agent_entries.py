@@ -15,7 +15,7 @@ from rich.console import Console
 from agx.cli.tail import Screen
 from agx.demo.run_view import RunView
 from agx.facts.schema import RunEnded
-from agx.listeners.replayed_run import ReplayedRun
+from agx.listeners.replayed_run import ReplayedRun, SubAgentEvent
 from agx.listeners.void import Void, find_voids, is_void
 from agx.recovery.attempts import read_attempts
 from agx.recovery.finalize import finalize_run
@@ -75,7 +75,7 @@ def _entries(*events: tuple[str, str, dict[str, Any]]) -> list[StreamEntry]:
 
 def _record(entries: Sequence[StreamEntry]) -> object:
     record = RecordedRun.of("r", entries)
-    return replace(record, totals=None, next_seq=None, sample=record.sample.events)  # type: ignore[arg-type]
+    return replace(record, totals=None, next_seq=None, sub_agents=(), sample=record.sample.events)  # type: ignore[arg-type]
 
 
 def _facts(entries: Sequence[StreamEntry]) -> object:
@@ -83,12 +83,13 @@ def _facts(entries: Sequence[StreamEntry]) -> object:
     return [
         replace(fact, stream=None) if isinstance(fact, RunEnded) else fact
         for fact in finalize_run(session, "r", RecordedRun.of("r", entries), []).facts
+        if fact.run_id == "r"
     ]
 
 
 def _replay(entries: Sequence[StreamEntry]) -> object:
     run = ReplayedRun()
-    events = [event for entry in entries for event in run.read(entry)]
+    events = [event for entry in entries for event in run.read(entry) if not isinstance(event, SubAgentEvent)]
     return re.sub(r"timestamp=datetime\S+( \S+?)*?\)", "", repr(events))
 
 
@@ -115,7 +116,7 @@ def test_an_unfinished_request_of_the_run_does_not_void_them() -> None:
     resume = ("resume", "opale", {"void": {"idx": 0, "from_seq": 0}})
     entries = _entries(*BEFORE, *NESTED, resume)
     voids = find_voids(entries)
-    assert voids == [Void(0, 0, (1000, 0))]
+    assert voids == [Void((1000, 0), 0)]
     later = [replace(entry, id=(999, 0)) for entry in entries[:-1]]
     assert [entry.origin for entry in later if not is_void(entry, voids)] == ["opale"] + ["sub-agent"] * len(NESTED)
 

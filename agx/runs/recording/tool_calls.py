@@ -13,7 +13,7 @@ from pydantic_ai.tools import DeferredToolRequests
 
 from ...facts.schema import NodeEnded, ToolOutcome, tool_name
 from ...model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
-from ...recovery.recorded_run import RecordedRequest
+from ...recovery.recorded_requests import RecordedRequest
 from ...stream.events import Body, Runtime, tool_outcome
 from ...telemetry.tracing import RunSpan
 from .run_facts import RunFacts, RunFields
