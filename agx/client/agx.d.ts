@@ -251,6 +251,8 @@ export type ResumeEvent = Entry<"resume", "opale", {
   traceparent: string;
   /** `{idx, from_seq}`: what does not count (below). */
   void: Record<string, unknown> | null;
+  /** The sub-agents that do not count, by `run`. */
+  void_runs?: unknown[];
 }>;
 
 /** Events before this one are no longer retained. It is not on the stream: a listener gets it. */
