@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+from pydantic_ai.ui.vercel_ai import VercelAIEventStream
 from redis.asyncio import Redis
 
 import agx
 from agx.embedded.server import EmbeddedServer
 from agx.listeners.sse import event_chunks
+from agx.replay import replay
 
 from . import machine, workers
 from .agents import configure_agx
@@ -21,7 +24,7 @@ _ROUNDS = 5
 
 
 def measure_replay() -> list[Row]:
-    """Measure a replay of 5,000 events: as `sse()` yields it, and as a response writes it."""
+    """Measure a replay of 5,000 events: as `sse()` yields it, as a response writes it, and as a chat page gets it."""
     with EmbeddedServer() as server:
         costs: dict[str, float] = workers.measure(machine.CLIENT_CORE, replay_all, server.url)
     return [
@@ -33,7 +36,11 @@ def measure_replay() -> list[Row]:
             "",
             costs[name] <= goal,
         )
-        for what, name, goal in (("`sse()`", "sse", 4), ("in the chunks of a response", "chunks", 8))
+        for what, name, goal in (
+            ("`sse()`", "sse", 4),
+            ("in the chunks of a response", "chunks", 8),
+            ("the frames of a chat route", "chat", 25),
+        )
     ]
 
 
@@ -42,6 +49,8 @@ async def replay_all(line: Line, url: str) -> dict[str, float]:
     configure_agx(url)
     await agx.start(1, 1, "s")
     delta = {"event": "part_delta", "idx": 0, "event_idx": 0, "part_kind": "text", "part_delta_kind": "text"}
+    start = {"event": "part_start", "idx": 0, "event_idx": 0, "part_kind": "text", "content": ""}
+    await agx.add(1, 1, "s", type="event", origin="pydantic-ai", body=start)
     for _ in range(_EVENTS):
         await agx.add(1, 1, "s", type="event", origin="pydantic-ai", body={**delta, "content_delta": "token "})
     await agx.stop(1, 1, "s", grace_period=600)
@@ -59,7 +68,12 @@ async def replay_all(line: Line, url: str) -> dict[str, float]:
             async for _ in event_chunks(1, 1, "s", None, wait=1):
                 pass
 
-        costs = {one.__name__: await _least(one) for one in (xrange, sse, chunks)}
+        async def chat() -> None:
+            stream: VercelAIEventStream[Any, Any] = VercelAIEventStream(sdk_version=7)
+            async for chunk in stream.transform_stream(replay(1, 1, "s")):
+                stream.encode_event(chunk)
+
+        costs = {one.__name__: await _least(one) for one in (xrange, sse, chunks, chat)}
     await agx.aclose()
     return costs
 

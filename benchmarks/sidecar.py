@@ -158,7 +158,7 @@ async def _read_now(link: Link, key: str, after: str) -> list[tuple[str, bytes |
     end = await link.call("XINFO STREAM", key) if await link.call("EXISTS", key) else None
     if end is None or end["last-generated-id"].decode() == after:
         return []
-    return await read_after(link, key, after)
+    return (await read_after(link, {key: after}))[key]
 
 
 class SidecarUnderTest:

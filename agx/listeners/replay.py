@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
-from contextlib import aclosing
 
 from pydantic_ai.messages import (
     AgentStreamEvent,
@@ -17,13 +16,11 @@ from pydantic_ai.messages import (
 )
 
 from ..engine.registry import current_engine
-from ..error_codes import RUN_LOST
-from ..errors import RunFailedError
 from ..redis.keys import Id, SessionKeys
 from ..stream.entry import StreamEntry
-from .listener import follow
-from .replayed_run import Event, ReplayedRun
-from .void import leave_out
+from .listener import join
+from .replayed_run import Event, ReplayedRun, merge_deltas
+from .void import is_void, read_voids
 
 
 async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) -> AsyncGenerator[Event, None]:
@@ -48,10 +45,19 @@ async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) 
     """
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
-    stored = follow(scope_id, user_id, session_id, wait=wait, timeout=None, after=None)
-    async with aclosing(leave_out(stored, engine.hub.bus, session)) as entries:
-        async for event in replay_entries(entries):
-            yield event
+    run = ReplayedRun()
+    with await join(scope_id, user_id, session_id, wait=wait, timeout=None, after=None) as follower:
+        voids = await read_voids(engine.hub.bus, session)
+        while (entries := await follower.next()) is not None:
+            events: list[Event] = []
+            try:
+                for entry in entries:
+                    if not is_void(entry, voids):
+                        events += run.read(entry)
+            finally:  # also where an entry is the end of a run that failed
+                for event in merge_deltas(events):
+                    yield event
+    run.check_end()
 
 
 async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[Event, None]:
@@ -60,8 +66,7 @@ async def replay_entries(entries: AsyncIterable[StreamEntry]) -> AsyncGenerator[
     async for entry in entries:
         for event in run.read(entry):
             yield event
-    if run.begun and not run.ended:
-        raise RunFailedError(RUN_LOST.sentence, code=RUN_LOST.code)
+    run.check_end()
 
 
 def replay_messages(messages: Iterable[ModelMessage]) -> Iterator[AgentStreamEvent]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, cast
 
 from pydantic import TypeAdapter
@@ -31,7 +32,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.tools import DeferredToolRequests
 
-from ..error_codes import EVENTS_EXPIRED, RUN_FAILED, RUN_REPLACED
+from ..error_codes import EVENTS_EXPIRED, RUN_FAILED, RUN_LOST, RUN_REPLACED
 from ..errors import RunFailedError
 from ..stream.custom_events import load_event
 from ..stream.entry import DEFERRED, PROMPT, RUNTIME, StreamEntry
@@ -152,6 +153,11 @@ class ReplayedRun:
                 logger.warning("agx: an entry of a session can't be replayed (%s)", type(error).__name__)
         elif kind == "resume" and origin == RUNTIME:
             yield from self._resume(body)
+
+    def check_end(self) -> None:
+        """Raise RunFailedError where the entries stop before the run's end."""
+        if self.begun and not self.ended:
+            raise RunFailedError(RUN_LOST.sentence, code=RUN_LOST.code)
 
     def _end(self, body: Body) -> Iterator[Event]:
         self.ended = True
@@ -277,3 +283,21 @@ class ReplayedRun:
         for calls in self._left.values():
             calls.pop(part.tool_call_id, None)  # it was decided on within the run
         return OutputToolResultEvent(part) if part.tool_call_id in self._finals else FunctionToolResultEvent(part)
+
+
+def merge_deltas(events: Iterable[Event]) -> Iterator[Event]:
+    """Yield events that came together, the deltas of one part as one: a front end's adapter takes long for each."""
+    for part, some in groupby(events, _delta_part):
+        if part is None:
+            yield from some
+            continue
+        index, kind = part
+        text = "".join([event.delta.content_delta or "" for event in cast("Iterable[Any]", some)])
+        yield PartDeltaEvent(index=index, delta=kind(content_delta=text))
+
+
+def _delta_part(event: Event) -> tuple[int, type[TextPartDelta | ThinkingPartDelta]] | None:
+    # Those of `_add_delta()` have nothing but a text.
+    if isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta | ThinkingPartDelta):
+        return event.index, type(event.delta)
+    return None

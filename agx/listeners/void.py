@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable
-from contextlib import aclosing
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pydantic_ai.messages import CustomEvent
@@ -64,18 +63,8 @@ def is_void(entry: StreamEntry, voids: Collection[Void]) -> bool:
     return any(void.covers(entry) for void in voids)
 
 
-async def leave_out(
-    entries: AsyncGenerator[StreamEntry, None], bus: Bus, session: SessionKeys
-) -> AsyncGenerator[StreamEntry, None]:
-    """Yield a run's entries without those that were void before the first one was read, and without their `resume`."""
-    voids = await _read_voids(bus, session)
-    async with aclosing(entries):
-        async for entry in entries:
-            if not voids or not is_void(entry, voids):
-                yield entry
-
-
-async def _read_voids(bus: Bus, session: SessionKeys) -> list[Void]:
+async def read_voids(bus: Bus, session: SessionKeys) -> list[Void]:
+    """Return what is void of a session's run by now; what is void later on has its `resume` behind it."""
     found: list[Void] = []
     cursor = "-"
     try:

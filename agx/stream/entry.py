@@ -60,7 +60,7 @@ class StreamEntry:
 
         What is not UTF-8 is replaced, a missing field is empty, other fields are ignored: an entry may be anybody's.
         """
-        if not isinstance(fields, Mapping):
+        if not isinstance(fields, (dict, Mapping)):  # an ABC alone takes as long as the rest
             fields = dict(zip(fields[::2], fields[1::2], strict=False))
         return cls(
             parse_id(entry_id.decode()),

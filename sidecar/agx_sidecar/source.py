@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import ResponseError
 
 from agx.facts.reader import QueueEntry, parse_entries, read_page
@@ -13,7 +16,8 @@ from .link import BLOCK_MS, Link
 
 TRACES_GROUP = "agx-traces"  # the consumer group of the traces sink
 
-READ_COUNT = 200  # entries per command: a few milliseconds of folding
+READ_COUNT = 200  # entries of a queue per command: a few milliseconds of folding
+_GATHER = 0.05  # seconds from one read to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +31,32 @@ class QueueEnd:
     last_entry: str | None
 
 
-def of_one_stream(reply: Any) -> list[QueueEntry]:
-    """Return the entries of an XREAD or XREADGROUP reply, RESP2 or RESP3, that asked for one stream."""
-    if not reply:
-        return []
-    raw = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return parse_entries(raw)
+def readable_together(link: Link, partitions: int) -> list[range]:
+    """Return the partitions that one command can read: all of them, but in a cluster, where their slots differ, one."""
+    if isinstance(link.client, RedisCluster):
+        return [range(n, n + 1) for n in range(partitions)]
+    return [range(partitions)]
 
 
-async def read_after(link: Link, key: str, after: str) -> list[QueueEntry]:
-    """Wait up to BLOCK_MS for entries after an id."""
-    reply = await link.call("XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", key, after)
-    return of_one_stream(reply)
+def by_stream(reply: Any) -> dict[str, list[QueueEntry]]:
+    """Return the entries of an XREAD or XREADGROUP reply, RESP2 or RESP3, by key."""
+    streams = reply.items() if isinstance(reply, dict) else reply or ()
+    # RESP3 has a list of replies for each key.
+    return {_text(key): parse_entries(raw[0] if isinstance(reply, dict) else raw) for key, raw in streams}
+
+
+async def read_after(link: Link, places: Mapping[str, str]) -> dict[str, list[QueueEntry]]:
+    """Wait up to BLOCK_MS for entries of some keys, each after an id."""
+    reply = await link.call(
+        "XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", *places.keys(), *places.values()
+    )
+    return by_stream(reply)
+
+
+async def gather_more(found: Mapping[str, Sequence[QueueEntry]]) -> None:
+    """Wait before the next read, so that it reads much at once; not where more entries are waiting already."""
+    is_full = any(len(entries) >= READ_COUNT for entries in found.values())
+    await asyncio.sleep(0.0 if is_full else _GATHER)
 
 
 async def find_end(link: Link, key: str) -> QueueEnd | None:

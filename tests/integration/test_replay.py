@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import orjson
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, DeferredToolRequests, DeferredToolResults, ModelRetry, RunContext, ToolReturn
@@ -347,3 +349,22 @@ def test_plain_tells_texts_apart() -> None:
     """The comparison of this file can fail."""
     one = PartStartEvent(index=0, part=TextPart("a"))
     assert plain([one]) != plain([replace(one, part=TextPart("b"))])
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+async def test_stored_deltas_of_a_part_come_as_one(configured: Redis, outcome: str) -> None:
+    """An adapter takes longer for an event than reading it takes; what was before a failure comes all the same."""
+    bodies: list[dict[str, object]] = []
+    for part, words in (("thinking", "abc"), ("text", "defg")):
+        shared = {"idx": 0, "event_idx": 0, "part_kind": part}
+        bodies.append({"event": "part_start", "content": "", **shared})
+        bodies += [{"event": "part_delta", "content_delta": word, **shared} for word in words]
+    entries = [("begin", {"run_id": "r"}), *(("event", body) for body in bodies), ("end", {"outcome": outcome})]
+    for kind, body in entries:
+        await configured.xadd("agx:1:1:s", {"type": kind, "origin": "opale", "body": orjson.dumps(body)})
+    await configured.expire("agx:1:1:s", 60)
+    found: list[Event] = []
+    with contextlib.nullcontext() if outcome == "completed" else pytest.raises(RunFailedError):
+        await read_into(found)
+    deltas = [event.delta for event in found if isinstance(event, PartDeltaEvent)]
+    assert deltas == [ThinkingPartDelta(content_delta="abc"), TextPartDelta(content_delta="defg")]

@@ -168,8 +168,10 @@ async def measure_traces(link: Link, key: str, trims: TracesTrims) -> Backlog | 
         return None
     delivered = group["last-delivered-id"].decode()
     read = int(group["entries-read"] or 0)
-    oldest = await first_id_after(link, key, delivered)
+    oldest: str | None = None
     undelivered = 0
+    if end.last_id != delivered:
+        oldest = await first_id_after(link, key, delivered)
     if end.last_id == delivered:
         trims.sync(end.entries_added - read)
     elif end.first_id is not None and parse_id(delivered) < parse_id(end.first_id):

@@ -12,7 +12,7 @@ from agx.redis import keys
 from agx.redis.entry_id import parse_id
 
 from ..link import TROUBLE, Link
-from ..source import find_end, read_after
+from ..source import find_end, gather_more, read_after, readable_together
 from . import instruments as i
 from .fold import RECENT, ZERO_ID, Fold, Position
 from .gauges import (
@@ -157,8 +157,8 @@ class MetricsSink:
         await self._link.persist("read known facts", lambda: self._recall(fold))
         self._state, self._fold = state, fold
         async with asyncio.TaskGroup() as tasks:
-            for n in range(self._partitions):
-                tasks.create_task(self._read(fold, n, catch_up))
+            for some in readable_together(self._link, self._partitions):
+                tasks.create_task(self._read(fold, some, catch_up))
             await catch_up.done.wait()
             self._caught_up = True
             logger.info("leading: exporting the fleet's metrics")
@@ -210,18 +210,20 @@ class MetricsSink:
         for key in reversed(known):
             fold.known.add(key)
 
-    async def _read(self, fold: Fold, n: int, catch_up: CatchUp) -> None:
-        key = keys.queue(self._prefix, n)
-        position = fold.positions[n]
+    async def _read(self, fold: Fold, partitions: range, catch_up: CatchUp) -> None:
+        by_key = {keys.queue(self._prefix, n): n for n in partitions}
         while True:
-            after = position.last_id
-            entries = await self._link.persist("read facts", lambda after=after: read_after(self._link, key, after))  # type: ignore[misc]
-            if position.last_id != after:  # the queue began anew while we waited
-                continue
-            if entries:
+            places = {key: fold.positions[n].last_id for key, n in by_key.items()}
+            found = await self._link.persist("read facts", lambda places=places: read_after(self._link, places))  # type: ignore[misc]
+            for key, entries in found.items():
+                n = by_key[key]
+                if fold.positions[n].last_id != places[key]:  # the queue began anew while we waited
+                    continue
                 fold.apply(n, entries)
-                catch_up.reached(n, position.last_id)
+                catch_up.reached(n, fold.positions[n].last_id)
                 await asyncio.sleep(0)
+            if found:
+                await gather_more(found)
 
     def _writer(self, fold: Fold) -> Callable[[], Awaitable[None]]:
         written = -1

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -24,7 +25,9 @@ from ..metrics.table import Instrument
 from ..source import (
     READ_COUNT,
     TRACES_GROUP,
-    of_one_stream,
+    by_stream,
+    gather_more,
+    readable_together,
 )
 from .export import (
     MAX_BYTES,
@@ -62,7 +65,10 @@ class TracesSink:
         """Work until `stop`, then export what was read."""
         self._forget_in_flight()
         async with asyncio.TaskGroup() as tasks:
-            readers = [tasks.create_task(self._read(keys.queue(self._prefix, n))) for n in range(partitions)]
+            readers = [
+                tasks.create_task(self._read([keys.queue(self._prefix, n) for n in some]))
+                for some in readable_together(self._link, partitions)
+            ]
             readers += [tasks.create_task(self._take_over(keys.queue(self._prefix, n))) for n in range(partitions)]
             sender = tasks.create_task(self._send())
             await stop.wait()
@@ -85,49 +91,67 @@ class TracesSink:
         for n in range(partitions):
             await self._forget_consumers(keys.queue(self._prefix, n), only=self.consumer, idle_ms=0)
 
-    async def _read(self, key: str) -> None:
+    async def _read(self, queues: Sequence[str]) -> None:
+        """Read queues with one command, except those that do not exist yet."""
+        ready: list[str] = []
+        looked = float("-inf")
         while True:
-            entries = await self._link.persist("read facts for traces", lambda: self._read_group(key, ">"))
-            await self._accept(key, entries)
+            if len(ready) < len(queues) and time.monotonic() - looked >= _WAIT_FOR_QUEUE:
+                looked = time.monotonic()
+                ready = [key for key in queues if key in ready or await self._has_group(key)]
+            if not ready:
+                await asyncio.sleep(_WAIT_FOR_QUEUE)
+                continue
+            some = tuple(ready)
+            found = await self._link.persist("read facts for traces", lambda some=some: self._read_group(some, ">"))  # type: ignore[misc]
+            if found is None:
+                ready, looked = [], float("-inf")
+                continue
+            for key, entries in found.items():
+                await self._accept(key, entries)
+            if found:
+                await gather_more(found)
 
     async def _accept_own(self, key: str) -> None:
         """Queue what the server delivered to this consumer while its reader was being cancelled."""
-        await self._accept(key, await self._link.persist("read own facts", lambda: self._read_group(key, "0")))
+        found = await self._link.persist("read own facts", lambda: self._read_group((key,), "0"))
+        await self._accept(key, (found or {}).get(key, ()))
 
-    async def _read_group(self, key: str, after: str) -> list[QueueEntry]:
-        """Read facts that no consumer has got (`>`), or those that this one got and has not acknowledged (`0`)."""
+    async def _read_group(self, queues: Sequence[str], after: str) -> dict[str, list[QueueEntry]] | None:
+        """Read facts that no consumer has got (`>`), or those that this one got and has not acknowledged (`0`).
+
+        Returns None where a queue, or its group, is not there.
+        """
         command = ("XREADGROUP", "GROUP", TRACES_GROUP, self.consumer, "COUNT", READ_COUNT, "BLOCK", BLOCK_MS)
         try:
-            return of_one_stream(await self._link.call(*command, "STREAMS", key, after))
+            return by_stream(await self._link.call(*command, "STREAMS", *queues, *(after for _ in queues)))
         except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-        if after == ">":
-            await self._create_group(key)
-        return []
+            if str(error).startswith("NOGROUP"):
+                return None
+            raise
 
-    async def _create_group(self, key: str) -> None:
-        """Create the group at the queue's start; without a queue wait, since an empty one would never expire."""
+    async def _has_group(self, key: str) -> bool:
+        return await self._link.persist("create the traces group", lambda: self._create_group(key))
+
+    async def _create_group(self, key: str) -> bool:
+        """Create the group at the queue's start; not without a queue, since an empty one would never expire."""
         try:
             await self._link.call("XGROUP CREATE", key, TRACES_GROUP, "0")
         except ResponseError as error:
             text = str(error)
             if "requires the key to exist" in text:
-                await asyncio.sleep(_WAIT_FOR_QUEUE)
-            elif not text.startswith("BUSYGROUP"):
+                return False
+            if not text.startswith("BUSYGROUP"):
                 raise
+        return True
 
     async def _accept(self, key: str, entries: Sequence[QueueEntry]) -> None:
-        """Queue the facts that have spans, and acknowledge those that have none."""
-        items, done = [], []
+        """Queue facts, those without a span too: they are acknowledged with the others."""
+        items = []
         for entry_id, payload in entries:
-            if (key, entry_id) in self._in_flight:
-                continue
-            fact_id, spans = self._read_spans(payload)
-            if spans:
+            if (key, entry_id) not in self._in_flight:
+                fact_id, spans = self._read_spans(payload)
                 items.append(Item(key, entry_id, fact_id, len(payload), tuple(spans)))
-            else:
-                done.append(entry_id)
         if items:
             waiting = {(item.key, item.entry_id) for item in items}
             self._in_flight |= waiting
@@ -137,8 +161,6 @@ class TracesSink:
             except asyncio.CancelledError:  # at SIGTERM, while the queue is full: `_accept_own` finds them again
                 self._in_flight -= waiting
                 raise
-        if done:
-            await self._link.persist("acknowledge facts", lambda: self._link.call("XACK", key, TRACES_GROUP, *done))
 
     def _read_spans(self, payload: bytes) -> tuple[str, list[ReadableSpan]]:
         """Return a fact's id and its spans; none of what is newer, malformed, or has ids that are none."""
@@ -158,7 +180,7 @@ class TracesSink:
         while True:
             await self._gather(batch)
             part = _cut_batch(batch)
-            done = await self._export.send(part)
+            done = await self._export.send(part) if any(item.spans for item in part) else part
             if done:
                 wait = FIRST_WAIT
                 await self._acknowledge(done)
