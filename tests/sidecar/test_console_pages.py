@@ -313,6 +313,13 @@ def test_a_run_has_its_cost_and_leads_to_the_others_of_its_session(open_console:
     assert visitor.get(unescape(link[1])).rows() == ["other", "run-1"]
 
 
+def test_scope_and_run_are_enough_for_a_link_from_a_board(open_console: OpenConsole, queue: Queue) -> None:
+    queue.add(started(), node(), ended(outcome="failed", error_type="LookupError"))
+    _, visitor = open_console()
+    page = visitor.get("/run?scope=acme&run=run-1")
+    assert (page.status, "LookupError" in page.text) == (200, True)
+
+
 def test_a_request_without_a_price_is_named(open_console: OpenConsole, queue: Queue) -> None:
     unknown = call(provider="in-house", request_model="ours", response_model="ours")
     queue.add(started(), node(model=unknown), ended(), *(started("run-2"), node("run-2", model=unknown)))
