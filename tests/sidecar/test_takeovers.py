@@ -66,7 +66,7 @@ def watching(replicas: list[Replica], ledger: Ledger, faults: list[str]) -> Iter
 
     def watch() -> None:
         highest: dict[object, float] = {}
-        while not over.is_set():
+        while not over.wait(0.02):
             for replica in [each for each in replicas if each.alive]:
                 status, body = replica.get("/metrics")
                 if status != 200 or "agx_sidecar_leader 1.0" not in body:

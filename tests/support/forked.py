@@ -21,15 +21,17 @@ _CONTEXT.set_forkserver_preload(
         "agx.jobs.worker",
         "agx.runs.runner",
         "agx.sessions.redis_session",
-        "agx.web.runs",
+        "agx.web",
         "agx_sidecar.__main__",
         "genai_prices.data",
         "opentelemetry.sdk.trace",
         "prometheus_client.parser",
         "pydantic_ai.models.function",
+        "pydantic_ai.models.openai",
         "redis.asyncio",
         "sqlalchemy.dialects.sqlite.aiosqlite",
         "sqlalchemy.ext.asyncio",
+        "uvicorn",
     ]
 )
 _PATIENCE = 10.0  # seconds until SIGKILL

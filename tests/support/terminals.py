@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import httpx
 
@@ -68,7 +68,7 @@ class Terminals:
         self._running.append((child, log))
         if url:
             with httpx.Client(trust_env=False) as client:
-                wait_until_sync(lambda: _is_served(client, url, child, log), what=f"{url} is served")
+                wait_until_sync(lambda: is_served(client, url, child), what=f"{url} is served")
         return child, log
 
     def interrupt(self, child: Child, how: signal.Signals = signal.SIGINT) -> int:
@@ -93,9 +93,19 @@ class Terminals:
             print(f"== {log.name}\n{log.read_text(errors='replace')}")
 
 
-def _is_served(client: httpx.Client, url: str, child: Child, log: Path) -> bool:
-    if child.ended:
-        raise RuntimeError(f"it ended: {log.read_text()}")
+class Process(Protocol):
+    @property
+    def ended(self) -> bool: ...
+
+
+def is_served(client: httpx.Client, url: str, process: Process) -> bool:
+    """Return whether a process serves a page.
+
+    Raises:
+        RuntimeError: it has ended.
+    """
+    if process.ended:
+        raise RuntimeError(f"what should serve {url} has ended")
     try:
         return client.get(url).is_success
     except httpx.TransportError:
