@@ -67,6 +67,7 @@ class Checkpoint:
         usage: the run's usage so far.
         output_retries: how many output retries the run has used.
         pending: messages that were enqueued and are not delivered yet.
+        chars: of the whole conversation, from which the tokens of an interrupted request are estimated.
     """
 
     stored: str | None = None
@@ -76,6 +77,7 @@ class Checkpoint:
     usage: RunUsage | None = None
     output_retries: int | None = None
     pending: tuple[Pending, ...] = ()
+    chars: int | None = None
 
 
 _PENDING: TypeAdapter[list[Pending]] = TypeAdapter(list[Pending])
@@ -100,6 +102,8 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
         fields["usage"] = _dump(_USAGE, checkpoint.usage)
     if checkpoint.output_retries is not None:
         fields["output_retries"] = checkpoint.output_retries
+    if checkpoint.chars is not None:
+        fields["chars"] = checkpoint.chars
     if checkpoint.pending:
         fields["pending"] = [
             {"messages": dump_messages(one.messages), "priority": one.priority, "tool_call_id": one.tool_call_id}
@@ -164,6 +168,7 @@ def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint
             usage=None if (usage := fields.get("usage")) is None else _USAGE.validate_python(usage),
             output_retries=None if (retries := fields.get("output_retries")) is None else int(retries),
             pending=tuple(_PENDING.validate_python(fields.get("pending", []))),
+            chars=None if (chars := fields.get("chars")) is None else int(chars),
         )
     except NewerCheckpointError:
         raise

@@ -10,6 +10,7 @@ from pydantic_ai.usage import RunUsage
 
 from .codec import Checkpoint, Pending, ToolReturn, encode
 from .progress import Progress, fingerprint
+from .text_size import count_instructions, count_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Journal:
         self._interrupted = {call.tool_call_id for call in progress.open_calls}
         self._stored: str | None = None if progress.begun else fingerprint(progress.messages[: progress.stored])
         self._recorded: list[ModelMessage | None] = list(progress.messages)
+        self._chars = [count_message(message) for message in progress.messages]
         self._returned: dict[str, ToolReturnPart] = {}
 
     # --- what earlier attempts have recorded ---
@@ -81,6 +83,7 @@ class Journal:
         self._recorded = list(messages)
         stored, self._stored = self._stored, None
         new = tuple(messages[start:])
+        self._chars[start:] = map(count_message, new)
         by_reference = frozenset(
             part.tool_call_id
             for message in new
@@ -95,6 +98,7 @@ class Journal:
                 usage=now.usage,
                 output_retries=now.output_retries,
                 pending=tuple(now.pending),
+                chars=sum(self._chars) + count_instructions(messages),
             ),
             by_reference,
         )

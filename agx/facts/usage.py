@@ -1,4 +1,4 @@
-"""Tokens and cost of a model response as pydantic-ai has them, in memory or in a checkpoint's JSON."""
+"""Tokens and cost of a model response as pydantic-ai has them, in memory or in a checkpoint's JSON; or estimated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .schema import Usage
 
 _NANO = 10**9
 _LARGEST = 2**63 - 1
+_CHARS_PER_TOKEN = 4  # a rule of thumb; what is counted with it is marked as estimated
 # What providers call reasoning tokens in `details`. Newer versions of pydantic-ai have a field for them too.
 _REASONING = ("reasoning_tokens", "thoughts_tokens", "thinking_tokens", "output_reasoning_tokens")
 
@@ -30,6 +31,15 @@ def convert_usage(get: Callable[[str], Any]) -> Usage:
         cache_write_1h=to_count(get("cache_write_1h_tokens")),
         cost_nano_usd=_to_nano_usd(get("cost")),
     )
+
+
+def estimate_usage(input_chars: int, output_chars: int) -> Usage:
+    """Return an estimate for a request that was cut off before the provider reported its usage."""
+    return Usage(input=_tokens(input_chars), output=_tokens(output_chars), source="estimated")
+
+
+def _tokens(chars: int) -> int:
+    return -(-chars // _CHARS_PER_TOKEN)
 
 
 def to_count(value: object) -> int:

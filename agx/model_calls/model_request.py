@@ -17,10 +17,11 @@ from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
 
+from ..checkpoints.text_size import count_chars
 from ..facts.schema import CHUNK_BUCKETS, ModelCall, Outcome, Usage
-from ..facts.usage import to_text
+from ..facts.usage import estimate_usage, to_text
 from .private_api import carried_attempts
-from .usage import estimate_usage, read_usage
+from .usage import read_usage
 
 # Where pydantic-ai keeps the provider's own finish reason in `provider_details`. Its normalised one is `stop` even for
 # a stream that was cut short, so only the raw one shows that.
@@ -103,7 +104,7 @@ class ModelRequest:
             return read_usage(self.response.usage)
         if self.chars or outcome == "cancelled":
             # The provider bills the prompt of a request that it had begun to answer.
-            return estimate_usage(self.context.messages, self.chars)
+            return estimate_usage(count_chars(self.context.messages), self.chars)
         return Usage(source="missing")
 
 

@@ -7,7 +7,7 @@ would have used. So it may be done twice, or by two processes: the same ids coun
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
 
@@ -29,7 +29,7 @@ from ..facts.schema import (
     span_id,
     tool_name,
 )
-from ..facts.usage import convert_usage, to_text
+from ..facts.usage import convert_usage, estimate_usage, to_count, to_text
 from ..redis.keys import SessionKeys
 from .recorded_requests import RecordedRequest
 from .recorded_run import RecordedRun
@@ -39,8 +39,6 @@ LOST: Literal["lost"] = "lost"
 
 _LOOK = 20_000  # facts that are searched at most
 _BEFORE_BEGIN_MS = 5_000  # two nodes of a cluster may disagree so far on the time
-
-Describe = Callable[[RecordedRequest, int], ModelCall]  # a request, and the time (ns) at which it ended
 
 
 class Header(TypedDict):
@@ -105,47 +103,21 @@ async def read_queued_facts(call: Call, queue: str, run_id: str, run: RecordedRu
     return queued
 
 
-def describe_request(request: RecordedRequest, end_ns: int) -> ModelCall:
-    """Return what the stream alone shows of a model request; its tokens are in the checkpoint of its response."""
-    response, usage = _read_response(request.answer)
-    return ModelCall(
-        provider=request.provider,
-        request_model=request.model,
-        response_model=to_text(response.get("model_name")),
-        response_id=to_text(response.get("provider_response_id")),
-        stream=True,
-        finish_reason=to_text(response.get("finish_reason")),
-        usage=convert_usage(usage.get) if usage else Usage(source="missing"),
-        start_ns=request.start_ns,
-        end_ns=end_ns,
-    )
-
-
-def _read_response(checkpoint: bytes | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the response that a checkpoint of `llm-end` has as its last message, and its usage; empty without one."""
-    try:
-        response = orjson.loads(checkpoint or b"")["messages"][-1]
-        usage = response["usage"]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
-        return {}, {}
-    known = isinstance(response, dict) and isinstance(usage, dict) and response.get("kind") == "response"
-    return (response, usage) if known and any(map(usage.get, ("input_tokens", "output_tokens"))) else ({}, {})
-
-
 def find_missing_facts(
     session: SessionKeys,
     run_id: str,
     run: RecordedRun,
     queued: Sequence[RunFact],
     *,
-    describe: Describe = describe_request,
+    sent_chars: int | None = None,
 ) -> MissingFacts | None:
     """Work out which facts of a run are missing; None for one that never began or whose end is queued.
 
     Args:
         run: what its stream shows.
         queued: the facts of the run and of its sub-agents that are in the queue.
-        describe: makes the model call of a request that has no fact.
+        sent_chars: characters that the run's interrupted request sent, with its instructions; None: as its checkpoint
+            has them.
     """
     queued = [fact for fact in queued if fact.scope == session.scope]
     own = [fact for fact in queued if (fact.run_id, fact.user, fact.session) == (run_id, session.user, session.session)]
@@ -157,7 +129,7 @@ def find_missing_facts(
     start_ns = run.first_ns if started is None else started.start_ns
     ended = [fact for fact in own if isinstance(fact, NodeEnded | ToolEnded)]
     last_ns = max([start_ns, run.last_ns, *(fact.end_ns for fact in ended)])
-    steps = [fact for fact in _steps(header, run.requests, last_ns, describe) if fact.id not in known]
+    steps = [fact for fact in _steps(header, run.requests, last_ns, sent_chars) if fact.id not in known]
     follows = None if run.begin is None else run.begin.follows
     return MissingFacts(
         header=header,
@@ -165,7 +137,7 @@ def find_missing_facts(
         if started is None
         else None,
         steps=tuple(steps),
-        sub_agents=tuple(_sub_agents(header, run, queued, last_ns, describe)),
+        sub_agents=tuple(_sub_agents(header, run, queued, last_ns)),
         all_steps=(*ended, *steps),
         start_ns=start_ns,
         last_ns=last_ns,
@@ -193,7 +165,7 @@ def _header(session: SessionKeys, run_id: str, run: RecordedRun, started: RunSta
 
 
 def _sub_agents(
-    parent: Header, run: RecordedRun, queued: Sequence[RunFact], last_ns: int, describe: Describe
+    parent: Header, run: RecordedRun, queued: Sequence[RunFact], last_ns: int
 ) -> Iterable[RunStarted | NodeEnded | ToolEnded | RunEnded]:
     """Yield what is missing of sub-agents. They have no leases of their own: they were lost with the process."""
     ended = {fact.run_id for fact in queued if isinstance(fact, RunEnded)}
@@ -206,7 +178,7 @@ def _sub_agents(
             yield fact
     for fact in started.values():
         if fact.run_id not in ended:
-            yield from _sub_agent_lost(fact, recorded.get(fact.run_id), queued, last_ns, describe)
+            yield from _sub_agent_lost(fact, recorded.get(fact.run_id), queued, last_ns)
 
 
 def _sub_agent_started(parent: Header, one: RecordedSubAgent) -> RunStarted:
@@ -218,12 +190,12 @@ def _sub_agent_started(parent: Header, one: RecordedSubAgent) -> RunStarted:
 
 
 def _sub_agent_lost(
-    started: RunStarted, one: RecordedSubAgent | None, queued: Sequence[RunFact], last_ns: int, describe: Describe
+    started: RunStarted, one: RecordedSubAgent | None, queued: Sequence[RunFact], last_ns: int
 ) -> Iterable[NodeEnded | ToolEnded | RunEnded]:
     header = cast("Header", {name: getattr(started, name) for name in Header.__annotations__})
     known = [fact for fact in queued if fact.run_id == started.run_id and isinstance(fact, NodeEnded | ToolEnded)]
     ids = {fact.id for fact in known}
-    missing = [] if one is None else [s for s in _steps(header, one.requests, last_ns, describe) if s.id not in ids]
+    missing = [] if one is None else [s for s in _steps(header, one.requests, last_ns) if s.id not in ids]
     yield from missing
     steps = (*known, *missing)
     yield RunEnded(
@@ -240,13 +212,13 @@ def _sub_agent_lost(
 
 
 def _steps(
-    header: Header, requests: Iterable[RecordedRequest], last_ns: int, describe: Describe
+    header: Header, requests: Iterable[RecordedRequest], last_ns: int, sent_chars: int | None = None
 ) -> Iterable[NodeEnded | ToolEnded]:
     """Yield the run's model requests and tool calls; what was under way ends with its attempt, as `lost` or `error`."""
     for request in requests:
         # The next attempt's `resume` does not show that the dead process was still alive.
         seen_ns = last_ns if request.seen_ns is None else request.seen_ns
-        yield _request_ended(header, request, seen_ns, describe)
+        yield _request_ended(header, request, seen_ns, sent_chars)
         for call_id, (tool, called_ns) in request.begun_calls.items():
             outcome, end_ns = request.returns.get(call_id, ("error", seen_ns))
             name = tool_name(request.idx, call_id)
@@ -263,7 +235,7 @@ def _steps(
             )
 
 
-def _request_ended(header: Header, request: RecordedRequest, seen_ns: int, describe: Describe) -> NodeEnded:
+def _request_ended(header: Header, request: RecordedRequest, seen_ns: int, sent_chars: int | None) -> NodeEnded:
     name = node_name("model_request", request.idx)
     end_ns = request.end_ns or seen_ns
     outcome: Outcome = "completed" if request.end_ns is not None else LOST
@@ -276,8 +248,50 @@ def _request_ended(header: Header, request: RecordedRequest, seen_ns: int, descr
         start_ns=request.start_ns,
         end_ns=end_ns,
         error_type=LOST if outcome == LOST else None,
-        model=describe(request, end_ns),
+        model=_describe(request, end_ns, sent_chars),
     )
+
+
+def _describe(request: RecordedRequest, end_ns: int, sent_chars: int | None) -> ModelCall:
+    """Return what is known of a model request; the provider bills an interrupted one too."""
+    response, usage = _read_response(request.answer)
+    if request.end_ns is not None or request.seen_ns is not None or sent_chars is None:
+        sent_chars = _read_chars(request.asked) if request.prompt_chars is None else request.prompt_chars
+    if any(map(usage.get, ("input_tokens", "output_tokens"))):
+        known = convert_usage(usage.get)
+    else:
+        known = Usage(source="missing") if sent_chars is None else estimate_usage(sent_chars, request.chars)
+    return ModelCall(
+        provider=request.provider,
+        request_model=request.model,
+        response_model=to_text(response.get("model_name")),
+        response_id=to_text(response.get("provider_response_id")),
+        stream=True,
+        finish_reason=to_text(response.get("finish_reason")),
+        usage=known,
+        start_ns=request.start_ns,
+        end_ns=end_ns,
+    )
+
+
+def _read_response(checkpoint: bytes | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the response that a checkpoint of `llm-end` has as its last message, and its usage; empty without one."""
+    try:
+        response = orjson.loads(checkpoint or b"")["messages"][-1]
+        usage = response["usage"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return {}, {}
+    is_response = isinstance(response, dict) and isinstance(usage, dict) and response.get("kind") == "response"
+    return (response, usage) if is_response else ({}, {})
+
+
+def _read_chars(checkpoint: bytes | None) -> int | None:
+    """Return the characters of what a request sent, but for instructions that it was the first to send."""
+    try:
+        chars = orjson.loads(checkpoint or b"")["chars"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return None
+    return to_count(chars) if isinstance(chars, int) else None
 
 
 def _at(header: Header, name: str) -> Header:

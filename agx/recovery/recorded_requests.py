@@ -27,6 +27,7 @@ class RecordedRequest:
     model: str
     provider: str
     end_ns: int | None = None  # None: it was under way
+    asked: bytes | None = None  # the checkpoint of what it sent
     answer: bytes | None = None  # the checkpoint of its response
     chars: int = 0  # of text that it streamed
     prompt_chars: int | None = None  # that the stream shows of its prompt; only of a sub-agent's request
@@ -60,7 +61,7 @@ def read_requests(entries: Iterable[StreamEntry], sub_agent: str | None = None) 
             continue
         if what == "llm-begin":
             model, provider = text_of(body.get("model"), "unknown"), text_of(body.get("provider"), "unknown")
-            requests[idx] = RecordedRequest(idx, ns, model, provider)
+            requests[idx] = RecordedRequest(idx, ns, model, provider, asked=entry.checkpoint)
         if (request := requests.get(idx)) is not None:
             _add_to(request, what, body, ns)
             if what == "llm-end":

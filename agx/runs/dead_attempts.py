@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pydantic_ai.messages import ModelMessage
 from redis.exceptions import RedisError
 
+from ..checkpoints.text_size import count_chars
 from ..engine.engine import Engine
-from ..facts.schema import ModelCall
-from ..model_calls.recorded_response import describe_response
 from ..recovery.dead_run import DeadRun
 from ..recovery.missing_facts import find_missing_facts, read_queued_facts
-from ..recovery.recorded_requests import RecordedRequest
 from ..redis import keys
 from ..redis.redis_py import Reply
 from ..redis.retry import retry
@@ -30,7 +28,6 @@ class DeadAttempts:
     """Queues the facts that the dead processes of a run did not queue. It never delays the run."""
 
     def __init__(self, engine: Engine, dead: DeadRun, state: RunState) -> None:
-        self.conversation: Sequence[ModelMessage] = ()  # as the checkpoints have it; without the last instructions
         self._engine = engine
         self._dead = dead
         self._state = state
@@ -49,8 +46,8 @@ class DeadAttempts:
             conversation: as the interrupted model request sent it, with instructions; its tokens are estimated.
         """
         if self._task is None and not self._dead.has_all_facts:
-            sent = tuple(self.conversation if conversation is None else conversation)
-            self._task = asyncio.get_running_loop().create_task(self._queue(sent), name="agx-dead")
+            sent_chars = None if conversation is None else count_chars(conversation)
+            self._task = asyncio.get_running_loop().create_task(self._queue(sent_chars), name="agx-dead")
 
     async def finish(self) -> None:
         """Wait until the facts are queued. If Redis does not answer now, they are lost, and a warning is logged."""
@@ -59,25 +56,12 @@ class DeadAttempts:
         if self._task is not None:
             await asyncio.wait({self._task})
 
-    async def _queue(self, conversation: Sequence[ModelMessage]) -> None:
+    async def _queue(self, sent_chars: int | None) -> None:
         engine, dead = self._engine, self._dead
         queue = keys.queue(engine.config.key_prefix, keys.partition(dead.session.scope, engine.queues.partitions or 1))
 
         async def call(*command: str | int) -> Reply:
             return await retry(lambda: engine.control.execute(*command))
-
-        def describe(request: RecordedRequest, end_ns: int) -> ModelCall:
-            return describe_response(
-                request.answer,
-                provider=request.provider,
-                model=request.model,
-                # Of a sub-agent's request only that is known which the stream shows.
-                conversation=conversation if request.prompt_chars is None else (),
-                prompt_chars=request.prompt_chars or 0,
-                chars=request.chars,
-                start_ns=request.start_ns,
-                end_ns=end_ns,
-            )
 
         while True:
             is_last = self._finishing.is_set()
@@ -94,6 +78,6 @@ class DeadAttempts:
             with contextlib.suppress(TimeoutError):  # the run goes on meanwhile
                 async with asyncio.timeout(_AGAIN):
                     await self._finishing.wait()
-        missing = find_missing_facts(dead.session, dead.run_id, dead.record, queued, describe=describe)
+        missing = find_missing_facts(dead.session, dead.run_id, dead.record, queued, sent_chars=sent_chars)
         for fact in () if missing is None else missing.facts:
             engine.queues.put(fact, self._state)

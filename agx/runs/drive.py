@@ -158,7 +158,6 @@ class Drive:
             return Progress(len(self.session.msgs), self.session.msgs)
         progress = fold(self.dead.checkpoints, self.session.msgs, self.dead.job.goes_on_from)
         if (before := self.life.before) is not None:
-            before.conversation = tuple(progress.messages)
             if before.was_asking:
                 # The request is sent again: then its instructions are known.
                 self.life.recorder.on_request = before.queue_facts

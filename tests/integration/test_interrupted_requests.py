@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps
@@ -21,8 +21,13 @@ from support.run_facts import FactsOfRun
 import agx
 from agx.engine.lease import Lease
 from agx.engine.leases import Leases
+from agx.facts.schema import NodeEnded
+from agx.recovery.finalize import finalize_run
+from agx.recovery.recorded_run import RecordedRun
+from agx.redis import keys
 from agx.runs.recording.run_events import RunEvents
 from agx.sessions.redis_session import RedisSessions
+from agx.stream.entry import StreamEntry
 from agx.web.runs import PlainDeps, Runs, Who, make_plain_deps
 from agx.web.turns import ask_again
 
@@ -45,12 +50,25 @@ class Model:
         await asyncio.Event().wait()
 
 
-async def run_in_two_workers(client: Redis, agent: Agent[ScopeDeps, Any], asking: asyncio.Event) -> FactsOfRun:
-    """Run a job whose first worker stops in the middle of its first request."""
+async def run_in_two_workers(
+    client: Redis,
+    agent: Agent[ScopeDeps, Any],
+    asking: asyncio.Event,
+    *,
+    stored: Sequence[ModelMessage] = (),
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> FactsOfRun:
+    """Run a job whose first worker stops in the middle of a request.
+
+    Args:
+        asking: set in that request.
+        stored: the conversation of earlier turns.
+        meanwhile: called before the second worker starts.
+    """
 
     async def recipe(job: agx.Job) -> agx.Call:
         ids = {"scope": job.scope_id, "user_id": job.user_id, "session_id": job.session_id}
-        return agx.Call(FakeSession(), agent, ScopeDeps(**ids))
+        return agx.Call(FakeSession(msgs=list(stored)), agent, ScopeDeps(**ids))
 
     first, second = agx.Worker({"support": recipe}, grace=0), agx.Worker({"support": recipe})
     running = asyncio.create_task(first.run())
@@ -58,6 +76,8 @@ async def run_in_two_workers(client: Redis, agent: Agent[ScopeDeps, Any], asking
     await asking.wait()
     first.stop()
     await running
+    if meanwhile is not None:
+        await meanwhile()
     running = asyncio.create_task(second.run())
     events = [event async for event in agx.listen("1", "1", "s", serialize=False, wait=30)]
     assert events[-1]["body"]["outcome"] == "completed"
@@ -81,6 +101,48 @@ async def test_the_estimate_of_a_first_request_has_its_instructions(configured: 
     (estimated,) = [node.model.usage for node in run.requests if node.model and node.model.usage.source == "estimated"]
     assert estimated.input == math.ceil(len(instructions.strip() + PROMPT) / 4)
     assert estimated.output == 1
+
+
+async def test_a_sidecar_estimates_the_same_as_the_next_worker(configured: Redis) -> None:
+    """A second turn, whose tool has returned: what the provider bills is the whole conversation."""
+    asking = asyncio.Event()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[Any]:
+        if len(messages) == 3:
+            yield {0: DeltaToolCall("look", '{"where": "the depot, Zürich"}', tool_call_id="c")}
+        elif asking.is_set():
+            yield "Here."
+        else:
+            yield "Your order 📦 "
+            asking.set()
+            await asyncio.Event().wait()
+
+    agent = Agent(FunctionModel(stream_function=answer), deps_type=ScopeDeps, instructions=INSTRUCTIONS)
+
+    @agent.tool_plain
+    def look(where: str) -> dict[str, Any]:
+        return {"found": [where, 1.5, "ü" * 50]}
+
+    stored: list[ModelMessage] = [
+        ModelRequest([UserPromptPart("Hello")], instructions=INSTRUCTIONS.strip()),
+        ModelResponse([TextPart("Good day to you")]),
+    ]
+    made: list[NodeEnded] = []
+    session = keys.SessionKeys.of("agx", "1", "1", "s")
+
+    async def finalize() -> None:
+        entries = [StreamEntry.of(*entry) for entry in await configured.xrange(session.stream)]
+        run = RecordedRun.of(run_id := entries[0].body["run_id"], entries)
+        made.extend(fact for fact in finalize_run(session, run_id, run, ()).facts if isinstance(fact, NodeEnded))
+
+    run = await run_in_two_workers(configured, agent, asking, stored=stored, meanwhile=finalize)
+    interrupted = [[node for node in nodes if node.outcome == "lost" and node.model] for nodes in (made, run.requests)]
+    (ours,), (theirs,) = interrupted
+    assert ours.model is not None
+    assert theirs.model is not None
+    assert ours.model.usage == theirs.model.usage
+    assert (ours.id, ours.model.usage.source, ours.model.usage.output) == (theirs.id, "estimated", 4)
+    assert ours.model.usage.input > (len(INSTRUCTIONS) + 50) / 4
 
 
 @dataclass

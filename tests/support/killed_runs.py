@@ -97,7 +97,9 @@ class _Writer:
     totals: StreamTotals = field(default_factory=StreamTotals)
     _waiting: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
 
-    def put(self, type: str, origin: str, body: dict[str, Any], *, urgent: bool, checkpoint: bytes | None) -> None:
+    def put(
+        self, type: str, origin: str, body: dict[str, Any], *, urgent: bool, checkpoint: bytes | None = None
+    ) -> None:
         if checkpoint is None or self.points.killed:
             return
         name = f"{body['event']} {body.get('tool_call_id', body['idx'])}"

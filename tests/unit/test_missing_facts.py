@@ -7,14 +7,14 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
+import pytest
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
 from pydantic_ai.usage import RequestUsage
 
 from agx.checkpoints.codec import Checkpoint, encode
 from agx.facts.schema import ModelCall, NodeEnded, RunEnded, RunStarted, ToolEnded, Usage
-from agx.model_calls.recorded_response import describe_response
-from agx.recovery.missing_facts import MissingFacts, describe_request, find_missing_facts
-from agx.recovery.recorded_requests import RecordedRequest
+from agx.model_calls.usage import read_usage
+from agx.recovery.missing_facts import MissingFacts, find_missing_facts
 from agx.recovery.recorded_run import RecordedRun
 from agx.redis.keys import SessionKeys
 from agx.stream.entry import StreamEntry
@@ -42,9 +42,10 @@ def _call(at_ms: int, call_id: str) -> StreamEntry:
 
 
 BEGIN = _entry(1_000, "begin", run_id="r", traceparent=f"00-{TRACE}-{SPAN}-01", agent="a", service="web", seq=0)
+ASKED = _entry(1_100, "event", encode(Checkpoint(chars=400)), idx=0, event="llm-begin", model="m", provider="p")
 ANSWERED = [
     BEGIN,
-    _entry(1_100, "event", idx=0, event="llm-begin", model="m", provider="p"),
+    ASKED,
     _call(1_200, "c1"),
     _call(1_200, "c2"),
     _entry(1_300, "event", encode(Checkpoint(messages=(*CONVERSATION, ANSWER))), idx=0, event="llm-end"),
@@ -52,23 +53,17 @@ ANSWERED = [
 ]
 
 
-def _describe(request: RecordedRequest, end_ns: int) -> ModelCall:
-    return describe_response(
-        request.answer,
-        provider=request.provider,
-        model=request.model,
-        conversation=CONVERSATION if request.prompt_chars is None else (),
-        prompt_chars=request.prompt_chars or 0,
-        chars=request.chars,
-        start_ns=request.start_ns,
-        end_ns=end_ns,
-    )
-
-
 def _find(*entries: StreamEntry, queued: Any = ()) -> MissingFacts:
-    missing = find_missing_facts(SESSION, "r", RecordedRun.of("r", entries), queued, describe=_describe)
+    missing = find_missing_facts(SESSION, "r", RecordedRun.of("r", entries), queued)
     assert missing is not None
     return missing
+
+
+def _call_of(*entries: StreamEntry) -> ModelCall:
+    (request,) = _find(BEGIN, ASKED, *entries).steps
+    assert isinstance(request, NodeEnded)
+    assert request.model is not None
+    return request.model
 
 
 def test_an_answered_request_has_the_tokens_that_the_model_reported() -> None:
@@ -83,20 +78,20 @@ def test_an_answered_request_has_the_tokens_that_the_model_reported() -> None:
     assert ends == [("c1", "ok", None), ("c2", "error", "lost")]
 
 
-def test_a_sidecar_reads_the_same_of_an_answered_request_as_the_service() -> None:
+def test_what_the_model_reported_is_read_without_pydantic_ai() -> None:
     answered = replace(ANSWER, provider_response_id="id-1", finish_reason="tool_call")
     answered.usage.cost = Decimal("0.0021")
     answered.usage.details = {"thoughts_tokens": 4}
-    request = RecordedRequest(0, 1, "m", "p", 2, encode(Checkpoint(messages=(*CONVERSATION, answered))))
-    assert describe_request(request, 2) == _describe(request, 2)
-    for unreadable in (None, b"{", b"[]", b'{"messages": []}', b'{"messages": [{"kind": "response", "usage": 3}]}'):
-        assert describe_request(replace(request, answer=unreadable), 2).usage.source == "missing"
+    checkpoint = encode(Checkpoint(messages=(*CONVERSATION, answered)))
+    found = _call_of(_entry(1_300, "event", checkpoint, idx=0, event="llm-end"))
+    assert found.usage == read_usage(answered.usage)
+    assert (found.response_model, found.response_id, found.finish_reason) == ("m-2026", "id-1", "tool_call")
 
 
 def test_an_interrupted_request_is_estimated_and_marked() -> None:
     missing = _find(
         BEGIN,
-        _entry(1_100, "event", idx=0, event="llm-begin", model="m", provider="p"),
+        ASKED,
         _entry(1_200, "event", idx=0, event="part_start", part_kind="text", content="1234"),
         _entry(1_300, "event", idx=0, event="part_delta", content_delta="5678"),
     )
@@ -106,6 +101,22 @@ def test_an_interrupted_request_is_estimated_and_marked() -> None:
     assert (request.outcome, request.error_type, request.model.usage.source) == ("lost", "lost", "estimated")
     assert (request.model.usage.input, request.model.usage.output) == (100, 2)
     assert request.end_ns == 1_300_000_000
+
+
+def test_an_interrupted_request_has_the_size_that_a_successor_sends_again() -> None:
+    delta = _entry(1_200, "event", idx=0, event="part_start", part_kind="text", content="1234")
+    missing = find_missing_facts(SESSION, "r", RecordedRun.of("r", [BEGIN, ASKED, delta]), (), sent_chars=4_000)
+    assert missing is not None
+    assert [step.model and step.model.usage.input for step in missing.steps if isinstance(step, NodeEnded)] == [1_000]
+
+
+@pytest.mark.parametrize("checkpoint", [None, b"{", b"[]", b"{}", b'{"chars": []}', b'{"chars": null}'])
+def test_a_request_whose_size_is_unknown_has_no_estimate(checkpoint: bytes | None) -> None:
+    asked = _entry(1_100, "event", checkpoint, idx=0, event="llm-begin", model="m", provider="p")
+    (request,) = _find(BEGIN, asked).steps
+    assert isinstance(request, NodeEnded)
+    assert request.model is not None
+    assert request.model.usage.source == "missing"
 
 
 def test_what_is_queued_is_not_missing() -> None:
@@ -154,11 +165,8 @@ def test_the_last_attempt_s_place_in_the_trace_is_known() -> None:
 
 def test_a_response_without_usage_is_estimated() -> None:
     silent = ModelResponse(parts=[TextPart("hello")])
-    entries = [*ANSWERED[:2], _entry(1_300, "event", encode(Checkpoint(messages=(silent,))), idx=0, event="llm-end")]
-    (request,) = _find(*entries).steps
-    assert isinstance(request, NodeEnded)
-    assert request.model is not None
-    assert (request.outcome, request.model.usage.source) == ("completed", "estimated")
+    found = _call_of(_entry(1_300, "event", encode(Checkpoint(messages=(silent,))), idx=0, event="llm-end"))
+    assert found.usage.source == "estimated"
 
 
 def _sub(at_ms: int, run: str, event: str, parent: str = "r", call_id: str = "c1", **body: Any) -> StreamEntry:
@@ -205,11 +213,6 @@ def test_the_requests_of_sub_agents_are_estimated_and_marked() -> None:
     assert len({fact.id for fact in found.facts}) == len(found.facts)
     assert [fact.run_id for fact in found.all_steps] == ["r"] * len(found.all_steps)
     assert _find(*WORKING, queued=found.facts).facts == ()
-    # A sidecar has no conversation: it counts the requests, and no tokens, as with those of the run itself.
-    plain = find_missing_facts(SESSION, "r", RecordedRun.of("r", WORKING), [])
-    assert plain is not None
-    sources = [fact.model.usage.source for fact in plain.sub_agents if isinstance(fact, NodeEnded) and fact.model]
-    assert sources == ["missing", "missing"]
 
 
 def test_sub_agents_are_void_while_their_call_has_no_result() -> None:
