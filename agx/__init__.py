@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TextError,
     )
     from .jobs.decide import decide, pending
+    from .jobs.deletion import delete_session
     from .jobs.recipe import Call
     from .jobs.submit import submit
     from .jobs.worker import Worker
@@ -88,6 +89,7 @@ __all__ = [
     "cancel",
     "configure",
     "decide",
+    "delete_session",
     "feedback",
     "is_live",
     "listen",
@@ -110,6 +112,7 @@ _MODULES = {
     "control.steering": ("steer",),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "jobs.decide": ("decide", "pending"),
+    "jobs.deletion": ("delete_session",),
     "jobs.recipe": ("Call",),
     "jobs.submit": ("submit",),
     "jobs.worker": ("Worker",),

@@ -84,6 +84,8 @@ def _service_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("EVAL", "return 1", 1, jobs),
         ("XADD", jobs, "NOMKSTREAM", "0-0", "x", "x"),
         ("XLEN", jobs),
+        ("XACK", jobs, _NOBODY, "0-1"),
+        ("XDEL", jobs, "0-1"),
         ("XRANGE", jobs, "-", "-"),
         ("TIME",),
         ("PUBLISH", session.wake_channel, "0-0"),
@@ -109,8 +111,6 @@ def _worker_commands(prefix: str) -> list[Command]:
     return [
         ("XPENDING", jobs, _NOBODY),
         ("XCLAIM", jobs, _NOBODY, _NOBODY, 0, "0-1"),
-        ("XACK", jobs, _NOBODY, "0-1"),
-        ("XDEL", jobs, "0-1"),
         ("XGROUP CREATE", jobs, _NOBODY, "none"),  # an invalid id: no group is made
         ("ZADD", workers, "XX", 0, _NOBODY),
         ("ZSCORE", workers, _NOBODY),

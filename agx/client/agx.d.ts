@@ -281,6 +281,8 @@ export type EndEvent = Entry<"end", "opale", {
   outcome?: string;
   /** Why it was cancelled: `cancel`, `shutdown`, … */
   reason?: string | null;
+  /** The session was deleted: nothing of it is left. */
+  deleted?: boolean;
 }>;
 
 /** An event of a session. A later version may have further kinds: ignore what you do not know. */
@@ -369,7 +371,7 @@ export interface Options {
   fetch?: typeof globalThis.fetch;
   /** Seconds without an event after which the connection is made again. Default 20. */
   silence?: number;
-  /** Seconds between two looks for a run that another page has started. Default 5. */
+  /** Seconds between two looks for a run of another page, where the service can't report it. Default 5. */
   poll?: number;
   /** Seconds before the second attempt to connect; doubled each time, up to 15. Default 1. */
   backoff?: number;
@@ -386,8 +388,12 @@ export interface Conversation {
 
 export interface StoredConversation {
   session_id: string;
+  /** The one it was given, or the first prompt. */
   title: string;
   saved_at: string;
+  live: boolean;
+  /** The session that it branches from. */
+  parent: string | null;
 }
 
 export interface Follower {
@@ -409,6 +415,9 @@ export interface Session {
   cancel(): Promise<boolean>;
   steer(text: string, key?: string): Promise<void>;
   score(runId: string, value: number, options?: ScoreOptions): Promise<void>;
+  rename(title: string): Promise<void>;
+  delete(): Promise<void>;
+  branch(messages: number): Promise<string>;
   pending(): Promise<WaitingCall[]>;
   /** The run that goes on; null while other calls of the run wait. */
   approve(callId: string, options?: DecisionOptions): Promise<string | null>;
@@ -418,13 +427,15 @@ export interface Session {
     signal?: AbortSignal;
     /** Called with null where a connection stands, and with the error where one fails. */
     onConnection?: (error: AgxError | null) => void;
+    /** `session` goes on with the session's next runs behind an `end`. Default `run`. */
+    follow?: "run" | "session";
   }): AsyncGenerator<AgxEvent, void, void>;
   follow(onState: (state: State) => void): Follower;
 }
 
 export interface Client {
   session(id: string): Session;
-  conversations(page?: { limit?: number; offset?: number }): Promise<StoredConversation[]>;
+  conversations(page?: { limit?: number; offset?: number; search?: string; parent?: string }): Promise<StoredConversation[]>;
   live(): Promise<string[]>;
   pending(): Promise<WaitingCall[]>;
 }

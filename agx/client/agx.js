@@ -48,8 +48,8 @@ class Client {
     return new Session(this, id);
   }
 
-  async conversations({ limit = 50, offset = 0 } = {}) {
-    return (await this.json(`/sessions?limit=${limit}&offset=${offset}`)).conversations;
+  async conversations(page = {}) {
+    return (await this.json(`/sessions?${new URLSearchParams(page)}`)).conversations;
   }
 
   async live() {
@@ -88,8 +88,7 @@ class Client {
   }
 
   post(path, body) {
-    const headers = { "Content-Type": "application/json" };
-    return this.json(path, { method: "POST", headers, body: JSON.stringify(body) });
+    return this.json(path, withBody("POST", body));
   }
 }
 
@@ -115,6 +114,21 @@ class Session {
   /** Cancel the live run; false where it had already ended. */
   async cancel() {
     return (await this.client.json(`${this.path}/cancel`, { method: "POST" })).cancelled;
+  }
+
+  /** Give the conversation a title, which later turns do not change. */
+  async rename(title) {
+    await this.client.request(this.path, withBody("PATCH", { title }));
+  }
+
+  /** Cancel the live run, and remove the conversation. */
+  async delete() {
+    await this.client.request(this.path, { method: "DELETE" });
+  }
+
+  /** Make a conversation of the first so many messages; its session id. */
+  async branch(messages) {
+    return (await this.client.post(`${this.path}/branches`, { messages })).session_id;
   }
 
   /** Give the live run a message. A second message with the same `key` is not added. Raises AgxError `nothing_runs`. */
@@ -149,10 +163,12 @@ class Session {
   /**
    * Yield the latest run's events, from the first or behind the cursor `after`, up to its `end`. A connection that is
    * cut, or silent for `silence` seconds, is made again behind the last event. It returns without an `end` where the
-   * service has no further event: then nothing is to come, or the run is lost.
+   * service has no further event: then nothing is to come, or the run is lost. With `follow: "session"` it goes on with
+   * the session's next runs.
    */
-  async *events({ after = "", signal, onConnection = () => {} } = {}) {
+  async *events({ after = "", signal, onConnection = () => {}, follow = "run" } = {}) {
     const { client } = this;
+    const path = `${this.path}/events${follow === "session" ? "?follow=session" : ""}`;
     for (let attempt = 0, isLost = false; ; ) {
       const connection = new AbortController();
       const abort = () => connection.abort();
@@ -166,16 +182,17 @@ class Session {
         signal?.throwIfAborted();
         restart();
         const headers = after ? { "Last-Event-ID": after } : {};
-        const answer = await client.request(`${this.path}/events`, { headers, signal: connection.signal });
+        const answer = await client.request(path, { headers, signal: connection.signal });
         onConnection(null);
         if (answer.status === 204) return;
         for await (const { id, data } of frames(answer.body)) {
           restart();
           attempt = 0;
+          if (!data) continue; // a comment, which keeps the connection
           if (id) after = id;
           const event = JSON.parse(data);
           yield event;
-          if (event.type === "end") return;
+          if (event.type === "end" && follow === "run") return;
           isLost = event.type === "error" && event.body.code === "run_lost";
         }
         if (isLost) return; // no sidecar has ended the run: the service repeats this error to each who asks
@@ -222,17 +239,25 @@ class Follower {
   #isPendingRead = true;
   #lastPrompt = null;
   #connectionError = null;
+  #starting = null;
+  #reading = new AbortController();
 
   constructor(session, onState) {
     this.#session = session;
     this.#onState = onState;
     this.state = INITIAL;
     this.#change({});
+    const onVisibility = () => (globalThis.document.hidden ? this.#pauseIfHidden() : this.#readNow());
+    globalThis.document?.addEventListener("visibilitychange", onVisibility, { signal: this.#closing.signal });
     void this.#run();
   }
 
   /** Start a run; what refuses it is the state's `error`. Returns whether it has begun. */
-  async start(prompt) {
+  start(prompt) {
+    return (this.#starting = this.#start(prompt));
+  }
+
+  async #start(prompt) {
     this.#change({ error: null });
     try {
       const runId = await this.#session.start(prompt);
@@ -280,6 +305,7 @@ class Follower {
       this.#change({ error });
       // Somebody else has decided: show what still waits.
       this.#isPendingRead = ![404, 409].includes(error.status);
+      if (!this.#isPendingRead) this.#reading.abort();
       this.#readNow();
       return false;
     }
@@ -338,10 +364,10 @@ class Follower {
     for (let failures = 0; !signal.aborted; ) {
       try {
         if (!this.#isLoaded) await this.#load();
-        await this.#readRun(signal);
-        if (!this.#isPendingRead) await this.#readPending();
+        if (!this.#isPendingRead && this.state.status === "ready") await this.#readPending();
+        const isBehind = await this.#read(signal);
         failures = 0;
-        await this.#sleep(client.poll * 1000);
+        if (!isBehind) await this.#sleep(client.poll * 1000);
       } catch (error) {
         if (signal.aborted) return;
         this.#change({ error });
@@ -363,7 +389,8 @@ class Follower {
     this.#isPendingRead = live;
   }
 
-  async #readRun(signal) {
+  /** Show the session's runs as they come; true where the events go on behind what was loaded meanwhile. */
+  async #read(signal) {
     const known = this.state.runId;
     const onConnection = (failed) => {
       const { status, error } = this.state;
@@ -373,27 +400,46 @@ class Follower {
       this.#connectionError = failed;
     };
     let failure = null;
-    for await (const event of this.#session.events({ after: this.#cursor, signal, onConnection })) {
+    this.#reading = new AbortController();
+    const reading = AbortSignal.any([signal, this.#reading.signal]);
+    this.#pauseIfHidden();
+    const events = this.#session.events({ after: this.#cursor, signal: reading, onConnection, follow: "session" });
+    for await (const event of events) {
       this.#cursor = event.id ?? this.#cursor;
+      if (event.type === "begin" && event.body.run_id !== this.state.runId) await this.#starting; // it may be our own
       if (event.type === "begin" && event.body.run_id !== this.state.runId) {
         await this.#load();
         // It has ended, and what was read has its answer; or another run has begun, which is read from its first event.
-        if (this.state.status === "ready" || this.state.runId !== event.body.run_id) return;
+        if (this.state.status === "ready" || this.state.runId !== event.body.run_id) return true;
       }
       if (event.type === "begin") this.#change({ status: "running", outcome: null, pending: [] });
-      if (event.type === "error" && event.body.code) failure = new AgxError(event.body.code, event.body.msg);
+      if (event.type === "resume" && this.state.outcome) this.#change({ status: "running", outcome: null, error: null });
+      if (event.type === "error" && event.body.code) {
+        failure = new AgxError(event.body.code, event.body.msg);
+        // Its process died, and nobody has ended it yet.
+        if (failure.code === "run_lost") this.#change({ status: "ready", outcome: "lost", error: failure });
+      }
       if (event.type === "end") {
-        const { outcome } = event.body;
+        const { outcome, deleted } = event.body;
         // A run that was cancelled has no error to show.
-        this.#change({ status: "ready", outcome, error: outcome === "completed" || outcome === "cancelled" ? null : failure });
+        const error = outcome === "completed" || outcome === "cancelled" ? null : failure;
+        this.#change(deleted ? { ...INITIAL, status: "ready" } : { status: "ready", outcome, error });
+        failure = null;
         this.#isPendingRead = outcome !== "completed";
-        return;
+        if (!this.#isPendingRead) await this.#readPending();
+        this.#pauseIfHidden();
+        continue;
       }
       const parts = apply(this.state.parts, event);
       if (parts !== this.state.parts) this.#change({ parts });
     }
-    if (!signal.aborted && this.state.status !== "ready" && this.state.runId === known)
+    if (!reading.aborted && this.state.status !== "ready" && this.state.runId === known)
       this.#change({ status: "ready", outcome: "lost", error: new AgxError("run_lost") });
+  }
+
+  /** Close the connection of a hidden page while nothing runs: a browser has few for a service. */
+  #pauseIfHidden() {
+    if (globalThis.document?.hidden && this.state.status === "ready") this.#reading.abort();
   }
 
   async #sleep(milliseconds) {
@@ -455,12 +501,16 @@ async function* frames(body) {
       rest = found.pop();
       for (const frame of found) {
         const fields = Object.fromEntries(frame.split("\n").map((line) => line.split(/: ?(.*)/s, 2)));
-        if (fields.data) yield fields;
+        if (!fields.retry) yield fields;
       }
     }
   } finally {
     await reader.cancel().catch(() => {});
   }
+}
+
+function withBody(method, body) {
+  return { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
 function pause(milliseconds, signal) {

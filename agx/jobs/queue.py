@@ -97,6 +97,22 @@ redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 return redis.call('XDEL', KEYS[1], ARGV[3])
 """)
 
+# Removes the jobs of a session, also claimed ones. ARGV: group, scope, session, entries a read. Replies how many.
+_REMOVE_SESSION = Script("""
+local removed, from = 0, '-'
+while true do
+  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', ARGV[4])
+  if #page == 0 then return removed end
+  for _, entry in ipairs(page) do
+    if entry[2][2] == ARGV[2] and entry[2][10] == ARGV[3] then
+      redis.call('XACK', KEYS[1], ARGV[1], entry[1])
+      removed = removed + redis.call('XDEL', KEYS[1], entry[1])
+    end
+  end
+  from = '(' .. page[#page][1]
+end
+""")
+
 # Lets the claim expire at once; it does not count. The entry leaves the worker, which may claim it anew like any other.
 # ARGV: group, worker, entry id, ms for which a claim holds.
 _GIVE_BACK = Script("""
@@ -167,7 +183,7 @@ class JobQueue:
         """
         key = keys.jobs(self._prefix, keys.partition(job.scope_id, self._partitions))
         args = (job.scope_id, max_waiting, keys.JOBS_TTL, keys.jobs_wake_channel(self._prefix), int(delay * 1_000))
-        session = f"{job.user_id}:{job.session_id}"
+        session = _session(job.user_id, job.session_id)
         full = await self._bus.run(_SUBMIT, key, *args, job.agent, data, _PAGE, session, max_queued or 0)
         return bytes(full).decode()
 
@@ -233,6 +249,11 @@ class JobQueue:
         args = (_GROUP, self._worker, waiting.entry_id)
         await self._with_group(keys.jobs(self._prefix, waiting.partition), _REMOVE, args)
 
+    async def remove_session(self, scope: str, user: str, session: str) -> int:
+        """Remove the jobs of a session, whoever has claimed them; returns how many."""
+        key = keys.jobs(self._prefix, keys.partition(scope, self._partitions))
+        return int(await self._bus.run(_REMOVE_SESSION, key, _GROUP, scope, _session(user, session), _PAGE))
+
     async def give_back(self, waiting: Waiting) -> None:
         """Let other workers claim a job at once; this claim does not count."""
         args = (_GROUP, self._worker, waiting.entry_id, self._claim_ms)
@@ -251,6 +272,10 @@ class JobQueue:
             if "BUSYGROUP" not in str(error):
                 raise
         return await self._bus.run(script, key, *args)
+
+
+def _session(user: str, session: str) -> str:
+    return f"{user}:{session}"
 
 
 def _in_order(jobs: list[Waiting], earlier: Mapping[tuple[str, str], int]) -> list[Waiting]:

@@ -307,6 +307,7 @@ EVENTS = (
             EventField("run_id", _TEXT, "The run.", required=False),
             EventField("outcome", _TEXT, "`completed`, `cancelled`, `failed` or `lost`.", required=False),
             EventField("reason", _TEXT + _OR_NULL, "Why it was cancelled: `cancel`, `shutdown`, …", required=False),
+            EventField("deleted", _FLAG, "The session was deleted: nothing of it is left.", required=False),
         ),
         example={"run_id": "5d2c", "outcome": "completed", "reason": None},
     ),

@@ -100,13 +100,20 @@ async def join(
     timeout: float | None,
     after: str | None,
     idle: float | None = None,
+    whole_session: bool = False,
 ) -> Follower:
-    """Return a follower of a session's run, a context manager; see `Follower.next()` for `idle`."""
+    """Return a follower of a session's run, a context manager; see `Follower.next()` for `idle`.
+
+    `whole_session`: behind the run's end it follows the session's next run, and so on; `wait` and `timeout` are for
+    Redis only.
+    """
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     cursor = _parse_cursor(after)
     await wait_for_starting(session)
-    return Follower(engine.hub, session, cursor=cursor, wait=wait, timeout=timeout, idle=idle)
+    return Follower(
+        engine.hub, session, cursor=cursor, wait=wait, timeout=timeout, idle=idle, whole_session=whole_session
+    )
 
 
 def _parse_cursor(after: str | None) -> StreamId | None:
@@ -132,11 +139,12 @@ class Follower:
         wait: float,
         timeout: float | None,
         idle: float | None,
+        whole_session: bool,
     ) -> None:
         self._hub = hub
         self._session = session
         self._feed, self._subscriber = hub.join(session)
-        self._resumes = cursor is not None
+        self._whole_session = whole_session
         self._cursor: StreamId = cursor or (0, 0)
         self._wait = wait
         self._timeout = timeout
@@ -148,7 +156,7 @@ class Follower:
         self._ask_by = self._clock() + wait  # Redis is asked again until then
         self._reached = False  # Redis has answered
         self._checked = cursor is None  # whether the stream still has what follows the cursor
-        self._seen = False  # an entry of the run it follows
+        self._between_runs = cursor is None  # no run is under way, as far as this listener has read
         self._ended = False
 
     def __enter__(self) -> Follower:
@@ -168,7 +176,7 @@ class Follower:
         if self._idle is not None:
             self._idle_at = self._clock() + self._idle
         if self._give_up_at is None:
-            timeout = self._timeout if self._seen or self._resumes else self._wait
+            timeout = self._wait if self._between_runs and not self._whole_session else self._timeout
             self._give_up_at = _NEVER if timeout is None else self._clock() + timeout
             if self._reached:
                 self._ask_by = self._give_up_at
@@ -188,10 +196,11 @@ class Follower:
         edges = await self._read_edges()
         self._checked = True
         if edges is None:
+            self._between_runs = self._whole_session
             return None
         first, last = edges
         if last.type == "end" and last.id <= self._cursor:
-            self._ended = True
+            self._end_run()
         elif first.id > self._cursor:
             return self._report_gap(first)
         return None
@@ -202,16 +211,23 @@ class Follower:
         for entry in entries:
             if entry.id <= self._cursor and not entry.made_here:
                 continue
-            if entry.type == "begin" and (self._seen or self._resumes):
+            if entry.type == "begin" and not self._between_runs:
                 selected.append(self._report_gap(entry))
-                break
-            self._seen = True
+                if self._ended:
+                    break
+            self._between_runs = False
             self._cursor = entry.id
             selected.append(entry)
             if entry.type == "end":
-                self._ended = True
-                break
+                self._end_run()
+                if self._ended:
+                    break
         return selected
+
+    def _end_run(self) -> None:
+        """Go on to the session's next run, or end."""
+        self._between_runs = True
+        self._ended = not self._whole_session
 
     def _report_gap(self, entry: StreamEntry) -> StreamEntry:
         """Return the info that what followed the cursor is gone; a `begin` has replaced it."""
@@ -219,7 +235,7 @@ class Follower:
         body: dict[str, object] = {"gap": True}
         if entry.type == "begin":
             body["superseded_by"] = str(entry.body.get("run_id", ""))
-            self._ended = True
+            self._end_run()
         return StreamEntry(self._cursor, "info", RUNTIME, orjson.dumps(body), made_here=True)
 
     async def _report_loss(self) -> StreamEntry:
@@ -264,10 +280,11 @@ class Follower:
                 if entries := await self._catch_up():
                     return entries
                 continue
-            if self._feed.dead and (self._seen or self._resumes):
+            if self._feed.dead and not self._between_runs:
                 lost = await self._report_loss()
-                self._ended = True
+                self._end_run()
                 return [lost]
+            subscriber.waits_for_run = self._whole_session and self._between_runs
             if not await subscriber.wait(min(self._give_up_at, self._idle_at)):
                 if self._clock() < self._give_up_at:
                     raise _SilenceError

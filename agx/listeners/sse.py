@@ -48,13 +48,23 @@ async def sse(
 
 
 async def event_chunks(
-    scope_id: Id, user_id: Id, session_id: Id, last_event_id: str | None, *, wait: float
+    scope_id: Id,
+    user_id: Id,
+    session_id: Id,
+    last_event_id: str | None,
+    *,
+    wait: float,
+    whole_session: bool = False,
 ) -> AsyncGenerator[bytes, None]:
     """Yield the frames of `sse()` as a response writes them: those that are there together, up to 64 KiB.
 
-    `wait`: seconds for the first event. Comments are up to the response.
+    `wait`: seconds for the first event. With `whole_session` the frames of the session's next run follow, and so on.
+    Comments are up to the response.
     """
-    with await join(scope_id, user_id, session_id, wait=wait, timeout=None, after=last_event_id or None) as run:
+    after = last_event_id or None
+    with await join(
+        scope_id, user_id, session_id, wait=wait, timeout=None, after=after, whole_session=whole_session
+    ) as run:
         while (entries := await run.next()) is not None:
             if len(entries) == 1:
                 yield _frame_of(entries[0])

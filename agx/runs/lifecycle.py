@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from ..engine.engine import Engine
 from ..errors import SessionBusyError
 from ..facts.schema import Reason
+from ..stream.entry import DELETED
 from .dead_attempts import DeadAttempts
 from .driving_task import wait_to_end
 from .outcome import Ending
@@ -77,10 +78,14 @@ class RunLifecycle:
         """Take the lease of a run that was fenced, if nobody holds the session; `close()` gives it back.
 
         Raises:
-            SessionBusyError: another run holds the session.
+            SessionBusyError: another run holds the session, or it was deleted.
             RedisError, OSError: not taken as far as is known.
         """
         assert self._lease is not None
+        session = self._lease.session
+        last = await self.engine.control.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
+        if last and last[0][1].get(b"body") == DELETED:
+            raise SessionBusyError(session.session)
         await self.engine.leases.acquire(self._lease)
 
     async def check_lease(self) -> None:

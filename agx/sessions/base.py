@@ -217,12 +217,17 @@ async def branch_session(
         raise SessionUnknownError(str(session_id))
     if not 0 < messages <= len(source.msgs):
         raise BranchError(f"the conversation has 1 to {len(source.msgs)} messages, not {messages}")
-    branch.msgs = source.msgs[:messages]
+    branch.msgs = without_conversation(source.msgs[:messages])
     last = branch.msgs[-1]
     if isinstance(last, ModelResponse) and last.tool_calls:
         raise BranchError("the last message has tool calls without results: keep one message more, or one less")
     await branch.save()
     return name
+
+
+def without_conversation(messages: Iterable[ModelMessage]) -> list[ModelMessage]:
+    """Return messages for another conversation: pydantic-ai's name of a message's own one has our session in it."""
+    return [replace(message, conversation_id=None) for message in messages]
 
 
 def keep_prompt(messages: Sequence[ModelMessage], request: ModelRequest) -> list[ModelMessage]:

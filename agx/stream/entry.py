@@ -28,6 +28,8 @@ SUB_AGENT = "sub-agent"  # of the same, for an agent that runs in one of these t
 DEFERRED = "deferred"  # of an `info` that names the calls which the agent leaves to others
 PROMPT = "prompt"  # of an `info` with the prompt of a run that a router started
 
+DELETED = b'{"deleted":true}'  # the body of the one `end` that the stream of a deleted session has
+
 _TYPE, _ORIGIN, _BODY, _SEQ, _CHECKPOINT = (name.encode() for name in (TYPE, ORIGIN, BODY, SEQ, CHECKPOINT))
 
 

@@ -31,6 +31,7 @@ class Subscriber:
     def __init__(self) -> None:
         self.entries: list[StreamEntry] = []
         self.caught_up = False  # the feed hands entries to it; otherwise it reads from its own cursor
+        self.waits_for_run = False  # its listener has read the end of a run, and follows the session's next one
         self._waiter: asyncio.Future[bool] | None = None
         self._until = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -103,8 +104,11 @@ class Feed:
         """Return whether a quiet feed has to look: at each poll, or every `interval` seconds with a writer of wake-ups.
 
         On one server a wake-up is lost only with the connection, and each new connection reads what was missed.
+        A feed whose listeners all wait for a run to begin costs as little: there are many of them.
         """
-        can_wait = self._is_announced and self._dead_since is None and self._bus.delivers_messages
+        is_quiet = self._is_announced and self._dead_since is None
+        can_wait = is_quiet or all(subscriber.waits_for_run for subscriber in self.subscribers)
+        can_wait = can_wait and self._bus.delivers_messages
         return not can_wait or time.monotonic() - self._looked_at >= interval
 
     def look(self) -> None:

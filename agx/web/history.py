@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -15,9 +17,9 @@ from ..redis.entry_id import format_id
 from ..redis.keys import SessionKeys
 from ..runs.drive import is_prompt
 from ..sessions.base import Session, SessionStore
+from ..sessions.lost_answer import read_lost_answer
 from ..stream.entry import PROMPT, StreamEntry
 from ..stream.events import Body
-from .lost_answer import read_lost_answer
 from .runs import Who
 from .turns import Prompt, close_calls, end_of_prompt
 
@@ -164,8 +166,19 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
     elif live and latest is not None and await _is_to_be_stored(session, latest, who, session_id):
         assert latest.job_prompt is not None
         session.msgs.append(ModelRequest(parts=[UserPromptPart(latest.job_prompt)]))
-    session.msgs = _without_instructions(close_calls(session.msgs))
-    return Conversation(session, latest, live, _without_instructions(close_calls(asked)), lost)
+    session.msgs = _show(session.msgs)
+    return Conversation(session, latest, live, _show(asked), lost)
+
+
+def count_stored(messages: Sequence[ModelMessage], shown: int) -> int:
+    """Return how many stored messages make the first `shown` ones of those that a page gets; more than all for more."""
+    if shown > len(_show(messages)):
+        return len(messages) + 1
+    return bisect_right(range(len(messages) + 1), shown, key=lambda count: len(_show(messages[:count]))) - 1
+
+
+def _show(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    return _without_instructions(close_calls(messages))
 
 
 async def _is_to_be_stored(session: Session, latest: LatestRun, who: Who, session_id: str) -> bool:

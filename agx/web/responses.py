@@ -57,6 +57,7 @@ COMMON: Responses = {
 BUSY: Responses = {409: {"model": Problem, "description": "The session has a live run: follow it, or cancel it first"}}
 NOT_LIVE: Responses = {404: {"model": Problem, "description": "The session has no live run"}}
 UNKNOWN: Responses = {404: {"model": Problem, "description": "The session has no such run, or it has not ended"}}
+STORED: Responses = {404: {"model": Problem, "description": "The user has no such conversation"}}
 FULL: Responses = {429: {"model": Problem, "description": "Too much is waiting"}}
 CHANGED: Responses = {
     409: {"model": Problem, "description": "The session has a live run, or its conversation is not the one shown"}

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from ..error_codes import CLIENT_OUTDATED, REQUEST_TOO_LARGE, REQUEST_UNREADABLE, ErrorCode
 from ..errors import (
+    BranchError,
     ConversationChangedError,
     JobError,
     NotPendingError,
@@ -23,6 +24,8 @@ from ..errors import (
     RedisUnavailableError,
     RunUnknownError,
     SessionBusyError,
+    SessionConflictError,
+    SessionUnknownError,
     TextError,
 )
 from ..runs.outcome import classify_error
@@ -30,7 +33,10 @@ from ..runs.outcome import classify_error
 # Versions of `agx.js` that no longer work with these routes. None so far: 0 was never released.
 OUTDATED_CLIENTS = frozenset({"0"})
 _REFUSALS = (
+    BranchError,
     SessionBusyError,
+    SessionConflictError,
+    SessionUnknownError,
     ConversationChangedError,
     QueueFullError,
     JobError,

@@ -1,12 +1,11 @@
-"""`make_router()`: start, follow and cancel runs, list sessions, read conversations; events in agx's own words."""
+"""`make_router()`: start, follow and cancel runs, and what a page needs beside them; events in agx's own words."""
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
 import asyncio
 import json
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response, status
 from pydantic import BaseModel, Field
@@ -16,13 +15,13 @@ from ..client.files import CLIENT_FILES, ClientFile, read_client_file, tag_file
 from ..control.on_busy import OnBusy
 from ..jobs.submit import submit
 from ..listeners.event_catalogue import event_schema
-from ..listeners.manual import is_live, q
+from ..listeners.manual import is_live
 from ..listeners.sse import event_chunks
 from ..sessions.base import SessionStore
-from ..stream.events import to_readable
 from .approvals import add_approvals
+from .conversations import add_conversations
 from .event_stream import EventStreamResponse
-from .history import read_conversation, read_latest_run
+from .history import read_latest_run
 from .responses import (
     BAD,
     BUSY,
@@ -67,40 +66,6 @@ class StartedRun(BaseModel):
     session_id: str
     run_id: str
     begun: bool = Field(description="False where it still waits for a worker: its events come later")
-
-
-class LiveSessions(BaseModel):
-    """The sessions of the user that have a live run."""
-
-    sessions: list[str]
-
-
-class StoredConversation(BaseModel):
-    """A stored conversation; its title is the first prompt."""
-
-    session_id: str
-    title: str
-    saved_at: datetime
-
-
-class Conversations(BaseModel):
-    """A page of the user's stored conversations, the last saved first."""
-
-    conversations: list[StoredConversation]
-
-
-class Messages(BaseModel):
-    """A conversation, and what is being answered in it."""
-
-    messages: list[dict[str, Any]] = Field(
-        description="pydantic-ai's messages; a prompt that is being answered is last"
-    )
-    run_id: str | None = Field(description="The latest run, as long as its events are kept")
-    live: bool = Field(description="Whether that run is live: follow its events")
-    outcome: str | None = Field(
-        description="How that run ended: completed, cancelled, failed, or lost, where its process died"
-    )
-    last_event_id: str | None = Field(description="The latest event of that run; behind it is what comes next")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +142,7 @@ def make_router(
     _add_runs(router, who, runs, keep_alive, int(retry * 1_000))
     add_controls(router, "/sessions/{session_id}", who)
     add_approvals(router, who, runs if isinstance(runs, Runs) else None)
-    _add_lists(router, who, sessions)
+    add_conversations(router, who, sessions)
     for name in CLIENT_FILES:
         _add_file(router, name, read_client_file(name))
     schema = json.dumps(event_schema()).encode()
@@ -215,10 +180,19 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**OWN_EVENTS, **NOTHING})
     async def follow_events(
-        session_id: SessionId, asker: Asker, last_event_id: Annotated[str, Header(pattern=_CURSOR)] = ""
+        session_id: SessionId,
+        asker: Asker,
+        last_event_id: Annotated[str, Header(pattern=_CURSOR)] = "",
+        follow: Annotated[Literal["run", "session"], Query()] = "run",
     ) -> Response:
-        """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`."""
-        chunks = event_chunks(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT)
+        """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`.
+
+        With `follow=session` the stream stays open, also where there is no run yet: the session's next runs follow.
+        """
+        whole = follow == "session"
+        chunks = event_chunks(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT, whole_session=whole)
+        if whole:
+            return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry)
         live = await is_live(asker.scope_id, asker.user_id, session_id)
         # A live run is silent at times: only where there is none one has to look whether anything is to come.
         first = None if live else await anext(chunks, None)
@@ -236,38 +210,3 @@ def _add_file(router: APIRouter, name: str, file: ClientFile) -> None:
         if file.etag in if_none_match:
             return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
         return Response(file.content, media_type=file.media_type, headers=headers)
-
-
-def _add_lists(router: APIRouter, who: GetWho, sessions: SessionStore) -> None:
-    Asker = Annotated[Who, Depends(who)]
-
-    @router.get("/sessions/{session_id}/messages")
-    async def read_messages(session_id: SessionId, asker: Asker) -> Messages:
-        """Return the conversation."""
-        found = await read_conversation(sessions, asker, session_id)
-        return Messages(
-            messages=to_readable(json.loads(found.session.msgs_to_json())),
-            run_id=found.run_id,
-            live=found.live,
-            outcome=found.outcome,
-            last_event_id=None if found.latest is None else found.latest.last_event_id,
-        )
-
-    @router.get("/sessions")
-    async def list_conversations(
-        asker: Asker,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
-    ) -> Conversations:
-        """List the user's stored conversations."""
-        found = await sessions.list(asker.scope_id, asker.user_id, limit=limit, offset=offset)
-        return Conversations(
-            conversations=[
-                StoredConversation(session_id=one.session_id, title=one.title, saved_at=one.saved_at) for one in found
-            ]
-        )
-
-    @router.get("/live")
-    async def list_live_sessions(asker: Asker) -> LiveSessions:
-        """List the user's sessions that have a live run."""
-        return LiveSessions(sessions=[session async for _, _, session in q(asker.scope_id, asker.user_id)])

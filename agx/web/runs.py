@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -29,8 +30,8 @@ from ..runs.lifecycle import enclosing_recorder
 from ..runs.outcome import classify_error
 from ..runs.runner import run_turn
 from ..sessions.base import SessionStore
+from ..sessions.lost_answer import read_lost_answer
 from ..stream.entry import PROMPT
-from .lost_answer import read_lost_answer
 from .route import Lifespan, RefusedError
 from .turns import Turn, TurnSession, refusing_unreadable, text_of
 
@@ -105,8 +106,11 @@ class Runs:
         kwargs["capabilities"] = [*(kwargs.get("capabilities") or ()), asked]
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
-        # Another process that goes on with the run before there is a new answer must not take the old one for it.
-        goes_on_from = fingerprint(session.msgs) if turn.prompt is None and turn.results is None else None
+        goes_on_from: str | None = None
+        if turn.prompt is None and turn.results is None:
+            # Another process that goes on with the run before there is a new answer must not take the old one for it.
+            goes_on_from = fingerprint(session.msgs)
+            session.branch = self.sessions.open(who.scope_id, who.user_id, uuid.uuid4().hex, parent=session_id)
         resume, args = kwargs.pop("resume", None), kwargs.pop("args", None)
         work = run_turn(
             session, self.agent, turn.prompt, deps, kwargs,

@@ -27,8 +27,8 @@ from pydantic_ai.tools import DeferredToolResults
 
 from ..error_codes import REQUEST_UNREADABLE
 from ..errors import ConversationChangedError
-from ..sessions.base import EXTERNAL_CALLS, Session
-from .lost_answer import append_answer
+from ..sessions.base import EXTERNAL_CALLS, Session, without_conversation
+from ..sessions.lost_answer import append_answer
 from .route import RefusedError, describe_fields
 
 Prompt = str | Sequence[UserContent]
@@ -52,16 +52,26 @@ class Turn:
 
 @dataclass(kw_only=True)
 class TurnSession(Session):
-    """A stored conversation as a turn goes on with it; prepared while the run has the session for itself."""
+    """A stored conversation as a turn goes on with it; prepared while the run has the session for itself.
+
+    Args:
+        lost_answer: of the run before, whose process died.
+        branch: gets the conversation as it was, where the turn drops its last answer.
+    """
 
     stored: Session
     turn: Turn
-    lost_answer: Messages = field(default_factory=list)  # of the run before, whose process died
+    lost_answer: Messages = field(default_factory=list)
+    branch: Session | None = None
 
     async def load(self) -> None:
-        """Take the stored messages, prepared; raises ConversationChangedError, and what the stored session raises."""
+        """Take the stored messages, prepared; raises ConversationChangedError, and what the stored sessions raise."""
         await self.stored.load()
-        self.msgs = self.turn.prepare(append_answer(self.stored.msgs, self.lost_answer))
+        before = append_answer(self.stored.msgs, self.lost_answer)
+        self.msgs = self.turn.prepare(before)
+        if self.branch is not None and len(before) > len(self.msgs):
+            self.branch.msgs = without_conversation(before)
+            await self.branch.save()
 
     async def begin(self, request: ModelRequest) -> None:
         """Store the prompt as the stored session does; raises what it raises."""

@@ -20,7 +20,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "401", "403",
 
 # Of all operations together; `hypothesis` takes the same variable.
 _EXAMPLES = int(os.environ.get("AGX_FUZZ_EXAMPLES") or 130)
-_OPERATIONS = 21
+_OPERATIONS = 24
 _TIMEOUT = 280 + _EXAMPLES // 2
 
 

@@ -27,6 +27,7 @@ from support.waiting import wait_until
 import agx
 from agx.cli.rights import find_rights
 from agx.redis import keys
+from agx.sessions.redis_session import RedisSessions
 from agx.testing import collect
 
 pytestmark = pytest.mark.redis7
@@ -165,6 +166,11 @@ async def _act_as_service(rig: TlsRig, user: str) -> None:
     with pytest.raises(agx.AgxCanceledError):
         await run
     await _decide()
+    store = RedisSessions()
+    await agx.submit(1, 1, "s", agent="support", prompt="Hi", delay=60)
+    await agx.branch_session(1, 1, "s", messages=1, sessions=store, branch_id="branch")
+    await store.rename(1, 1, "branch", "Named")
+    assert await agx.delete_session(1, 1, "s", sessions=store)
     # What a seed client has opened is closed command by command.
     await agx.add(1, 1, "s3", type="info", origin="me")
     await agx.stop(1, 1, "s3")
@@ -332,7 +338,7 @@ async def _wait_for(sidecar: Replica, **outcomes: int) -> None:
 
 REFUSED = {
     "agx-service": [
-        "XCLAIM agx::jobs:0 g c 0 1-1", "XACK agx::jobs:0 g 1-1", "XDEL agx::jobs:0 1-1", "ZADD agx::workers 1 x",
+        "XCLAIM agx::jobs:0 g c 0 1-1", "XPENDING agx::jobs:0 g", "ZADD agx::workers 1 x",
         "SET other:1:1:s x", "GET agx::leader", "SET agx::leader x", "GET agx::metrics", "XADD agx::other * a b",
         "PUBLISH other x", "SUBSCRIBE other", "SUBSCRIBE agx:1:1:s", "FLUSHALL", "KEYS *", "SCAN 0",
         "CONFIG GET *", "ACL LIST", "SCRIPT FLUSH", "CLIENT LIST",

@@ -96,6 +96,7 @@ def test_the_openapi_has_the_schema_and_stable_operation_ids() -> None:
     paths = app.openapi()["paths"]
     ids = [one["operationId"] for path in paths.values() for one in path.values()]
     assert {"api_start_run", "api_cancel_run", "api_chat_cancel_run", "api_ag_ui_cancel_run"} <= set(ids)
+    assert {"api_rename_conversation", "api_branch_conversation", "api_delete_conversation"} <= set(ids)
     assert len(ids) == len(set(ids))
     events = paths["/api/sessions/{session_id}/events"]["get"]["responses"]["200"]
     data = events["content"]["text/event-stream"]["schema"]["properties"]["data"]

@@ -22,6 +22,7 @@ from support.agents import Gate, ScopeDeps, ScriptedAgent, call, scripted
 
 import agx
 from agx.errors import ConversationChangedError
+from agx.redis.keys import Id
 from agx.sessions.base import Session, StoredSession
 from agx.testing import collect
 from agx.web.history import read_conversation
@@ -52,7 +53,7 @@ class Store:
     loaded: Hook = nothing
     saved: Hook = nothing
 
-    def open(self, scope_id: agx.redis.keys.Id, user_id: agx.redis.keys.Id, session_id: agx.redis.keys.Id) -> Session:
+    def open(self, scope_id: Id, user_id: Id, session_id: Id, *, parent: Id | None = None) -> Session:
         return Stored(self, str(session_id))
 
     async def list(self, *ids: Any, **page: Any) -> list[StoredSession]:

@@ -27,8 +27,8 @@ import agx
 from agx.listeners.replay import replay, replay_entries
 from agx.listeners.replayed_run import Event
 from agx.listeners.void import ResumeEvent
+from agx.sessions.lost_answer import read_lost_answer
 from agx.stream.entry import StreamEntry
-from agx.web.lost_answer import read_lost_answer
 
 Made = tuple[str, dict[str, Any]]
 

@@ -35,7 +35,7 @@ function service(scripts, options = {}) {
   const requests = [];
   const fetch = async (url, init) => {
     requests.push(`${init.method ?? "GET"} ${url} ${init.headers["Last-Event-ID"] ?? ""}`.trim());
-    const kind = url.split("/").at(-1);
+    const kind = url.split("/").at(-1).split("?")[0];
     const answer = scripts[kind]?.shift() ?? (kind === "events" ? nothing() : null);
     assert.ok(answer, `not expected: ${requests.at(-1)}`);
     if (answer instanceof Error) throw answer;
@@ -209,7 +209,7 @@ test("a run that replaced the followed one is shown in its place", async () => {
   const state = await shown(client, (state) => state.outcome === "completed");
   assert.deepEqual(contents(state), ["One", "Two", "Two!"]);
   assert.equal(state.runId, "new");
-  assert.ok(requests.includes("GET /api/sessions/s/events 0"));
+  assert.ok(requests.includes("GET /api/sessions/s/events?follow=session 0"));
 });
 
 test("a turn of another page is shown, one that has already ended from what is stored", async () => {
@@ -222,6 +222,122 @@ test("a turn of another page is shown, one that has already ended from what is s
   });
   const state = await shown(client, (state) => state.runId === "r2");
   assert.deepEqual([state.status, contents(state)], ["ready", ["One", "Two", "once"]]);
+});
+
+test("one connection shows the turns of all pages", async () => {
+  const { client, requests } = service({
+    messages: [
+      conversation("r", false, [prompt("One")], "1-0"),
+      conversation("r2", true, [prompt("One"), prompt("Two")]),
+      conversation("r3", true, [prompt("One"), prompt("Two"), prompt("Three")]),
+    ],
+    events: [stream(begin("2-0", "r2") + text("3-0", "two") + end("4-0", "failed") + begin("5-0", "r3") + text("6-0", "three") + end("7-0"), "silence")],
+  });
+  const state = await shown(client, (state) => state.outcome === "completed");
+  assert.deepEqual([state.error, contents(state)], [null, ["One", "Two", "Three", "three"]]);
+  assert.deepEqual(requests.filter((request) => request.includes("/events")), ["GET /api/sessions/s/events?follow=session 1-0"]);
+});
+
+test("the page's own turn is read once: its begin may come before the answer to its request", async () => {
+  const answer = json({ run_id: "r" }, 202);
+  const { client, requests } = service({
+    messages: [conversation(null, false)],
+    runs: [new Promise((resolve) => setTimeout(resolve, 50, answer))],
+    events: [stream(begin("1-0", "r") + text("2-0", "Hello") + end("3-0"), "silence")],
+  });
+  let started;
+  const state = await new Promise((resolve) => {
+    const follower = client.session("s").follow((state) => {
+      if (state.status === "ready") started ??= follower.start("Hi");
+      if (state.outcome === "completed") follower.close(), resolve(state);
+    });
+    started = follower.start("Hi");
+  });
+  assert.deepEqual(contents(state), ["Hi", "Hello"]);
+  assert.equal(requests.filter((request) => request.includes("/messages")).length, 1);
+});
+
+test("a run that nobody ends is lost, and another process may still go on with it", async () => {
+  const { client } = service({
+    messages: [conversation("r", true, [prompt("One")])],
+    events: [
+      stream(begin("1-0", "r") + frame("2-0", "error", { msg: "Lost.", code: "run_lost" }), "silence"),
+      stream(frame("3-0", "resume", { void: null }) + text("4-0", "late"), "silence"),
+      stream(end("5-0")),
+    ],
+  }, { silence: 0.05 });
+  const seen = [];
+  await shown(client, ({ status, outcome }) => seen.push(`${status} ${outcome}`) && outcome === "completed");
+  assert.equal(new Set(seen.slice(seen.indexOf("ready lost"))).size, 3, seen); // lost, running, completed
+});
+
+test("a deleted conversation is empty on each page", async () => {
+  const { client } = service({
+    messages: [conversation("r", false, [prompt("One")], "1-0")],
+    events: [stream(frame("2-0", "end", { deleted: true }), "silence")],
+  });
+  const state = await shown(client, (state) => state.status === "ready" && state.parts.length === 0);
+  assert.deepEqual([state.status, state.runId, state.outcome], ["ready", null, null]);
+});
+
+test("comments keep a silent connection", async () => {
+  const kept = new ReadableStream({
+    async pull(controller) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      controller.enqueue(new TextEncoder().encode((this.sent = (this.sent ?? 0) + 1) < 15 ? ": keep-alive\n\n" : begin("1-0", "r") + end("2-0")));
+    },
+  });
+  const { client, requests } = service({ events: [new Response(kept)] }, { silence: 0.1 });
+  assert.equal((await collect(client.session("s").events())).length, 2);
+  assert.equal(requests.length, 1);
+});
+
+test("a hidden page has no connection while nothing runs, and one again once it is visible", async () => {
+  globalThis.document = Object.assign(new EventTarget(), { hidden: true });
+  const show = (hidden) => {
+    document.hidden = hidden;
+    document.dispatchEvent(new Event("visibilitychange"));
+  };
+  try {
+    const { client, requests } = service({
+      messages: [conversation("r", false, [prompt("One")], "1-0"), conversation("r2", true, [prompt("Two")])],
+      events: [stream("", "silence"), stream(begin("2-0", "r2") + end("3-0"), "silence")],
+    }, { poll: 60 });
+    const reads = () => requests.filter((request) => request.includes("/events")).length;
+    const until = async (condition) => {
+      while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1));
+    };
+    const follower = client.session("s").follow(() => {});
+    await until(() => follower.state.status === "ready");
+    show(false);
+    await until(() => reads() === 1);
+    show(true);
+    show(false);
+    await until(() => follower.state.outcome === "completed");
+    assert.equal(reads(), 2);
+    follower.close();
+  } finally {
+    delete globalThis.document;
+  }
+});
+
+test("conversations are listed, renamed, branched and deleted", async () => {
+  const { client, requests } = service({
+    sessions: [json({ conversations: [] })],
+    "a%20b": [nothing(), nothing()],
+    branches: [json({ session_id: "new" }, 201)],
+  });
+  await client.conversations({ search: "a&b", limit: 5 });
+  const session = client.session("a b");
+  await session.rename("Title");
+  assert.equal(await session.branch(3), "new");
+  await session.delete();
+  assert.deepEqual(requests, [
+    "GET /api/sessions?search=a%26b&limit=5",
+    "PATCH /api/sessions/a%20b",
+    "POST /api/sessions/a%20b/branches",
+    "DELETE /api/sessions/a%20b",
+  ]);
 });
 
 test("a cancelled run has an outcome and no error, a failed one its sentence", async () => {
@@ -270,6 +386,7 @@ function acted(client, count, act, condition) {
 }
 
 test("the calls with which a run ended are shown, and the run that goes on after the last decision", async () => {
+  let goOn;
   const { client, requests } = service({
     messages: [
       conversation("r", true, [prompt("Refund")]),
@@ -277,13 +394,16 @@ test("the calls with which a run ended are shown, and the run that goes on after
     ],
     events: [
       stream(begin("1-0", "r") + called("2-0", "c1") + called("3-0", "c2") + end("4-0")),
-      nothing(),
-      stream(begin("5-0", "r2") + text("6-0", "Done") + end("7-0")),
+      new Promise((resolve) => (goOn = resolve)),
     ],
     approvals: [json({ calls: [waits("c1"), waits("c9", "other"), waits("c2")] })],
     decisions: [json({ run_id: null }, 202), json({ run_id: "r2" }, 202)],
   });
-  const decide = async (chat) => [await chat.deny("c1"), await chat.approve("c2", { args: { euros: 5 } })];
+  const decide = async (chat) => {
+    const decided = [await chat.deny("c1"), await chat.approve("c2", { args: { euros: 5 } })];
+    goOn(stream(begin("5-0", "r2") + text("6-0", "Done") + end("7-0")));
+    return decided;
+  };
   const [decided, state] = await acted(client, 2, decide, (state) => contents(state).includes("Done"));
   assert.deepEqual([decided, state.pending], [[true, true], []]);
   assert.equal(requests.filter((request) => request === "POST /api/sessions/s/decisions").length, 2);
