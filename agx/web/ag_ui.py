@@ -31,9 +31,9 @@ from ..listeners.replay import replay
 from ..listeners.replayed_run import Event, defer
 from ..listeners.void import ResumeEvent
 from ..sessions.base import SessionStore
+from ..sessions.lost_answer import add_event
 from .event_stream import EventStreamResponse
 from .history import read_conversation
-from .lost_answer import add_event
 from .responses import (
     BAD,
     CHANGED,

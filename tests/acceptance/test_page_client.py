@@ -191,7 +191,7 @@ def test_a_reload_a_second_tab_and_the_stop_button(page: Page, model_server: Mod
 def test_a_busy_session_is_a_sentence(page: Page, model_server: ModelServer, service: WebService) -> None:
     model_server.script((Text("slow "), Silence(), Finish()))
     # Between two looks of the page for other turns.
-    page.route("**/events", lambda route: route.fulfill(status=204))
+    page.route("**/events*", lambda route: route.fulfill(status=204))
     page.reload()
     expect(page.get_by_role("button", name="Send")).to_be_enabled()
     session = page.url.partition("#")[2]

@@ -48,14 +48,14 @@ class Client:
         self.writer = writer
 
     @classmethod
-    async def follow(cls, port: int, last_event_id: str = "") -> Client:
+    async def follow(cls, port: int, last_event_id: str = "", query: str = "") -> Client:
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
         client = cls(*await asyncio.open_connection(sock=connection, limit=4_096))
         cursor = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
-        client.writer.write(f"GET /sessions/s/events HTTP/1.1\r\nHost: test\r\n{cursor}\r\n".encode())
+        client.writer.write(f"GET /sessions/s/events{query} HTTP/1.1\r\nHost: test\r\n{cursor}\r\n".encode())
         return client
 
     async def until(self, text: bytes) -> bytes:
@@ -100,6 +100,19 @@ async def test_a_client_that_stalls_is_dropped_and_resumes_while_others_go_on(
     assert ids_of(await again.until(b'"type":"end"')) == whole[0][1:]
     for client in (stalled, again, *good):
         client.close()
+
+
+async def test_a_stream_of_a_session_stays_open_between_its_runs_and_ends_at_a_shutdown(port: int) -> None:
+    client = await Client.follow(port, query="?follow=session")
+    for _ in range(2):
+        await client.until(b": keep-alive")
+        await agx.start(1, 1, "s")
+        await client.until(b'"begin"')
+        await agx.stop(1, 1, "s", grace_period=60)
+        await client.until(b'"type":"end"')
+    event_stream.close_streams()
+    await client.until(b"\r\n0\r\n\r\n")
+    client.close()
 
 
 async def test_a_client_that_is_slow_but_reads_is_kept(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
