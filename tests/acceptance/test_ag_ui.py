@@ -107,7 +107,7 @@ def files() -> dict[str, str]:
     lease = 'service_name="chat"'
     code = Blocks("docs/how-to/fastapi.md").take("python")
     assert lease in code
-    return {"served.py": SERVED, "service.py": code.replace(lease, "lease_ttl=2")}
+    return {"served.py": SERVED, "service.py": code.replace(lease, "lease_ttl=3")}
 
 
 @pytest.fixture(scope="module")
@@ -177,29 +177,32 @@ def test_a_front_end_shows_a_run_that_is_taken_over_once_and_keeps_its_tools_and
     files: dict[str, str],
 ) -> None:
     given = {"tools": [PICK], "state": {"color": "grey"}}
-    model_server.script(
+    asked = {"threadId": session, "runId": "r", "messages": [{"id": "m", "role": "user", "content": "Tell me"}]}
+    model_server.script(say("Hello"), say("Hello"))
+    steps = (
         (Text("first "), ToolCall("look", ('{"where": "here"}',)), Finish("tool_calls")),
         (Text("half "), Silence(), Finish()),
         call("paint", call_id="call_2"),
         say("The whole answer"),
     )
-    asked = {"threadId": session, "runId": "r", "messages": [{"id": "m", "role": "user", "content": "Tell me"}]}
-    with (
-        running_service("served", tmp_path, server.url, model_server, files) as dying,
-        dying.client.stream("POST", "/api/ag-ui", json=asked | given),
-    ):
-        wait_until_sync(lambda: model_server.silent)
-        joining = AgUi(front_end, service, "join", session)
-        while joining.until("TEXT_MESSAGE_CONTENT")["delta"] != "half ":
-            pass
-        dying.end(SIGKILL)
+    with running_service("served", tmp_path, server.url, model_server, files) as dying:
+        # The first request of a process imports the model's client, which blocks its event loop.
+        for each, thread in ((service, "warm-1"), (dying, "warm-2")):
+            each.client.post("/api/ag-ui", json=asked | {"threadId": thread}).raise_for_status()
+        model_server.script(*steps)
+        with dying.client.stream("POST", "/api/ag-ui", json=asked | given):
+            wait_until_sync(lambda: model_server.silent)
+            joining = AgUi(front_end, service, "join", session)
+            while joining.until("TEXT_MESSAGE_CONTENT")["delta"] != "half ":
+                pass
+            dying.end(SIGKILL)
     messages = joining.finish()
     said = [("user", "Tell me"), ("assistant", "first "), ("tool", "nothing in here"), ("tool", "grey"),
             ("assistant", "The whole answer")]  # fmt: skip
     assert contents(messages) == said
     assert joining.kinds.count("MESSAGES_SNAPSHOT") == 2
     assert len({message["id"] for message in messages}) == len(messages)
-    assert all("pick_color" in tools_of(request) for request in model_server.requests)
+    assert all("pick_color" in tools_of(request) for request in model_server.requests[2:])
     assert contents(AgUi(front_end, service, "join", session).finish()) == said
 
 

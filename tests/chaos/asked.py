@@ -215,13 +215,13 @@ async def _queue(session: str) -> None:
 
 
 async def _wait_for_answers(session: str, count: int) -> None:
-    async def are_there() -> bool | None:
-        try:
-            return len((await _read(session))[1]) >= count
-        except agx.RedisUnavailableError:
-            return False
+    async def read_all() -> list[str] | None:
+        with contextlib.suppress(agx.RedisUnavailableError):
+            answers = (await _read(session))[1]
+            return answers if len(answers) >= count else None
+        return None
 
-    await wait_until(are_there, timeout=2 * SETTLE, what=f"{count} answers of {session}")
+    await wait_until(read_all, timeout=2 * SETTLE, what=f"{count} answers of {session}")
 
 
 async def _read(session: str) -> tuple[Prompts, list[str]]:
