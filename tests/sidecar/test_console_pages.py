@@ -53,6 +53,15 @@ def test_prompts_and_errors_are_shown_as_text(kind: str, origin: str, body: dict
     assert line.text == ""
 
 
+def test_a_cancelled_run_shows_no_error() -> None:
+    entries = [
+        StreamEntry((1, 0), "error", "opale", b'{"msg": "canceled", "code": "run_canceled"}'),
+        StreamEntry((2, 0), "end", "opale", b'{"outcome": "cancelled", "reason": "cancel"}'),
+    ]
+    (line,) = write_lines(entries, content=True)
+    assert (line.what, line.about) == ("end", "cancelled · cancel")
+
+
 def test_live_runs_then_lost_then_failed_then_the_rest(open_console: OpenConsole, queue: Queue) -> None:
     begin_live(queue.redis, SESSION, "live-1", partitions=PARTITIONS)
     for n, outcome in enumerate(("failed", "completed", "lost", "cancelled", "failed")):

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from agx.error_codes import RUN_CANCELED
 from agx.facts.schema import RunEnded
 from agx.stream.entry import PROMPT, StreamEntry
 
@@ -34,6 +35,8 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
     parts: dict[tuple[str, str], Line] = {}  # by run and place, those of the current model requests
     for entry in entries:
         body = entry.body
+        if entry.type == "error" and body.get("code") == RUN_CANCELED.code:
+            continue  # the `end` has it
         # Anybody may have added an event, with anything in it.
         run = str(body.get("run")) if entry.is_sub_agents else ""
         part = run, f"{body.get('idx')}/{body.get('event_idx')}"
