@@ -88,11 +88,18 @@ def otlp() -> Iterator[OtlpReceiver]:
         yield receiver
 
 
-@pytest.fixture
-def model_server() -> Iterator[ModelServer]:
-    """An OpenAI-compatible server whose replies the test scripts."""
+@pytest.fixture(scope="module")
+def shared_model_server() -> Iterator[ModelServer]:
+    """The server behind `model_server`, for a service that runs as long as its file."""
     with ModelServer() as server:
         yield server
+
+
+@pytest.fixture
+def model_server(shared_model_server: ModelServer) -> ModelServer:
+    """An OpenAI-compatible server whose replies the test scripts."""
+    shared_model_server.reset()
+    return shared_model_server
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,18 +90,6 @@ def front_end() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def page_model() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-def model_server(page_model: ModelServer) -> ModelServer:
-    page_model.reset()
-    return page_model
-
-
-@pytest.fixture(scope="module")
 def files() -> dict[str, str]:
     lease = 'service_name="chat"'
     code = Blocks("docs/how-to/fastapi.md").take("python")
@@ -112,17 +99,15 @@ def files() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def service(
-    server: EmbeddedServer, page_model: ModelServer, tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]
+    server: EmbeddedServer,
+    shared_model_server: ModelServer,
+    tmp_path_factory: pytest.TempPathFactory,
+    files: dict[str, str],
 ) -> Iterator[WebService]:
     """One service for the file: its Redis is not emptied between tests, and each test has a session of its own."""
     home = tmp_path_factory.mktemp("ag-ui")
-    with leak_checked(server.url) as url, running_service("served", home, url, page_model, files) as service:
+    with leak_checked(server.url) as url, running_service("served", home, url, shared_model_server, files) as service:
         yield service
-
-
-@pytest.fixture
-def session(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"[^\w-]", "-", request.node.name)
 
 
 PICK = {

@@ -19,8 +19,8 @@ from playwright.sync_api import Browser, Page, Route, expect
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from support.ag_ui import CHAT as SOURCES
-from support.ag_ui import AgUi, contents, install, npm
-from support.browser import ask, running_chromium, shows
+from support.ag_ui import AgUi, contents, install, run
+from support.browser import ask, shows
 from support.docs import Blocks, every_block
 from support.leaks import leak_checked
 from support.model_server import Finish, HardCut, ModelServer, Refusal, Silence, Text, ToolCall, call, say
@@ -30,8 +30,6 @@ from support.web import BOB, WebService, running_service
 import agx
 from agx.embedded.server import EmbeddedServer
 from agx.error_codes import MODEL_FAILED, SESSION_BUSY
-
-expect.set_options(timeout=20_000)  # ms
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -89,43 +87,23 @@ def build(home: Path) -> None:
     (home / "index.css").write_text(blocks.take("css"))
     (home / "agent.js").write_text(blocks.take("js"))
     install(home)
-    esbuild = ["exec", "--", "esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
-    npm(*esbuild, "main.jsx", "--outfile=site/page.js", cwd=home)
+    esbuild = ["node_modules/.bin/esbuild", "--bundle", "--jsx=automatic", "--format=esm", "--log-level=warning"]
+    run(*esbuild, "main.jsx", "--outfile=site/page.js", cwd=home)
     (home / "App.jsx").write_text((home / "App.jsx").read_text().replace('"/api/chat"', '"/api/sdk-6"'))
     main = (home / "main.jsx").read_text()
-    (home / "main.jsx").write_text(
-        main.replace("<StrictMode>", "<>").replace("</StrictMode>", "</>")
-    )  # as the page has it for version 6
+    # As the page has it for version 6.
+    (home / "main.jsx").write_text(main.replace("<StrictMode>", "<>").replace("</StrictMode>", "</>"))
     aliases = [f"--alias:{name}={alias}" for name, alias in SDK_6.items()]
-    npm(*esbuild, *aliases, "main.jsx", "--outfile=site/sdk-6/page.js", cwd=home)
-    npm(*esbuild, "vite.config.js", "--outfile=vite.mjs", "--platform=node", "--packages=external", cwd=home)
+    run(*esbuild, *aliases, "main.jsx", "--outfile=site/sdk-6/page.js", cwd=home)
+    run(*esbuild, "vite.config.js", "--outfile=vite.mjs", "--platform=node", "--packages=external", cwd=home)
     for site in ("site", "site/sdk-6"):
         shutil.copy(home / "index.html", home / site)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A Chromium, for this file only: Playwright keeps an event loop running, beside which no async test can be."""
-    with running_chromium() as browser:
-        yield browser
 
 
 def commented(code: str) -> str:
     """Return the page's service with comments on its streams so often that every client shows that it minds none."""
     assert "**chat)" in code
     return code.replace("**chat)", "**chat, keep_alive=0.02)")
-
-
-@pytest.fixture(scope="module")
-def chat_model() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-def model_server(chat_model: ModelServer) -> ModelServer:
-    chat_model.reset()
-    return chat_model
 
 
 def files_of(bundle: Path) -> dict[str, str]:
@@ -135,20 +113,15 @@ def files_of(bundle: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def service(
-    server: EmbeddedServer, chat_model: ModelServer, tmp_path_factory: pytest.TempPathFactory, bundle: Path
+    server: EmbeddedServer, shared_model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory, bundle: Path
 ) -> Iterator[WebService]:
     """One service for the file: its Redis is not emptied between tests, and each test has a session of its own."""
     home = tmp_path_factory.mktemp("chat")
     with (
         leak_checked(server.url) as url,
-        running_service("served", home, url, chat_model, files_of(bundle)) as service,
+        running_service("served", home, url, shared_model_server, files_of(bundle)) as service,
     ):
         yield service
-
-
-@pytest.fixture
-def session(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"[^\w-]", "-", request.node.name)
 
 
 @contextmanager

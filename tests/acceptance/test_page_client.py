@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from support.browser import ask, running_chromium, shows
+from support.browser import ask, shows
 from support.docs import Blocks, every_block
 from support.leaks import leak_checked
 from support.model_server import Finish, ModelServer, Silence, Text, say
@@ -21,8 +21,6 @@ from support.web import WebService, running_service
 
 from agx.embedded.server import EmbeddedServer
 from agx.error_codes import SESSION_BUSY
-
-expect.set_options(timeout=30_000)  # ms
 
 pytestmark = [pytest.mark.browser, pytest.mark.npm, pytest.mark.timeout(240)]
 
@@ -78,7 +76,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def site(home: Path) -> Path:
     (site := home / "site").mkdir()
     shutil.copy(home / "index.html", site)
-    run("npm", "exec", "--", "esbuild", "main.tsx", "--bundle", "--jsx=automatic", "--outfile=site/page.js", cwd=home)
+    run("node_modules/.bin/esbuild", "main.tsx", "--bundle", "--jsx=automatic", "--outfile=site/page.js", cwd=home)
     (site / "plain.html").write_text(PLAIN)
     (site / "plain.js").write_text(Blocks(PAGE).take("js"))
     return site
@@ -89,7 +87,7 @@ def test_the_types_are_strict(home: Path) -> None:
     (home / "wrong.ts").write_text(wrong + 'connect("/api").session("s").start(1);\n')
     (home / "events.ts").write_text(EVENTS_BY_TYPE)
     options = ["--noEmit", "--strict", "--target", "es2023", "--module", "nodenext", "--jsx", "react-jsx"]
-    run("npm", "exec", "--", "tsc", *options, "main.tsx", "wrong.ts", "events.ts", cwd=home)
+    run("node_modules/.bin/tsc", *options, "main.tsx", "wrong.ts", "events.ts", cwd=home)
 
 
 def test_the_types_name_what_the_module_exports(home: Path) -> None:
@@ -99,31 +97,13 @@ def test_the_types_name_what_the_module_exports(home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def chat_model() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
-def model_server(chat_model: ModelServer) -> ModelServer:
-    chat_model.reset()
-    return chat_model
-
-
-@pytest.fixture(scope="module")
 def service(
-    server: EmbeddedServer, chat_model: ModelServer, tmp_path_factory: pytest.TempPathFactory, site: Path
+    server: EmbeddedServer, shared_model_server: ModelServer, tmp_path_factory: pytest.TempPathFactory, site: Path
 ) -> Iterator[WebService]:
     """One service for the file: its Redis is not emptied between tests, and each test has a session of its own."""
     served = {"served.py": SERVED.replace("SITE", repr(str(site)))}
     home = tmp_path_factory.mktemp("served")
-    with leak_checked(server.url) as url, running_service("served", home, url, chat_model, served) as service:
+    with leak_checked(server.url) as url, running_service("served", home, url, shared_model_server, served) as service:
         yield service
 
 

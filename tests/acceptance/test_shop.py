@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from support.browser import ask, running_chromium
+from support.browser import ask
 from support.docs import ROOT
 from support.replica import Scrape
 from support.waiting import wait_until_sync
@@ -65,12 +65,6 @@ def running_shop(home: Path) -> Iterator[Shop]:
     finally:
         child.end()
         print(shop.log)
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with running_chromium() as browser:
-        yield browser
 
 
 def log_in(browser: Browser, url: str, user: str, password: str) -> Page:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from ops.boards import targets
 from playwright.sync_api import Browser, Page, expect
-from support.browser import ask, running_chromium, shows
+from support.browser import ask, shows
 from support.docs import DOCS, Blocks, every_block
 from support.leaks import leak_checked
 from support.model_server import Finish, ModelServer, Silence, Text, call, say
@@ -62,12 +62,6 @@ class Reader(Terminals):
 def reader(model_server: ModelServer, tmp_path: Path) -> Iterator[Reader]:
     with Reader(tmp_path, model_server) as reader:
         yield reader
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_chromium() as browser:
-        yield browser
 
 
 def is_done(page: Page) -> None:

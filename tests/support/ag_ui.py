@@ -14,15 +14,15 @@ from .web import WebService
 CHAT = Path(__file__).parents[1] / "acceptance" / "chat"
 
 
-def npm(*arguments: str, cwd: Path) -> None:
-    """Run npm; a failure fails the test."""
-    done = subprocess.run(["npm", *arguments], cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
+def run(*command: str, cwd: Path) -> None:
+    """Run a command; a failure fails the test."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def install(home: Path) -> None:
     """Install what the package.json in a directory names."""
-    npm("install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
+    run("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", cwd=home)
 
 
 def install_client(home: Path) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+expect.set_options(timeout=30_000)  # ms
+
 
 @contextmanager
 def running_chromium() -> Iterator[Browser]:

@@ -17,6 +17,8 @@ from openai import AsyncOpenAI
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
+from .waiting import wait_until_sync
+
 MODEL = "gpt-4o-mini"  # a name with a known price
 
 
@@ -128,7 +130,9 @@ class ModelServer:
         self._released.clear()
 
     def reset(self) -> None:
-        """Forget what was scripted and what came, for the next test of a file."""
+        """Forget what was scripted and what came, for the next test of a file; replies in a Silence go on."""
+        self.release()
+        wait_until_sync(lambda: not self.silent, what="the end of every Silence")
         self._script.clear()
         self.requests.clear()
         self.disconnects = 0
