@@ -19,8 +19,8 @@ from ..runs.outcome import Ending
 from ..runs.recording.recorder import Recorder
 from ..runs.recording.run_events import RunEvents
 from ..runs.state import RunState
-from ..stream.entry import RUNTIME
-from ..stream.events import Body, Runtime
+from ..stream.entry import RUNTIME, Body
+from ..stream.events import Runtime
 from ..stream.writer import SessionWriter
 from ..telemetry import conventions as names
 from ..telemetry.tracing import continue_run, describe_run, start_run

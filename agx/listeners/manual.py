@@ -21,8 +21,8 @@ from ..redis import keys
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import parse_live
 from ..redis.retry import COMMAND_TIMEOUT, retry
-from ..stream.entry import RUNTIME, to_fields
-from ..stream.events import Body, UserBody, check_body, check_label, encode_body
+from ..stream.entry import RUNTIME, Body, to_fields
+from ..stream.events import UserBody, check_body, check_label, encode_body
 from ..stream.writer import SessionWriter
 
 T = TypeVar("T")

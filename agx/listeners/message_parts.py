@@ -21,7 +21,8 @@ from pydantic_ai.messages import (
 )
 
 from ..stream.custom_events import load_chunk
-from ..stream.events import TOOL_OUTCOMES, Body
+from ..stream.entry import Body
+from ..stream.events import TOOL_OUTCOMES
 
 _Outcome = Literal["success", "failed", "denied", "interrupted", "retried"]
 _OUTCOMES: dict[object, _Outcome] = {ours: cast("_Outcome", theirs) for theirs, ours in TOOL_OUTCOMES.items()}

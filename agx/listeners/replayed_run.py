@@ -35,8 +35,7 @@ from pydantic_ai.tools import DeferredToolRequests
 from ..error_codes import EVENTS_EXPIRED, RUN_FAILED, RUN_LOST, RUN_REPLACED
 from ..errors import RunFailedError
 from ..stream.custom_events import load_event
-from ..stream.entry import DEFERRED, PROMPT, RUNTIME, StreamEntry
-from ..stream.events import Body
+from ..stream.entry import DEFERRED, PROMPT, RUNTIME, Body, StreamEntry
 from .message_parts import load_part, load_return
 from .void import ResumeEvent, void_runs
 

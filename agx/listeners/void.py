@@ -12,8 +12,7 @@ from ..redis.bus import Bus
 from ..redis.entry_id import StreamId, format_id
 from ..redis.keys import SessionKeys
 from ..redis.recovery_window import parse_recover
-from ..stream.entry import RUNTIME, StreamEntry
-from ..stream.events import Body
+from ..stream.entry import RUNTIME, Body, StreamEntry
 
 _PAGE = 500  # entries a read
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..error_codes import ATTEMPTS_EXHAUSTED, RUN_CANCELED, RUN_LOST
 from ..facts.schema import ERROR_OUTCOMES, NodeEnded, Outcome, Reason, RunEnded, RunFact, RunStarted, ToolEnded
 from ..redis.keys import SessionKeys
-from ..stream.events import Body
+from ..stream.entry import Body
 from .missing_facts import LOST, MissingFacts, find_missing_facts
 from .recorded_run import RecordedRun
 

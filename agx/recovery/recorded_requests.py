@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
 from ..facts.schema import ToolOutcome
-from ..stream.entry import RUNTIME, StreamEntry
-from ..stream.events import Body
+from ..stream.entry import RUNTIME, Body, StreamEntry
 
 LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
 _MOST_TEXT = 200  # characters of a name, as labels are cut

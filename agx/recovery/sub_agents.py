@@ -9,8 +9,7 @@ from typing import cast, get_args
 import orjson
 
 from ..facts.schema import ERROR_OUTCOMES, Outcome
-from ..stream.entry import RUNTIME, StreamEntry
-from ..stream.events import Body
+from ..stream.entry import RUNTIME, Body, StreamEntry
 from .recorded_requests import RecordedRequest, count_of, entry_ns, own_body, read_requests, text_of
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..listeners import manual as stream
 from ..redis.keys import Id
-from ..stream.entry import AGENT, RUNTIME
-from ..stream.events import Body, Runtime, WireEvent
+from ..stream.entry import AGENT, RUNTIME, Body
+from ..stream.events import Runtime, WireEvent
 
 
 @dataclass(kw_only=True)

@@ -22,8 +22,8 @@ from ..redis.keys import SessionKeys
 from ..redis.live_key import new_holder, parse_live
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, retry
-from ..stream.entry import RUNTIME
-from ..stream.events import Body, Runtime
+from ..stream.entry import RUNTIME, Body
+from ..stream.events import Runtime
 from ..stream.writer import SessionWriter
 from ..telemetry.tracing import describe_run, start_run, valid_traceparent
 from .driving_task import run_to_end

@@ -55,7 +55,7 @@ from ..errors import (
     TextError,
 )
 from ..facts.schema import Outcome, Reason
-from ..stream.events import Body
+from ..stream.entry import Body
 from ..telemetry.tracing import captures_content
 from .state import RunState
 

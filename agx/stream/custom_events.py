@@ -26,9 +26,9 @@ from pydantic_ai.messages import (
     UnknownCustomEvent,
 )
 
-logger = logging.getLogger("agx")
+from .entry import Body
 
-Body = dict[str, Any]
+logger = logging.getLogger("agx")
 
 # Changes that pydantic-ai reports about the run itself. Not every version that agx allows has all of them.
 _CHANGES = frozenset({"enqueued_messages", "tool_availability_delta", "capability_load_delta", "model_settings_delta"})

@@ -18,6 +18,8 @@ import orjson
 from ..facts.json_values import fit
 from ..redis.entry_id import StreamId, format_id, parse_id
 
+Body = dict[str, Any]
+
 # `type` comes first: the append script and the clients of the older package find it there.
 TYPE, ORIGIN, BODY, SEQ, CHECKPOINT = "type", "origin", "body", "seq", "ck"
 

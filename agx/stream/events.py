@@ -33,9 +33,7 @@ from ..errors import BodyError
 from ..facts.json_values import fit
 from ..facts.schema import ToolOutcome
 from .custom_events import dump_chunks, dump_event
-from .entry import DEFERRED, PROMPT, SUB_AGENT
-
-Body = dict[str, Any]
+from .entry import DEFERRED, PROMPT, SUB_AGENT, Body
 
 
 class UserBody(dict[str, Any]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from .events import Body, Part, UserBody
+from .entry import Body
+from .events import Part, UserBody
 
 
 @dataclass(slots=True)

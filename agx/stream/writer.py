@@ -19,8 +19,8 @@ from ..redis.entry_id import StreamId, format_id
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, Backoff, retry
 from .append_scripts import BEGIN, RESUME
-from .entry import StreamEntry, to_arguments
-from .events import Body, Part, UserBody, encode_body
+from .entry import Body, StreamEntry, to_arguments
+from .events import Part, UserBody, encode_body
 from .pending import Pending, PendingEntry
 from .stream_tail import StreamTail
 from .write_side import WriteSide

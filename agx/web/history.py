@@ -18,8 +18,7 @@ from ..redis.keys import SessionKeys
 from ..runs.drive import is_prompt
 from ..sessions.base import Session, SessionStore
 from ..sessions.lost_answer import read_lost_answer
-from ..stream.entry import PROMPT, StreamEntry
-from ..stream.events import Body
+from ..stream.entry import PROMPT, Body, StreamEntry
 from .runs import Who
 from .turns import Prompt, close_calls, end_of_prompt
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import orjson
 import pytest
-from support.made_facts import T0, call, ended, node, run_of, started, tool, trace, usage
+from support.made_facts import T0, call, ended, node, resumed, run_of, started, tool, trace, usage
 from support.replica import PARTITIONS, PREFIX, Queue
 from support.visitor import OpenConsole, begin_live, say
 
@@ -359,3 +359,25 @@ def test_the_conversation_is_shown_where_content_is_on(open_console: OpenConsole
     ]
     queue.redis.hset(key, "messages", "no JSON")
     assert "Conversation" not in open_console(AGX_CONSOLE_CONTENT="1")[1].get(url).text
+
+
+def test_a_run_without_a_process_is_recovering_and_can_be_cancelled(open_console: OpenConsole, queue: Queue) -> None:
+    begin = {"session_id": "s1", "run_id": "run-1", "agent": "support", "seq": 0, "recover": 60}
+    queue.redis.xadd(SESSION.stream, {"type": "begin", "origin": "opale", "body": orjson.dumps(begin)})
+    queue.redis.expire(SESSION.stream, 600)
+    say(queue.redis, SESSION, event="llm-begin", idx=1, model="gpt-4o-mini")
+    queue.add(started(), node(), resumed(last_ns=T0 + 1_000_000_000))
+    _, visitor = open_console()
+    page = visitor.get(RUN).text
+    assert "recovering, waits for a worker" in page
+    assert 'data-every="1000"' in page
+    bars = re.findall(r'class="kind (\w+ d\d)">([^<]+)<', page)
+    assert bars == [
+        ("run d0", "support"),
+        ("model d1", "model request 1 · gpt-4o-mini-2024-07-18"),
+        ("step d1", "attempt 2"),
+    ]
+    assert "resumed by another process" in page
+    form = {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}
+    assert visitor.post("/cancel", form).status == 303
+    assert "Cancellation is requested." in visitor.get(RUN).text

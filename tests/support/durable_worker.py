@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -15,9 +16,13 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import agx
 from agx.jobs.recipe import Recipe
+from agx.sessions.base import SessionStore
+from agx.sessions.redis_session import RedisSessions
+from agx.sessions.sql_session import SqlSessions
 
 from .agents import ScopeDeps
 
@@ -84,25 +89,54 @@ def make_agent(
     return agent
 
 
-def make_recipe(agent: Agent[ScopeDeps, str]) -> Recipe:
-    """Return a recipe that runs an agent on the session that Redis holds."""
+def make_poison() -> Agent[ScopeDeps, str]:
+    """Return an agent whose tool kills the process."""
+
+    async def call(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[dict[int, DeltaToolCall]]:
+        yield {0: DeltaToolCall("drink", "{}", tool_call_id="drink")}
+
+    agent = Agent(FunctionModel(stream_function=call), name="poison", deps_type=ScopeDeps)
+
+    @agent.tool_plain(metadata={"on_resume": "retry"})
+    async def drink() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return agent
+
+
+def open_database(ledger: Path) -> AsyncEngine:
+    """Return the database of the agent `stored`, beside the ledger."""
+    return create_async_engine(f"sqlite+aiosqlite:///{ledger.with_suffix('.sqlite')}")
+
+
+def make_recipe(agent: Agent[ScopeDeps, str], store: SessionStore | None = None) -> Recipe:
+    """Return a recipe that runs an agent on the session that a store holds; by default Redis."""
+    opened = RedisSessions() if store is None else store
 
     async def make_call(job: agx.Job) -> agx.Call:
+        ids = (job.scope_id, job.user_id, job.session_id)
         deps = ScopeDeps(scope=job.scope_id, user_id=job.user_id, session_id=job.session_id)
-        return agx.Call(agx.RedisSession(job.scope_id, job.user_id, job.session_id), agent, deps)
+        return agx.Call(opened.open(*ids), agent, deps)
 
     return make_call
 
 
 def work(url: str, ledger: Path) -> None:
     """Print `ready`, and work until SIGTERM."""
-    asyncio.run(_work(url, Ledger(ledger)))
+    asyncio.run(_work(url, ledger))
 
 
-async def _work(url: str, ledger: Ledger) -> None:
+async def _work(url: str, path: Path) -> None:
     async with Redis.from_url(url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=LEASE_TTL, retention=60))
-        worker = agx.Worker({"support": make_recipe(make_agent(ledger))})
+        agent, database = make_agent(Ledger(path)), open_database(path)
+        recipes = {
+            "support": make_recipe(agent),
+            "stored": make_recipe(agent, SqlSessions(database)),
+            "poison": make_recipe(make_poison()),
+        }
+        worker = agx.Worker(recipes)
         print("ready", flush=True)
         await worker.run()
         await agx.aclose()
+        await database.dispose()

@@ -27,8 +27,8 @@ from ...errors import AttemptsExhaustedError
 from ...facts import schema as facts
 from ...model_calls.model_request import ModelRequest
 from ...recovery.recorded_run import Place, RecordedRun
-from ...stream.entry import DEFERRED, RUNTIME
-from ...stream.events import Body, delta_text
+from ...stream.entry import DEFERRED, RUNTIME, Body
+from ...stream.events import delta_text
 from ...telemetry import conventions as names
 from ...telemetry.tracing import RunSpan
 from ..outcome import Ending, log_failure, make_error_body

@@ -12,8 +12,8 @@ from pydantic_ai.messages import PartDeltaEvent
 from ...facts.event_sample import EventSample
 from ...facts.schema import StreamTotals
 from ...redis.retry import COMMAND_TIMEOUT
-from ...stream.entry import AGENT, SUB_AGENT, has_visible_text
-from ...stream.events import Body, Runtime, WireEvent
+from ...stream.entry import AGENT, SUB_AGENT, Body, has_visible_text
+from ...stream.events import Runtime, WireEvent
 from ..state import RunState
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pydantic_ai.tools import DeferredToolRequests
 from ...facts.schema import NodeEnded, ToolOutcome, tool_name
 from ...model_calls.plain_runs import describe_requests, find_run_id, report_plain_run
 from ...recovery.recorded_requests import RecordedRequest
-from ...stream.events import Body, Runtime, tool_outcome
+from ...stream.entry import Body
+from ...stream.events import Runtime, tool_outcome
 from ...telemetry.tracing import RunSpan
 from .run_facts import RunFacts, RunFields
 from .steps import Tool

@@ -16,6 +16,7 @@ _MARKS = {
     "cancelling": "■",
     "dead": "☠",
     "recovering": "↻",
+    "resumed": "↻",
     "ok": "✔",
     "retry": "↻",
     "error": "✘",
@@ -27,6 +28,7 @@ _AS_TEXT = "\ufe0e"  # a browser shows the mark in front as text, not as a pictu
 _TEXTS = {
     "dead": "dead, waits for a sidecar",
     "recovering": "recovering, waits for a worker",
+    "resumed": "resumed by another process",
     "open": "under way",
     "cancelling": "being cancelled",
 }

@@ -77,7 +77,8 @@ class RunHistory:
 
     @property
     def is_live(self) -> bool:
-        return self.lease != "gone" and self.ended is None
+        """Whether it goes on: in a process, or in the one that resumes it."""
+        return self.ended is None and (self.lease != "gone" or self.is_recovering)
 
     @property
     def state(self) -> str:
@@ -86,15 +87,15 @@ class RunHistory:
             return self.ended.outcome
         if self.entries and self.entries[-1].type == "end":
             return str(self.entries[-1].body.get("outcome") or "completed")
-        if self.lease == "gone" and self._is_recovering:
+        if self.is_recovering:
             return "recovering"
         return {"held": "live", "cancelling": "cancelling", "gone": "dead"}[self.lease]
 
     @property
-    def _is_recovering(self) -> bool:
-        """Whether another process can still resume the run."""
+    def is_recovering(self) -> bool:
+        """Whether no process has the run, and another one can still resume it."""
         recover = None if self.begin is None else parse_recover(self.begin.body)
-        if recover is None or not self.entries:
+        if self.lease != "gone" or recover is None or not self.entries or self.entries[-1].type == "end":
             return False
         last_entry_ms = self.entries[-1].id[0]
         return self.now_ms < window_end_ms(recover, last_entry_ms=last_entry_ms, deadline_ms=self.deadline_ms)

@@ -9,6 +9,7 @@ from typing import Literal
 from agx.facts.schema import (
     NodeEnded,
     RunEnded,
+    RunResumed,
     RunStarted,
     ToolEnded,
     Usage,
@@ -98,6 +99,7 @@ def _run_bars(history: RunHistory, run_id: str, depth: int, opened: list[Bar], d
         error = ended.error_type if ended else None
         yield Bar("run", fact.agent, depth, fact.start_ns, ended.end_ns if ended else None, outcome, error)
     parts = [[_node_bar(node, depth + 1)] for node in history.of(NodeEnded) if node.run_id == run_id]
+    parts += [[_gap_bar(resumed, depth + 1)] for resumed in history.of(RunResumed) if resumed.run_id == run_id]
     now = [[bar] for bar in opened]  # the last ones, however coarse their times are
     by_span: dict[str, list[Bar]] = {}
     for tool in history.of(ToolEnded):
@@ -124,6 +126,11 @@ def _around(bar: Bar, parts: list[list[Bar]]) -> list[Bar] | None:
     return max(around, key=lambda part: part[0].start_ns, default=None)
 
 
+def _gap_bar(resumed: RunResumed, depth: int) -> Bar:
+    """Return the time in which no process had the run."""
+    return Bar("step", f"attempt {resumed.attempt}", depth, resumed.last_ns, resumed.at_ns, "resumed")
+
+
 def _node_bar(node: NodeEnded, depth: int) -> Bar:
     name = node.node.replace("_", " ")
     first = usage = None
@@ -138,7 +145,7 @@ def _node_bar(node: NodeEnded, depth: int) -> Bar:
 
 def _open_bars(history: RunHistory, skew_ns: int) -> Iterator[Bar]:
     """Yield the parts whose begin is in the stream and whose end is in neither stream nor facts."""
-    if not history.is_live:
+    if not history.is_live or history.is_recovering:
         return
     run_id = history.place.run_id
     requests: dict[int, Bar] = {}
