@@ -118,7 +118,7 @@ class Session {
 
   /** Give the conversation a title, which later turns do not change. */
   async rename(title) {
-    await this.client.request(this.path, withBody("PATCH", { title }));
+    await this.client.request(`${this.path}/title`, withBody("PUT", { title }));
   }
 
   /** Cancel the live run, and remove the conversation. */

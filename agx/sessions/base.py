@@ -265,12 +265,12 @@ def title_of(session: Session) -> str:
 
 
 def check_title(title: str) -> str:
-    """Return a title without the spaces around it; raises TextError where it is too long, empty, or can't be stored."""
+    """Return a title as it is stored, without the spaces around it; raises TextError where it is empty or too long."""
     if not isinstance(title, str):
         raise TypeError(f"title must be a str, not {type(title).__name__}")
-    title = title.strip()
-    if not 0 < len(title) <= TITLE_LENGTH or title != _storable(title):
-        raise TextError(f"a title must have 1 to {TITLE_LENGTH} characters, all of which UTF-8 can encode, and no NUL")
+    title = _storable(title).strip()
+    if not 0 < len(title) <= TITLE_LENGTH:
+        raise TextError(f"a title must have 1 to {TITLE_LENGTH} characters, not only spaces")
     return title
 
 

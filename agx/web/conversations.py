@@ -58,7 +58,7 @@ class Messages(BaseModel):
 class Title(BaseModel):
     """A title that later turns do not change."""
 
-    title: str = Field(min_length=1, max_length=TITLE_LENGTH)
+    title: str = Field(min_length=1, max_length=TITLE_LENGTH, pattern=r"[^\s\x00-\x1f]")
 
 
 class BranchPoint(BaseModel):
@@ -122,7 +122,7 @@ def add_conversations(router: APIRouter, who: GetWho, sessions: SessionStore) ->
             last_event_id=None if found.latest is None else found.latest.last_event_id,
         )
 
-    @router.patch("/sessions/{session_id}", status_code=status.HTTP_204_NO_CONTENT, responses=STORED)
+    @router.put("/sessions/{session_id}/title", status_code=status.HTTP_204_NO_CONTENT, responses=STORED)
     async def rename_conversation(session_id: SessionId, title: Title, asker: Asker) -> None:
         """Give the conversation a title."""
         await sessions.rename(asker.scope_id, asker.user_id, session_id, title.title)

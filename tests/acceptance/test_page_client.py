@@ -34,8 +34,9 @@ import type { AgxEvent } from "./agx.js";
 
 export function describe(event: AgxEvent): string | undefined {
   if (event.type === "end") return event.body.outcome;
-  if (event.type === "event" && event.body.event === "part_delta") return event.body.content_delta;
-  if (event.type === "event" && event.body.event === "part_start" && event.body.part_kind === "tool-call")
+  if (event.type !== "event" || event.origin !== "pydantic-ai") return;
+  if (event.body.event === "part_delta") return event.body.content_delta;
+  if (event.body.event === "part_start" && event.body.part_kind === "tool-call")
     // @ts-expect-error: a tool's call has arguments, and no content
     return event.body.content;
 }

@@ -353,6 +353,9 @@ def test_the_openapi_names_every_answer(service: WebService) -> None:
         "/api/approvals",
         "/api/sessions/{session_id}/messages",
         "/api/sessions",
+        "/api/sessions/{session_id}",
+        "/api/sessions/{session_id}/title",
+        "/api/sessions/{session_id}/branches",
         "/api/live",
     }
     for path, operations in paths.items():

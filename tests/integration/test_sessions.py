@@ -152,7 +152,7 @@ async def test_a_title_stays_through_later_turns(store: SessionStore) -> None:
     await store.rename(1, 1, "s", "  Trip to Oslo ✓ ")
     await say(store, "two")
     assert [one.title for one in await store.list(1, 1)] == ["Trip to Oslo ✓"]
-    for title in ("", " ", "t" * 201, "a\0", "\ud800"):
+    for title in ("", " ", "\0", "t" * 201):
         with pytest.raises(agx.TextError):
             await store.rename(1, 1, "s", title)
     with pytest.raises(TypeError):

@@ -40,7 +40,7 @@ def test_every_code_of_the_module_is_in_the_catalogue_once() -> None:
         (agx.SessionBusyError("secret"), "session_busy"),
         (agx.SessionUnknownError("secret"), "session_unknown"),
         (agx.SessionConflictError("secret"), "conversation_changed"),
-        (agx.BranchError("secret"), "request_unreadable"),
+        (agx.BranchError("secret"), "conversation_changed"),
         (agx.QueueFullError("secret", "2 jobs"), "queue_full"),
         (agx.RedisUnavailableError("secret", "secret"), "redis_unavailable"),
     ],

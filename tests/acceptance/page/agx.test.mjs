@@ -324,7 +324,8 @@ test("a hidden page has no connection while nothing runs, and one again once it 
 test("conversations are listed, renamed, branched and deleted", async () => {
   const { client, requests } = service({
     sessions: [json({ conversations: [] })],
-    "a%20b": [nothing(), nothing()],
+    title: [nothing()],
+    "a%20b": [nothing()],
     branches: [json({ session_id: "new" }, 201)],
   });
   await client.conversations({ search: "a&b", limit: 5 });
@@ -334,7 +335,7 @@ test("conversations are listed, renamed, branched and deleted", async () => {
   await session.delete();
   assert.deepEqual(requests, [
     "GET /api/sessions?search=a%26b&limit=5",
-    "PATCH /api/sessions/a%20b",
+    "PUT /api/sessions/a%20b/title",
     "POST /api/sessions/a%20b/branches",
     "DELETE /api/sessions/a%20b",
   ]);
