@@ -131,7 +131,7 @@ class Session {
     return (await this.client.post(`${this.path}/branches`, { messages })).session_id;
   }
 
-  /** Give the live run a message. A second message with the same `key` is not added. Raises AgxError `nothing_runs`. */
+  /** Give the live run a message. A second message with the same `key` is not added. Raises AgxError `not_found` where nothing runs. */
   async steer(text, key) {
     await this.client.post(`${this.path}/steer`, { text, key });
   }
@@ -333,7 +333,7 @@ class Follower {
       await this.#session.steer(text);
       return true;
     } catch (error) {
-      if (error.code !== "nothing_runs") this.#change({ error });
+      if (error.code !== "not_found") this.#change({ error });
       return false;
     }
   }

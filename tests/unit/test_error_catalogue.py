@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def test_every_code_of_the_module_is_in_the_catalogue_once() -> None:
     defined = [value for value in vars(errors).values() if isinstance(value, errors.ErrorCode)]
     assert list(errors.CATALOGUE) == defined
     assert len({row.code for row in defined}) == len(defined)
+
+
+def test_every_code_of_the_client_is_in_the_catalogue_or_on_its_page() -> None:
+    client = files("agx.client").joinpath("agx.js").read_text()
+    sentences = client.partition("const SENTENCES = {")[2].partition("\n};")[0]
+    compared = re.findall(r"""(?:code [!=]==|AgxError\() ?"(\w+)\"""", client)
+    codes = {"network_error", *compared, *re.findall(r"^  (\w+): ", sentences, re.MULTILINE)}
+    assert len(codes) > 8
+    documented = set(re.findall(r"`(\w+)`", Path("docs/how-to/page.md").read_text().partition("## Errors")[2]))
+    assert codes - documented - {row.code for row in errors.CATALOGUE} == set()
 
 
 @pytest.mark.parametrize(

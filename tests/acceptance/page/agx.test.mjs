@@ -155,6 +155,19 @@ test("a run that no sidecar ends is shown as lost once the service reports it", 
   assert.equal(requests.length, 3);
 });
 
+test("a message for a run that is over is refused without an error, any other refusal with one", async () => {
+  const { client } = service({
+    messages: [conversation("r", false)],
+    steer: [json({ detail: "No live run.", code: "not_found" }, 404), json({ detail: "Too much.", code: "queue_full" }, 429)],
+  }, { poll: 60 });
+  const follower = client.session("s").follow(() => {});
+  assert.equal(await follower.steer("And?"), false);
+  assert.equal(follower.state.error, null);
+  assert.equal(await follower.steer("And?"), false);
+  assert.equal(follower.state.error.code, "queue_full");
+  follower.close();
+});
+
 test("a page that is opened behind a lost run shows it, and can ask again", async () => {
   const scripts = {
     messages: [conversation("r", false, [prompt("Hi")], "2-0", "lost")],
