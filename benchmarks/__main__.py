@@ -20,8 +20,11 @@ from .http import measure_http
 from .idle import Idle, hold_sessions, weigh_runs
 from .replay import measure_replay
 from .report import Row
+from .request import measure_request
+from .stalls import measure_stalls
 from .startup import measure_startup
 from .tokens import Costs, flat_out
+from .users import measure_users
 
 _IDLE_SECONDS = 120.0
 _CLIENTS = ("--maxclients", "20000")  # the peer opens one connection a listener
@@ -293,10 +296,13 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "checkpoints": measure_checkpoints,
     "listeners": measure_listeners,
     "http": measure_http,
+    "request": measure_request,
+    "stalls": measure_stalls,
     "replay": measure_replay,
     "startup": measure_startup,
     "cancel": measure_cancel,
     "idle": measure_idleness,
+    "users": measure_users,
 }
 
 

@@ -221,13 +221,13 @@ async def follow_all(line: Line, url: str, name: str, load: Load, port: int) -> 
     configure_agx(url)
     names = [f"s{number}" for number in range(load.sessions)]
     await asyncio.gather(*(agx.start(1, 1, session) for session in names))
-    clients = [_Client(names[number % load.sessions]) for number in range(load.clients)]
+    clients = [Client(names[number % load.sessions]) for number in range(load.clients)]
     for first in range(0, len(clients), _TOGETHER):
         await asyncio.gather(*(client.connect(port) for client in clients[first : first + _TOGETHER]))
     line.send("connected")
     await line.receive()
     if name != "floor":
-        await asyncio.gather(*(_write(session, load, n / load.sessions) for n, session in enumerate(names)))
+        await asyncio.gather(*(write_session(session, load, n / load.sessions) for n, session in enumerate(names)))
     async with asyncio.timeout(load.seconds + 30):
         for client in clients:
             await client.ended
@@ -236,7 +236,7 @@ async def follow_all(line: Line, url: str, name: str, load: Load, port: int) -> 
     return sum(len(client.delays) == load.events for client in clients), delays
 
 
-class _Client(asyncio.Protocol):
+class Client(asyncio.Protocol):
     """A browser that follows a session, reduced to its socket."""
 
     def __init__(self, session: str) -> None:
@@ -265,9 +265,11 @@ class _Client(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-async def _write(session: str, load: Load, phase: float) -> None:
+async def write_session(session: str, load: Load, phase: float, *, padding: str = "") -> None:
+    """Write a session's events, evenly over time, and end it."""
     async for _ in _ticks(load, phase):
-        await agx.add(1, 1, session, type="info", origin="benchmark", body={"at": time.monotonic_ns()})
+        body = {"at": time.monotonic_ns(), "padding": padding}
+        await agx.add(1, 1, session, type="info", origin="benchmark", body=body)
     await agx.stop(1, 1, session)
 
 

@@ -63,6 +63,10 @@ class Worker:
     def send(self, value: object) -> None:
         self._ours.send(value)
 
+    def join(self) -> None:
+        """Wait until the process has ended."""
+        self._process.join(_PATIENCE)
+
     def __enter__(self) -> Worker:
         return self
 
