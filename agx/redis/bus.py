@@ -126,6 +126,8 @@ class NodeBus(Bus):
 
     def _send(self) -> None:
         """Send what waits; what is issued from here on waits until all replies are there."""
+        if self._under_way or self._opening is not None:
+            return  # called by `_issue()`, and the loss of the connection came first
         calls, self._waiting = self._waiting, []
         self._is_busy = bool(calls)
         if not calls:
@@ -160,7 +162,7 @@ class NodeBus(Bus):
         except Exception as error:
             logger.exception("agx: a reply could not be read")
             self._give_up(error)
-        if self._under_way or not self._is_busy or self._opening is not None:
+        if self._under_way or not self._is_busy:
             return
         if self._is_replica:
             # The name by which it was found may lead to another server by now.
@@ -265,6 +267,7 @@ class NodeBus(Bus):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         waiting, self._waiting = self._waiting, []
+        self._is_busy = False
         self._give_up(_closing())
         _fail(waiting, _closing())
         if self._timer is not None:

@@ -14,9 +14,11 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ReadOnlyError
 from support.waiting import wait_until
 
+from agx.redis.cluster_bus import open_bus
 from agx.redis.redis_py import (
     NO_REPLY,
     Connection,
+    _Receiver,
     make_connection,
     make_node_connection,
     pack_command,
@@ -100,6 +102,30 @@ async def test_a_connection_that_was_given_up_calls_nobody(connection: Connectio
     assert await receive_all(connection, [("ECHO", b"x")]) == [b"x"]
     assert not lost
     await connection.close()
+
+
+async def test_commands_issued_while_a_connection_is_lost_wait_for_one_new_connection(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[None] = []
+    bus = open_bus(Redis.from_url(redis_url), lambda: opened.append(None))
+    await bus.execute("PING")
+    loop, replies = asyncio.get_running_loop(), list[asyncio.Future[Any]]()
+
+    def issue_first() -> None:  # just before the loop reports the loss, so that it sends just after it
+        replies.append(bus.execute("ECHO", "first"))
+        loop.call_soon(loop.call_soon, issue_second)
+
+    def issue_second() -> None:
+        replies.append(bus.execute("ECHO", "second"))
+
+    monkeypatch.setattr(_Receiver, "eof_received", lambda receiver: loop.call_soon(issue_first) and None)
+    async with Redis.from_url(redis_url) as other:
+        await other.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await wait_until(lambda: len(replies) == 2)
+    assert await asyncio.gather(*replies) == [b"first", b"second"]
+    assert len(opened) == 2
+    await bus.aclose()
 
 
 async def test_replies_have_the_shape_that_users_know(connection: Connection) -> None:
