@@ -1,7 +1,7 @@
 """A service for compose.yaml with endless traffic: the demo's agents, on the Redis of AGX_REDIS_URL.
 
 Its model is scripted: no key and no network. Runs complete, are cancelled, fail, or lose their process, until SIGTERM.
-It goes on while no sidecar runs.
+It goes on while no sidecar runs (`benchmarks/outage.py`).
 """
 
 from __future__ import annotations
