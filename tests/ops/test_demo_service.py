@@ -42,7 +42,7 @@ def test_the_demo_service_shows_up_in_prometheus(stack: Stack, tmp_path: Path) -
     service, log = _start(tmp_path, stack.redis_url, str(SERVICE))
     shown = 'agx_runs_total{outcome="completed", agent=~"travel|analyst"} > 0'
     try:
-        wait_until_sync(lambda: service.ended or stack.query(shown), what=shown)
+        wait_until_sync(lambda: service.ended or stack.query(shown), timeout=60, what=shown)
     finally:
         code = service.end()
     assert code == 0, log.read_text()
