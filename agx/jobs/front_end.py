@@ -1,4 +1,4 @@
-"""What a front end brings to a run: its tools, and its state. A job's arguments have both under `front_end`."""
+"""What a front end brings to a run: its tools, and its state. A job's arguments have both under `agx_front_end`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_ai.tools import DeferredToolRequests, ToolDefinition
 
 from ..runs.deps import Deps
 
-ARGUMENT = "front_end"
+ARGUMENT = "agx_front_end"  # of a job: no argument of the user's own recipe
 
 
 def equip(

@@ -11,7 +11,7 @@ from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.models.test import TestModel
 from support.agents import ScopeDeps
 
-from agx.jobs.front_end import equip
+from agx.jobs.front_end import ARGUMENT, equip
 
 TOOLS = [{"name": "pick", "description": "Ask.", "parameters": {"type": "object", "properties": {}}}]
 
@@ -26,7 +26,7 @@ class DoorDeps(ScopeDeps):
 
 
 def given(**front_end: Any) -> dict[str, Any]:
-    return {"front_end": {"tools": [], "state": {}, **front_end}}
+    return {ARGUMENT: {"tools": [], "state": {}, **front_end}}
 
 
 async def test_the_calls_of_its_tools_end_the_run() -> None:
@@ -46,7 +46,7 @@ def test_outputs_that_may_be_deferred_already_stay(is_agents: bool) -> None:
 
 def test_a_run_without_a_front_end_is_as_it_was() -> None:
     kwargs = {"model": "test", "toolsets": []}
-    for args in ({}, {"front_end": None}, given()):
+    for args in ({}, {ARGUMENT: None}, given()):
         assert equip(Agent(TestModel()), ScopeDeps(), kwargs, args) == kwargs
 
 
