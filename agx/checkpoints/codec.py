@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ToolReturnPart, UserContent
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, ToolReturnPart, UserContent
 from pydantic_ai.tools import DeferredToolResults
 from pydantic_ai.usage import RunUsage
 from pydantic_core import from_json, to_json
@@ -19,7 +19,6 @@ from pydantic_core import from_json, to_json
 _REFERENCE = "ref"
 FORMAT = 1  # goes up when an older process could misread a newer checkpoint
 
-_RETURN: TypeAdapter[ToolReturnPart] = TypeAdapter(ToolReturnPart)
 _CONTENT: TypeAdapter[str | list[UserContent]] = TypeAdapter(str | list[UserContent])
 _USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 _RESULTS: TypeAdapter[DeferredToolResults] = TypeAdapter(DeferredToolResults)
@@ -95,7 +94,9 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
     if checkpoint.messages is not None:
         fields |= {"start": checkpoint.start, "messages": _refer(dump_messages(checkpoint.messages), by_reference)}
     if checkpoint.returned is not None:
-        fields["returned"] = _dump(_RETURN, checkpoint.returned.part)
+        # As a part of a message: only those have bytes in base64.
+        (message,) = dump_messages((ModelRequest([checkpoint.returned.part]),))
+        (fields["returned"],) = message["parts"]
         if checkpoint.returned.content is not None:
             fields["content"] = _dump(_CONTENT, checkpoint.returned.content)
     if checkpoint.usage is not None:
@@ -162,9 +163,7 @@ def decode(data: bytes, returned_before: Mapping[str, ToolReturn]) -> Checkpoint
             messages=None if messages is None else tuple(ModelMessagesTypeAdapter.validate_python(messages)),
             returned=None
             if returned is None
-            else ToolReturn(
-                _RETURN.validate_python(returned), None if content is None else _CONTENT.validate_python(content)
-            ),
+            else ToolReturn(_load_return(returned), None if content is None else _CONTENT.validate_python(content)),
             usage=None if (usage := fields.get("usage")) is None else _USAGE.validate_python(usage),
             output_retries=None if (retries := fields.get("output_retries")) is None else int(retries),
             pending=tuple(_PENDING.validate_python(fields.get("pending", []))),
@@ -181,6 +180,14 @@ def dump_messages(messages: tuple[ModelMessage, ...]) -> list[Any]:
     """Return messages as JSON values."""
     plain: list[Any] = _dump(ModelMessagesTypeAdapter, list(messages))
     return plain
+
+
+def _load_return(plain: Any) -> ToolReturnPart:
+    (message,) = ModelMessagesTypeAdapter.validate_python([{"kind": "request", "parts": [plain]}])
+    (part,) = message.parts
+    if not isinstance(part, ToolReturnPart):
+        raise TypeError
+    return part
 
 
 def _refer(messages: list[Any], by_reference: frozenset[str]) -> list[Any]:

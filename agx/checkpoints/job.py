@@ -71,7 +71,7 @@ class Job:
             raise JobError(f"recover must be from 0 to {MAX_RECOVER} seconds, not {self.recover!r:.40}")
         if not _is_number(self.max_attempts) or isinstance(self.max_attempts, float) or self.max_attempts < 1:
             raise JobError(f"max_attempts must be an int of at least 1, not {self.max_attempts!r:.40}")
-        return orjson.dumps(
+        fields = (
             {
                 "v": FORMAT,
                 "run_id": self.run_id,
@@ -86,6 +86,10 @@ class Job:
             | ({} if self.results is None else {"results": orjson.Fragment(to_json(self.results))})
             | ({} if self.goes_on_from is None else {"goes_on_from": self.goes_on_from})
         )
+        try:
+            return orjson.dumps(fields)
+        except TypeError as error:  # a lone surrogate, an integer beyond 64 bits
+            raise JobError(f"agent, prompt and max_attempts must be JSON values ({error})") from None
 
 
 def decode(data: bytes) -> Job:

@@ -289,7 +289,8 @@ class Leases:
             RedisError, OSError: a further question had no answer.
         """
         if raw is None:
-            return await self._judge_missing(lease)
+            # Not where the lease was taken again after this question was sent: it had expired, and was not deleted.
+            return None if lease.confirmed > sent else await self._judge_missing(lease)
         value = parse_live(raw)
         if value.holder == lease.holder:
             lease.confirmed, lease.breaks = sent, self._bus.breaks

@@ -17,9 +17,11 @@ import agx
 from agx.embedded.server import EmbeddedServer
 from agx.engine.lease import Lease
 from agx.engine.leases import Leases
+from agx.engine.registry import current_engine
 from agx.facts import schema as facts
 from agx.redis import keys
 from agx.redis.bus import NodeBus, Script
+from agx.redis.live_key import RENEW
 from agx.stream.append_scripts import BEGIN
 
 SESSION = keys.SessionKeys.of("agx", 1, 1, "s")
@@ -237,3 +239,32 @@ async def test_a_tool_that_raises_a_stray_cancellation_has_failed(configured: Re
         await agx.run(FakeSession(), stage.agent(), "Hi", deps=ScopeDeps())
     recorded = await read_recorded(configured)
     assert [fact.outcome for fact in recorded.facts if isinstance(fact, facts.ToolEnded)] == ["error"]
+
+
+async def test_a_renewal_that_is_older_than_the_lease_cancels_nothing(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis pauses until the lease has expired; it is taken again before the reply of a renewal is looked at."""
+    engine = current_engine()
+    await engine.ready()
+    cancelled: list[Any] = []
+    lease = Lease(SESSION, "r", lambda *how: cancelled.append(how), lambda: cancelled.append("lost"))
+    await engine.leases.acquire(lease)
+    assert lease.listing is not None
+    await lease.listing
+    await configured.delete(SESSION.live)
+    run = engine.control.run
+
+    def reply_late(script: Script, *args: Any) -> Any:
+        async def late() -> Any:
+            found = await run(script, *args)
+            await engine.leases.acquire(lease)
+            return found
+
+        return asyncio.ensure_future(late()) if script is RENEW else run(script, *args)
+
+    monkeypatch.setattr(engine.control, "run", reply_late)
+    await engine.leases.renew(lease)
+    assert cancelled == []
+    assert await configured.get(SESSION.live) == b"r"
+    await engine.leases.release(lease)

@@ -430,13 +430,14 @@ async def test_a_worker_whose_clock_is_behind_takes_jobs(configured: Redis) -> N
 
 
 UNUSABLE: list[dict[str, Any]] = [
-    {"agent": 5}, {"agent": ""}, {"agent": "a" * 201},
-    {"prompt": b"Hello"}, {"prompt": 5}, {"prompt": [5]}, {"prompt": {"Hello": 1}},
+    {"agent": 5}, {"agent": ""}, {"agent": "a" * 201}, {"agent": "\ud800"},
+    {"prompt": b"Hello"}, {"prompt": 5}, {"prompt": [5]}, {"prompt": {"Hello": 1}}, {"prompt": ["\ud800"]},
     {"args": "abc"}, {"args": {"n": float("nan")}}, {"args": {"n": [{"m": float("-inf")}]}}, {"args": {"n": int}},
     {"args": {1: 2}}, {"args": {"text": "x" * 65_536}}, {"args": {"text": "\ud800"}}, {"args": {"n": 2**64}},
     {"delay": 1e300}, {"delay": -1}, {"delay": float("nan")}, {"delay": "1"},
     {"recover": float("inf")}, {"recover": float("nan")}, {"recover": 1e300}, {"recover": -1}, {"recover": None},
     {"max_attempts": 2.5}, {"max_attempts": 0}, {"max_attempts": True}, {"max_attempts": "3"},
+    {"max_attempts": 2**70},
     {"on_busy": "queue"},
 ]  # fmt: skip
 

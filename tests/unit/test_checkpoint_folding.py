@@ -46,8 +46,9 @@ class Odd:
         ({"found": [Odd(), 1]}, {"found": [{"unserialisable": "Odd"}, 1]}),
         (Odd(), {"unserialisable": "Odd"}),
         ("a\ud800b", "a?b"),
+        ({"image": b"\xff\x00"}, {"image": "_wA="}),
     ],
-    ids=["not a number", "an object in a list", "an object", "half a character"],
+    ids=["not a number", "an object in a list", "an object", "half a character", "bytes"],
 )
 def test_what_json_cannot_hold_is_replaced(given: object, stored: object) -> None:
     result = ToolReturn(ToolReturnPart("look", given, "c1"))
