@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -28,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "redis7: needs Debian's redis-server 7.0 on the PATH; deselect it where there is none"
     )
+
+
+def pytest_collection_modifyitems() -> None:
+    # It imports while the first tests run, so that no test waits for it.
+    if "support.forked" in sys.modules:
+        multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ class DurableWorld(World):
         self._names += 1
         name = f"w{self._names}"
         arguments = (self.worker_url, self.witness.directory, self.lease_ttl, self.slots, _GRACE)
-        worker: Any = Forked(serve, *arguments, log=self.home / f"{name}.log")
+        worker = Forked(serve, *arguments, log=self.home / f"{name}.log")
         self.workers[name] = worker
         self.pids[name] = worker.pid
 

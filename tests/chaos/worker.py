@@ -1,8 +1,4 @@
-"""A service to be killed: it runs agents all the time, and writes down what became of each.
-
-Arguments: the URL of Redis, the ledger's path, this worker's name, how many runs at a time, the leases' TTL, and where
-its OpenTelemetry SDK exports to; nowhere if it has none.
-"""
+"""A service to be killed: it runs agents all the time, and records the result of each."""
 
 from __future__ import annotations
 
@@ -10,11 +6,16 @@ import asyncio
 import itertools
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import orjson
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
@@ -53,7 +54,7 @@ class CountedSession(agx.Session):
 class Ledger:
     """Lines that are in the file when `write()` returns, however the process ends."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, session: str, event: str, what: str = "") -> None:
@@ -108,7 +109,7 @@ async def run_one(ledger: Ledger, name: str, slowness: float) -> bool:
     return True
 
 
-async def serve(url: str, path: str, name: str, slots: int, lease_ttl: float) -> None:
+async def _serve(url: str, path: Path, name: str, slots: int, lease_ttl: float) -> None:
     """Keep so many runs going until SIGTERM, then let them end."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -129,13 +130,7 @@ async def serve(url: str, path: str, name: str, slots: int, lease_ttl: float) ->
 
 
 def open_sdk(endpoint: str) -> Callable[[], None]:
-    """Install an SDK as a service has it, and return what shuts it down; only who has one pays for its imports."""
-    from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
+    """Install an SDK as a service has it, and return what shuts it down."""
     provider = TracerProvider(resource=Resource({"service.name": SERVICE}))
     exporter = OTLPSpanExporter(f"{endpoint}/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_EVERY))
@@ -143,13 +138,14 @@ def open_sdk(endpoint: str) -> Callable[[], None]:
     return provider.shutdown
 
 
-def main() -> None:
-    url, path, name, slots, lease_ttl, endpoint = sys.argv[1:]
-    shut_down = open_sdk(endpoint) if endpoint else None
-    asyncio.run(serve(url, path, name, int(slots), float(lease_ttl)))
+def work(url: str, ledger: Path, name: str, slots: int, lease_ttl: float, endpoint: str | None) -> None:
+    """Run agents until SIGTERM.
+
+    Args:
+        slots: runs at a time.
+        endpoint: where its OpenTelemetry SDK exports to; None: it has no SDK.
+    """
+    shut_down = open_sdk(endpoint) if endpoint is not None else None
+    asyncio.run(_serve(url, ledger, name, slots, lease_ttl))
     if shut_down is not None:
         shut_down()
-
-
-if __name__ == "__main__":
-    main()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,17 +12,16 @@ from pathlib import Path
 from random import Random
 
 from redis import Redis as SyncRedis
+from support.forked import Forked
 from support.otlp import OtlpReceiver
 from support.proxy import Proxy
 from support.replica import Replica
 from support.rigs import paused
 
-from agx.embedded.child import Child
 from agx.embedded.server import EmbeddedServer
 
 from .witness import Witness
-
-TESTS = Path(__file__).parents[1]
+from .worker import work
 
 
 @dataclass
@@ -48,7 +45,7 @@ class World:
     faults: Counter[str] = field(default_factory=Counter)
     ends: float = 0.0  # monotonic, when nothing strikes any more
     times: list[str] = field(default_factory=list)  # what was measured, for the table
-    workers: dict[str, Child] = field(default_factory=dict)
+    workers: dict[str, Forked] = field(default_factory=dict)
     with_sdk: set[str] = field(default_factory=set)
     killed_at: dict[str, float] = field(default_factory=dict)  # workers; monotonic
     mortal: set[str] = field(default_factory=set)  # workers whose runs may be lost: killed, or stalled too long
@@ -64,13 +61,9 @@ class World:
         if has_sdk:
             self.with_sdk.add(name)
         ledger = self.witness.directory / f"{name}.ledger"
-        endpoint = self.otlp.endpoint_http if has_sdk else ""
+        endpoint = self.otlp.endpoint_http if has_sdk else None
         arguments = (self.worker_url, ledger, name, self.slots, self.lease_ttl, endpoint)
-        command = [sys.executable, "-m", "chaos.worker", *map(str, arguments)]
-        scratch = self.home / f"{name}.scratch"
-        path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path}
-        self.workers[name] = Child(command, log=self.home / f"{name}.log", home=scratch, environment=environment)
+        self.workers[name] = Forked(work, *arguments, log=self.home / f"{name}.log")
 
     def start_sidecar(self) -> None:
         self._names += 1
@@ -99,7 +92,7 @@ class World:
         with paused(worker.pid):
             await asyncio.sleep(self.lease_ttl * 1.5)
 
-    def _any_worker(self) -> tuple[str, Child]:
+    def _any_worker(self) -> tuple[str, Forked]:
         name = self.chance.choice(sorted(self.workers))
         return name, self.workers[name]
 
@@ -169,7 +162,7 @@ class World:
     async def finish_workers(self) -> list[str]:
         """Have every service end its runs and leave; returns those that did not do so in time."""
         for worker in self.workers.values():
-            os.kill(worker.pid, signal.SIGTERM)
+            worker.send(signal.SIGTERM)
         late = []
         for name, worker in self.workers.items():
             for _ in range(600):
