@@ -319,7 +319,18 @@ export interface Part {
   tool_name?: string;
   tool_call_id?: string;
   args?: unknown;
+  /** Of a live tool call: what the agents that run in it do. They are not stored. */
+  sub_agents?: readonly SubAgent[];
   [key: string]: unknown;
+}
+
+/** An agent that runs in a tool call; a tool call among its parts may have further ones. */
+export interface SubAgent {
+  run: string;
+  agent: string;
+  /** Null while it is under way. */
+  outcome: Outcome | null;
+  parts: readonly Part[];
 }
 
 /** A tool call that waits: for a yes or a no, or for the result of a call that is made elsewhere. */

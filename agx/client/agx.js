@@ -463,7 +463,7 @@ class Follower {
 
 /** Return the parts after an event: the same array where the event changes none. Unknown events change none. */
 export function apply(parts, { type, origin, body }) {
-  if (origin === "sub-agent") return parts;
+  if (origin === "sub-agent") return nest(parts, body, body.depth);
   if (body.event === "part_start") return [...parts, body];
   if (body.event === "part_delta") {
     const index = parts.findLastIndex((part) => part.part_kind === body.part_kind);
@@ -476,11 +476,34 @@ export function apply(parts, { type, origin, body }) {
     return textOf(last) === body.prompt && !body.steer ? parts : [...parts, { part_kind: "user-prompt", content: body.prompt }];
   }
   // Another process goes on with the run: what the first one had begun to answer does not count.
-  if (type === "resume" && body.void)
-    return parts.filter((part) => part.idx !== body.void.idx || part.seq < body.void.from_seq);
+  if (type === "resume" && (body.void || body.void_runs)) return withoutVoid(parts, body);
   // The cursor is older than what the service retains.
   if (type === "info" && body.gap && !body.superseded_by) return [...parts, { part_kind: "gap" }];
   return parts;
+}
+
+/** Return the parts with an event of a sub-agent in the tool call in which it runs, `depth` levels below these parts. */
+function nest(parts, body, depth) {
+  const hasCall = (part) => part.part_kind === "tool-call" && part.tool_call_id === body.parent_tool_call_id;
+  const add = (one) => (one.run === body.run ? addStep(one, body) : one);
+  const below = (one) => (depth > 2 || one.run === body.parent_run ? { ...one, parts: nest(one.parts, body, depth - 1) } : one);
+  if (depth > 1) return parts.map((part) => (part.sub_agents ? { ...part, sub_agents: part.sub_agents.map(below) } : part));
+  const index = parts.findLastIndex(hasCall);
+  if (index < 0) return parts;
+  const known = parts[index].sub_agents ?? [];
+  const all = known.some((one) => one.run === body.run) ? known : [...known, { run: body.run, agent: body.agent, outcome: null, parts: [] }];
+  return parts.with(index, { ...parts[index], sub_agents: all.map(add) });
+}
+
+function withoutVoid(parts, body) {
+  const counts = (part) => !body.void || part.idx !== body.void.idx || part.seq < body.void.from_seq;
+  const known = (one) => !body.void_runs?.includes(one.run);
+  return parts.filter(counts).map((part) => (part.sub_agents ? { ...part, sub_agents: part.sub_agents.filter(known) } : part));
+}
+
+function addStep(subAgent, body) {
+  if (body.event === "run-end") return { ...subAgent, outcome: body.outcome };
+  return { ...subAgent, parts: apply(subAgent.parts, { type: "event", origin: "", body }) };
 }
 
 /** Return the text of a part; other content as JSON. */

@@ -382,6 +382,36 @@ test("parts: deltas, void parts of a resumed run, gaps, and events of a later ve
   assert.equal(after(parts, {}, "of-a-later-version"), parts);
 });
 
+test("sub-agents: in the call in which they run, whatever ids the calls have, until a resume drops them", () => {
+  const call = (tool_call_id) => ({ event: "part_start", part_kind: "tool-call", tool_call_id });
+  const tags = (run, parent_run, depth, parent_tool_call_id = "a") => ({ run, parent_run, agent: run[0], depth, parent_tool_call_id });
+  let parts = [];
+  const add = (body, origin = "sub-agent", type = "event") => (parts = apply(parts, { type, origin, body }));
+  const said = (run, parent_run, depth, content_delta) => {
+    add({ ...tags(run, parent_run, depth), event: "part_delta", part_kind: "text", content_delta });
+  };
+  add(call("a"), "pydantic-ai");
+  for (const run of ["m1", "m2"]) {
+    add({ ...tags(run, "r", 1), event: "run-begin" });
+    add({ ...tags(run, "r", 1), ...call("a") });
+    add({ ...tags(`l${run}`, run, 2), event: "part_start", part_kind: "text", content: "" });
+    add({ ...tags(`d${run}`, `l${run}`, 3), event: "run-begin" }); // its call is not known: its start was trimmed
+  }
+  said("lm1", "m1", 2, "on");
+  said("lm2", "m2", 2, "two");
+  said("lm1", "m1", 2, "e");
+  add({ ...tags("lm1", "m1", 2), event: "run-end", outcome: "completed" });
+  assert.equal(parts.length, 1);
+  const of = (part) => part.sub_agents.map((one) => [one.run, one.agent, one.outcome]);
+  assert.deepEqual(of(parts[0]), [["m1", "m", null], ["m2", "m", null]]);
+  const leaves = parts[0].sub_agents.map((one) => one.parts[0]);
+  assert.deepEqual(leaves.map(of), [[["lm1", "l", "completed"]], [["lm2", "l", null]]]);
+  assert.deepEqual(leaves.map((part) => part.sub_agents[0].parts[0].content), ["one", "two"]);
+  assert.equal(add({ ...tags("x", "r", 1, "unknown"), event: "run-begin" }), parts);
+  add({ void: null, void_runs: ["m1", "lm1"] }, "opale", "resume");
+  assert.deepEqual(of(parts[0]), [["m2", "m", null]]);
+});
+
 const waits = (call_id, session_id = "s") => ({ call_id, session_id, tool: "refund", args: { euros: 20 }, kind: "approval" });
 const toolCall = (tool_call_id) => ({ part_kind: "tool-call", tool_name: "refund", tool_call_id });
 const called = (id, tool_call_id) => frame(id, "event", { event: "part_start", ...toolCall(tool_call_id) }, "pydantic-ai");
