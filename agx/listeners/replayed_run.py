@@ -41,6 +41,8 @@ from .void import ResumeEvent, void_runs
 
 logger = logging.getLogger("agx")
 
+_END = ("outcome", "reason", "msg", "code")  # what a sub-agent's end has for a page
+
 Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]
 
 
@@ -120,7 +122,7 @@ class ReplayedRun:
     _finals: dict[str, FinalResultEvent] = field(default_factory=dict)  # by the output tool's call that gave it
     _error: Body | None = None  # the run's own if its end is next, else a tool's
     _made: dict[str, ToolCallPart] = field(default_factory=dict)  # all calls
-    _sub_agents: dict[str, ReplayedRun] = field(default_factory=dict)  # by run
+    _sub_agents: dict[str, tuple[SubAgentEvent, ReplayedRun]] = field(default_factory=dict)  # by run, those under way
     _left: dict[str, dict[str, str]] = field(default_factory=dict)  # to others: names by id, by what is to be done
 
     def read(self, entry: StreamEntry) -> Iterator[Event]:
@@ -161,6 +163,7 @@ class ReplayedRun:
     def _end(self, body: Body) -> Iterator[Event]:
         self.ended = True
         outcome = body.get("outcome", "completed")  # a session opened by hand has none
+        yield from self._end_sub_agents(reversed(list(self._sub_agents)), {"outcome": outcome})
         if outcome == "cancelled":
             raise RunCancelled("the run was cancelled")
         if outcome != "completed":
@@ -211,13 +214,22 @@ class ReplayedRun:
             parent_tool_call_id=str(body.get("parent_tool_call_id")),
             depth=int(body.get("depth", 1)),
         )
-        run = self._sub_agents.setdefault(of.run, ReplayedRun())
-        if body.get("event") == "run-begin":
-            yield of
-        for event in run._end_response() if body.get("event") == "run-end" else run._read_event(body):
-            yield replace(of, event=event)
         if body.get("event") == "run-end":
-            yield replace(of, end={name: body[name] for name in ("outcome", "reason", "msg", "code") if name in body})
+            yield from self._end_sub_agents([of.run], {name: body[name] for name in _END if name in body})
+            return
+        if of.run not in self._sub_agents:
+            self._sub_agents[of.run] = of, ReplayedRun()
+            yield of
+        for event in self._sub_agents[of.run][1]._read_event(body):
+            yield replace(of, event=event)
+
+    def _end_sub_agents(self, runs: Iterable[str], end: Body) -> Iterator[AgentStreamEvent]:
+        for run in runs:
+            if (found := self._sub_agents.pop(run, None)) is not None:
+                of, events = found
+                for event in events._end_response():
+                    yield replace(of, event=event)
+                yield replace(of, end=end)
 
     def _resume(self, body: Body) -> Iterator[AgentStreamEvent]:
         """End what a dead process had begun; its calls were not made."""
@@ -228,8 +240,8 @@ class ReplayedRun:
             self._finals.pop(call_id, None)
         self._calls.clear()
         self._previous = None
-        for run in (runs := void_runs(body)):
-            self._sub_agents.pop(run, None)
+        runs = void_runs(body)
+        yield from self._end_sub_agents(reversed(runs), {"outcome": "lost"})
         if body.get("void") is not None or runs:
             void = {"attempt": body.get("attempt"), "void": body.get("void"), "tool_call_ids": void_calls}
             yield ResumeEvent(body=void | ({"void_runs": runs} if runs else {}))

@@ -25,7 +25,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.tools import DeferredToolResults
-from pydantic_ai.ui.ag_ui import AGUIAdapter, AGUIEventStream
+from pydantic_ai.ui.ag_ui import AGUIAdapter
 
 from ..listeners.replay import replay
 from ..listeners.replayed_run import Event, defer
@@ -55,6 +55,7 @@ from .runs import (
     make_lifespan,
     make_plain_deps,
 )
+from .sub_agents.ag_ui import ThreadEventStream
 from .turns import (
     Prompt,
     Turn,
@@ -233,7 +234,7 @@ async def _frames(
     snapshot: list[ModelMessage] | None,
     read_asked: Callable[[], Awaitable[list[ModelMessage]]],
 ) -> AsyncGenerator[str, None]:
-    stream: AGUIEventStream[Any, Any] = AGUIEventStream(run_input=request.for_adapter)
+    stream = ThreadEventStream(run_input=request.for_adapter)
     given: list[ModelMessage] = []  # by this run
     parts: list[Any] = []  # of the response that is open
 

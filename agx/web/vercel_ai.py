@@ -15,7 +15,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.tools import DeferredToolResults
-from pydantic_ai.ui.vercel_ai import VercelAIAdapter, VercelAIEventStream
+from pydantic_ai.ui.vercel_ai import VercelAIAdapter
 from pydantic_ai.ui.vercel_ai.request_types import (
     DynamicToolApprovalRequestedPart,
     DynamicToolInputAvailablePart,
@@ -62,6 +62,7 @@ from .runs import (
     make_lifespan,
     make_plain_deps,
 )
+from .sub_agents.vercel_ai import ChatEventStream
 from .turns import (
     Turn,
     ask,
@@ -99,7 +100,6 @@ _USER_MESSAGE: JsonDict = {
 }
 
 
-EventStream = VercelAIEventStream[Any, Any]
 # Of the caller, the session, the message that the answer goes on in, and the messages that it begins with.
 StreamRun = Callable[[Who, str, str | None, list[ModelMessage]], Response]
 
@@ -168,7 +168,7 @@ def make_vercel_ai_router(
     Asker = Annotated[Who, Depends(who)]
 
     def stream_run(asker: Who, session_id: str, message_id: str | None, opening: list[ModelMessage]) -> Response:
-        stream: EventStream = VercelAIEventStream(sdk_version=sdk_version, server_message_id=message_id)
+        stream = ChatEventStream(sdk_version=sdk_version, server_message_id=message_id)
         ended = partial(_describe_end, sessions, asker, session_id)
         frames = _frames(stream, _replay_answer(asker, session_id, opening), ended)
         return EventStreamResponse(frames, keep_alive=keep_alive, headers=stream.response_headers)
@@ -243,7 +243,7 @@ def _read_outputs(message: UIMessage) -> dict[str, object]:
     """Return the results that a page has given to tool calls (`addToolOutput`), and those it got from here."""
     outputs: dict[str, object] = {}
     for part in message.parts:
-        if isinstance(part, ToolOutputAvailablePart | DynamicToolOutputAvailablePart):
+        if isinstance(part, ToolOutputAvailablePart | DynamicToolOutputAvailablePart) and not part.preliminary:
             outputs[part.tool_call_id] = part.output
         elif isinstance(part, ToolOutputErrorPart | DynamicToolOutputErrorPart):
             outputs[part.tool_call_id] = ToolFailed(part.error_text)
@@ -251,7 +251,7 @@ def _read_outputs(message: UIMessage) -> dict[str, object]:
 
 
 async def _frames(
-    stream: EventStream,
+    stream: ChatEventStream,
     events: AsyncGenerator[Event, None],
     describe_end: Callable[[], Awaitable[MessageMetadataChunk | None]],
 ) -> AsyncGenerator[str, None]:

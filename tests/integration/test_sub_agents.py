@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import Hooks
 from pydantic_ai.exceptions import RunCancelled
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from redis.asyncio import Redis
-from support.agents import Gate, ScopeDeps, call, complete, prompts, scripted
+from support.agents import Gate, ScopeDeps, call, complete, scripted
+from support.delegating import Delegating, delegating, observed
 from support.recorded import Entry, check_seq, of_kind, read_facts, read_stream, text_of
 
 import agx
@@ -21,40 +19,6 @@ from agx.facts.schema import RunEnded
 from agx.testing import MemorySession
 
 TAGS = ("run", "parent_run", "agent", "parent_tool_call_id", "depth")
-Delegating = Agent[ScopeDeps, str]
-
-
-def delegating(name: str, *to: Delegating, calls: int = 1, streams: bool = True, **kwargs: Any) -> Delegating:
-    """Return an agent that asks each of the others so many times at once, then answers with its name and its prompt."""
-
-    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | dict[int, DeltaToolCall]]:
-        prompt = prompts(messages)[-1]
-        if to and not any(isinstance(message, ModelResponse) for message in messages):
-            for n in range(calls * len(to)):
-                # The ids are those of the calls of every other agent, too.
-                args = f'{{"question": "{prompt}{n}"}}'
-                yield {n: DeltaToolCall(f"ask_{n % len(to)}", args, tool_call_id=f"call-{n}")}
-            return
-        for word in (f"{name} ", "answers ", prompt):
-            yield word
-            await asyncio.sleep(0)
-
-    model = FunctionModel(stream_function=stream)
-    agent: Delegating = Agent(model if streams else complete(model), deps_type=ScopeDeps, name=name, **kwargs)
-    for n, other in enumerate(to):
-        agent.tool(_asking(other), name=f"ask_{n}")
-    return agent
-
-
-def _asking(other: Delegating) -> Any:
-    async def ask(ctx: RunContext[ScopeDeps], question: str) -> str:
-        return (await other.run(question, deps=ctx.deps)).output
-
-    return ask
-
-
-def observed() -> dict[str, Any]:
-    return {"capabilities": [agx.AgxCapability()]}
 
 
 def nested(entries: list[Entry]) -> dict[str, list[Entry]]:
