@@ -27,7 +27,6 @@ class ThreadEventStream(AGUIEventStream[Any, Any]):
                 yield one
         elif self._knows_sub_agents():
             async for one in self._show(event):
-                one.timestamp = one.timestamp or self._get_timestamp()
                 yield one
 
     def _knows_sub_agents(self) -> bool:
