@@ -381,3 +381,44 @@ def test_a_run_without_a_process_is_recovering_and_can_be_cancelled(open_console
     form = {"scope": "acme", "user": "u1", "session": "s1", "run": "run-1"}
     assert visitor.post("/cancel", form).status == 303
     assert "Cancellation is requested." in visitor.get(RUN).text
+
+
+def _sub(run: str, event: str, parent: str = "run-1", **body: object) -> dict[str, object]:
+    return {"event": event, "run": run, "parent_run": parent, "agent": f"agent {run}", "idx": 0, **body}
+
+
+def test_the_events_of_sub_agents_are_folded_into_lines_of_their_own() -> None:
+    text = {"event_idx": 0, "part_kind": "text"}
+    bodies = [
+        _sub("a", "run-begin"),
+        _sub("b", "run-begin"),
+        _sub("a", "part_start", content="from ", **text),
+        _sub("b", "part_start", content="other", **text),
+        _sub("deep", "llm-begin", "a"),
+        _sub("a", "part_delta", content_delta="a", **text),
+    ]
+    entries = [StreamEntry((n, 0), "event", "sub-agent", orjson.dumps(body)) for n, body in enumerate(bodies)]
+    own = StreamEntry((9, 0), "event", "pydantic-ai", orjson.dumps({"event": "part_delta", "idx": 0, **text}))
+    first, second, last = write_lines([*entries, own], content=True)
+    assert [line.about for line in (first, second)] == ["agent a", "agent b"]
+    assert [(line.what, line.text) for line in first.inner] == [
+        ("run-begin", ""), ("part", "from a"), ("sub-agent", ""),
+    ]  # fmt: skip
+    assert [line.what for line in first.inner[2].inner] == ["llm-begin"]
+    assert [line.text for line in second.inner] == ["", "other"]
+    assert last.inner == []
+
+
+def test_a_page_folds_what_a_sub_agent_did(open_console: OpenConsole, queue: Queue) -> None:
+    begin_live(queue.redis, SESSION, "run-1", partitions=PARTITIONS)
+    sub = run_of("sub-1", agent=ATTACK, parent_run_id="run-1", trace=trace("2" * 16))
+    queue.add(started(), started(**sub))
+    for body in (_sub("sub-1", "run-begin"), _sub("sub-1", "part_start", part_kind="text", content="Secret")):
+        say(queue.redis, SESSION, "sub-agent", **{**body, "agent": ATTACK})
+    _, visitor = open_console()
+    page = visitor.get(RUN).text
+    assert re.search(r"<details><summary>sub-agent <b>&lt;img[^\n]*</summary><ol", page)
+    assert page.count("data-fold=") == 1
+    assert "Secret" not in page
+    (elements := Elements()).feed(page)
+    assert "onerror" not in elements.attributes

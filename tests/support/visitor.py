@@ -97,9 +97,9 @@ def begin_live(
     pipeline.execute()
 
 
-def say(client: redis.Redis, session: keys.SessionKeys, **body: object) -> None:
+def say(client: redis.Redis, session: keys.SessionKeys, origin: str = "pydantic-ai", **body: object) -> None:
     """Append an event to a run made by hand."""
-    client.xadd(session.stream, {"type": "event", "origin": "pydantic-ai", "body": orjson.dumps(body)})
+    client.xadd(session.stream, {"type": "event", "origin": origin, "body": orjson.dumps(body)})
 
 
 def leave_call(

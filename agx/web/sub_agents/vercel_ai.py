@@ -27,7 +27,8 @@ from pydantic_ai.ui.vercel_ai.response_types import BaseChunk, ToolOutputAvailab
 
 from ...listeners.replayed_run import SubAgentEvent
 from ...listeners.void import ResumeEvent
-from ...stream.events import Body, to_readable, tool_outcome
+from ...stream.entry import Body
+from ...stream.events import to_readable, tool_outcome
 
 _SHARE = 64
 

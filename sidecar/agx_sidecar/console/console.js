@@ -10,7 +10,8 @@ const view = () => document.getElementById("view");
 const every = () => Number(view()?.dataset.every || 0);
 
 function morph(old, fresh) {
-  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  const isOpened = (name) => name === "open" && old.nodeName === "DETAILS"; // by whoever reads the page
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && !isOpened(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   const wanted = new Set([...fresh.children].map((child) => child.id).filter(Boolean));
   for (const child of [...old.children]) if (child.id && !wanted.has(child.id)) child.remove();
@@ -53,6 +54,7 @@ async function refresh() {
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("view");
     if (!paused() && fresh) {
       morph(view(), fresh);
+      fold();
       if (fresh.dataset.title) document.title = `${fresh.dataset.title} · agx`;
       const is = view().dataset.state;
       if (!answer.ok) show("Trouble; trying again");
@@ -66,6 +68,29 @@ async function refresh() {
   followed.forEach(toEnd);
   plan();
 }
+
+// A sub-agent's steps in the waterfall are shown unless its button has folded them.
+const folded = new Set();
+
+function fold() {
+  let within = Infinity; // the depth of the folded sub-agent
+  for (const row of document.querySelectorAll("[data-depth]")) {
+    const depth = Number(row.dataset.depth);
+    if (depth <= within) within = Infinity;
+    row.hidden = depth > within;
+    const button = row.querySelector("[data-fold]");
+    const isFolded = button !== null && folded.has(button.dataset.fold);
+    button?.setAttribute("aria-expanded", String(!isFolded));
+    if (isFolded && within === Infinity) within = depth;
+  }
+}
+
+document.addEventListener("click", ({ target }) => {
+  const key = target.dataset.fold;
+  if (key === undefined) return;
+  if (!folded.delete(key)) folded.add(key);
+  fold();
+});
 
 const paused = () => pause.getAttribute("aria-pressed") === "true";
 

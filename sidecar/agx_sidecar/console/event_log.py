@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -27,11 +27,13 @@ class Line:
     text: str = ""
     pieces: int = 0  # of a part that comes in deltas
     chars: int = 0
+    inner: list[Line] = field(default_factory=list)  # of a sub-agent, whose line this is
 
 
 def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
     """Return the lines of a stream, oldest first."""
     lines: list[Line] = []
+    sub_agents: dict[str, Line] = {}  # by run
     parts: dict[tuple[str, str], Line] = {}  # by run and place, those of the current model requests
     for entry in entries:
         body = entry.body
@@ -44,7 +46,7 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
         line = parts.get(part) if is_delta else None
         if line is None:
             line = _line(entry, body)
-            lines.append(line)
+            (_open_sub_agent(lines, sub_agents, entry, run).inner if run else lines).append(line)
         if body.get("event") == "llm-begin":
             parts = {place: line for place, line in parts.items() if place[0] != run}
         is_text = body.get("part_kind") in ("text", "thinking")
@@ -57,6 +59,15 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
             if content and len(line.text) < _TEXT:
                 line.text = (line.text + text)[:_TEXT]
     return lines
+
+
+def _open_sub_agent(lines: list[Line], sub_agents: dict[str, Line], entry: StreamEntry, run: str) -> Line:
+    """Return the line of a sub-agent; with its first event it is put behind the last line, or into its caller's."""
+    if run not in sub_agents:
+        caller = sub_agents.get(str(entry.body.get("parent_run")))
+        sub_agents[run] = Line(f"s{run[:100]}", entry.id[0], "sub-agent", str(entry.body.get("agent"))[:300])
+        (lines if caller is None else caller.inner).append(sub_agents[run])
+    return sub_agents[run]
 
 
 def sampled_lines(ended: RunEnded) -> Iterator[Line]:

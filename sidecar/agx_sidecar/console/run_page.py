@@ -163,15 +163,20 @@ def _row(fall: Waterfall, bar: Bar) -> Html:
     used = bar.usage
     estimated = "~" if used is not None and used.source == "estimated" else ""
     outcome = bar.outcome or "open"
+    fold = None
+    if bar.kind == "run" and bar.depth:  # a sub-agent's
+        fold = h("button", "▾", type="button", class_="fold", data_fold=f"{bar.start_ns}-{bar.name}",
+                 aria_expanded="true", aria_label=f"Steps of {bar.name}")  # fmt: skip
     error = error_name(outcome, bar.error_type)
     return h(
         "tr",
-        h("th", h("span", bar.name, class_=f"kind {bar.kind} d{min(bar.depth, 9)}"), scope="row"),
+        h("th", h("span", bar.name, fold, class_=f"kind {bar.kind} d{min(bar.depth, 9)}"), scope="row"),
         h("td", f"+{duration(bar.start_ns - fall.start_ns)}", class_="number extra"),
         h("td", duration(end_ns - bar.start_ns), class_="number"),
         h("td", f"{estimated}{used.input:,} → {estimated}{used.output:,}" if used else "", class_="number extra"),
         h("td", badge(outcome), " ", h("span", error, class_="why") if error else None),
         h("td", _bar(fall, bar, end_ns), class_="time"),
+        data_depth=bar.depth,
     )
 
 
@@ -237,6 +242,10 @@ def _events(history: RunHistory, ended: RunEnded | None, *, content: bool) -> Ht
 
 def _line(line: Line, start_ms: int) -> Html:
     about = line.about
+    if line.inner:
+        rows = [_line(one, start_ms) for one in line.inner[-LINES:]]
+        summary = h("summary", line.what, " ", h("b", about), " ", h("span", f"{len(line.inner):,}", class_="count"))
+        return h("li", h("details", summary, h("ol", rows, class_="log")), id=line.key, class_="inner")
     if line.pieces:
         about = f"{about} · {line.chars:,} characters in {line.pieces:,} events"
     return h(
