@@ -79,7 +79,8 @@ class SubAgentEvent(CustomEvent, name="agx-sub-agent", ui=False):
         parent_tool_call_id: the call of that tool.
         depth: 1 in a tool of the session's run.
         event: pydantic-ai's own; None where the sub-agent begins or ends.
-        end: how it ended (`outcome`, `reason`, and `msg` of an error); None before that.
+        end: how it ended: `outcome`, `reason`, `msg` and `code` of an error; with `void` where all that it did is void,
+            also after it has ended. None before that.
     """
 
     run: str
@@ -122,7 +123,8 @@ class ReplayedRun:
     _finals: dict[str, FinalResultEvent] = field(default_factory=dict)  # by the output tool's call that gave it
     _error: Body | None = None  # the run's own if its end is next, else a tool's
     _made: dict[str, ToolCallPart] = field(default_factory=dict)  # all calls
-    _sub_agents: dict[str, tuple[SubAgentEvent, ReplayedRun]] = field(default_factory=dict)  # by run, those under way
+    _sub_agents: dict[str, SubAgentEvent] = field(default_factory=dict)  # by run
+    _open: dict[str, ReplayedRun] = field(default_factory=dict)  # those of them that are under way
     _left: dict[str, dict[str, str]] = field(default_factory=dict)  # to others: names by id, by what is to be done
 
     def read(self, entry: StreamEntry) -> Iterator[Event]:
@@ -163,7 +165,7 @@ class ReplayedRun:
     def _end(self, body: Body) -> Iterator[Event]:
         self.ended = True
         outcome = body.get("outcome", "completed")  # a session opened by hand has none
-        yield from self._end_sub_agents(reversed(list(self._sub_agents)), {"outcome": outcome})
+        yield from self._end_sub_agents(reversed(list(self._open)), {"outcome": outcome})
         if outcome == "cancelled":
             raise RunCancelled("the run was cancelled")
         if outcome != "completed":
@@ -218,18 +220,18 @@ class ReplayedRun:
             yield from self._end_sub_agents([of.run], {name: body[name] for name in _END if name in body})
             return
         if of.run not in self._sub_agents:
-            self._sub_agents[of.run] = of, ReplayedRun()
+            self._sub_agents[of.run], self._open[of.run] = of, ReplayedRun()
             yield of
-        for event in self._sub_agents[of.run][1]._read_event(body):
+        for event in self._open.setdefault(of.run, ReplayedRun())._read_event(body):
             yield replace(of, event=event)
 
     def _end_sub_agents(self, runs: Iterable[str], end: Body) -> Iterator[AgentStreamEvent]:
         for run in runs:
-            if (found := self._sub_agents.pop(run, None)) is not None:
-                of, events = found
-                for event in events._end_response():
-                    yield replace(of, event=event)
-                yield replace(of, end=end)
+            if (of := self._sub_agents.get(run)) is None:
+                continue
+            for event in self._open.pop(run, ReplayedRun())._end_response():
+                yield replace(of, event=event)
+            yield replace(of, end=end)
 
     def _resume(self, body: Body) -> Iterator[AgentStreamEvent]:
         """End what a dead process had begun; its calls were not made."""
@@ -240,11 +242,10 @@ class ReplayedRun:
             self._finals.pop(call_id, None)
         self._calls.clear()
         self._previous = None
-        runs = void_runs(body)
-        yield from self._end_sub_agents(reversed(runs), {"outcome": "lost"})
-        if body.get("void") is not None or runs:
+        yield from self._end_sub_agents(reversed(void_runs(body)), {"outcome": "lost", "void": True})
+        if body.get("void") is not None:
             void = {"attempt": body.get("attempt"), "void": body.get("void"), "tool_call_ids": void_calls}
-            yield ResumeEvent(body=void | ({"void_runs": runs} if runs else {}))
+            yield ResumeEvent(body=void)
 
     def _end_response(self) -> Iterator[AgentStreamEvent]:
         yield from self._close_part(None)

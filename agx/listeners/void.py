@@ -39,10 +39,9 @@ class Void:
 
 @dataclass(kw_only=True)
 class ResumeEvent(CustomEvent, name="agx-resume"):
-    """Another process goes on with the run, and what this replay has given of the last step is void.
+    """Another process goes on with the run, and what this replay has given of the last response is void.
 
-    Its body: `attempt`, `void` (`idx`, `from_seq`) and `void_runs` (of sub-agents) as on the stream, and
-    `tool_call_ids` of the calls that are void.
+    Its body: `attempt`, `void` as on the stream (`idx`, `from_seq`), and `tool_call_ids` of the calls that are void.
     """
 
     body: Body

@@ -26,6 +26,7 @@ DELETE = (Text("I will. "), ToolCall("delete", ('{"path": "/a"}',)), Finish("too
 
 # A router with recipes; the agent has tools for the front end and its state.
 SERVED = """
+import asyncio
 from dataclasses import dataclass, field
 
 import agx
@@ -33,7 +34,8 @@ import service
 from ag_ui.core import StateSnapshotEvent
 from agx.web import make_ag_ui_router
 from fastapi import FastAPI
-from pydantic_ai import DeferredToolRequests, ToolReturn
+from pydantic_ai import Agent, DeferredToolRequests, ToolReturn
+from pydantic_ai.models.function import DeltaToolCall, FunctionModel
 from redis.asyncio import Redis
 from service import agent, authorize, lifespan, sessions
 
@@ -62,6 +64,34 @@ async def delete(ctx, path: str) -> str:
 async def paint(ctx) -> ToolReturn:
     painted = {**ctx.deps.state, "painted": True}
     return ToolReturn(ctx.deps.state["color"], metadata=[StateSnapshotEvent(snapshot=painted)])
+
+
+async def find(messages, info):
+    yield "found "
+    yield messages[0].parts[-1].content
+
+
+async def split(messages, info):
+    place = messages[0].parts[-1].content
+    if len(messages) == 1:
+        for n in range(3):
+            yield {n: DeltaToolCall("dig", f'{{"place": "{place}{n}"}}', tool_call_id=f"dig-{place}{n}")}
+    else:
+        yield f"all of {place}"
+
+
+leaf = Agent(FunctionModel(stream_function=find), name="leaf", capabilities=[agx.AgxCapability()])
+middle = Agent(FunctionModel(stream_function=split), name="middle", capabilities=[agx.AgxCapability()])
+
+
+@middle.tool_plain
+async def dig(place: str) -> str:
+    return (await leaf.run(place)).output
+
+
+@agent.tool_plain
+async def explore() -> list[str]:
+    return [run.output for run in await asyncio.gather(*(middle.run(place) for place in "abc"))]
 
 
 def make_deps(scope, user, session):
@@ -226,6 +256,33 @@ def test_ag_ui_sees_tools_and_what_they_say(
     assert (custom["name"], custom["value"]) == ("agx-info", {"looking": "the attic"})
     calls = [call for message in messages for call in message.get("toolCalls", [])]
     assert [json.loads(one["function"]["arguments"]) for one in calls] == [{"where": "the attic"}]
+
+
+def test_ag_ui_shows_parallel_sub_agents_two_levels_deep(
+    service: WebService, model_server: ModelServer, front_end: Path, session: str
+) -> None:
+    model_server.script(call("explore", "{}"), say("Done."))
+    asking = AgUi(front_end, service, "ask", session, "Explore")
+    messages = asking.finish()
+    started = {one["subagentRunId"]: one for one in asking.said if one.get("type") == "SUBAGENT_STARTED"}
+    texts = {
+        run: "".join(
+            one["delta"]
+            for one in asking.said
+            if one.get("type") == "TEXT_MESSAGE_CONTENT" and one.get("subagentRunId") == run
+        )
+        for run in started
+    }
+    found = sorted((one["name"], texts[run]) for run, one in started.items())
+    assert found == [
+        *(("leaf", f"found {place}{n}") for place in "abc" for n in range(3)),
+        *(("middle", f"all of {place}") for place in "abc"),
+    ]
+    assert asking.kinds.count("SUBAGENT_FINISHED") == len(started)
+    # The client keeps the messages of sub-agents apart from the run's own.
+    own = [message for message in messages if "subagentRunId" not in message]
+    assert contents(own)[-1] == ("assistant", "Done.")
+    assert {message["subagentRunId"] for message in messages if "subagentRunId" in message} == set(started)
 
 
 def test_ag_ui_cancels(service: WebService, model_server: ModelServer, front_end: Path, session: str) -> None:

@@ -43,9 +43,11 @@ SERVED = """
 import os
 import signal
 
+import agx
 from agx.web import make_vercel_ai_router
 from chat import agent, app, chat
 from fastapi.staticfiles import StaticFiles
+from pydantic_ai import Agent
 
 app.include_router(make_vercel_ai_router(agent, **chat, sdk_version=6), prefix="/api/sdk-6")
 
@@ -54,6 +56,14 @@ app.include_router(make_vercel_ai_router(agent, **chat, sdk_version=6), prefix="
 async def look(ctx, where: str) -> str:
     await ctx.deps.add_info({"looking": where})
     return f"nothing in {where}"
+
+
+scout = Agent(agent.model, name="scout", capabilities=[agx.AgxCapability()])
+
+
+@agent.tool_plain
+async def explore() -> str:
+    return (await scout.run("Explore")).output
 
 
 @agent.tool(requires_approval=True)
@@ -301,6 +311,17 @@ def test_tools_are_seen_live_and_after_a_reload(page: Page, model_server: ModelS
     shows(page, "Where is it?", 'look {"where":"the attic"} output-availableNothing ')
     model_server.release()
     shows(page, "Where is it?", 'look {"where":"the attic"} output-availableNothing there.')
+    is_ready(page)
+
+
+def test_what_a_sub_agent_does_is_seen_in_its_tool(page: Page, model_server: ModelServer) -> None:
+    model_server.script(call("explore", "{}"), (Text("Under the "), Silence(), Text("sofa."), Finish()), say("Found."))
+    ask(page, "Where is it?")
+    shows(page, "Where is it?", "explore {} workingUnder the ")
+    page.reload()
+    shows(page, "Where is it?", "explore {} workingUnder the ")
+    model_server.release()
+    shows(page, "Where is it?", "explore {} output-availableFound.")
     is_ready(page)
 
 

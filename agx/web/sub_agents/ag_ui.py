@@ -35,8 +35,8 @@ class ThreadEventStream(AGUIEventStream[Any, Any]):
 
     async def _show(self, event: SubAgentEvent) -> AsyncIterator[BaseEvent]:
         if event.end is not None:
-            self._sub_agents.pop(event.run, None)
-            yield _end(event.run, event.end)
+            if self._sub_agents.pop(event.run, None) is not None:  # else it had ended, and is void now
+                yield _end(event.run, event.end)
             return
         if (stream := self._sub_agents.get(event.run)) is None:
             self._sub_agents[event.run] = stream = AGUIEventStream(ag_ui_version=self.ag_ui_version)

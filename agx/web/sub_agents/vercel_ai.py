@@ -26,7 +26,6 @@ from pydantic_ai.ui.vercel_ai import VercelAIEventStream
 from pydantic_ai.ui.vercel_ai.response_types import BaseChunk, ToolOutputAvailableChunk
 
 from ...listeners.replayed_run import SubAgentEvent
-from ...listeners.void import ResumeEvent
 from ...stream.entry import Body
 from ...stream.events import to_readable, tool_outcome
 
@@ -49,11 +48,12 @@ class SubAgentMessages:
 
     def read(self, event: object) -> Iterator[BaseChunk]:
         """Yield what the page gets of an event of the replay."""
-        if isinstance(event, ResumeEvent):
-            for run in event.body.get("void_runs", ()):
-                self._heads.pop(run, None)
-                self._parts.pop(self._calls.pop(run, ("", "")), None)
-        elif isinstance(event, SubAgentEvent):
+        if not isinstance(event, SubAgentEvent):
+            return
+        if event.end is not None and event.end.get("void"):
+            self._heads.pop(event.run, None)
+            self._parts.pop(self._calls.pop(event.run, ("", "")), None)
+        else:
             root = self._add(event)
             grown, size = self._grown.get(root, 0), self._sizes.get(root, 0)
             if not isinstance(event.event, PartDeltaEvent) or grown * _SHARE >= size:
