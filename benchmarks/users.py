@@ -37,7 +37,7 @@ _RUNS_PER_SECOND = 10_000 * 30 / 3_600 / _SCALE
 _TOKENS, _RATE = 300, 15.0  # of an answer, which takes 20 s
 _RAMP = 24.0  # seconds until as many runs end as begin
 _WINDOW = 60.0  # seconds that are measured
-_AT = re.compile(rb'"content_delta": ?"([0-9;]+)"')
+_AT = re.compile(rb'"content(?:_delta)?": ?"([0-9;]+)"')
 
 # Cores, from the tables of docs/capacity.md, for 10,000 users.
 _COMPUTED = {"service": 4.7, "Redis": 0.72, "sidecar": 0.15}
