@@ -239,7 +239,8 @@ class Follower {
   #isPendingRead = true;
   #lastPrompt = null;
   #connectionError = null;
-  #starting = null;
+  #starting = null; // all that were asked for
+  #refusal = null; // of the last one; shown until the next one is asked for
   #reading = new AbortController();
 
   constructor(session, onState) {
@@ -254,10 +255,13 @@ class Follower {
 
   /** Start a run; what refuses it is the state's `error`. Returns whether it has begun. */
   start(prompt) {
-    return (this.#starting = this.#start(prompt));
+    const starting = this.#start(prompt);
+    this.#starting = Promise.all([this.#starting, starting]);
+    return starting;
   }
 
   async #start(prompt) {
+    this.#refusal = null;
     this.#change({ error: null });
     try {
       const runId = await this.#session.start(prompt);
@@ -267,6 +271,7 @@ class Follower {
       this.#readNow();
       return true;
     } catch (error) {
+      this.#refusal = error;
       this.#change({ error });
       return false;
     }
@@ -384,7 +389,7 @@ class Follower {
     this.#lastPrompt = textOf(parts.findLast((part) => part.part_kind === "user-prompt")) || null;
     this.#cursor = live ? "" : (last_event_id ?? "");
     this.#isLoaded = true;
-    const error = outcome === "lost" ? new AgxError("run_lost") : null;
+    const error = outcome === "lost" ? new AgxError("run_lost") : this.#refusal;
     this.#change({ parts, runId: run_id, status: live ? "running" : "ready", outcome, error });
     this.#isPendingRead = live;
   }
@@ -422,7 +427,7 @@ class Follower {
       if (event.type === "end") {
         const { outcome, deleted } = event.body;
         // A run that was cancelled has no error to show.
-        const error = outcome === "completed" || outcome === "cancelled" ? null : failure;
+        const error = outcome === "completed" || outcome === "cancelled" ? this.#refusal : failure;
         this.#change(deleted ? { ...INITIAL, status: "ready" } : { status: "ready", outcome, error });
         failure = null;
         this.#isPendingRead = outcome !== "completed";

@@ -270,6 +270,23 @@ test("the page's own turn is read once: its begin may come before the answer to 
   assert.equal(requests.filter((request) => request.includes("/messages")).length, 1);
 });
 
+test("why a prompt was refused is shown until the next one, whatever ends meanwhile", async () => {
+  const { client } = service({
+    messages: [conversation("r0", false, [], "1-0")],
+    runs: [new Promise((resolve) => setTimeout(resolve, 30, json({ run_id: "r" }, 202))), json({ detail: "slow down" }, 429)],
+    events: [stream(begin("2-0", "r") + text("3-0", "Hello") + end("4-0"), "silence")],
+  });
+  let asked;
+  const state = await new Promise((resolve) => {
+    const follower = client.session("s").follow((state) => {
+      if (state.outcome === "completed") follower.close(), resolve(state);
+    });
+    asked = [follower.start("One"), follower.start("Two")];
+  });
+  assert.deepEqual(await Promise.all(asked), [true, false]);
+  assert.equal(state.error?.code, "too_many_requests");
+});
+
 test("a run that nobody ends is lost, and another process may still go on with it", async () => {
   const { client } = service({
     messages: [conversation("r", true, [prompt("One")])],
