@@ -159,6 +159,35 @@ async def test_hostile_names_and_texts_do_nothing(tab: Tab) -> None:
     assert (tab.complaints, tab.strangers) == ([], [])
 
 
+async def test_what_a_sub_agent_does_stays_folded_or_open(tab: Tab) -> None:
+    """A live run: the page is refreshed each second, and keeps what whoever reads it has folded and opened."""
+    inner = ScriptedAgent(hold_after=2)
+    outer = ScriptedAgent(call_tool=True, delegate=inner.agent(capabilities=[agx.AgxCapability()]))
+    running = asyncio.create_task(agx.run(FakeSession(), outer.agent(), "Hi", deps=ScopeDeps()))
+    await inner.reached.wait()
+    await open_by_link(tab)
+    await tab.page.get_by_role("link", name="staged").first.click()
+    steps = tab.page.locator("tr[data-depth='4']")
+    await expect(steps.first).to_be_visible()
+    button = tab.page.get_by_role("button", name="Steps of staged")
+    await button.click()
+    await expect(steps.first).to_be_hidden()
+    text = tab.page.locator("details .text")
+    await expect(text).to_be_hidden()
+    await tab.page.locator("summary").click()
+    await expect(text).to_have_text("one two ")
+    await agx.add(1, 1, "s", type="info", origin="test", body={"msg": "later"})
+    await expect(tab.page.locator("#log").get_by_text("later")).to_be_visible()  # it was refreshed
+    await expect(text).to_be_visible()
+    await expect(button).to_have_attribute("aria-expanded", "false")
+    await expect(steps.first).to_be_hidden()
+    await button.press("Enter")
+    await expect(steps.first).to_be_visible()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert tab.complaints == []
+
+
 async def test_a_run_is_cancelled_by_keyboard_alone(tab: Tab) -> None:
     page = tab.page
     page.on("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
