@@ -1,6 +1,6 @@
 """For users' own tests: a real server, a session kept in memory, and a run's events gathered (contract, section 3).
 
-And for trying things without a key: a model that answers at the pace of a real one.
+It also has a model that needs no key and answers at the pace of a real one.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class PacedModel(FunctionModel):
         calls = [] if results else [tool.name for tool in named if not tool.parameters_json_schema.get("required")]
         for index, name in enumerate(calls):
             yield {index: DeltaToolCall(name=name, json_args="{}", tool_call_id=f"call_{len(messages)}_{index}")}
-        told = " ".join(f"{result.tool_name} returned {result.model_response_str()}." for result in results)
-        for word in [] if calls else (told or (_LONG if "long" in prompt else _SHORT)).split():
+        reported = " ".join(f"{result.tool_name} returned {result.model_response_str()}." for result in results)
+        for word in [] if calls else (reported or (_LONG if "long" in prompt else _SHORT)).split():
             await asyncio.sleep(self._pause)
             yield f"{word} "
 

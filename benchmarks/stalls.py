@@ -1,4 +1,4 @@
-"""Clients that take nothing: what they cost those beside them, and how long a shutdown waits for them."""
+"""Clients that stop reading: their effect on other clients, and how long a shutdown waits for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A twentieth of 10,000 users, with every real piece: what docs/capacity.md computes, beside what it takes here."""
+"""Simulates a twentieth of 10,000 users: the cores of each process, beside those that docs/capacity.md computes."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def serve(line: Line, url: str) -> None:
 
 
 async def use(line: Line, port: int) -> tuple[Delays, int, int]:
-    """Begin runs at an even pace and follow each one, until the runner says that it is done; see those begun end."""
+    """Begin runs at an even pace and follow each one, until `line` receives a message; then wait for the last ones."""
     delays: list[int] = []
     failed = 0
     running: set[asyncio.Task[bool]] = set()

@@ -1,4 +1,4 @@
-"""Panels of the board *Agents*: the time shown beside the same hours of yesterday and of a week ago."""
+"""Panels of the board *Agents*: the selected time range beside the same hours of yesterday and of a week ago."""
 
 from __future__ import annotations
 

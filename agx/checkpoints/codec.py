@@ -66,7 +66,7 @@ class Checkpoint:
         usage: the run's usage so far.
         output_retries: how many output retries the run has used.
         pending: messages that were enqueued and are not delivered yet.
-        chars: of the whole conversation, from which the tokens of an interrupted request are estimated.
+        chars: length of the whole conversation; the tokens of an interrupted request are estimated from it.
     """
 
     stored: str | None = None
@@ -94,7 +94,7 @@ def encode(checkpoint: Checkpoint, by_reference: frozenset[str] = frozenset()) -
     if checkpoint.messages is not None:
         fields |= {"start": checkpoint.start, "messages": _refer(dump_messages(checkpoint.messages), by_reference)}
     if checkpoint.returned is not None:
-        # As a part of a message: only those have bytes in base64.
+        # Inside a message, because only ModelMessagesTypeAdapter writes bytes as base64.
         (message,) = dump_messages((ModelRequest([checkpoint.returned.part]),))
         (fields["returned"],) = message["parts"]
         if checkpoint.returned.content is not None:

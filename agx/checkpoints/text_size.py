@@ -1,4 +1,4 @@
-"""How many characters of text a conversation has: an estimate of tokens is made from it."""
+"""Counts the characters of a conversation, from which tokens are estimated."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pydantic_ai.messages import BaseToolCallPart, BaseToolReturnPart, ModelMess
 
 
 def count_chars(messages: Sequence[ModelMessage]) -> int:
-    """Return the characters of a conversation, with the instructions that are sent along."""
+    """Return the number of characters of a conversation, with the instructions that are sent with it."""
     return count_instructions(messages) + sum(map(count_message, messages))
 
 
 def count_instructions(messages: Sequence[ModelMessage]) -> int:
-    """Return the characters of the instructions that are sent: of those of all requests, the last ones."""
+    """Return the number of characters of the instructions that are sent: those of the last request that has some."""
     return len(next((text for message in reversed(messages) if (text := getattr(message, "instructions", None))), ""))
 
 
 def count_message(message: ModelMessage) -> int:
-    """Return the characters of one message, without its instructions."""
+    """Return the number of characters of one message, without its instructions."""
     return sum(map(_count_part, message.parts))
 
 

@@ -35,7 +35,7 @@ _CODES = """exit codes:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that describes wrong usage in JSON where JSON is asked for."""
+    """A parser that reports wrong usage as JSON if the command line has `--json`."""
 
     argv: Sequence[str] = ()
 

@@ -26,7 +26,7 @@ from ..redis.address import (
 from ..redis.bus import Bus
 from ..redis.keys import SessionKeys
 
-_NEWEST = 2_000  # facts of each partition in which an ended session is looked for
+_NEWEST = 2_000  # facts of each partition that are searched for an ended session
 _WIDTH = 78  # of a description, as argparse has it in a terminal of 80
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -66,7 +66,10 @@ def add_command(
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the connection, and --json: without a default, which would undo those before the command."""
+    """Add the options for the connection, and --json.
+
+    They have no default: a default of the command would replace a value that was given before the command.
+    """
     unset = argparse.SUPPRESS
     address, prefix = (
         "address of Redis (default: AGX_REDIS_URL, else this machine)",

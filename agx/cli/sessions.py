@@ -26,7 +26,7 @@ from .options import (
 from .terminal import print_json, print_table
 
 _END_WAIT = 3.0  # seconds in which a cancelled run usually ends
-_LOOK_AGAIN = 0.1
+_POLL = 0.1  # seconds
 
 
 def add_to(commands: Commands) -> None:
@@ -99,7 +99,7 @@ async def _read_outcome(bus: Bus, session: SessionKeys, *, wait: float) -> str |
             return str(last.body.get("outcome") or "stopped")  # a session without an agent has no outcome
         if time.monotonic() >= deadline:
             return None
-        await asyncio.sleep(_LOOK_AGAIN)
+        await asyncio.sleep(_POLL)
 
 
 # `jobs.decide` imports pydantic-ai, which takes a second: only where it is used.

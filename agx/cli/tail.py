@@ -80,9 +80,9 @@ class Screen:
         """Print one event."""
         body, kind, at_ms = entry.body, entry.type, entry.id[0]
         if kind == "event":
-            depth = body.get("depth") if entry.is_sub_agents else 0
+            depth = body.get("depth") if entry.is_from_sub_agent else 0
             levels = min(depth, _DEEPEST) if isinstance(depth, int) else 1
-            self._show_step(body, f"{'  ' * levels}{body.get('agent')} │ " if entry.is_sub_agents else "")
+            self._show_step(body, f"{'  ' * levels}{body.get('agent')} │ " if entry.is_from_sub_agent else "")
         elif kind == "begin":
             self._began_ms = at_ms
             self._line(f"● {body.get('agent', 'a session')}  run {body.get('run_id', '?')}", "bold cyan")

@@ -181,7 +181,7 @@ export type OfASubAgentEvent = Entry<"event", "sub-agent", {
   parent_run: string;
   /** Its agent's name. */
   agent: string;
-  /** The tool call of that run in which it runs. */
+  /** The tool call of `parent_run` that runs the sub-agent. */
   parent_tool_call_id: string;
   /** 1 in a tool of the session's run, 2 in a tool of such a sub-agent, and so on. */
   depth: number;
@@ -196,13 +196,13 @@ export type RunBeginEvent = Entry<"event", "sub-agent", {
   parent_run: string;
   /** Its agent's name. */
   agent: string;
-  /** The tool call of that run in which it runs. */
+  /** The tool call of `parent_run` that runs the sub-agent. */
   parent_tool_call_id: string;
   /** 1 in a tool of the session's run, 2 in a tool of such a sub-agent, and so on. */
   depth: number;
 }>;
 
-/** A sub-agent has ended. Behind the run's `end` nothing comes: that ends all of them. */
+/** A sub-agent has ended. The `end` of the session's run ends all its sub-agents: no `run-end` follows it. */
 export type RunEndEvent = Entry<"event", "sub-agent", {
   event: "run-end";
   /** `completed`, `cancelled` or `failed`. */
@@ -221,7 +221,7 @@ export type RunEndEvent = Entry<"event", "sub-agent", {
   parent_run: string;
   /** Its agent's name. */
   agent: string;
-  /** The tool call of that run in which it runs. */
+  /** The tool call of `parent_run` that runs the sub-agent. */
   parent_tool_call_id: string;
   /** 1 in a tool of the session's run, 2 in a tool of such a sub-agent, and so on. */
   depth: number;

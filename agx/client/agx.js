@@ -126,7 +126,7 @@ class Session {
     await this.client.request(this.path, { method: "DELETE" });
   }
 
-  /** Make a conversation of the first so many messages; its session id. */
+  /** Store the first `messages` messages as a new conversation. Returns its session id. */
   async branch(messages) {
     return (await this.client.post(`${this.path}/branches`, { messages })).session_id;
   }
@@ -195,7 +195,7 @@ class Session {
           if (event.type === "end" && follow === "run") return;
           isLost = event.type === "error" && event.body.code === "run_lost";
         }
-        if (isLost) return; // no sidecar has ended the run: the service repeats this error to each who asks
+        if (isLost) return; // no sidecar has ended the run: each further request would get this error again
       } catch (error) {
         if (signal?.aborted) return;
         const failed = error instanceof AgxError;
@@ -308,9 +308,10 @@ class Follower {
       return true;
     } catch (error) {
       this.#change({ error });
-      // Somebody else has decided: show what still waits.
-      this.#isPendingRead = ![404, 409].includes(error.status);
-      if (!this.#isPendingRead) this.#reading.abort();
+      if ([404, 409].includes(error.status)) {
+        this.#isPendingRead = false; // somebody else has decided: show what still waits
+        this.#reading.abort();
+      }
       this.#readNow();
       return false;
     }
@@ -394,7 +395,7 @@ class Follower {
     this.#isPendingRead = live;
   }
 
-  /** Show the session's runs as they come; true where the events go on behind what was loaded meanwhile. */
+  /** Show the session's runs as they come; true if the page has loaded the conversation meanwhile, and has to read the events after it. */
   async #read(signal) {
     const known = this.state.runId;
     const onConnection = (failed) => {
@@ -442,7 +443,7 @@ class Follower {
       this.#change({ status: "ready", outcome: "lost", error: new AgxError("run_lost") });
   }
 
-  /** Close the connection of a hidden page while nothing runs: a browser has few for a service. */
+  /** Close the connection of a hidden page while nothing runs: a browser allows few connections to a service. */
   #pauseIfHidden() {
     if (globalThis.document?.hidden && this.state.status === "ready") this.#reading.abort();
   }

@@ -127,7 +127,7 @@ class Approvals:
         calls: list[PendingCall] = []
         for field, value in found.items():
             if field[:1] == b"c":
-                with contextlib.suppress(ValidationError):  # not one of ours, or of a version that we can't read
+                with contextlib.suppress(ValidationError):  # of another program, or of another version
                     calls.append(replace(_CALL.validate_json(value), decision=decided.get(field[1:])))
         return sorted(calls, key=lambda call: call.since_ms)
 

@@ -1,4 +1,4 @@
-"""`Lease`: what a process knows of the lease of one of its runs."""
+"""`Lease`: the state of the lease of one run, in the process that holds it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lease:
         on_retaken: called when the lease was taken again after it had expired, or after a recovery had claimed the
             session: meanwhile the run may have been ended.
         recover: seconds for which another process can resume the run.
-        begin_until_ms: the server's time until which the run may begin: until then no recovery looks at it.
+        begin_until_ms: the server's time until which the run may begin. No recovery reads the run before.
     """
 
     session: keys.SessionKeys
@@ -37,7 +37,7 @@ class Lease:
     on_retaken: Callable[[], None] = lambda: None
     recover: float = 0.0
     begin_until_ms: int = 0
-    listing: asyncio.Future[Reply] | None = None  # enters the session into its user's index
+    index_entry: asyncio.Future[Reply] | None = None  # done when the session is in its user's index
 
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id

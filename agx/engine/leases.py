@@ -33,7 +33,7 @@ _BUSY_POLL = 0.05
 _RENEW_AGAIN = 0.5  # seconds after renewals that had no answer
 _CLAIM_POLL = 0.1  # seconds between two renewals while a recovery's claim is in force
 _EXACT_MS = 1_000  # a first deadline that is further off was computed from a clock that Redis has corrected since
-_BEGIN_MARGIN = 4  # the last quarter of the TTL is for clocks of a cluster's servers that differ
+_BEGIN_MARGIN = 4  # a run begins before the last quarter of the TTL: the clocks of a cluster's servers differ
 _SLICE = 500  # leases renewed in one round trip: tokens of the same loop wait for one round trip at most
 _REFRESH = 3_600.0  # seconds between refreshes of the expiries that last a day
 
@@ -127,14 +127,14 @@ class Leases:
         return lease.begin_until_ms
 
     async def renew(self, lease: Lease) -> None:
-        """Renew a lease now: where it is another's, `on_lost` is called; where Redis does not answer, nothing is."""
+        """Renew a lease now. Its callbacks report what was found; if Redis does not answer, none is called."""
         await self._renew([lease], [])
 
     async def take_over(self, lease: Lease) -> bool:
         """Take the lease of a run whose process died, once; returns False where another process holds it.
 
-        The deadline stays as it is until `announce()`: whether the process before has died or handed the run over is
-        for the next one to know, too, if this one does not go on with the run.
+        The deadline does not change before `announce()`. It shows whether the previous process died or handed the run
+        over, and the next process needs that too if this one does not resume the run.
 
         Raises:
             RedisError, OSError: not taken as far as is known.
@@ -153,7 +153,7 @@ class Leases:
         self._clock.sync(server_ms, asked_ns)
         lease.confirmed, lease.taken, lease.breaks = asked_ns / 1e9, time.monotonic(), self._bus.breaks
         self._held[lease.holder] = lease
-        lease.listing = self._index.enter_session(lease.session)
+        lease.index_entry = self._index.enter_session(lease.session)
         if self._renewal is None:
             self._renewal = self._supervisor.start(self._renew_all, name="agx-leases")
 
@@ -162,8 +162,8 @@ class Leases:
 
         A lease that is another's by now is left alone.
         """
-        if lease.listing is not None and not lease.listing.done():
-            await asyncio.wait({lease.listing})  # on another connection, which may be behind
+        if lease.index_entry is not None and not lease.index_entry.done():
+            await asyncio.wait({lease.index_entry})  # on another connection, which may be behind
         released = self._release(lease)
         self._index.remove_session(lease.session)
         removed = self._index.remove_deadline(lease.run)
@@ -249,7 +249,7 @@ class Leases:
             self._refreshed = time.monotonic()
             self._meta.refresh()
             for lease in confirmed:
-                lease.listing = self._index.enter_session(lease.session)
+                lease.index_entry = self._index.enter_session(lease.session)
         return wait
 
     async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> tuple[int, int]:
@@ -289,7 +289,7 @@ class Leases:
             RedisError, OSError: a further question had no answer.
         """
         if raw is None:
-            # Not where the lease was taken again after this question was sent: it had expired, and was not deleted.
+            # A lease that was taken again after this command was sent had expired; nobody deleted it.
             return None if lease.confirmed > sent else await self._judge_missing(lease)
         value = parse_live(raw)
         if value.holder == lease.holder:

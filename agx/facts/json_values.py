@@ -14,8 +14,8 @@ _MOST_TEXT = 1_000  # characters
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
 
-def fit(data: bytes) -> bytes:
-    """Return bytes in memory of their own size, for whoever keeps them: those of orjson 3.13 take at least 4 KiB."""
+def compact(data: bytes) -> bytes:
+    """Return a copy that takes no more memory than its length. Bytes that orjson 3.13 returns take at least 4 KiB."""
     return b"%b" % data
 
 
@@ -25,7 +25,7 @@ def dump_bounded(value: Any) -> bytes:
         data = orjson.dumps(value)
     except TypeError:
         data = b""
-    return fit(data if 0 < len(data) <= _USUAL else orjson.dumps(to_json_values(value)))
+    return compact(data if 0 < len(data) <= _USUAL else orjson.dumps(to_json_values(value)))
 
 
 def replace_surrogates(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Tokens and cost of a model response as pydantic-ai has them, in memory or in a checkpoint's JSON; or estimated."""
+"""Converts tokens and cost of a model response from pydantic-ai's values, or estimates the tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .schema import Usage
 
 _NANO = 10**9
 _LARGEST = 2**63 - 1
-_CHARS_PER_TOKEN = 4  # a rule of thumb; what is counted with it is marked as estimated
+_CHARS_PER_TOKEN = 4  # a usual approximation; usage that is computed with it is marked as estimated
 # What providers call reasoning tokens in `details`. Newer versions of pydantic-ai have a field for them too.
 _REASONING = ("reasoning_tokens", "thoughts_tokens", "thinking_tokens", "output_reasoning_tokens")
 

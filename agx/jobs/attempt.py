@@ -16,7 +16,7 @@ from ..recovery.dead_run import DeadRun
 from ..redis.keys import SessionKeys
 from ..runs.driving_task import DrivingTask
 from ..stream.entry import StreamEntry
-from .front_end import equip
+from .front_end import add_front_end
 from .queue import JobQueue, Waiting
 from .recipe import Call, Recipe
 from .resumable_run import ResumableRun, fail_run, run_job
@@ -107,7 +107,7 @@ async def _attempt(engine: Engine, run: ResumableRun, recipe: Recipe, dead: Dead
         run.recipe = asyncio.ensure_future(recipe(run.job))
         call = await run.recipe
         _check(call, run.job)
-        kwargs = equip(call.agent, call.deps, call.kwargs, run.job.args)
+        kwargs = add_front_end(call.agent, call.deps, call.kwargs, run.job.args)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError):
             if run.handing_over:

@@ -27,11 +27,12 @@ from ..sessions.base import SessionStore
 from ..stream.entry import DELETED, RUNTIME, StreamEntry, to_lua_fields
 from .submit import open_queue
 
-_PATIENCE = 5.0  # seconds that a run has to end, in addition to `lease_ttl`
+_EXTRA_WAIT = 5.0  # seconds that a run has to end, in addition to `lease_ttl`
 _CLAIM_MS = 15_000  # no run begins meanwhile; a store may be slow
 
-# Replaces a stream by one `end`. A process that wrote the stream lately compares it, and would append again what is
-# gone; behind an `end` that is not its own it appends nothing. ARGV: body, expiry in seconds, channel.
+# Replaces a stream by one `end`. A process that wrote the stream lately compares it with what it retains, and would
+# append missing entries again. It appends nothing after an `end` of another process. ARGV: body, expiry in seconds,
+# channel.
 _ERASE = Script(f"""
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not top or top[2][6] == ARGV[1] then return 0 end
@@ -58,19 +59,19 @@ async def delete_session(scope_id: Id, user_id: Id, session_id: Id, *, sessions:
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     claim = new_claim()
-    with _reaching():
+    with _convert_redis_errors():
         await retry(engine.ready)
         jobs = await _claim(engine, session, claim)
     try:
         is_stored = await sessions.delete(scope_id, user_id, session_id)
-        with _reaching():
+        with _convert_redis_errors():
             return await _erase(engine, session) or is_stored or jobs > 0
     finally:
         await asyncio.gather(engine.control.run(RELEASE, session.live, claim), return_exceptions=True)
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def _convert_redis_errors() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
@@ -78,8 +79,8 @@ def _reaching() -> Iterator[None]:
 
 
 async def _claim(engine: Engine, session: SessionKeys, claim: str) -> int:
-    """Cancel what runs, and keep out what would run next; returns how many jobs waited."""
-    jobs, pause, deadline = 0, Backoff(0.01, 0.5), time.monotonic() + engine.config.lease_ttl + _PATIENCE
+    """Cancel the live run, and claim the session so that no other run begins; returns how many jobs were removed."""
+    jobs, pause, deadline = 0, Backoff(0.01, 0.5), time.monotonic() + engine.config.lease_ttl + _EXTRA_WAIT
     while True:
         jobs += await open_queue(engine, "-").remove_session(session.scope, session.user, session.session)
         await cancel(session.scope, session.user, session.session)
@@ -94,8 +95,8 @@ async def _erase(engine: Engine, session: SessionKeys) -> bool:
     """Remove what Redis has of a session; returns whether there was anything."""
     bus = engine.control
     await _finalize_runs(engine, session)
-    lasts = math.ceil(engine.config.lease_ttl)  # so long a process retains what it wrote
-    erased = await bus.run(_ERASE, session.stream, DELETED, lasts, session.wake_channel)
+    expiry = math.ceil(engine.config.lease_ttl)  # a process retains what it wrote for so long
+    erased = await bus.run(_ERASE, session.stream, DELETED, expiry, session.wake_channel)
     steered = await bus.execute("DEL", session.inbox)
     await bus.execute("ZREM", session.index, session.session)
     approvals, ids = open_approvals(engine), (session.scope, session.user, session.session)

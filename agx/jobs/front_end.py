@@ -1,4 +1,4 @@
-"""What a front end brings to a run: its tools, and its state. A job's arguments have both under `agx_front_end`."""
+"""Adds a front end's tools and state to a run. A job has both in its arguments, under `agx_front_end`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pydantic_ai.tools import DeferredToolRequests, ToolDefinition
 
 from ..runs.deps import Deps
 
-ARGUMENT = "agx_front_end"  # of a job: no argument of the user's own recipe
+ARGUMENT = "agx_front_end"  # reserved name in a job's arguments
 
 
-def equip(
+def add_front_end(
     agent: AbstractAgent[Any, Any], deps: Deps, kwargs: Mapping[str, Any], args: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments of a run with the front end's tools, whose calls it leaves to the front end.
+    """Return the arguments of a run with the front end's tools. The run leaves calls of these tools to the front end.
 
-    A state is set on deps that have a `state` (pydantic-ai's `StateHandler`); of a model, if theirs is one.
+    A state is set on deps that have a `state` (pydantic-ai's `StateHandler`); if theirs is a pydantic model, as that.
 
     Raises:
         ValidationError: the state is not one of the deps' model.

@@ -33,7 +33,7 @@ _POLL = 1.0  # seconds between two looks at the queue; a submit wakes the worker
 _SWEEP = 0.5  # seconds between two looks for dead runs, plus or minus a quarter; a hand-over wakes the workers at once
 _SPREAD = 0.05  # seconds over which the workers look after a hand-over
 _BUSY_PAUSE = 1.0  # seconds before a job whose run could not begin is tried again
-_MAKE_ROOM_MS = 10_000  # before one more worker makes room for a run that has to run alone
+_MAKE_ROOM_MS = 10_000  # until one more worker makes room for a run that must run alone
 _SUSPECT = 3  # claims from which on a job runs alone: two workers stopped before its run began
 _EXPIRE_EVERY = 5.0  # seconds between two looks for calls on which nobody has decided in time
 _SEEN_EVERY = 5.0  # seconds between two announcements of the agents that are served
@@ -75,7 +75,7 @@ class Worker:
         self._tasks: dict[asyncio.Task[None], Waiting | None] = {}  # each with its job; None for a run taken over
         self._not_before: dict[str, float] = {}  # by entry id: the loop's time at which a job is tried again
         self._served = Counter[str]()  # by scope that has waiting jobs: how many of its jobs were started here
-        self._makes_room = False  # nothing starts: a run waits for a worker without other runs
+        self._makes_room = False  # nothing starts here until a run that must run alone has begun
         self._is_alone = False  # a run that may stop its worker is under way: nothing else starts
         self._announced_at: float | None = None  # the loop's time
         self._wake = asyncio.Event()  # a job may wait
@@ -271,7 +271,7 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP * random.uniform(0.75, 1.25)):
                     await self._wake_takeover.wait()
-                    # One worker reads the run before the others look at it: they find its lease taken.
+                    # A random delay: the first worker takes the lease, and the others do not read the run's stream.
                     await asyncio.sleep(random.uniform(0, _SPREAD))
             self._wake_takeover.clear()
             if self.running >= self.at_once or self._is_alone:

@@ -73,7 +73,7 @@ _TAGS = (
     EventField("run", _TEXT, "The sub-agent's run."),
     EventField("parent_run", _TEXT, "The run that called it."),
     EventField("agent", _TEXT, "Its agent's name."),
-    EventField("parent_tool_call_id", _TEXT, "The tool call of that run in which it runs."),
+    EventField("parent_tool_call_id", _TEXT, "The tool call of `parent_run` that runs the sub-agent."),
     EventField("depth", _COUNT, "1 in a tool of the session's run, 2 in a tool of such a sub-agent, and so on."),
 )
 _TAGGED = {"run": "81c0", "parent_run": "5d2c", "agent": "scout", "parent_tool_call_id": "call_1", "depth": 1}
@@ -226,7 +226,7 @@ EVENTS = (
         "run-end",
         "event",
         SUB_AGENT,
-        "A sub-agent has ended. Behind the run's `end` nothing comes: that ends all of them.",
+        "A sub-agent has ended. The `end` of the session's run ends all its sub-agents: no `run-end` follows it.",
         (
             EventField("outcome", _TEXT, "`completed`, `cancelled` or `failed`."),
             EventField("reason", _TEXT + _OR_NULL, "Why it was cancelled."),

@@ -104,8 +104,8 @@ async def join(
 ) -> Follower:
     """Return a follower of a session's run, a context manager; see `Follower.next()` for `idle`.
 
-    `whole_session`: behind the run's end it follows the session's next run, and so on; `wait` and `timeout` are for
-    Redis only.
+    With `whole_session` it goes on after the run's end with the session's next runs. `wait` and `timeout` then limit
+    only how long Redis may not answer.
     """
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
@@ -156,7 +156,7 @@ class Follower:
         self._ask_by = self._clock() + wait  # Redis is asked again until then
         self._reached = False  # Redis has answered
         self._checked = cursor is None  # whether the stream still has what follows the cursor
-        self._between_runs = cursor is None  # no run is under way, as far as this listener has read
+        self._between_runs = cursor is None  # no run is under way, by the entries read so far
         self._ended = False
 
     def __enter__(self) -> Follower:
@@ -225,7 +225,7 @@ class Follower:
         return selected
 
     def _end_run(self) -> None:
-        """Go on to the session's next run, or end."""
+        """Wait for the session's next run if the whole session is followed; else end."""
         self._between_runs = True
         self._ended = not self._whole_session
 

@@ -30,7 +30,7 @@ async def replay(scope_id: Id, user_id: Id, session_id: Id, *, wait: float = 3) 
     they were, with these differences: deltas may be merged, a tool call's arguments come whole, a file above 128 KiB
     and a provider's details are not on the stream, custom events come as `StreamedEvent`, and an
     `AgentRunResultEvent` comes only where the run has left calls to others: its output is the `DeferredToolRequests`.
-    What sub-agents do comes as `SubAgentEvent`, which holds pydantic-ai's event.
+    Steps of sub-agents come as `SubAgentEvent`, which has pydantic-ai's event.
     An answer that a dead process began is left out, as the process that resumed the run asked again. Where a part of it
     was given before, the part ends, and a `ResumeEvent` names it.
 

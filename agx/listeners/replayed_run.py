@@ -41,7 +41,7 @@ from .void import ResumeEvent, void_runs
 
 logger = logging.getLogger("agx")
 
-_END = ("outcome", "reason", "msg", "code")  # what a sub-agent's end has for a page
+_END_FIELDS = ("outcome", "reason", "msg", "code")  # of a sub-agent's `run-end`, for pages
 
 Event = AgentStreamEvent | AgentRunResultEvent[DeferredToolRequests]
 
@@ -70,17 +70,17 @@ class ErrorEvent(CustomEvent, name="agx-error"):
 
 @dataclass(kw_only=True)
 class SubAgentEvent(CustomEvent, name="agx-sub-agent", ui=False):
-    """What a sub-agent does; it is no event of the run itself, and pydantic-ai's adapters pass it over.
+    """A step of a sub-agent. It is no event of the run itself, and pydantic-ai's adapters ignore it.
 
     Args:
-        run: the sub-agent's.
-        parent_run: the run in whose tool it is.
+        run: the sub-agent's run.
+        parent_run: the run that called it.
         agent: its agent's name.
-        parent_tool_call_id: the call of that tool.
-        depth: 1 in a tool of the session's run.
+        parent_tool_call_id: the tool call of `parent_run` that runs it.
+        depth: 1 in a tool of the session's run, 2 in a tool of such a sub-agent.
         event: pydantic-ai's own; None where the sub-agent begins or ends.
-        end: how it ended: `outcome`, `reason`, `msg` and `code` of an error; with `void` where all that it did is void,
-            also after it has ended. None before that.
+        end: None until it ends; then its `outcome` and `reason`, and `msg` and `code` of an error. With `void`, nothing
+            that it did counts; such an event may follow its end.
     """
 
     run: str
@@ -92,7 +92,7 @@ class SubAgentEvent(CustomEvent, name="agx-sub-agent", ui=False):
     end: Body | None = None
 
     def to_payload(self) -> Body:
-        """Return what names the sub-agent."""
+        """Return the fields that name the sub-agent."""
         names = ("run", "parent_run", "agent", "parent_tool_call_id", "depth")
         return {name: getattr(self, name) for name in names}
 
@@ -151,7 +151,7 @@ class ReplayedRun:
             yield InfoEvent(body=body)
         elif kind == "event":
             try:
-                yield from self._read_sub_agent(body) if entry.is_sub_agents else self._read_event(body)
+                yield from self._read_sub_agent(body) if entry.is_from_sub_agent else self._read_event(body)
             except (ValueError, TypeError, AttributeError) as error:  # an entry may be anybody's
                 logger.warning("agx: an entry of a session can't be replayed (%s)", type(error).__name__)
         elif kind == "resume" and origin == RUNTIME:
@@ -209,7 +209,7 @@ class ReplayedRun:
                     self._finals[call_id] = final
 
     def _read_sub_agent(self, body: Body) -> Iterator[AgentStreamEvent]:
-        of = SubAgentEvent(
+        source = SubAgentEvent(
             run=str(body.get("run")),
             parent_run=str(body.get("parent_run")),
             agent=str(body.get("agent")),
@@ -217,21 +217,21 @@ class ReplayedRun:
             depth=int(body.get("depth", 1)),
         )
         if body.get("event") == "run-end":
-            yield from self._end_sub_agents([of.run], {name: body[name] for name in _END if name in body})
+            yield from self._end_sub_agents([source.run], {name: body[name] for name in _END_FIELDS if name in body})
             return
-        if of.run not in self._sub_agents:
-            self._sub_agents[of.run], self._open[of.run] = of, ReplayedRun()
-            yield of
-        for event in self._open.setdefault(of.run, ReplayedRun())._read_event(body):
-            yield replace(of, event=event)
+        if source.run not in self._sub_agents:
+            self._sub_agents[source.run], self._open[source.run] = source, ReplayedRun()
+            yield source
+        for event in self._open.setdefault(source.run, ReplayedRun())._read_event(body):
+            yield replace(source, event=event)
 
     def _end_sub_agents(self, runs: Iterable[str], end: Body) -> Iterator[AgentStreamEvent]:
         for run in runs:
-            if (of := self._sub_agents.get(run)) is None:
+            if (source := self._sub_agents.get(run)) is None:
                 continue
             for event in self._open.pop(run, ReplayedRun())._end_response():
-                yield replace(of, event=event)
-            yield replace(of, end=end)
+                yield replace(source, event=event)
+            yield replace(source, end=end)
 
     def _resume(self, body: Body) -> Iterator[AgentStreamEvent]:
         """End what a dead process had begun; its calls were not made."""
@@ -298,18 +298,18 @@ class ReplayedRun:
 
 
 def merge_deltas(events: Iterable[Event]) -> Iterator[Event]:
-    """Yield events that came together, the deltas of one part as one: a front end's adapter takes long for each."""
-    for part, some in groupby(events, _delta_part):
+    """Yield events that were read together, deltas of one part merged: a front end's adapter is slow per event."""
+    for part, group in groupby(events, _delta_part):
         if part is None:
-            yield from some
+            yield from group
             continue
         index, kind = part
-        text = "".join([event.delta.content_delta or "" for event in cast("Iterable[Any]", some)])
+        text = "".join([event.delta.content_delta or "" for event in cast("Iterable[Any]", group)])
         yield PartDeltaEvent(index=index, delta=kind(content_delta=text))
 
 
 def _delta_part(event: Event) -> tuple[int, type[TextPartDelta | ThinkingPartDelta]] | None:
-    # Those of `_add_delta()` have nothing but a text.
+    # Deltas of `_add_delta()` have only a text, so nothing is lost.
     if isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta | ThinkingPartDelta):
         return event.index, type(event.delta)
     return None

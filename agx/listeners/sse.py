@@ -58,8 +58,8 @@ async def event_chunks(
 ) -> AsyncGenerator[bytes, None]:
     """Yield the frames of `sse()` as a response writes them: those that are there together, up to 64 KiB.
 
-    `wait`: seconds for the first event. With `whole_session` the frames of the session's next run follow, and so on.
-    Comments are up to the response.
+    `wait`: seconds for the first event. With `whole_session` the frames of the session's next runs follow.
+    The response adds the comments that keep the connection open.
     """
     after = last_event_id or None
     with await join(

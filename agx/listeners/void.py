@@ -1,4 +1,4 @@
-"""What a `resume` makes void: what a dead process had begun, an answer or a sub-agent (contract, section 4)."""
+"""The events that a `resume` makes void: the answer and the sub-agents of a dead process (contract, section 4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _PAGE = 500  # entries a read
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """The events before a `resume` that count for nothing: of one model request, from a number on; of sub-agents."""
+    """The events before a `resume` that do not count.
+
+    Args:
+        resume_id: the id of that `resume`.
+        idx: the model request whose events are void, from the number `from_seq` on; None: none.
+        runs: the sub-agents whose events are void.
+    """
 
     resume_id: StreamId
     idx: int | None = None
@@ -32,7 +38,7 @@ class Void:
             return True
         if entry.type != "event" or entry.is_users or entry.id > self.resume_id:
             return False
-        if entry.is_sub_agents:
+        if entry.is_from_sub_agent:
             return bool(self.runs) and entry.body.get("run") in self.runs
         return self.idx is not None and entry.body.get("idx") == self.idx and (entry.seq or 0) >= self.from_seq
 
@@ -62,7 +68,7 @@ def is_void(entry: StreamEntry, voids: Collection[Void]) -> bool:
 
 
 async def read_voids(bus: Bus, session: SessionKeys) -> list[Void]:
-    """Return what is void of a session's run by now; what is void later on has its `resume` behind it."""
+    """Return what the `resume` entries on a session's stream have made void so far."""
     found: list[Void] = []
     cursor = "-"
     try:

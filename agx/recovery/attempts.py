@@ -35,7 +35,7 @@ def read_attempts(entries: Sequence[StreamEntry], *, handed_over: bool = False) 
     attempts: list[Attempt] = []
     steps: _Steps | None = None
     for entry in entries:
-        if entry.is_users or entry.is_sub_agents:
+        if entry.is_users or entry.is_from_sub_agent:
             continue
         if entry.type in ("begin", "resume") and entry.origin == RUNTIME:
             if steps is not None:

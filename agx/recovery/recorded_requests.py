@@ -1,4 +1,4 @@
-"""Model requests and tool calls of one run, its own or a sub-agent's, read from entries of a stream. Pure, no I/O.
+"""Reads the model requests and tool calls of a run, or of one of its sub-agents, from entries of its stream. No I/O.
 
 Other clients write to the stream too, so a value of an unexpected type is never an error: it counts as absent.
 """
@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 from ..facts.schema import ToolOutcome
 from ..stream.entry import RUNTIME, Body, StreamEntry
 
-LAST_MS = 9_000_000_000_000  # the year 2255: later ids are junk, and their nanoseconds do not fit a fact
+LAST_MS = 9_000_000_000_000  # the year 2255: later ids are invalid, and their nanoseconds do not fit into a fact
 _MOST_TEXT = 200  # characters of a name, as labels are cut
 _MOST_IDX = 2**53
 
@@ -26,10 +26,10 @@ class RecordedRequest:
     model: str
     provider: str
     end_ns: int | None = None  # None: it was under way
-    asked: bytes | None = None  # the checkpoint of what it sent
+    asked: bytes | None = None  # the checkpoint of its `llm-begin`
     answer: bytes | None = None  # the checkpoint of its response
     chars: int = 0  # of text that it streamed
-    prompt_chars: int | None = None  # that the stream shows of its prompt; only of a sub-agent's request
+    prompt_chars: int | None = None  # of its prompt, as far as the stream has it; only for a sub-agent's request
     seen_ns: int | None = None  # the last entry of its attempt; None: no other attempt followed
     calls: dict[str, tuple[str, int]] = field(default_factory=dict)  # by call id: tool, time
     returns: dict[str, tuple[ToolOutcome, int]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def read_requests(entries: Iterable[StreamEntry], sub_agent: str | None = None) 
             for before in requests.values():
                 before.seen_ns = before.seen_ns or last_ns
         last_ns = max(last_ns, ns)
-        if entry.type != "event" or (body.get("run") if entry.is_sub_agents else None) != sub_agent:
+        if entry.type != "event" or (body.get("run") if entry.is_from_sub_agent else None) != sub_agent:
             continue
         what, idx = body.get("event"), count_of(body.get("idx"))
         if idx is None:

@@ -124,7 +124,7 @@ class RecordedRun:
         error_type: str | None = None
         sample = EventSample()
         for entry in entries:
-            if not entry.is_sub_agents:
+            if not entry.is_from_sub_agent:
                 sample.add(entry_ns(entry), entry.type, own_body(entry))
             if entry.type == "end":
                 ended = entry
@@ -195,7 +195,7 @@ def _end(entry: StreamEntry) -> End:
 
 
 def _shows_text(entry: StreamEntry) -> bool:
-    return entry.type == "event" and not entry.is_sub_agents and has_visible_text(own_body(entry))
+    return entry.type == "event" and not entry.is_from_sub_agent and has_visible_text(own_body(entry))
 
 
 def _next_seq(entries: Sequence[StreamEntry]) -> int:

@@ -1,4 +1,4 @@
-"""The sub-agents of a run, as its stream shows them: their requests, and which have to begin again. Pure, no I/O."""
+"""Reads the sub-agents of a run from its stream: their requests, and which of them were under way. No I/O."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class RecordedSubAgent:
     """A run in a tool of a run, or in a tool of another sub-agent.
 
     Args:
-        root: the call of the session's run in which it is, however deep.
+        root: the tool call of the session's run that it belongs to, on whatever level it is.
         is_under_way: whether that call had no result when the last process stopped.
         outcome: how it ended; `lost` where the stream does not show that.
-        chars: of what it was asked, as far as the stream shows that, and of what it wrote and got from tools.
-        prompt_chars: by request, the same before it.
+        chars: of its prompt, as far as the stream has it, of its answers, and of its tool calls and their results.
+        prompt_chars: by request, the value of `chars` at its `llm-begin`.
     """
 
     run_id: str
@@ -54,25 +54,25 @@ def read_sub_agents(run_id: str, entries: Sequence[StreamEntry]) -> Iterable[Rec
 class _Reading:
     run_id: str
     found: dict[str, RecordedSubAgent] = field(default_factory=dict)  # by run
-    asked: dict[tuple[str, str], int] = field(default_factory=dict)  # by run and tool call: characters of its arguments
+    argument_chars: dict[tuple[str, str], int] = field(default_factory=dict)  # by run and tool call
 
     def add(self, entry: StreamEntry) -> None:
         """Take the next entry of the stream."""
         if entry.type == "resume" and entry.origin == RUNTIME:
-            self._settle(self.found.values())
+            self._mark_ended(self.found.values())
         if entry.type != "event":
             return
         body = own_body(entry)
         call_id = text_of(body.get("tool_call_id"), "")
-        run = text_of(body.get("run"), "") if entry.is_sub_agents else self.run_id
-        if entry.is_sub_agents and run:
+        run = text_of(body.get("run"), "") if entry.is_from_sub_agent else self.run_id
+        if entry.is_from_sub_agent and run:
             self._add_to(run, body, entry_ns(entry))
         if body.get("part_kind") == "tool-call":
-            self.asked[run, call_id] = _count_chars(body)
+            self.argument_chars[run, call_id] = _count_chars(body)
         elif body.get("part_kind") == "tool-return" and run == self.run_id:
-            self._settle(one for one in self.found.values() if one.root == call_id)
+            self._mark_ended(one for one in self.found.values() if one.root == call_id)
 
-    def _settle(self, sub_agents: Iterable[RecordedSubAgent]) -> None:
+    def _mark_ended(self, sub_agents: Iterable[RecordedSubAgent]) -> None:
         for one in sub_agents:
             one.is_under_way = False
 
@@ -80,7 +80,7 @@ class _Reading:
         if run not in self.found:
             parent, call_id = text_of(body.get("parent_run"), ""), text_of(body.get("parent_tool_call_id"), "")
             root = self.found[parent].root if parent in self.found else call_id
-            agent, chars = text_of(body.get("agent"), "agent"), self.asked.get((parent, call_id), 0)
+            agent, chars = text_of(body.get("agent"), "agent"), self.argument_chars.get((parent, call_id), 0)
             self.found[run] = RecordedSubAgent(run, parent, agent, root, ns, chars=chars)
         one, idx = self.found[run], count_of(body.get("idx"))
         if body.get("event") == "llm-begin" and idx is not None:

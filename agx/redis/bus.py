@@ -122,12 +122,12 @@ class NodeBus(Bus):
             loop.call_soon(self._send)
         return reply
 
-    # --- a round trip: callbacks, because a task and its coroutines take longer than the rest of it
+    # --- a round trip: callbacks, because a task and its coroutines use more CPU than the rest of it
 
     def _send(self) -> None:
-        """Send what waits; what is issued from here on waits until all replies are there."""
+        """Send the commands that wait. Commands issued from now on wait until all replies have been received."""
         if self._under_way or self._opening is not None:
-            return  # called by `_issue()`, and the loss of the connection came first
+            return  # `_issue()` had scheduled this call, and a lost connection has sent the commands already
         calls, self._waiting = self._waiting, []
         self._is_busy = bool(calls)
         if not calls:
@@ -154,7 +154,7 @@ class NodeBus(Bus):
         try:
             while (reply := self._connection.take_received()) is not NO_REPLY:
                 if not self._under_way:
-                    raise RedisConnectionError("the server sent what nobody asked for")
+                    raise RedisConnectionError("the server sent a reply without a command")
                 self._settle(self._under_way[0], reply)
                 self._under_way.popleft()
         except RedisError as error:
@@ -171,7 +171,7 @@ class NodeBus(Bus):
         self._send()
 
     def _settle(self, call: _Call, reply: Reply) -> None:
-        """Give a call its reply; raises an error after which the replies behind it can't be trusted."""
+        """Give a call its reply; raises an error after which the next replies can't be trusted."""
         if isinstance(reply, NoScriptError) and call.script is not None:
             script, args = call.script
             self._waiting.append(_Call(("EVAL", script.source, 1, *args), call.reply, None))
@@ -186,7 +186,7 @@ class NodeBus(Bus):
             call.reply.set_result(reply if call.script is not None else self._connection.parse(call.args[0], reply))
 
     def _check_deadline(self) -> None:
-        # One timer for many round trips: each moves only the moment that it looks at.
+        # One timer for many round trips: a round trip sets only `_sent`, and the timer computes its deadline from that.
         self._timer = None
         if self._under_way:
             loop, due = asyncio.get_running_loop(), self._sent + SOCKET_TIMEOUT
@@ -196,7 +196,7 @@ class NodeBus(Bus):
                 self._timer = loop.call_at(due, self._check_deadline)
 
     def _on_lost(self, error: BaseException) -> None:
-        """The connection is gone, or of no use any more."""
+        """Handle a connection that was closed, or that can no longer be used."""
         self._give_up(error)
         if self._is_busy and self._opening is None:
             self._send()

@@ -137,7 +137,7 @@ def workers(prefix: str) -> str:
 
 
 def room(prefix: str) -> str:
-    """Which worker was the last one to make room for a run that has to run alone; it expires after seconds."""
+    """The worker that makes room for a run that must run alone: it starts no other run. The key expires by itself."""
     return f"{prefix}::room"
 
 

@@ -48,7 +48,7 @@ def handover_deadline(now_ms: int) -> int:
 def is_handed_over(deadline_ms: float, last_entry_ms: float) -> bool:
     """Return whether the run's last process has handed it over, rather than died.
 
-    A process that goes on with a run moves its deadline. Where that got lost, its entries are younger than it.
+    A process that resumes a run sets a new deadline. If that write was lost, its entries are younger than the deadline.
     """
     return deadline_ms <= 0 and last_entry_ms <= -deadline_ms
 

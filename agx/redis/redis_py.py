@@ -56,11 +56,11 @@ class Connection:
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._raw: RedisPyConnection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        self._receiver: _Receiver | None = None  # while a bus has the connection
+        self._receiver: _Receiver | None = None  # from `receive()` to the end of the connection
 
     @property
     def is_open(self) -> bool:
-        """Whether a bus has the connection, which has not ended since."""
+        """Whether `receive()` was called, and the connection has not ended since."""
         return self._receiver is not None
 
     @property
@@ -96,17 +96,17 @@ class Connection:
             raise RedisConnectionError(f"connecting failed: {type(error).__name__}: {error}") from error
 
     def receive(self, on_received: Callable[[], None], on_lost: Callable[[BaseException], None]) -> None:
-        """Have replies received by callbacks: `on_received()` for `take_received()`, `on_lost(error)` at the end.
+        """Receive replies by callbacks: `on_received()`, after which `take_received()` has them, and `on_lost(error)`.
 
-        redis-py's stream and its coroutines would take longer than the round trip itself.
+        redis-py's stream and its coroutines use more CPU than the rest of the round trip.
         """
         writer: asyncio.StreamWriter | None = getattr(self._raw, "_writer", None)
         parse_error = getattr(getattr(self._raw, "_parser", None), "parse_error", None)
         if writer is None or parse_error is None:
             raise RedisConnectionError(f"redis-py {redis.__version__} can't be used: install an older version")
-        transport, theirs = writer.transport, writer.transport.get_protocol()
+        transport, redis_protocol = writer.transport, writer.transport.get_protocol()
         reader = hiredis.Reader(protocolError=InvalidResponse, replyError=parse_error, notEnoughData=NO_REPLY)
-        self._receiver = _Receiver(self, transport, reader, theirs, on_received, on_lost)
+        self._receiver = _Receiver(self, transport, reader, redis_protocol, on_received, on_lost)
         transport.set_protocol(self._receiver)
 
     def take_received(self) -> Reply:
@@ -170,12 +170,12 @@ class Connection:
 
 @dataclass(eq=False)
 class _Receiver(asyncio.Protocol):
-    """Feeds what a server sends to hiredis' reader, in the place of redis-py's stream."""
+    """Passes the bytes that a server sends to hiredis' reader, instead of to redis-py's stream."""
 
     connection: Connection
     transport: asyncio.WriteTransport
     reader: hiredis.Reader
-    theirs: asyncio.BaseProtocol
+    redis_protocol: asyncio.BaseProtocol
     on_received: Callable[[], None]
     on_lost: Callable[[BaseException], None]
 
@@ -185,7 +185,7 @@ class _Receiver(asyncio.Protocol):
             self.on_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.theirs.connection_lost(exc)  # its writer waits for it when it is closed
+        self.redis_protocol.connection_lost(exc)  # `close()` of redis-py's writer waits for this call
         if self.connection._receiver is self:
             self.connection._receiver = None
             self.on_lost(RedisConnectionError(f"the connection was closed: {exc or 'by the server'}"))

@@ -21,7 +21,7 @@ from .state import RunState
 
 logger = logging.getLogger("agx")
 
-_AGAIN = 1.0  # seconds after a read that had no answer
+_RETRY_PAUSE = 1.0  # seconds after a read that had no answer
 
 
 class DeadAttempts:
@@ -76,7 +76,7 @@ class DeadAttempts:
                     )  # fmt: skip
                     return
             with contextlib.suppress(TimeoutError):  # the run goes on meanwhile
-                async with asyncio.timeout(_AGAIN):
+                async with asyncio.timeout(_RETRY_PAUSE):
                     await self._finishing.wait()
         missing = find_missing_facts(dead.session, dead.run_id, dead.record, queued, sent_chars=sent_chars)
         for fact in () if missing is None else missing.facts:

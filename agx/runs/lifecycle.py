@@ -27,13 +27,13 @@ logger = logging.getLogger("agx")
 
 _CLOCKS_DIFFER_MS = 5_000  # at most, between two nodes of a cluster
 
-# The run in whose tool, or hook, the current code works, and the tool's call.
+# The run that the current code belongs to, and the tool call; None for the code of a hook.
 _place: ContextVar[tuple[Recorder, str | None] | None] = ContextVar("agx_place", default=None)
 
 
 @contextlib.contextmanager
 def working_in(recorder: Recorder, call_id: str | None = None) -> Iterator[None]:
-    """Make a run, or a tool call of it, what the current code is a part of; for a block of one coroutine."""
+    """Set the run, and its tool call, that code in this block and the tasks that it starts belong to."""
     token = _place.set((recorder, call_id))
     try:
         yield
@@ -122,7 +122,7 @@ class RunLifecycle:
         leases, is_fenced = self.engine.leases, recorder.state.fenced
         if not is_fenced:
             recorder.state.hand_over()
-        # Facts of a fenced run were dropped: the next process has to search them, as those of one that died.
+        # Facts of a fenced run were dropped: the next process has to reconstruct them, as for a process that died.
         how = leases.give_back if is_fenced else leases.hand_over
         left = asyncio.get_running_loop().create_task(give_up(lease, how), name="agx-hand-over")
         self.engine.keep(left)  # a shutdown waits for it: a lease that is left to expire delays the next process

@@ -232,7 +232,7 @@ def _make_recorder(
     attributes = describe_run(run_id, agent, scope, session)
     parent, call_id = enclosing_recorder(), enclosing_call()
     events = RunEvents(state, runtime or Runtime())
-    # Not that of an agent in a hook, which is no business of listeners, nor from another event loop.
+    # Not for an agent in a hook, whose steps are not for listeners, and not in another event loop than the writer's.
     if session is None and parent is not None and parent.engine is engine and call_id is not None:
         events = open_sub_agent(
             state, parent.events, run=run_id, parent_run=parent.run_id, agent=agent, call_id=call_id

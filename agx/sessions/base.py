@@ -134,7 +134,7 @@ class StoredSession:
 
 
 class SessionStore(Protocol):
-    """Where conversations are kept. `RedisSessions` and `SqlSessions` are ready to use.
+    """A store of conversations. `RedisSessions` and `SqlSessions` are ready to use.
 
     Each method raises TypeError for an id that is neither an int nor a str, and ValueError for one with a character
     that none may have.
@@ -158,7 +158,7 @@ class SessionStore(Protocol):
         search: str | None = None,
         parent: Id | None = None,
     ) -> Sequence[StoredSession]:
-        """Return a user's conversations, the last saved first: at most `limit`, behind the first `offset`.
+        """Return a user's conversations, the last saved first: at most `limit`, without the first `offset`.
 
         Args:
             search: only those with this text, in upper or lower case: in the title, and where the store can search
@@ -180,9 +180,9 @@ class SessionStore(Protocol):
         ...
 
     async def delete(self, scope_id: Id, user_id: Id, session_id: Id) -> bool:
-        """Remove a stored conversation, and from its branches where they come from; returns whether it was there.
+        """Remove a stored conversation; returns whether it was there. Its branches stay, without a `parent`.
 
-        `agx.delete_session()` calls it, and removes all else that Redis has of the session.
+        `agx.delete_session()` calls it, and removes all other data of the session from Redis.
         """
         ...
 
@@ -196,7 +196,7 @@ async def branch_session(
     sessions: SessionStore,
     branch_id: Id | None = None,
 ) -> str:
-    """Store the beginning of a conversation as a new one, which goes on by itself; returns its session id.
+    """Store the first messages of a conversation as a new, independent one; returns its session id.
 
     Args:
         messages: how many of the stored messages it has.
@@ -205,7 +205,7 @@ async def branch_session(
     Raises:
         SessionUnknownError: the user has no such conversation.
         BranchError: it has fewer messages, or the last one of them has tool calls, whose results are in the next one.
-        SessionConflictError: the session `branch_id` has a conversation already.
+        SessionConflictError: the session `branch_id` already has a conversation.
         TypeError, ValueError: an id can't be used.
         Exception: what the store raised.
     """
@@ -217,7 +217,7 @@ async def branch_session(
         raise SessionUnknownError(str(session_id))
     if not 0 < messages <= len(source.msgs):
         raise BranchError(f"the conversation has 1 to {len(source.msgs)} messages, not {messages}")
-    branch.msgs = without_conversation(source.msgs[:messages])
+    branch.msgs = without_conversation_ids(source.msgs[:messages])
     last = branch.msgs[-1]
     if isinstance(last, ModelResponse) and last.tool_calls:
         raise BranchError("the last message has tool calls without results: keep one message more, or one less")
@@ -225,8 +225,8 @@ async def branch_session(
     return name
 
 
-def without_conversation(messages: Iterable[ModelMessage]) -> list[ModelMessage]:
-    """Return messages for another conversation: pydantic-ai's name of a message's own one has our session in it."""
+def without_conversation_ids(messages: Iterable[ModelMessage]) -> list[ModelMessage]:
+    """Return messages for a branch, without `conversation_id`: pydantic-ai's field names the session they come from."""
     return [replace(message, conversation_id=None) for message in messages]
 
 
@@ -260,7 +260,7 @@ def mark_external(messages: Sequence[ModelMessage], calls: Iterable[ToolCallPart
 
 
 def title_of(session: Session) -> str:
-    """Return how a listing names a conversation that nobody has renamed."""
+    """Return the title of a conversation that was not renamed."""
     return _storable(session.get_user_prompt())[:TITLE_LENGTH]
 
 
@@ -274,13 +274,13 @@ def check_title(title: str) -> str:
     return title
 
 
-def searched_text(messages: Iterable[ModelMessage]) -> str:
-    """Return the prompts and answers of a conversation as a search compares them."""
+def searchable_text(messages: Iterable[ModelMessage]) -> str:
+    """Return the prompts and answers of a conversation, in the form that a search compares."""
     parts = (part for message in messages for part in message.parts if isinstance(part, UserPromptPart | TextPart))
-    return to_searched("\n".join(_text_of(part) for part in parts))
+    return fold_case("\n".join(_text_of(part) for part in parts))
 
 
-def to_searched(text: str) -> str:
+def fold_case(text: str) -> str:
     """Return a text without differences of case."""
     return _storable(text.casefold())
 

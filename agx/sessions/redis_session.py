@@ -19,7 +19,7 @@ from ..errors import RedisUnavailableError, SessionConflictError, SessionUnknown
 from ..redis.bus import Script
 from ..redis.keys import Id, SessionKeys, check_id
 from ..redis.retry import COMMAND_TIMEOUT, retry
-from .base import Session, StoredSession, check_title, title_of, to_searched
+from .base import Session, StoredSession, check_title, fold_case, title_of
 
 TTL = 30 * 86_400  # seconds until a conversation expires, from its last save
 _FIRST_WAIT, _LAST_WAIT = 0.05, 1.0  # seconds between attempts of a save
@@ -185,7 +185,7 @@ class RedisSessions:
         found = [
             one
             for one in await _read_listing(engine, any_session, 0, -1)
-            if origin in (None, one.parent) and to_searched(search or "") in to_searched(one.title)
+            if origin in (None, one.parent) and fold_case(search or "") in fold_case(one.title)
         ]
         return found[offset : offset + limit]
 
@@ -210,9 +210,9 @@ class RedisSessions:
             raise SessionUnknownError(session.session)
 
     async def delete(self, scope_id: Id, user_id: Id, session_id: Id) -> bool:
-        """Remove a stored conversation, and from its branches where they come from; returns whether it was there.
+        """Remove a stored conversation; returns whether it was there. Its branches stay, without a `parent`.
 
-        `agx.delete_session()` calls it, and removes all else that Redis has of the session.
+        `agx.delete_session()` calls it, and removes all other data of the session from Redis.
 
         Raises:
             RedisUnavailableError: Redis can't be reached: repeat the call.

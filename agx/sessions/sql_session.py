@@ -13,7 +13,7 @@ from pydantic_ai.messages import ModelRequest
 
 from ..errors import SessionConflictError, SessionUnknownError
 from ..redis.keys import Id, check_id
-from .base import TITLE_LENGTH, Session, StoredSession, check_title, searched_text, title_of, to_searched
+from .base import TITLE_LENGTH, Session, StoredSession, check_title, fold_case, searchable_text, title_of
 
 try:
     import sqlalchemy as sql
@@ -79,17 +79,17 @@ class SqlSessions:
                 async with self.engine.begin() as connection:
                     await connection.run_sync(self._migrate)
                 return
-            except DBAPIError:  # another process did the same: the next look finds what it did
+            except DBAPIError:  # another process did the same at this moment: then the next attempt finds nothing to do
                 if attempt == _ATTEMPTS - 1:
                     raise
 
     def _migrate(self, connection: sql.Connection) -> None:
         table = self.table
         table.metadata.create_all(connection, tables=[table])
-        there = {column["name"] for column in sql.inspect(connection).get_columns(table.name, table.schema)}
+        existing = {column["name"] for column in sql.inspect(connection).get_columns(table.name, table.schema)}
         name = connection.dialect.identifier_preparer.format_table(table)
         for column in table.columns:
-            if column.name not in there:
+            if column.name not in existing:
                 declared = CreateColumn(column).compile(dialect=connection.dialect)
                 connection.execute(sql.text(f"ALTER TABLE {name} ADD COLUMN {declared}"))
 
@@ -140,7 +140,7 @@ class SqlSessions:
         title = sql.func.coalesce(columns.name, columns.title)
         query = (
             sql.select(columns.session_id, title.label("title"), columns.saved_us, columns.parent)
-            .where(*self._are_of(scope_id, user_id))
+            .where(*self._owned_by(scope_id, user_id))
             .order_by(columns.saved_us.desc(), columns.session_id)
             .limit(limit)
             .offset(offset)
@@ -148,7 +148,7 @@ class SqlSessions:
         if search:
             # The JSON of a row that an earlier version wrote: its field names may match, too.
             searched = sql.func.lower(title + "\n" + sql.func.coalesce(columns.text, columns.messages))
-            query = query.where(searched.contains(to_searched(search), autoescape=True))
+            query = query.where(searched.contains(fold_case(search), autoescape=True))
         if parent is not None:
             query = query.where(columns.parent == check_id(parent, "parent"))
         async with self.connect() as connection:
@@ -167,27 +167,27 @@ class SqlSessions:
             sqlalchemy.exc.SQLAlchemyError: the database did not take it.
         """
         session = check_id(session_id, "session_id")
-        where = (*self._are_of(scope_id, user_id), self.table.c.session_id == session)
+        where = (*self._owned_by(scope_id, user_id), self.table.c.session_id == session)
         async with self.connect() as connection:
             update = sql.update(self.table).where(*where).values(name=check_title(title))
             if (await connection.execute(update)).rowcount != 1:
                 raise SessionUnknownError(session)
 
     async def delete(self, scope_id: Id, user_id: Id, session_id: Id) -> bool:
-        """Remove a stored conversation, and from its branches where they come from; returns whether it was there.
+        """Remove a stored conversation; returns whether it was there. Its branches stay, without a `parent`.
 
-        `agx.delete_session()` calls it, and removes what Redis has of the session.
+        `agx.delete_session()` calls it, and removes all data of the session from Redis.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database did not do it.
         """
-        session, columns, ours = check_id(session_id, "session_id"), self.table.c, self._are_of(scope_id, user_id)
+        session, columns, ours = check_id(session_id, "session_id"), self.table.c, self._owned_by(scope_id, user_id)
         async with self.connect() as connection:
             await connection.execute(sql.update(self.table).where(*ours, columns.parent == session).values(parent=None))
             removed = await connection.execute(sql.delete(self.table).where(*ours, columns.session_id == session))
         return removed.rowcount == 1
 
-    def _are_of(self, scope_id: Id, user_id: Id) -> tuple[sql.ColumnElement[bool], ...]:
+    def _owned_by(self, scope_id: Id, user_id: Id) -> tuple[sql.ColumnElement[bool], ...]:
         columns = self.table.c
         return columns.scope_id == check_id(scope_id, "scope_id"), columns.user_id == check_id(user_id, "user_id")
 
@@ -243,7 +243,7 @@ class SqlSession(Session):
             "title": title_of(self),
             "saved_us": _now_us(),
             "messages": self.msgs_to_json().decode(),
-            "text": searched_text(self.msgs),
+            "text": searchable_text(self.msgs),
         }
         async with self.store.connect() as connection:
             if self._version:
@@ -260,7 +260,7 @@ class SqlSession(Session):
 
     def _is_mine(self) -> tuple[sql.ColumnElement[bool], ...]:
         table = self.store.table
-        return *self.store._are_of(self.scope_id, self.user_id), table.c.session_id == self.session_id
+        return *self.store._owned_by(self.scope_id, self.user_id), table.c.session_id == self.session_id
 
 
 def _now_us() -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from ..facts.json_values import fit
+from ..facts.json_values import compact
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 Body = dict[str, Any]
@@ -64,7 +64,7 @@ class StreamEntry:
 
         What is not UTF-8 is replaced, a missing field is empty, other fields are ignored: an entry may be anybody's.
         """
-        if not isinstance(fields, (dict, Mapping)):  # an ABC alone takes as long as the rest
+        if not isinstance(fields, (dict, Mapping)):  # the check against an ABC alone is slow
             fields = dict(zip(fields[::2], fields[1::2], strict=False))
         return cls(
             parse_id(entry_id.decode()),
@@ -86,8 +86,8 @@ class StreamEntry:
         return self.own_seq is not None
 
     @property
-    def is_sub_agents(self) -> bool:
-        """Whether it is an event of a sub-agent: no part of the answer, the messages or the usage of the run."""
+    def is_from_sub_agent(self) -> bool:
+        """Whether it is an event of a sub-agent, and so no part of the run's own answer, messages or usage."""
         return self.origin == SUB_AGENT
 
     @property
@@ -127,7 +127,7 @@ class StreamEntry:
             one_line = self.raw_body.translate(_LINE_BREAKS_TO_SPACES)
             body = self.body if self._parse() is None else orjson.Fragment(one_line)
             event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
-            self._json = fit(orjson.dumps(event))
+            self._json = compact(orjson.dumps(event))
         return self._json
 
 

@@ -30,7 +30,7 @@ from pydantic_ai.models import Model
 from pydantic_core import from_json, to_jsonable_python
 
 from ..errors import BodyError
-from ..facts.json_values import fit
+from ..facts.json_values import compact
 from ..facts.schema import ToolOutcome
 from .custom_events import dump_chunks, dump_event
 from .entry import DEFERRED, PROMPT, SUB_AGENT, Body
@@ -275,9 +275,9 @@ def _text(value: object) -> str:
 
 def _to_json(body: Body) -> bytes:
     try:
-        return fit(orjson.dumps(body, option=0 if isinstance(body, UserBody) else orjson.OPT_STRICT_INTEGER))
+        return compact(orjson.dumps(body, option=0 if isinstance(body, UserBody) else orjson.OPT_STRICT_INTEGER))
     except orjson.JSONEncodeError:
-        return fit(orjson.dumps({_name(name): to_plain(value) for name, value in body.items()}))
+        return compact(orjson.dumps({_name(name): to_plain(value) for name, value in body.items()}))
 
 
 def to_plain(value: object) -> Any:

@@ -104,7 +104,7 @@ class Feed:
         """Return whether a quiet feed has to look: at each poll, or every `interval` seconds with a writer of wake-ups.
 
         On one server a wake-up is lost only with the connection, and each new connection reads what was missed.
-        A feed whose listeners all wait for a run to begin costs as little: there are many of them.
+        So does a feed whose listeners all wait for a run to begin, because there may be many of these feeds.
         """
         is_quiet = self._is_announced and self._dead_since is None
         can_wait = is_quiet or all(subscriber.waits_for_run for subscriber in self.subscribers)

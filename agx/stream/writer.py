@@ -99,8 +99,8 @@ class SessionWriter:
 
         Args:
             last: the stream's last entry, as read just now; read again only where it is not an `end`.
-            ensure_lease: returns until when the run may begin, the server's time in ms, and raises where the lease is
-                another's; its argument is whether the last `begin` came too late. Called after the stream was read: the
+            ensure_lease: returns the server's time in ms until which the run may begin; raises if another run has the
+                lease. Its argument is whether the last `begin` arrived too late. Called after the stream was read: the
                 server appends only if the stream has not changed since, so a process that stalls replaces no later run.
 
         Raises:

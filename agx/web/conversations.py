@@ -1,4 +1,4 @@
-"""The routes of a router for conversations: list and search, rename, branch and delete them, read one."""
+"""Adds the routes for stored conversations: list and search, read, rename, branch, delete."""
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 
@@ -139,7 +139,7 @@ def add_conversations(router: APIRouter, who: GetWho, sessions: SessionStore) ->
         responses={**STORED, **CHANGED},
     )
     async def branch_conversation(session_id: SessionId, point: BranchPoint, asker: Asker) -> Branch:
-        """Store the beginning of the conversation as a new one, which goes on by itself."""
+        """Store the first messages of the conversation as a new, independent one."""
         session = sessions.open(asker.scope_id, asker.user_id, session_id)
         await session.load()
         branch = await branch_session(

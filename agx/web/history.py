@@ -170,7 +170,7 @@ async def read_conversation(sessions: SessionStore, who: Who, session_id: str) -
 
 
 def count_stored(messages: Sequence[ModelMessage], shown: int) -> int:
-    """Return how many stored messages make the first `shown` ones of those that a page gets; more than all for more."""
+    """Return how many stored messages give a page's first `shown` ones; if a page has fewer, one more than all."""
     if shown > len(_show(messages)):
         return len(messages) + 1
     return bisect_right(range(len(messages) + 1), shown, key=lambda count: len(_show(messages[:count]))) - 1

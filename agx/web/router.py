@@ -1,4 +1,4 @@
-"""`make_router()`: start, follow and cancel runs, and what a page needs beside them; events in agx's own words."""
+"""`make_router()`: starts, follows and cancels runs, and adds the other routes of a page; events in agx's format."""
 
 # No `from __future__ import annotations`: FastAPI evaluates annotations, and some name what a function was given.
 

@@ -20,7 +20,7 @@ from ..checkpoints.job import Job
 from ..checkpoints.progress import fingerprint
 from ..control.on_busy import OnBusy
 from ..errors import AgxError, SteeredError
-from ..jobs.front_end import ARGUMENT, equip
+from ..jobs.front_end import ARGUMENT, add_front_end
 from ..jobs.recipe import Call, Recipe
 from ..jobs.worker import Worker
 from ..redis.keys import Id
@@ -79,13 +79,13 @@ class Runs:
         """Start a run in a task of its own, and return its id once its agent begins, or the id of the one it steers.
 
         Args:
-            front_end: its `tools` and `state`, which the run's job has too.
+            front_end: `tools` and `state` of the front end; the run's job stores them too.
 
         Raises:
             SessionBusyError: the session has a live run.
             QueueFullError: too many runs or messages wait for the session.
-            JobError: `on_busy` is no such word.
-            ConversationChangedError: the turn is not one of the stored conversation.
+            JobError: `on_busy` has an unknown value.
+            ConversationChangedError: the turn does not fit the stored conversation.
             RedisUnavailableError: Redis can't be reached.
             RefusedError: the state does not fit the deps; or the store or `make_deps` raised another exception, which
                 the log has.
@@ -102,7 +102,7 @@ class Runs:
             if not isinstance(deps, Deps):
                 raise TypeError(f"make_deps must return a subclass of agx.Deps, not {type(deps).__name__}")
         asked = WebRun(session=session)
-        kwargs = self._equip(deps, front_end)
+        kwargs = self._add_front_end(deps, front_end)
         kwargs["capabilities"] = [*(kwargs.get("capabilities") or ()), asked]
         if turn.results is not None:
             kwargs["deferred_tool_results"] = turn.results
@@ -129,12 +129,12 @@ class Runs:
                 return steered.run_id
         return await asked.begun
 
-    def _equip(self, deps: Deps, front_end: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _add_front_end(self, deps: Deps, front_end: Mapping[str, Any] | None) -> dict[str, Any]:
         if front_end is None:
             return dict(self.kwargs)
         own = {ARGUMENT: front_end}
         with refusing_unreadable("The state"):
-            kwargs = equip(self.agent, deps, self.kwargs, own)
+            kwargs = add_front_end(self.agent, deps, self.kwargs, own)
         if self.recipe is not None or kwargs.get("resume") is not None:
             kwargs["args"] = {**(kwargs.get("args") or {}), **own}
         return kwargs
@@ -179,7 +179,7 @@ def make_plain_deps(scope_id: Id, user_id: Id, session_id: str) -> PlainDeps:
 
 
 def check_deps(agent: AbstractAgent[Any, Any], make_deps: MakeDeps) -> None:
-    """Raise TypeError where it is clear before the first run that `make_deps` can't make the agent's deps."""
+    """Raise TypeError if its signature or the agent's type shows that `make_deps` can't make the agent's deps."""
     wanted = agent.deps_type
     if make_deps is make_plain_deps:
         if isinstance(wanted, type) and not issubclass(PlainDeps, wanted) and wanted is not type(None):
@@ -200,7 +200,11 @@ def check_deps(agent: AbstractAgent[Any, Any], make_deps: MakeDeps) -> None:
 
 @contextmanager
 def refusing_failures(*, logged: bool = False) -> Iterator[None]:
-    """Turn an exception of the user's code into 500 with a sentence and a code; log it, where `run()` has not."""
+    """Turn an exception of the user's code into 500 with a sentence and a code, and log it.
+
+    Args:
+        logged: `run()` has logged the exception already.
+    """
     try:
         yield
     except (HTTPException, AgxError):

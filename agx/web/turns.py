@@ -27,7 +27,7 @@ from pydantic_ai.tools import DeferredToolResults
 
 from ..error_codes import REQUEST_UNREADABLE
 from ..errors import ConversationChangedError
-from ..sessions.base import EXTERNAL_CALLS, Session, without_conversation
+from ..sessions.base import EXTERNAL_CALLS, Session, without_conversation_ids
 from ..sessions.lost_answer import append_answer
 from .route import RefusedError, describe_fields
 
@@ -55,8 +55,8 @@ class TurnSession(Session):
     """A stored conversation as a turn goes on with it; prepared while the run has the session for itself.
 
     Args:
-        lost_answer: of the run before, whose process died.
-        branch: gets the conversation as it was, where the turn drops its last answer.
+        lost_answer: messages of the run before, whose process died.
+        branch: stores the conversation as it was before the turn, if the turn drops its last answer.
     """
 
     stored: Session
@@ -70,7 +70,7 @@ class TurnSession(Session):
         before = append_answer(self.stored.msgs, self.lost_answer)
         self.msgs = self.turn.prepare(before)
         if self.branch is not None and len(before) > len(self.msgs):
-            self.branch.msgs = without_conversation(before)
+            self.branch.msgs = without_conversation_ids(before)
             await self.branch.save()
 
     async def begin(self, request: ModelRequest) -> None:

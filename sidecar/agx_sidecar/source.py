@@ -17,7 +17,7 @@ from .link import BLOCK_MS, Link
 TRACES_GROUP = "agx-traces"  # the consumer group of the traces sink
 
 READ_COUNT = 200  # entries of a queue per command: a few milliseconds of folding
-_GATHER = 0.05  # seconds from one read to the next
+_READ_PAUSE = 0.05  # seconds from one read to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class QueueEnd:
     last_entry: str | None
 
 
-def readable_together(link: Link, partitions: int) -> list[range]:
-    """Return the partitions that one command can read: all of them, but in a cluster, where their slots differ, one."""
+def group_partitions(link: Link, partitions: int) -> list[range]:
+    """Return the partitions in groups that one command can read: one group; in a cluster, one group for each."""
     if isinstance(link.client, RedisCluster):
         return [range(n, n + 1) for n in range(partitions)]
     return [range(partitions)]
 
 
-def by_stream(reply: Any) -> dict[str, list[QueueEntry]]:
+def entries_by_key(reply: Any) -> dict[str, list[QueueEntry]]:
     """Return the entries of an XREAD or XREADGROUP reply, RESP2 or RESP3, by key."""
     streams = reply.items() if isinstance(reply, dict) else reply or ()
     # RESP3 has a list of replies for each key.
@@ -50,13 +50,13 @@ async def read_after(link: Link, places: Mapping[str, str]) -> dict[str, list[Qu
     reply = await link.call(
         "XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", *places.keys(), *places.values()
     )
-    return by_stream(reply)
+    return entries_by_key(reply)
 
 
-async def gather_more(found: Mapping[str, Sequence[QueueEntry]]) -> None:
-    """Wait before the next read, so that it reads much at once; not where more entries are waiting already."""
+async def pause_between_reads(found: Mapping[str, Sequence[QueueEntry]]) -> None:
+    """Wait before the next read, so that it returns several facts; not if this read was full, since more wait then."""
     is_full = any(len(entries) >= READ_COUNT for entries in found.values())
-    await asyncio.sleep(0.0 if is_full else _GATHER)
+    await asyncio.sleep(0.0 if is_full else _READ_PAUSE)
 
 
 async def find_end(link: Link, key: str) -> QueueEnd | None:

@@ -244,7 +244,7 @@ def test_ag_ui_starts_joins_and_goes_on(
     assert later.kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
 
 
-def test_ag_ui_sees_tools_and_what_they_say(
+def test_ag_ui_gets_tools_and_their_custom_events(
     service: WebService, model_server: ModelServer, front_end: Path, session: str
 ) -> None:
     model_server.script(call("look", '{"where": ', '"the attic"}'), say("Nothing there."))
@@ -341,9 +341,7 @@ def test_ag_ui_refuses_what_decides_nothing(service: WebService, model_server: M
     assert not model_server.requests
 
 
-def test_ag_ui_is_told_of_a_failure(
-    service: WebService, model_server: ModelServer, front_end: Path, session: str
-) -> None:
+def test_ag_ui_gets_a_failure(service: WebService, model_server: ModelServer, front_end: Path, session: str) -> None:
     model_server.script((Refusal(400, "no such luck"),))
     asking = AgUi(front_end, service, "ask", session, "Hi")
     asking.finish()

@@ -16,13 +16,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .asked import SCENES as SCENES_OF_WHAT_IS_ASKED
-from .asked import QueuedScene, SteeredScene
 from .counting import BacklogScene, LeaderScene, MemoryScene
 from .durable import SCENES as SCENES_OF_DURABLE_RUNS
 from .durable import DurableScene, KillPointsScene
 from .scenes import SCENES as SCENES_OF_RUNS
 from .scenes import Scene
+from .user_input import SCENES as USER_INPUT_SCENES
+from .user_input import QueuedScene, SteeredScene
 from .verdict import Verdict
 
 AnyScene = (
@@ -34,7 +34,7 @@ SCENES: tuple[AnyScene, ...] = (
     BacklogScene(),
     MemoryScene(),
     *SCENES_OF_DURABLE_RUNS,
-    *SCENES_OF_WHAT_IS_ASKED,
+    *USER_INPUT_SCENES,
 )
 
 _COLUMNS = ("scene", "faults", "runs", "outcomes", "not started", "events lost", "repeated", "listeners hung",

@@ -1,4 +1,4 @@
-"""`agx.delete_session()`: no key of the server has anything of the session afterwards, whatever was there before."""
+"""`agx.delete_session()`: afterwards no key of the server contains anything of the session."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_a_run_whose_process_died_is_finalized_first(client: Redis) -> Non
 
 
 async def test_a_run_that_does_not_end_keeps_its_conversation(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agx.jobs.deletion._PATIENCE", -LEASE)
+    monkeypatch.setattr("agx.jobs.deletion._EXTRA_WAIT", -LEASE)
     await agx.run(STORE.open(1, 1, NAME), Agent(scripted(["Hi"]), deps_type=ScopeDeps), "Hi", deps())
     await client.set(KEYS.live, new_claim(), px=60_000)
     with pytest.raises(agx.SessionBusyError):
@@ -171,7 +171,7 @@ async def test_no_run_begins_before_all_is_removed(client: Redis) -> None:
     await agx.run(STORE.open(1, 1, NAME), Agent(scripted(["Hi"]), deps_type=ScopeDeps), "Hi", deps())
 
 
-async def test_an_outage_says_so(client: Redis) -> None:
+async def test_an_outage_raises_redis_unavailable(client: Redis) -> None:
     agx.configure(agx.Config(Redis(port=1)))
     with pytest.raises(agx.RedisUnavailableError):
         await delete()

@@ -250,8 +250,8 @@ async def test_a_renewal_that_is_older_than_the_lease_cancels_nothing(
     cancelled: list[Any] = []
     lease = Lease(SESSION, "r", lambda *how: cancelled.append(how), lambda: cancelled.append("lost"))
     await engine.leases.acquire(lease)
-    assert lease.listing is not None
-    await lease.listing
+    assert lease.index_entry is not None
+    await lease.index_entry
     await configured.delete(SESSION.live)
     run = engine.control.run
 

@@ -172,7 +172,7 @@ async def test_a_cancel_reaches_all_sub_agents(configured: Redis) -> None:
 
 
 async def test_what_is_no_sub_agent_of_a_tool_is_not_streamed(configured: Redis) -> None:
-    """An agent in a hook, such as a guard, is no business of listeners."""
+    """The steps of an agent in a hook, such as a guard, are not for listeners."""
     guard: Delegating = Agent(complete(scripted(["fine"])), deps_type=ScopeDeps, name="guard", **observed())
     hooks: Hooks[ScopeDeps] = Hooks()
 

@@ -163,7 +163,7 @@ async def test_a_client_of_ag_ui_before_1_0_gets_the_run_alone(configured: Redis
     )
 
 
-async def test_ag_ui_is_told_which_sub_agents_a_resume_has_ended(configured: Redis) -> None:
+async def test_ag_ui_gets_the_end_of_sub_agents_that_a_resume_made_void(configured: Redis) -> None:
     text = {"idx": 0, "event": "part_start", "part_kind": "text", "content": "x", "run": "a", **TAGS}
     entries = _entries([*CALLING, ("sub", text), ("resume", {"void": None, "void_runs": ["a"]}), ("end", {})])
     stream = ThreadEventStream(run_input=_input("1.0"))

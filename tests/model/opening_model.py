@@ -1,4 +1,4 @@
-"""A model of how a run is opened beside a recovery: every order of their steps.
+"""A model of a run that begins while a recovery works: every order of their steps.
 
 The process enters its deadline, takes the lease and sends `begin`; it may die at each step, and `begin` may arrive
 late. A recovery looks at runs past their deadline. A deadline passes and a lease expires at any moment.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Rules:
-    """What the participants do; each flag is False in a version in which runs got lost."""
+    """The rules that the process and the server follow. Without either one, runs can get lost."""
 
     deadline_comes_first: bool = True  # the deadline is in Redis before `begin` is sent
     begin_is_in_time: bool = True  # the server appends `begin` only before the deadline that its sender has entered
@@ -31,7 +31,7 @@ class State(NamedTuple):
         in_flight: how many times `begin` was sent and not executed yet.
         entering: the deadline is on its way, where the process does not wait for it.
         recovery: idle, claims, reads, removes, ends or releases.
-        late: how many more times the deadline may pass before the process has begun.
+        late: how many more times the deadline may pass before the run has begun.
     """
 
     deadline: str = ""
@@ -108,7 +108,7 @@ def _rest(state: State) -> State:
 def fault(state: State) -> str | None:
     """Return what is wrong with a state."""
     if state.process == "dead" and state.stream == "b" and not state.deadline and state.recovery == "idle":
-        return "nobody finds the run"
+        return "no recovery finds the run"
     return None
 
 

@@ -22,7 +22,7 @@ def test_boards_arrive_unchanged_where_grafanas_sidecar_looks() -> None:
         assert manifest["metadata"]["annotations"]["grafana_folder"] == "Agents"
 
 
-def test_links_on_the_boards_lead_where_the_values_say() -> None:
+def test_links_on_the_boards_follow_the_values() -> None:
     page = "https://logfire.example/org/project?q=trace_id='{trace_id}'"
     links = {"enabled": True, "consoleUrl": "https://agx.example/", "tracePage": page}
     boards = [m for m in render({"dashboards": links}) if m["kind"] == "ConfigMap"]

@@ -1,4 +1,4 @@
-"""Reading queues: how many commands that takes."""
+"""How many commands a sidecar needs to read the queues."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from agx.facts.schema import FIELD, encode
 from agx.redis import keys
 from agx.redis.address import parse_redis
 from agx_sidecar.link import Link, open_client
-from agx_sidecar.source import read_after, readable_together
+from agx_sidecar.source import group_partitions, read_after
 
 PARTITIONS = 8
 
 
 async def test_one_command_reads_all_queues(redis_url: str) -> None:
     link = Link(open_client(parse_redis(redis_url)))
-    (together,) = readable_together(link, PARTITIONS)
+    (together,) = group_partitions(link, PARTITIONS)
     places = {keys.queue("agx", n): "0-0" for n in together}
     async with Redis.from_url(redis_url) as redis:
         for n, key in enumerate(places):
@@ -36,4 +36,4 @@ async def test_one_command_reads_all_queues(redis_url: str) -> None:
 
 def test_in_a_cluster_each_queue_is_read_alone() -> None:
     link = Link(RedisCluster(startup_nodes=[ClusterNode("h", 1)]))
-    assert [list(some) for some in readable_together(link, 3)] == [[0], [1], [2]]
+    assert [list(group) for group in group_partitions(link, 3)] == [[0], [1], [2]]

@@ -1,4 +1,4 @@
-"""Agents that ask other agents in their tools."""
+"""Agents whose tools run other agents."""
 
 from __future__ import annotations
 

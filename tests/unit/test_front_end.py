@@ -1,4 +1,4 @@
-"""What `equip()` makes of a front end's tools and state."""
+"""What `add_front_end()` does with a front end's tools and state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.models.test import TestModel
 from support.agents import ScopeDeps
 
-from agx.jobs.front_end import ARGUMENT, equip
+from agx.jobs.front_end import ARGUMENT, add_front_end
 
 TOOLS = [{"name": "pick", "description": "Ask.", "parameters": {"type": "object", "properties": {}}}]
 
@@ -31,7 +31,7 @@ def given(**front_end: Any) -> dict[str, Any]:
 
 async def test_the_calls_of_its_tools_end_the_run() -> None:
     agent: Agent[ScopeDeps, Any] = Agent(TestModel(call_tools=["pick"]), deps_type=ScopeDeps)
-    result = await agent.run("Hi", deps=ScopeDeps(), **equip(agent, ScopeDeps(), {}, given(tools=TOOLS)))
+    result = await agent.run("Hi", deps=ScopeDeps(), **add_front_end(agent, ScopeDeps(), {}, given(tools=TOOLS)))
     assert isinstance(result.output, DeferredToolRequests)
     assert [call.tool_name for call in result.output.calls] == ["pick"]
 
@@ -41,23 +41,23 @@ def test_outputs_that_may_be_deferred_already_stay(is_agents: bool) -> None:
     outputs: Any = [str, DeferredToolRequests]
     agent: Agent[Any, Any] = Agent(TestModel(), output_type=outputs if is_agents else str)
     kwargs = {} if is_agents else {"output_type": outputs}
-    assert equip(agent, ScopeDeps(), kwargs, given(tools=TOOLS))["output_type"] is outputs
+    assert add_front_end(agent, ScopeDeps(), kwargs, given(tools=TOOLS))["output_type"] is outputs
 
 
 def test_a_run_without_a_front_end_is_as_it_was() -> None:
     kwargs = {"model": "test", "toolsets": []}
     for args in ({}, {ARGUMENT: None}, given()):
-        assert equip(Agent(TestModel()), ScopeDeps(), kwargs, args) == kwargs
+        assert add_front_end(Agent(TestModel()), ScopeDeps(), kwargs, args) == kwargs
 
 
 def test_a_state_is_set_where_the_deps_have_one() -> None:
     agent: Agent[Any, Any] = Agent(TestModel())
     deps, plain = DoorDeps(), DoorDeps(state={})
-    equip(agent, deps, {}, given(state={"color": "red"}))
-    equip(agent, plain, {}, given(state={"color": 1}))
-    equip(agent, ScopeDeps(), {}, given(state={"color": "red"}))
+    add_front_end(agent, deps, {}, given(state={"color": "red"}))
+    add_front_end(agent, plain, {}, given(state={"color": 1}))
+    add_front_end(agent, ScopeDeps(), {}, given(state={"color": "red"}))
     assert (deps.state, plain.state) == (Door(color="red"), {"color": 1})
-    equip(agent, deps, {}, given())
+    add_front_end(agent, deps, {}, given())
     assert deps.state == Door(color="red")
     with pytest.raises(ValidationError):
-        equip(agent, deps, {}, given(state={"color": []}))
+        add_front_end(agent, deps, {}, given(state={"color": []}))

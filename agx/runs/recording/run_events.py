@@ -68,9 +68,9 @@ class RunEvents:
 
 
 class SubAgentEvents(RunEvents):
-    """Hands the events of a sub-agent to the stream of the run that called it, with tags that name the sub-agent.
+    """Appends the events of a sub-agent to the stream of the run that called it, with tags that name the sub-agent.
 
-    Listeners get them under an origin of their own. They are no part of that run's sample, nor of what it measures.
+    They have the origin `sub-agent`. They are no part of that run's sample, and its measurements ignore them.
     """
 
     def __init__(self, state: RunState, caller: RunEvents, tags: Body) -> None:
@@ -81,11 +81,11 @@ class SubAgentEvents(RunEvents):
 
     @property
     def totals(self) -> None:
-        """None: they are in its caller's."""
+        """None: the totals of the caller's stream include these events."""
         return None
 
     def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
-        """Append an event of a step, or that the run begins or ends; an `info` is for listeners of the run itself."""
+        """Append an event of a step, `run-begin` or `run-end`. An `info` is left out: it is for the run's own listeners."""
         if type == "error":
             self._error = body
         elif type == "begin":
@@ -96,7 +96,7 @@ class SubAgentEvents(RunEvents):
             self.writer.put("event", SUB_AGENT, body | self.runtime.tags, urgent=urgent)
 
     def put_delta(self, event: PartDeltaEvent, text: str) -> None:
-        """Append a part of an answer; nothing comes behind the `end` of the run that called it."""
+        """Append a part of an answer, unless the run that called the sub-agent has ended."""
         if self.writer is not None and self.stream_state.is_open:
             part = self.runtime.parts.get(event.index) or self.runtime.part_of(event)
             self.writer.put_delta(SUB_AGENT, part, text)

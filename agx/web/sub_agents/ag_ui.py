@@ -1,4 +1,4 @@
-"""Sub-agents for AG-UI: its own events for them, and each step with the `subagentRunId` of its sub-agent."""
+"""Sub-agents for AG-UI: AG-UI's own events for them, and `subagentRunId` on each of their steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...listeners.replayed_run import SubAgentEvent
 
 @dataclass
 class ThreadEventStream(AGUIEventStream[Any, Any]):
-    """Upstream's event stream, with what sub-agents do: for clients of AG-UI 1.0, which know these events."""
+    """pydantic-ai's event stream, and the steps of sub-agents for clients of AG-UI 1.0, which know these events."""
 
     _sub_agents: dict[str, AGUIEventStream[Any, Any]] = field(default_factory=dict, init=False)  # by run
 

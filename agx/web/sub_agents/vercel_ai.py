@@ -1,7 +1,7 @@
-"""Sub-agents for the AI SDK: preliminary outputs of the tool calls in which they run, as its own sub-agents have them.
+"""Sub-agents for the AI SDK: preliminary outputs of the tool calls in which they run, as the SDK's own sub-agents have.
 
-Such an output is a UIMessage that replaces the one before. So it is sent when its parts change, and when its text has
-grown by a share of itself: a long text then costs a multiple of its length, not its square.
+Such an output is a whole UIMessage that replaces the one before. It is sent when its parts change, and each time its
+text has grown by 1/64. So the bytes sent for a text grow with its length, not with the square of its length.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ...listeners.replayed_run import SubAgentEvent
 from ...stream.entry import Body
 from ...stream.events import to_readable, tool_outcome
 
-_SHARE = 64
+_SHARE = 64  # a message is sent again when its text has grown by 1/64
 
 Call = tuple[str, str]  # a run and its tool call
 
@@ -42,12 +42,12 @@ class SubAgentMessages:
     _parts: dict[Call, list[Body]] = field(default_factory=dict)
     _tools: dict[Call, Body] = field(default_factory=dict)  # the parts of sub-agents' own tool calls
     _open: dict[str, Body] = field(default_factory=dict)  # by run: the text that grows
-    _heads: dict[str, Body] = field(default_factory=dict)
+    _heads: dict[str, Body] = field(default_factory=dict)  # by run: the part that names the sub-agent
     _grown: dict[str, int] = field(default_factory=dict)  # by call of the run itself: characters that are not sent yet
     _sizes: dict[str, int] = field(default_factory=dict)  # the same, sent or not
 
     def read(self, event: object) -> Iterator[BaseChunk]:
-        """Yield what the page gets of an event of the replay."""
+        """Yield the chunks for an event of the replay."""
         if not isinstance(event, SubAgentEvent):
             return
         if event.end is not None and event.end.get("void"):
@@ -117,7 +117,7 @@ class SubAgentMessages:
 
 @dataclass
 class ChatEventStream(VercelAIEventStream[Any, Any]):
-    """Upstream's event stream, with what sub-agents do."""
+    """pydantic-ai's event stream, and the steps of sub-agents."""
 
     _sub_agents: SubAgentMessages = field(default_factory=SubAgentMessages, init=False)
 

@@ -1,4 +1,4 @@
-"""Who may use the console: the token, the cookie of a login, which page sent a form, the headers of pages."""
+"""Access to the console: the token, the cookie of a login, the origin of a form, and the security headers of pages."""
 
 from __future__ import annotations
 

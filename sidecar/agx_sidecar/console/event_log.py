@@ -40,7 +40,7 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
         if entry.type == "error" and body.get("code") == RUN_CANCELED.code:
             continue  # the `end` has it
         # Anybody may have added an event, with anything in it.
-        run = str(body.get("run")) if entry.is_sub_agents else ""
+        run = str(body.get("run")) if entry.is_from_sub_agent else ""
         part = run, f"{body.get('idx')}/{body.get('event_idx')}"
         is_delta = body.get("event") == "part_delta"
         line = parts.get(part) if is_delta else None
@@ -62,7 +62,7 @@ def write_lines(entries: Sequence[StreamEntry], *, content: bool) -> list[Line]:
 
 
 def _open_sub_agent(lines: list[Line], sub_agents: dict[str, Line], entry: StreamEntry, run: str) -> Line:
-    """Return the line of a sub-agent; with its first event it is put behind the last line, or into its caller's."""
+    """Return the line of a sub-agent. Its first event adds that line, at the end or inside the line of its caller."""
     if run not in sub_agents:
         caller = sub_agents.get(str(entry.body.get("parent_run")))
         sub_agents[run] = Line(f"s{run[:100]}", entry.id[0], "sub-agent", str(entry.body.get("agent"))[:300])

@@ -107,7 +107,7 @@ def _doing(run: LiveRun, last: StreamEntry | None) -> Html:
         doing = "working"
     elif kind in ("text", "thinking"):
         doing = "thinking" if kind == "thinking" else "writing"
-    if last is not None and last.is_sub_agents:
+    if last is not None and last.is_from_sub_agent:
         doing = f"{body.get('agent')}: {doing}"
     return h("span", doing, class_="doing")
 

@@ -24,7 +24,7 @@ _LABELS = {"approve": "Approve", "deny": "Deny"}
 
 
 class NoLongerWaitsError(Exception):
-    """The call is not there, somebody has decided on it, or its run can't go on with a decision from here."""
+    """The call does not exist, was decided on already, or can't be decided on in a console."""
 
 
 async def read_waiting(bus: Bus, prefix: str, partitions: int) -> list[PendingCall]:
@@ -65,7 +65,7 @@ async def decide(bus: Bus, prefix: str, form: Mapping[str, str], by: str) -> tup
 
 
 def _actions(call: PendingCall) -> tuple[str, ...]:
-    """Return what may be decided here. A result can't be given, and what is not shown whole is not approved."""
+    """Return the decisions that the console allows. It gives no results, and does not approve arguments that it cuts."""
     if call.recipe is None:
         return ()
     return ("approve", "deny") if call.kind == "approval" and len(_arguments(call)) <= _SHOWN else ("deny",)

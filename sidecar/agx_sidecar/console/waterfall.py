@@ -155,7 +155,7 @@ def _open_bars(history: RunHistory, skew_ns: int) -> Iterator[Bar]:
         if entry.type == "resume":
             requests.clear()  # what the dead process had under way is asked again
         idx, call_id = body.get("idx"), str(body.get("tool_call_id"))
-        if entry.type != "event" or entry.is_sub_agents or not isinstance(idx, int):
+        if entry.type != "event" or entry.is_from_sub_agent or not isinstance(idx, int):
             continue
         at_ns = entry.id[0] * 1_000_000 - skew_ns
         if body.get("event") == "llm-begin":

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from agx.facts.reader import QueuePages
 from agx.redis import keys
 from agx.redis.entry_id import parse_id
 
 from ..link import TROUBLE, Link
-from ..source import find_end, gather_more, read_after, readable_together
+from ..source import find_end, group_partitions, pause_between_reads, read_after
 from . import instruments as i
 from .fold import RECENT, ZERO_ID, Fold, Position
 from .gauges import (
@@ -157,8 +158,8 @@ class MetricsSink:
         await self._link.persist("read known facts", lambda: self._recall(fold))
         self._state, self._fold = state, fold
         async with asyncio.TaskGroup() as tasks:
-            for some in readable_together(self._link, self._partitions):
-                tasks.create_task(self._read(fold, some, catch_up))
+            for group in group_partitions(self._link, self._partitions):
+                tasks.create_task(self._read(fold, group, catch_up))
             await catch_up.done.wait()
             self._caught_up = True
             logger.info("leading: exporting the fleet's metrics")
@@ -214,7 +215,7 @@ class MetricsSink:
         by_key = {keys.queue(self._prefix, n): n for n in partitions}
         while True:
             places = {key: fold.positions[n].last_id for key, n in by_key.items()}
-            found = await self._link.persist("read facts", lambda places=places: read_after(self._link, places))  # type: ignore[misc]
+            found = await self._link.persist("read facts", partial(read_after, self._link, places))
             for key, entries in found.items():
                 n = by_key[key]
                 if fold.positions[n].last_id != places[key]:  # the queue began anew while we waited
@@ -223,7 +224,7 @@ class MetricsSink:
                 catch_up.reached(n, fold.positions[n].last_id)
                 await asyncio.sleep(0)
             if found:
-                await gather_more(found)
+                await pause_between_reads(found)
 
     def _writer(self, fold: Fold) -> Callable[[], Awaitable[None]]:
         written = -1

@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 from opentelemetry.sdk.trace import ReadableSpan
 from redis.exceptions import ResponseError
@@ -25,9 +26,9 @@ from ..metrics.table import Instrument
 from ..source import (
     READ_COUNT,
     TRACES_GROUP,
-    by_stream,
-    gather_more,
-    readable_together,
+    entries_by_key,
+    group_partitions,
+    pause_between_reads,
 )
 from .export import (
     MAX_BYTES,
@@ -66,8 +67,8 @@ class TracesSink:
         self._forget_in_flight()
         async with asyncio.TaskGroup() as tasks:
             readers = [
-                tasks.create_task(self._read([keys.queue(self._prefix, n) for n in some]))
-                for some in readable_together(self._link, partitions)
+                tasks.create_task(self._read([keys.queue(self._prefix, n) for n in group]))
+                for group in group_partitions(self._link, partitions)
             ]
             readers += [tasks.create_task(self._take_over(keys.queue(self._prefix, n))) for n in range(partitions)]
             sender = tasks.create_task(self._send())
@@ -102,15 +103,14 @@ class TracesSink:
             if not ready:
                 await asyncio.sleep(_WAIT_FOR_QUEUE)
                 continue
-            some = tuple(ready)
-            found = await self._link.persist("read facts for traces", lambda some=some: self._read_group(some, ">"))  # type: ignore[misc]
+            found = await self._link.persist("read facts for traces", partial(self._read_group, tuple(ready), ">"))
             if found is None:
                 ready, looked = [], float("-inf")
                 continue
             for key, entries in found.items():
                 await self._accept(key, entries)
             if found:
-                await gather_more(found)
+                await pause_between_reads(found)
 
     async def _accept_own(self, key: str) -> None:
         """Queue what the server delivered to this consumer while its reader was being cancelled."""
@@ -124,7 +124,7 @@ class TracesSink:
         """
         command = ("XREADGROUP", "GROUP", TRACES_GROUP, self.consumer, "COUNT", READ_COUNT, "BLOCK", BLOCK_MS)
         try:
-            return by_stream(await self._link.call(*command, "STREAMS", *queues, *(after for _ in queues)))
+            return entries_by_key(await self._link.call(*command, "STREAMS", *queues, *(after for _ in queues)))
         except ResponseError as error:
             if str(error).startswith("NOGROUP"):
                 return None
@@ -146,7 +146,7 @@ class TracesSink:
         return True
 
     async def _accept(self, key: str, entries: Sequence[QueueEntry]) -> None:
-        """Queue facts, those without a span too: they are acknowledged with the others."""
+        """Queue facts, also those without spans, so that all are acknowledged together."""
         items = []
         for entry_id, payload in entries:
             if (key, entry_id) not in self._in_flight:

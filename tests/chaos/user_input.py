@@ -1,4 +1,4 @@
-"""The scenes of what people ask of runs while workers and servers die: messages for live runs, prompts that wait."""
+"""Scenes with user input while workers and servers are killed: messages to live runs, and queued prompts."""
 
 from __future__ import annotations
 
