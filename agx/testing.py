@@ -91,7 +91,7 @@ async def collect(
     """Return a run's events, as `listen(serialize=False)` gives them, up to and including its `end`.
 
     Args:
-        after: id of the last event seen; goes on behind it.
+        after: id of the last event seen; goes on after it.
         timeout: seconds without an event after which it gives up.
 
     Raises:

@@ -1,6 +1,6 @@
 """Fills docs/reference with the docstrings of the public names, and what `events.py` writes of the event catalogue.
 
-A page has a line `<!-- api: agx.run -->` for each name; with `only` behind the name, members are left out. The text up
+A page has a line `<!-- api: agx.run -->` for each name; with `only` after the name, members are left out. The text up
 to `<!-- end -->` is written by `python docs/api.py`; with `--check` it exits 1 where a committed page differs.
 """
 

@@ -5,7 +5,7 @@ OPENAI_API_KEY=... AGX_REDIS_URL=redis://localhost:6379 python examples/fastapi_
 
 curl -N localhost:8000/chat/first -H 'content-type: application/json' -d '{"prompt": "What time is it in Lisbon?"}'
 curl -N localhost:8000/chat/first/events                            # from the beginning, from any process
-curl -N localhost:8000/chat/first/events -H 'Last-Event-ID: ID'     # behind an event; 204 when there is no more
+curl -N localhost:8000/chat/first/events -H 'Last-Event-ID: ID'     # after an event; 204 when there is no more
 curl -X POST localhost:8000/chat/first/cancel
 """
 
@@ -132,7 +132,7 @@ async def chat(session_id: SessionId, question: Question) -> Response:
 
 @app.get("/chat/{session_id}/events")
 async def events(session_id: SessionId, last_event_id: Annotated[str | None, Header()] = None) -> Response:
-    """Stream a run's events, behind the last one that the client has seen: a browser's EventSource says which."""
+    """Stream a run's events, after the last one that the client has seen: a browser's EventSource says which."""
     return await stream(agx.sse(SCOPE, USER, session_id, last_event_id=last_event_id))
 
 

@@ -64,7 +64,7 @@ class Progress:
         return []
 
     def drop_behind(self, expected: str) -> None:
-        """Drop the messages behind those with this fingerprint, with which the run began.
+        """Drop the messages after those with this fingerprint, with which the run began.
 
         Raises:
             UnreadableCheckpointError: the session no longer holds them.

@@ -438,7 +438,7 @@ export interface Session {
     signal?: AbortSignal;
     /** Called with null where a connection stands, and with the error where one fails. */
     onConnection?: (error: AgxError | null) => void;
-    /** `session` goes on with the session's next runs behind an `end`. Default `run`. */
+    /** `session` goes on with the session's next runs after an `end`. Default `run`. */
     follow?: "run" | "session";
   }): AsyncGenerator<AgxEvent, void, void>;
   follow(onState: (state: State) => void): Follower;

@@ -161,10 +161,10 @@ class Session {
   }
 
   /**
-   * Yield the latest run's events, from the first or behind the cursor `after`, up to its `end`. A connection that is
-   * cut, or silent for `silence` seconds, is made again behind the last event. It returns without an `end` where the
-   * service has no further event: then nothing is to come, or the run is lost. With `follow: "session"` it goes on with
-   * the session's next runs.
+   * Yield the latest run's events, from the first or after the cursor `after`, up to its `end`. A connection that is
+   * cut, or silent for `silence` seconds, is made again, and goes on after the last event. It returns without an `end`
+   * where the service has no further event: then nothing is to come, or the run is lost. With `follow: "session"` it
+   * goes on with the session's next runs.
    */
   async *events({ after = "", signal, onConnection = () => {}, follow = "run" } = {}) {
     const { client } = this;
@@ -239,8 +239,8 @@ class Follower {
   #isPendingRead = true;
   #lastPrompt = null;
   #connectionError = null;
-  #starting = null; // all that were asked for
-  #refusal = null; // of the last one; shown until the next one is asked for
+  #starting = null; // a promise of all calls of start() so far
+  #refusal = null; // the error of the last call of start(); shown until the next call
   #reading = new AbortController();
 
   constructor(session, onState) {

@@ -105,7 +105,7 @@ class Inbox:
         return {b"closed": "closed", b"full": "full"}.get(reply, "put")  # type: ignore[return-value]
 
     async def read(self, after: str) -> list[SteeredText]:
-        """Return the messages behind an id, in their order."""
+        """Return the messages after an id, in their order."""
         found = await self.bus.execute("XRANGE", self.session.inbox, f"({after}", "+")
         return [
             SteeredText(entry_id.decode(), fields[b"text"].decode("utf-8", "replace"))
@@ -114,7 +114,7 @@ class Inbox:
         ]
 
     async def close(self, run_id: str, after: str) -> bool:
-        """Refuse further messages for a run; returns False where there is one behind `after`."""
+        """Refuse further messages for a run; returns False where there is one after `after`."""
         return bool(await self.bus.run(_CLOSE, self.session.inbox, run_id, after, INBOX_TTL))
 
     async def remove(self, ids: Iterable[str]) -> None:

@@ -135,7 +135,7 @@ def _recorded(ctx: RunContext[DemoDeps]) -> Iterator[None]:
 
 
 class ScriptedModel(FunctionModel):
-    """Gives the answers of one scenario, each behind the one before in the conversation."""
+    """Gives the answers of one scenario, each after the one before in the conversation."""
 
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(stream_function=self._play, model_name="scripted-1")

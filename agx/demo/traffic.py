@@ -38,7 +38,7 @@ from .scenarios import Scenario
 
 LEASE_TTL = 3.0  # seconds; short, so that a killed process is noticed while people still look
 _LAST_EVENT = 10.0  # seconds
-_LOOK = 1.0  # seconds without an event after which a listener begins anew, behind what it has seen
+_LOOK = 1.0  # seconds without an event after which a listener begins anew, after what it has seen
 _PATIENCE = 60.0  # seconds without an event after which the sidecar has failed
 _PEOPLE = (("acme", "ada"), ("globex", "lin"), ("acme", "sam"), ("initech", "kim"))
 

@@ -38,7 +38,7 @@ class OpenSession(Protocol):
     """A session that is open in this process: it gives the session's events their order."""
 
     def put(self, type: str, origin: str, body: dict[str, Any]) -> None:
-        """Append an event behind those handed over before."""
+        """Append an event after those handed over before."""
         ...
 
 

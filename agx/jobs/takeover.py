@@ -57,7 +57,7 @@ async def open_taken_over(engine: Engine, dead: DeadRun, agent: str, deps: Deps 
             **({"void_runs": void_runs} if void_runs else {}),
             **({"handed_over": True} if dead.record.handed_over else {}),
         }
-        resumed = await writer.resume(body, origin=RUNTIME, behind=dead.last_id, seq=dead.record.next_seq)
+        resumed = await writer.resume(body, origin=RUNTIME, after=dead.last_id, seq=dead.record.next_seq)
     except BaseException:
         if writer.begun:
             writer.close()

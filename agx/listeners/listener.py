@@ -1,4 +1,4 @@
-"""`listen()`: follow a session's run from any process, from its first entry or behind a cursor."""
+"""`listen()`: follow a session's run from any process, from its first entry or after a cursor."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def listen(
         wait: seconds to wait for a first event.
         timeout: seconds without an event after which it gives up.
         serialize: whether events come as JSON strings.
-        after: id of the last event seen; goes on behind it.
+        after: id of the last event seen; goes on after it.
 
     Raises:
         TypeError: an id or cursor of a wrong type.
@@ -122,7 +122,7 @@ def _parse_cursor(after: str | None) -> StreamId | None:
     if isinstance(after, str) and _CURSOR.fullmatch(after):
         cursor = parse_id(after)
         if max(cursor) < 2**64 and min(cursor) < 2**64 - 1:
-            # As in Redis: behind zero is from the start, which is no resumption.
+            # As in Redis: after zero is from the start, which is no resumption.
             return cursor if cursor > (0, 0) else None
     raise ValueError(f"after must be the id of an event, like 1700000000000-0, not {after!r:.40}")
 
@@ -206,7 +206,7 @@ class Follower:
         return None
 
     def _select(self, entries: list[StreamEntry]) -> list[StreamEntry]:
-        """Return those of the run that are behind the cursor; behind an `end`, or another run's `begin`, it is over."""
+        """Return those of the run that are after the cursor; after an `end`, or another run's `begin`, it is over."""
         selected = []
         for entry in entries:
             if entry.id <= self._cursor and not entry.made_here:

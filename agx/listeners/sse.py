@@ -25,12 +25,12 @@ async def sse(
 ) -> AsyncGenerator[str, None]:
     """Yield the frames of a run's events, `id:` and `data:`, up to its `end`; a live run is followed however silent.
 
-    Behind an `end` there is nothing: a router that finds no first frame answers 204, which is what stops an
+    After an `end` there is nothing: a router that finds no first frame answers 204, which is what stops an
     EventSource. One whose run was replaced meanwhile gets an `info` with `superseded_by`, and goes on with the new run
     when it connects again.
 
     Args:
-        last_event_id: the browser's `Last-Event-ID`; goes on behind it.
+        last_event_id: the browser's `Last-Event-ID`; goes on after it.
         keep_alive: seconds without an event after which a comment is sent, so that proxies keep the connection.
 
     Raises:
@@ -85,7 +85,7 @@ def _frame_of(entry: StreamEntry) -> bytes:
     """Return an entry's frame; made once for all listeners of a process."""
     frame = entry.frame
     if frame is None:
-        # Behind a run that was replaced an EventSource goes on with the next one, from its first event: with the
+        # After a run that was replaced an EventSource goes on with the next one, from its first event: with the
         # old id it would receive the same info for ever.
         replaced = entry.made_here and "superseded_by" in entry.body
         place = _FROM_THE_START if replaced else format_id(entry.id)

@@ -117,7 +117,7 @@ def _failed_attempts(response: ModelResponse | None, error: BaseException | None
         attempts = error.attempts
     elif error is not None:
         attempts = carried_attempts(error)
-    # A nested fallback model stands in the list once more, as a whole, behind its own attempts.
+    # A nested fallback model stands in the list once more, as a whole, after its own attempts.
     return [
         _describe_attempt(attempt) for attempt in attempts if not to_text(attempt.model_name).startswith("fallback:")
     ]

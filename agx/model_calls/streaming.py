@@ -32,7 +32,7 @@ _NEVER_ALIKE = (FallbackModel, TestModel)
 _RAISES_WHEN_STREAMED = "pydantic_ai.models.mcp_sampling"  # its import needs a package of its own
 _TRANSPARENT = (WrapperModel, InstrumentedModel, ConcurrencyLimitedModel)
 
-# The hooks that see a model request, choose its model, or may recover from its failure: behind a stream that broke, the
+# The hooks that see a model request, choose its model, or may recover from its failure: after a stream that broke, the
 # messages have a partial answer.
 _REQUEST_HOOKS = (
     "get_model",

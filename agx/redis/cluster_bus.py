@@ -106,7 +106,7 @@ class ClusterBus(Bus):
                 self._route(routed)
             else:
                 node = self._node(address)
-                node.execute("ASKING")  # for the one command behind it on this connection
+                node.execute("ASKING")  # for the one command after it on this connection
                 self._send(routed, node)
             return
         if isinstance(error, (*CONNECTION_ERRORS, ClusterDownError)):

@@ -10,10 +10,8 @@ import orjson
 
 from .bus import Bus
 from .entry_id import parse_id
-from .keys import SessionKeys
+from .keys import STREAM_TTL, SessionKeys
 from .redis_py import Reply
-
-_LONGEST = 86_400.0  # seconds; a live stream expires after that
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +121,4 @@ def parse_recover(begin: object) -> float | None:
     value = begin.get("recover") if isinstance(begin, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         return None
-    return min(float(value), _LONGEST)
+    return min(float(value), float(STREAM_TTL))

@@ -94,7 +94,7 @@ async def run_turn(
     """Run an agent as `run()` does.
 
     Args:
-        goes_on_from: fingerprint of the stored messages that the run goes on from, where it drops those behind them.
+        goes_on_from: fingerprint of the stored messages that the run goes on from, where it drops those after them.
     """
     check_on_busy(on_busy)
     if args is not None and resume is None:

@@ -51,7 +51,7 @@ async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[M
 
 
 def append_answer(messages: list[ModelMessage], answer: list[ModelMessage]) -> list[ModelMessage]:
-    """Return a conversation with the answer behind the prompt that its end awaits one for."""
+    """Return a conversation with the answer after the prompt that its end awaits one for."""
     last = messages[-1] if messages else None
     awaits = isinstance(last, ModelRequest) and any(isinstance(part, UserPromptPart) for part in last.parts)
     return [*messages, *answer] if awaits else messages

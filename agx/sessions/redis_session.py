@@ -91,7 +91,7 @@ class RedisSession(Session):
             self.msgs_from_json(messages)
 
     async def begin(self, request: ModelRequest) -> None:
-        """Write the conversation with the prompt behind it.
+        """Write the conversation with the prompt after it.
 
         Raises:
             SessionConflictError: someone saved it after it was loaded here.

@@ -223,7 +223,7 @@ class SqlSession(Session):
             self.msgs_from_json(row.messages)
 
     async def begin(self, request: ModelRequest) -> None:
-        """Write the conversation with the prompt behind it; raises what `save()` raises."""
+        """Write the conversation with the prompt after it; raises what `save()` raises."""
         before, self.msgs = self.msgs, [*self.msgs, request]
         try:
             await self.save()

@@ -6,7 +6,7 @@ from ..redis.bus import Script
 from .entry import LUA_FIELDS, RUNTIME, to_lua_fields
 
 # Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin`, `resume` or
-# `end` behind our last entry means that the stream is no longer ours; other entries behind it come from `add()`. ARGV:
+# `end` after our last entry means that the stream is no longer ours; other entries after it come from `add()`. ARGV:
 # id of our last entry (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then
 # for each entry its id and its parts.
 APPEND = Script(f"""{LUA_FIELDS}
@@ -50,7 +50,7 @@ redis.call('PUBLISH', ARGV[1], ARGV[5])
 return 'ok'
 """)
 
-# Lets another process go on with the stream's run: appended only behind the entry that it has read last. ARGV: channel,
+# Lets another process go on with the stream's run: appended only after the entry that it has read last. ARGV: channel,
 # expiry in seconds, id of that entry, then the id and the parts of `resume`.
 RESUME = Script(f"""{LUA_FIELDS}
 local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]

@@ -88,9 +88,9 @@ class StreamTail:
         # a stream that is gone was lost, whatever the server's clock shows, and however late a reply is read.
         return time.monotonic() >= self._end_sent + self._ttl_after_end
 
-    def _issue(self, behind: str, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
+    def _issue(self, after: str, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
         args: list[bytes | str | int] = [
-            behind,
+            after,
             self._wake_channel,
             self._max_length,
             self._ttl_after_end if entries[-1].type == "end" else keys.STREAM_TTL,

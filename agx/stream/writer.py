@@ -123,8 +123,8 @@ class SessionWriter:
                 entry = self._stamp(PendingEntry("begin", origin, body, checkpoint=checkpoint), seq=0)
                 sent[entry.id] = entry
                 try:
-                    behind = format_id(top.id) if top else ""
-                    if (reply := await self._append_first(BEGIN, entry, behind, until_ms)) == b"ok":
+                    after = format_id(top.id) if top else ""
+                    if (reply := await self._append_first(BEGIN, entry, after, until_ms)) == b"ok":
                         break
                 except CONNECTION_ERRORS:
                     trouble_since = trouble_since or self._asked
@@ -133,19 +133,19 @@ class SessionWriter:
             last = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
         self._take_begun(entry)
 
-    async def resume(self, body: dict[str, Any], *, origin: str, behind: StreamId, seq: int) -> bool:
-        """Go on with the run of another process; returns False where an entry stands behind the one read last.
+    async def resume(self, body: dict[str, Any], *, origin: str, after: StreamId, seq: int) -> bool:
+        """Go on with the run of another process; returns False where an entry stands after the one read last.
 
         Args:
-            behind: id of the entry read last.
+            after: id of the entry read last.
             seq: number of this entry.
 
         Raises:
             RedisError, OSError: not appended as far as is known.
         """
-        self.tail.note(behind)
+        self.tail.note(after)
         entry = self._stamp(PendingEntry("resume", origin, body), seq=seq)
-        if await retry(lambda: self._append_first(RESUME, entry, format_id(behind))) != b"ok":
+        if await retry(lambda: self._append_first(RESUME, entry, format_id(after))) != b"ok":
             return False
         self._take_begun(entry)
         return True

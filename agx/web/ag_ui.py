@@ -200,7 +200,7 @@ def _read_turn(agent: AbstractAgent[Any, Any], request: RunInput) -> Turn:
 
 
 def _read_outputs(messages: list[dict[str, Any]]) -> dict[str, object]:
-    """Return the results of tool calls that stand behind the last message of another kind, by call."""
+    """Return the results of tool calls that stand after the last message of another kind, by call."""
     outputs: dict[str, object] = {}
     for message in takewhile(lambda message: message.get("role") == "tool", reversed(messages)):
         result = ToolMessage.model_validate(message)
@@ -257,7 +257,7 @@ async def _frames(
                 asked = await read_asked()
                 missing = [*asked, *given] if asked else None
             if missing is not None:
-                # Behind RUN_STARTED, which is always first.
+                # After RUN_STARTED, which is always first.
                 yield MessagesSnapshotEvent(messages=AGUIAdapter.dump_messages(missing))
                 missing = None
 

@@ -52,7 +52,7 @@ class Messages(BaseModel):
     outcome: str | None = Field(
         description="How that run ended: completed, cancelled, failed, or lost, where its process died"
     )
-    last_event_id: str | None = Field(description="The latest event of that run; behind it is what comes next")
+    last_event_id: str | None = Field(description="The latest event of that run; after it is what comes next")
 
 
 class Title(BaseModel):

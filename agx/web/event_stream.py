@@ -35,7 +35,7 @@ def close_streams() -> None:
 class EventStreamResponse(Response):
     """Answers with an event stream.
 
-    A client that takes nothing for 30 s is disconnected, and resumes behind the last event that it has. Until then the
+    A client that takes nothing for 30 s is disconnected, and resumes after the last event that it has. Until then the
     process holds at most two chunks for it, and what the hub holds for a slow listener.
 
     Args:

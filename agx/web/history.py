@@ -24,12 +24,12 @@ from .turns import Prompt, close_calls, end_of_prompt
 
 # Of what is sent to the model; the rest are instructions of many kinds.
 _SHOWN = frozenset({"user-prompt", "tool-return", "retry-prompt"})
-_HEAD = 8  # entries among which the prompt is: behind `begin`, others may have added a few
+_HEAD = 8  # entries among which the prompt is: after `begin`, others may have added a few
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How a router started a run: its prompt, if it has one, and behind how many messages it goes on."""
+    """How a router started a run: its prompt, if it has one, and after how many messages it goes on."""
 
     prompt: str | None
     after: int

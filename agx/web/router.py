@@ -185,7 +185,7 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
         last_event_id: Annotated[str, Header(pattern=_CURSOR)] = "",
         follow: Annotated[Literal["run", "session"], Query()] = "run",
     ) -> Response:
-        """Stream the latest run's events, from its first or behind `Last-Event-ID`, up to its `end`.
+        """Stream the latest run's events, from its first or after `Last-Event-ID`, up to its `end`.
 
         With `follow=session` the stream stays open, also where there is no run yet: the session's next runs follow.
         """

@@ -1,1 +1,1 @@
-"""A live demo behind the boards: made-up facts -> real sidecars -> real Prometheus -> pictures, or a test's queries."""
+"""A live demo after the boards: made-up facts -> real sidecars -> real Prometheus -> pictures, or a test's queries."""

@@ -1,4 +1,4 @@
-"""The real parts behind the boards, on loopback: a server, two sidecars, a Prometheus with our rules, a collector.
+"""The real parts after the boards, on loopback: a server, two sidecars, a Prometheus with our rules, a collector.
 
 Prometheus runs with the file of compose.yaml, its addresses and intervals replaced.
 """

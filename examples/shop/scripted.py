@@ -12,7 +12,7 @@ HELP = "Ask me to order a lamp, to say what goes with it in style, or for a long
 
 
 async def _answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
-    """Answer the last prompt, or go on behind the result of a tool."""
+    """Answer the last prompt, or go on after the result of a tool."""
     answered = max((n for n, message in enumerate(messages, 1) if message.kind == "response"), default=0)
     new = [part for message in messages[answered:] for part in message.parts]
     prompts = [str(part.content) for part in new if isinstance(part, UserPromptPart)]

@@ -20,7 +20,7 @@ _REPEAT_AFTER = 60.0  # seconds before the same warning is logged again
 
 
 class Lines(logging.Formatter):
-    """One record per line, behind it the frames of its exception."""
+    """One record per line, after it the frames of its exception."""
 
     def formatException(self, ei: Any) -> str:
         """Return where an exception was raised, and its type."""

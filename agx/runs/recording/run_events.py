@@ -85,7 +85,7 @@ class SubAgentEvents(RunEvents):
         return None
 
     def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
-        """Append an event of a step, `run-begin` or `run-end`. An `info` is left out: it is for the run's own listeners."""
+        """Append an event of a step, `run-begin` or `run-end`; leave out an `info`, which only the run itself emits."""
         if type == "error":
             self._error = body
         elif type == "begin":

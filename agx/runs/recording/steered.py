@@ -86,7 +86,7 @@ class SteeredMessages:
         self._sort(message for message in found if message.id not in self._enqueued)
 
     def begin(self, ctx: RunContext[Any]) -> None:
-        """The agent runs: it takes what waits, behind what an earlier attempt has enqueued."""
+        """The agent runs: it takes what waits, after what an earlier attempt has enqueued."""
         self._ctx = ctx
         self._enqueue_waiting()
 

@@ -111,7 +111,7 @@ document.addEventListener("submit", (event) => {
   if (ask && !confirm(ask)) event.preventDefault();
 });
 
-// A link may carry the token behind its #, which no browser sends: into no log, no proxy, no referrer.
+// A link may carry the token after its #, which no browser sends: into no log, no proxy, no referrer.
 function takeToken() {
   const login = document.getElementById("login");
   const given = new URLSearchParams(location.hash.slice(1)).get("token");

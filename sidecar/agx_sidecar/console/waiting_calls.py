@@ -65,7 +65,7 @@ async def decide(bus: Bus, prefix: str, form: Mapping[str, str], by: str) -> tup
 
 
 def _actions(call: PendingCall) -> tuple[str, ...]:
-    """Return the decisions that the console allows. It gives no results, and does not approve arguments that it cuts."""
+    """Return the decisions that the console allows. It can't give a result, nor approve arguments that it cuts."""
     if call.recipe is None:
         return ()
     return ("approve", "deny") if call.kind == "approval" and len(_arguments(call)) <= _SHOWN else ("deny",)

@@ -71,7 +71,7 @@ class Backlog:
 class TracesTrims:
     """Facts trimmed before the traces group had them delivered.
 
-    Servers differ: when the group reads on behind a gap, Valkey 9.1 counts the missing entries as read, Redis 7.0 never
+    Servers differ: when the group reads on after a gap, Valkey 9.1 counts the missing entries as read, Redis 7.0 never
     does. So the entries that are missing are followed from gap to gap, less those that were missing already when the
     group had last read everything.
     """

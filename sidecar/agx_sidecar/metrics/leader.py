@@ -149,7 +149,7 @@ class Lease:
 
 
 class StateGuard:
-    """The metric state in Redis, behind its owner's header."""
+    """The metric state in Redis, after its owner's header."""
 
     def __init__(self, link: Link, prefix: str, owner: str) -> None:
         self._link = link

@@ -103,7 +103,7 @@ class Reaper:
         members = list(zip(due[::2], due[1::2], strict=True))
         for member, deadline in members:
             left += not await self._finalize_contained(n, member, deadline)
-        # The next look goes on behind those that stay, so that they never hide the others.
+        # The next look goes on after those that stay, so that they never hide the others.
         self._offsets[n] = offset + left if len(members) == _AT_ONCE else 0
 
     async def _finalize_contained(self, n: int, member: bytes, deadline: bytes) -> bool:
@@ -176,7 +176,7 @@ class Reaper:
         """Finalize a run that was cancelled while no process had it.
 
         The mark stays until the run has its `end`, so that a cancel is never forgotten. It keeps out all but a
-        successor, and of a successor and this one only the first to append behind the stream's last entry does.
+        successor, and of a successor and this one only the first to append after the stream's last entry does.
         """
         missing = await self._find_missing(n, session, run_id, run, cancel_ms=mark.mark_ms)
         if missing.end is not None and not await self._end_stream(session, run, missing):
