@@ -40,7 +40,7 @@ class ToolCalls:
         self.count = 0
         self.last_error: tuple[BaseException, str] | None = None  # and the tool that raised it
         self.manager: ToolManager[Any] | None = None  # has the agent's tools, as of the present step
-        # Of sub-agents with our capability, by pydantic-ai's run id: a callback that cancels it; None once it has ended.
+        # Of sub-agents with our capability, by pydantic-ai's run id: what cancels it; None once it has ended.
         self.observed_runs: dict[str | None, Callable[[], None] | None] = {}
         self.plain_runs = 0  # of sub-agents without our capability
         self.plain_requests = 0  # their model requests
