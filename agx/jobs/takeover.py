@@ -107,7 +107,10 @@ def _make_recorder(engine: Engine, dead: DeadRun, agent: str, state: RunState, d
         if trace is None
         else continue_run(dead.run_id, agent, trace, attributes=attributes, before=_span_before(record))
     )
-    runtime = Runtime(idx=max((request.idx for request in record.requests), default=-1))
+    runtime = Runtime()
+    if record.requests:
+        last = max(record.requests, key=lambda request: request.idx)
+        runtime = Runtime(last.idx, answered=last.is_answer, returned=set(last.returns))
     if deps is not None:
         deps.runtime = runtime
     recorder = Recorder(

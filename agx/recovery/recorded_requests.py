@@ -34,6 +34,7 @@ class RecordedRequest:
     calls: dict[str, tuple[str, int]] = field(default_factory=dict)  # by call id: tool, time
     returns: dict[str, tuple[ToolOutcome, int]] = field(default_factory=dict)
     output_calls: set[str] = field(default_factory=set)  # of output tools, which nothing executes
+    is_answer: bool = False  # it gave the final answer
 
     @property
     def begun_calls(self) -> dict[str, tuple[str, int]]:
@@ -75,6 +76,7 @@ def _add_to(request: RecordedRequest, what: Any, body: Body, ns: int) -> None:
     if what in ("part_start", "part_delta") and body.get("part_kind") != "tool-return":
         text = body.get("content" if what == "part_start" else "content_delta")
         request.chars += len(text) if isinstance(text, str) else 0
+    request.is_answer |= what == "answer"
     call_id = body.get("tool_call_id")
     if not isinstance(call_id, str):
         return

@@ -16,6 +16,7 @@ from pydantic_ai.messages import (
     ModelResponse,
     ModelResponsePart,
     NativeToolReturnPart,
+    OutputToolResultEvent,
     PartDeltaEvent,
     PartEndEvent,
     PartStartEvent,
@@ -100,6 +101,7 @@ class Runtime:
     idx: int = -1  # of the current model request, from 0
     open: bool = False  # between llm-begin and llm-end
     answered: bool = False  # the current model request gave the final answer
+    returned: set[str] = field(default_factory=set)  # calls of it whose results an earlier attempt has appended
     parts: dict[int, Part] = field(default_factory=dict)  # by index, those of the current request that have deltas
     tags: Body = field(default_factory=dict)  # of a sub-agent's deltas
 
@@ -113,6 +115,7 @@ class Runtime:
         self.idx += 1
         self.open = True
         self.answered = False
+        self.returned.clear()
         self.parts.clear()
         body: Body = {"idx": self.idx, "event": "llm-begin"}
         if model is not None:
@@ -140,6 +143,8 @@ class Runtime:
             return self._whole(event.index, event.part) if isinstance(event.part, BaseToolCallPart) else None
         if isinstance(event, FinalResultEvent):
             return self.answer(event.tool_name, event.tool_call_id)
+        if isinstance(event, OutputToolResultEvent) and event.part.tool_call_id in self.returned:
+            return None
         if isinstance(event, ToolResultEvent):
             return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
         if (body := dump_event(event)) is not None:

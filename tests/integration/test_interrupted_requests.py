@@ -16,11 +16,14 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 from redis.asyncio import Redis
 from support.agents import FakeSession, ScopeDeps
+from support.durable_worker import make_recipe
 from support.run_facts import FactsOfRun
+from support.workers import working
 
 import agx
 from agx.engine.lease import Lease
 from agx.engine.leases import Leases
+from agx.engine.registry import current_engine
 from agx.facts.schema import NodeEnded
 from agx.recovery.finalize import finalize_run
 from agx.recovery.recorded_run import RecordedRun
@@ -243,3 +246,30 @@ async def test_a_process_that_has_lost_its_run_makes_no_tool_call(
     await agx.submit("1", "1", "s", agent="support", prompt=PROMPT)
     await running
     assert (waits, called) == (2, [])
+
+
+async def test_a_final_answer_that_is_recorded_is_not_appended_again(configured: Redis) -> None:
+    """A process dies between the result of an output tool and the run's end."""
+    agent = Agent(
+        TestModel(custom_output_args={"n": 1}), name="support", deps_type=ScopeDeps, output_type=dict[str, int]
+    )
+    recipes = {"support": make_recipe(agent)}
+    session = keys.SessionKeys.of("agx", "acme", "ada", "s")
+
+    async def follow() -> list[str]:
+        events = [event async for event in agx.listen("acme", "ada", "s", serialize=False, wait=30)]
+        assert events[-1]["type"] == "end"
+        return [str(event["body"].get("part_kind", event["body"].get("event"))) for event in events]
+
+    async with working(agx.Worker(recipes)):
+        run_id = await agx.submit("acme", "ada", "s", agent="support", prompt=PROMPT)
+        before = await follow()
+        await FactsOfRun.read(configured, run_id)
+    last, _ = (await configured.xrevrange(session.stream, count=1))[0]
+    await configured.xdel(session.stream, last)
+    leases = keys.leases("agx", keys.partition("acme", current_engine().queues.partitions or 1))
+    await configured.zadd(leases, {session.lease_member(run_id): 1})
+    async with working(agx.Worker(recipes)):
+        after = await follow()
+    assert (before.count("tool-return"), before.count("answer")) == (1, 1)
+    assert (after.count("tool-return"), after.count("answer")) == (1, 1)
