@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dashboards import layout
-from dashboards.asked import asked
-from dashboards.compared import compared
+from dashboards.comparison import BROKEN, DURATION, JUDGED, RUNS, comparison_panels
+from dashboards.cost import COST, TOKENS, cost_panels
 from dashboards.jobs import jobs
 from dashboards.last_runs import last_bad_runs
 from dashboards.layout import Placed, Row
-from dashboards.money import COST, TOKENS, money
 from dashboards.panels import (
     AGENT_TRACES,
     GREEN,
@@ -42,16 +41,12 @@ from dashboards.promql import (
     threshold,
     total,
 )
+from dashboards.user_input import user_input_panels
 
-RUNS = "agx_runs_total"
-DURATION = "agx_run_duration_seconds"
 FIRST_TEXT = "agx_run_first_token_seconds"
 REQUESTS = "gen_ai_client_operation_duration_seconds_count"
 FIRST_CHUNK = "gen_ai_client_operation_time_to_first_chunk_seconds"
-# The whole leaves cancelled runs out: who cancels was not failed by us.
-JUDGED = 'outcome!="cancelled"'
 FIRING = 'alertname=~"Agx.+", alertstate="firing", severity!="info"'
-BROKEN = 'outcome!~"completed|cancelled"'
 
 
 def build() -> str:
@@ -65,12 +60,12 @@ def build() -> str:
             Row("The fleet now", 3, _now()),
             Row("Totals of the time shown", 3, _totals()),
             Row("Runs", 8, _runs()),
-            Row("Compared with yesterday and last week", 8, compared(), folded=True),
+            Row("Compared with yesterday and last week", 8, comparison_panels(), folded=True),
             Row("Failed, cancelled, lost", 8, _trouble(), folded=True),
             Row("Jobs and resumed runs", 8, jobs(), folded=True),
-            Row("Tokens and cost", 8, money(), folded=True),
+            Row("Tokens and cost", 8, cost_panels(), folded=True),
             Row("Inside the runs", 8, _inside(), folded=True),
-            Row("Approvals, messages, feedback", 8, asked(), folded=True),
+            Row("Approvals, messages, feedback", 8, user_input_panels(), folded=True),
         ),
     )
 

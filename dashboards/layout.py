@@ -26,7 +26,7 @@ UNITS = {PER_SECOND: "/s", "s": "s", "percentunit": "%", "currencyUSD": "$", "Bp
 class Row:
     """A titled row: panels of one height, each with its width in columns of 24; they wrap to further lines.
 
-    The panels of a folded row ask Prometheus only when somebody opens it.
+    Grafana queries the panels of a folded row only when a reader opens it.
     """
 
     title: str
@@ -104,15 +104,15 @@ def board(uid: str, title: str, description: str, choices: tuple[Choice, ...], r
     for top_panel in document["panels"]:
         for panel in top_panel.get("panels", ()) if top_panel["type"] == "row" else [top_panel]:
             unit = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
-            panel["title"] += (f" [{unit}]" if unit else "") + _disobeyed(panel, choices)
+            panel["title"] += (f" [{unit}]" if unit else "") + _missing_variables(panel, choices)
     document["annotations"] = {"list": [_annotation(*each) for each in _EVENTS]}
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
-def _disobeyed(panel: dict[str, Any], choices: tuple[Choice, ...]) -> str:
-    """Return what the title has to add: the variables that a query of the panel, thresholds aside, does not have.
+def _missing_variables(panel: dict[str, Any], choices: tuple[Choice, ...]) -> str:
+    """Return what the title has to add: the variables that some query of the panel, thresholds aside, does not use.
 
-    Where it has those of the installation only, that is `(all)`.
+    A panel that uses only those of the installation gets `(all)`.
     """
     targets = [target for target in panel["targets"] if target.get("legendFormat") != "threshold"]
     queries = [target.get("expr") or target["query"] for target in targets]

@@ -120,7 +120,7 @@ class Traffic:
         pipeline.expire(key, keys.QUEUE_TTL)
 
     def _live(self, pipeline: Redis) -> None:
-        """Leases as live runs have them, and as many jobs and approvals that wait; their number wanders.
+        """Leases as live runs have them, and as many jobs and approvals that wait; their number varies.
 
         Deadlines are far off, so that no reaper has to look after them.
         """

@@ -541,7 +541,7 @@ def test_the_openapi_names_every_answer(service: WebService) -> None:
         assert {"400", "409"} < set(paths[path]["post"]["responses"])
 
 
-def test_a_failed_run_is_told(page: Page, model_server: ModelServer) -> None:
+def test_a_failed_run_is_reported(page: Page, model_server: ModelServer) -> None:
     model_server.script((Refusal(400, "no such luck"),))
     ask(page, "Hi")
     expect(page.get_by_role("alert")).to_contain_text(MODEL_FAILED.sentence)

@@ -179,7 +179,7 @@ def test_a_second_prompt_on_a_live_session_is_refused(service: Service, model_se
         model_server.release()
 
 
-def test_a_failing_model_is_told(service: Service, model_server: ModelServer) -> None:
+def test_a_failing_model_is_reported(service: Service, model_server: ModelServer) -> None:
     model_server.script((Refusal(400, "no"),))
     found = service.ask("failed", "Hi")
     assert [event["type"] for event in found[-2:]] == ["error", "end"]

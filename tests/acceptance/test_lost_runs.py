@@ -70,7 +70,7 @@ async def _has_ended(redis: Redis) -> bool:
     return bool((await read_recorded(redis)).of(facts.RunEnded))
 
 
-async def _has_told(redis: Redis, stage: str) -> bool:
+async def _has_recorded(redis: Redis, stage: str) -> bool:
     recorded = await read_recorded(redis)
     agents = 2 if stage == "sub-agent" else 1
     return len(recorded.of(facts.RunStarted)) == agents and any(
@@ -85,7 +85,7 @@ async def test_a_killed_run_is_finished(
 ) -> None:
     async with service(stage, sdk=sdk) as process:
         listening = asyncio.create_task(_follow_to_the_end())
-        await wait_until(lambda: _has_told(redis, stage))
+        await wait_until(lambda: _has_recorded(redis, stage))
         process.send(signal.SIGKILL)
         events = await asyncio.wait_for(listening, 30)
     assert [event["type"] for event in events[-2:]] == ["error", "end"]
@@ -228,7 +228,7 @@ async def test_a_session_goes_on_after_its_run_was_lost(redis: Redis, service: S
 
 
 @pytest.mark.parametrize("sdk", [False, True], ids=["no-sdk", "sdk"])
-async def test_a_run_that_began_though_it_was_told_that_it_could_not_is_finished(
+async def test_a_run_that_began_although_its_caller_got_an_error_is_finished(
     sdk: bool, redis: Redis, sidecar: Replica, otlp: OtlpReceiver
 ) -> None:
     """The process was held still, or Redis was away, between the `begin` and its answer."""
@@ -288,7 +288,7 @@ async def test_what_others_wrote_into_a_stream_stops_no_recovery(
 ) -> None:
     """One run that can't be finalized is passed over; one whose stream holds junk is finalized like any other."""
     async with service("talking") as process:
-        await wait_until(lambda: _has_told(redis, "talking"))
+        await wait_until(lambda: _has_recorded(redis, "talking"))
         await _lose_a_run_that_can_not_be_finalized(redis, service)
         listening = asyncio.create_task(_follow_to_the_end())
         for body in ({"seq": "step-1"}, {"seq": None}, {"seq": 500}, {"seq": 2**60}, {"retention": "x"}):

@@ -78,7 +78,7 @@ async def test_begin_and_end_say_which_run_and_how_it_ended(configured: Redis) -
     assert second[0].body["follows"] == begin["traceparent"]
 
 
-async def test_thinking_comes_before_the_text_and_is_told_apart(configured: Redis) -> None:
+async def test_thinking_comes_before_the_text_and_is_distinguished(configured: Redis) -> None:
     entries = await run_and_read(Agent(scripted([*think("let", " me", " see"), "done", "!"])), configured)
     assert (text_of(entries, "thinking"), text_of(entries)) == ("let me see", "done!")
     thinking = [e.body for e in entries if e.body.get("part_kind") == "thinking"]
@@ -127,15 +127,15 @@ async def test_a_tool_call_split_over_deltas_is_one_event_with_parsed_args(confi
     assert await tools(configured) == [("c1", "ok")]
 
 
-async def test_parallel_tools_are_told_as_each_returns(configured: Redis) -> None:
+async def test_parallel_tools_are_reported_as_each_returns(configured: Redis) -> None:
     agent: Agent[ScopeDeps, str] = Agent(
         scripted([*call("slow"), *call("fast", call_id="c2", index=1)], ["both"]), deps_type=ScopeDeps
     )
-    fast_is_told = asyncio.Event()
+    fast_is_streamed = asyncio.Event()
 
     @agent.tool_plain
     async def slow() -> str:
-        await fast_is_told.wait()
+        await fast_is_streamed.wait()
         return "slow"
 
     @agent.tool_plain
@@ -145,7 +145,7 @@ async def test_parallel_tools_are_told_as_each_returns(configured: Redis) -> Non
     running = asyncio.create_task(agx.run(MemorySession(id="s"), agent, "go", deps=ScopeDeps()))
     async for event in agx.listen(1, 1, "s", serialize=False):
         if event["body"].get("content") == "fast":
-            fast_is_told.set()  # so the result is in the stream while the other tool still runs
+            fast_is_streamed.set()  # so the result is in the stream while the other tool still runs
     await running
     results = parts(await read_stream(configured), "tool-return")
     assert [body["tool_call_id"] for body in results] == ["c2", "c1"]
@@ -163,7 +163,7 @@ async def test_parallel_tools_are_told_as_each_returns(configured: Redis) -> Non
     ],
     ids=["cut", "list", "string", "empty", "nan", "surrogate"],
 )
-async def test_args_that_are_no_object_are_told_raw(configured: Redis, text: str, args: dict[str, Any] | None) -> None:
+async def test_args_that_are_no_object_stay_raw(configured: Redis, text: str, args: dict[str, Any] | None) -> None:
     agent: Agent[ScopeDeps, str] = Agent(scripted([*call("look", text)], ["well"]), deps_type=ScopeDeps, retries=3)
 
     @agent.tool_plain(retries=3)
@@ -180,7 +180,7 @@ async def test_args_that_are_no_object_are_told_raw(configured: Redis, text: str
     assert [outcome for _, outcome in await tools(configured)] == [result["tool_outcome"]]
 
 
-async def test_a_retried_tool_is_told_with_what_it_asked_for(configured: Redis) -> None:
+async def test_a_retried_tool_is_reported_with_what_it_asked_for(configured: Redis) -> None:
     agent: Agent[ScopeDeps, str] = Agent(
         scripted([*call("guess", '{"n": 1}')], [*call("guess", '{"n": 2}', call_id="c2")], ["two"]), deps_type=ScopeDeps
     )
@@ -197,7 +197,7 @@ async def test_a_retried_tool_is_told_with_what_it_asked_for(configured: Redis) 
     assert await tools(configured) == [("c1", "retry"), ("c2", "ok")]
 
 
-async def test_wrong_arguments_and_unknown_tools_are_told_as_retries(configured: Redis) -> None:
+async def test_wrong_arguments_and_unknown_tools_are_reported_as_retries(configured: Redis) -> None:
     agent: Agent[ScopeDeps, str] = Agent(
         scripted([*call("guess", '{"n": "x"}')], [*call("nobody", "{}", call_id="c2")], ["gave up"]),
         deps_type=ScopeDeps,
@@ -269,7 +269,7 @@ async def test_a_call_that_needs_approval_is_deferred_then_told_when_it_ran(conf
     assert await tools(configured) == [("c1", "deferred"), ("c1", "ok")]
 
 
-async def test_a_denied_call_is_told_as_denied(configured: Redis) -> None:
+async def test_a_denied_call_is_reported_as_denied(configured: Redis) -> None:
     agent = cautious([*call("delete", '{"path": "/a"}')], ["kept"])
     session = MemorySession(id="s")
     await agx.run(session, agent, "delete a", deps=ScopeDeps())
@@ -351,7 +351,7 @@ async def test_multimodal_and_odd_prompts(configured: Redis, prompt: Any) -> Non
     assert entries[-1].body["outcome"] == "completed"
 
 
-async def test_a_model_that_does_not_stream_is_told_whole(configured: Redis) -> None:
+async def test_a_model_that_does_not_stream_gives_whole_events(configured: Redis) -> None:
     replies = iter(
         [
             ModelResponse(parts=[ThinkingPart("hm"), ToolCallPart("add", {"a": 1, "b": 2}, "c1")]),

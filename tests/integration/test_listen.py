@@ -103,7 +103,7 @@ async def test_an_event_source_whose_run_was_replaced_goes_on_with_the_next(conf
     assert [json.loads(frame.partition("data: ")[2]) for frame in frames] == await listened()
 
 
-async def test_a_listener_of_a_run_that_is_replaced_is_told_by_whom(configured: Redis) -> None:
+async def test_a_listener_of_a_run_that_is_replaced_gets_the_id_of_the_new_run(configured: Redis) -> None:
     """Its run died without an end, another began on the session."""
     await configured.xadd("agx:1:1:s", {"type": "begin", "origin": "opale", "body": '{"run_id": "dead"}'})
     await configured.expire("agx:1:1:s", 60)

@@ -184,7 +184,7 @@ async def test_a_call_that_is_approved_within_the_run_is_not_left() -> None:
     assert ("function_tool_result", "tool-return", "delete", "c1", "/a deleted", "success") in plain(found)
 
 
-async def test_stored_messages_are_told_as_they_were() -> None:
+async def test_stored_messages_are_replayed_as_they_were() -> None:
     agent: Agent[ScopeDeps, str] = Agent(
         scripted([*think("hm"), "so ", *call("twice", '{"n": 2}', index=2)], ["four"]), deps_type=ScopeDeps
     )
@@ -205,7 +205,7 @@ class Answer(BaseModel):
     text: str
 
 
-async def test_an_output_tool_is_told_as_one() -> None:
+async def test_an_output_tool_is_replayed_as_one() -> None:
     agent: Agent[ScopeDeps, Answer] = Agent(
         scripted(call("final_result", '{"text"', ': "yes"}')), deps_type=ScopeDeps, output_type=Answer
     )
@@ -298,7 +298,7 @@ async def test_live_and_stored_are_one(configured: Redis) -> None:
     assert plain(live) == plain(native) == plain(await replayed())
 
 
-async def test_a_stream_whose_beginning_was_trimmed_is_told_from_where_it_is_left(configured: Redis) -> None:
+async def test_a_stream_whose_beginning_was_trimmed_is_replayed_from_its_first_entry(configured: Redis) -> None:
     agent: Agent[ScopeDeps, str] = Agent(scripted(["never ", "seen ", "anew"]), deps_type=ScopeDeps)
     await run_watched(agent)
     entries = await configured.xrange("agx:1:1:s")

@@ -137,7 +137,7 @@ def _runs(pid: int) -> bool:
     return not stat.stdout.startswith("Z") and bool(stat.stdout)
 
 
-def test_the_command_serves_until_it_is_told_to_stop() -> None:
+def test_the_command_serves_until_it_is_stopped() -> None:
     command = [sys.executable, "-m", "agx.server", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

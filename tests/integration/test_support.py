@@ -116,7 +116,7 @@ def test_receiver_decodes_spans(otlp: OtlpReceiver, protocol: str) -> None:
     assert (otlp.exports[0].protocol, otlp.exports[0].headers["x-key"]) == (protocol, "k")
 
 
-def test_receiver_refuses_what_it_is_told_to_refuse(otlp: OtlpReceiver) -> None:
+def test_receiver_refuses_what_it_is_configured_to_refuse(otlp: OtlpReceiver) -> None:
     otlp.fail_with(400, when=lambda span: span.name == "poison")
     for name in ("fine", "poison"):
         export_one(HttpExporter(f"{otlp.endpoint_http}/v1/traces"), name)

@@ -90,7 +90,7 @@ def said(messages: list[ModelMessage]) -> list[Any]:
     return [part.content for message in messages for part in message.parts if hasattr(part, "content")]
 
 
-async def until_told(text: str) -> None:
+async def until_streamed(text: str) -> None:
     """Wait until the session's stream holds a text."""
     async for event in agx.listen(1, 1, "s"):
         if text in event:
@@ -102,7 +102,7 @@ async def test_a_run_that_ends_while_its_page_is_read_is_still_there_to_resume()
     gate, store = Gate(), Store()
     made = runs(store, ["half ", gate, "and half"])
     run_id = await made.start(ADA, "s", ask("Hi"))
-    await until_told("half ")
+    await until_streamed("half ")
 
     async def let_it_end() -> None:
         gate.open.set()
@@ -136,7 +136,7 @@ async def test_of_two_that_ask_again_at_once_one_is_refused() -> None:
     await collect(1, 1, "s")
     tries = await asyncio.gather(*(made.start(ADA, "s", ask_again("Hi")) for _ in range(2)), return_exceptions=True)
     assert sorted(type(one).__name__ for one in tries) == ["SessionBusyError", "str"]
-    await until_told("prompt")
+    await until_streamed("prompt")
     found = await read_conversation(store, ADA, "s")
     assert (said(found.session.msgs), found.live) == (["Hi"], True)
     gate.open.set()

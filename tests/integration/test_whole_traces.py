@@ -130,7 +130,7 @@ def _said(span: ReadableSpan) -> str:
 
 
 @pytest.mark.parametrize(("outcome", "mode"), list(GOLDEN))
-async def test_a_trace_is_told_once(configured: Redis, outcome: str, mode: str) -> None:
+async def test_a_trace_is_reported_once(configured: Redis, outcome: str, mode: str) -> None:
     spans = await _trace(configured, outcome, mode)
     assert _drawn(spans) == GOLDEN[outcome, mode]
     ids = Counter(span.context.span_id for span in spans if span.context)

@@ -154,7 +154,7 @@ def test_a_runs_page_shows_what_ended_what_is_open_and_what_was_said(open_consol
     assert "{&quot;n&quot;:1}" in page
 
 
-def test_a_run_whose_stream_is_gone_is_told_from_its_facts(open_console: OpenConsole, queue: Queue) -> None:
+def test_a_run_whose_stream_is_gone_is_reported_from_its_facts(open_console: OpenConsole, queue: Queue) -> None:
     failure = {"error_type": "app.BoomError", "error_message": "secret", "stage": "call_tools"}
     queue.add(started(), node(), tool(), ended(outcome="failed", **failure))
     _, visitor = open_console()

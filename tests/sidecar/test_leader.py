@@ -254,7 +254,7 @@ def test_more_partitions_are_followed_without_a_restart(queue: Queue, start_repl
     wait_for_runs(leader, 20)
 
 
-def test_an_outage_of_redis_is_told_once_and_survived(queue: Queue, start_replica: StartReplica) -> None:
+def test_an_outage_of_redis_is_reported_once_and_survived(queue: Queue, start_replica: StartReplica) -> None:
     assert isinstance(queue.redis, redis_py.Redis)
     queue.add(*some_runs("a", 5))
     leader = wait_for_leader(start_replica())

@@ -272,13 +272,13 @@ def test_unsampled_runs_have_no_spans() -> None:
     assert [spans_of(fact(**unsampled)) for fact in (started, node, tool, ended)] == [[], [], [], []]  # type: ignore[operator]
 
 
-def test_with_an_sdk_only_the_stream_is_told() -> None:
+def test_with_an_sdk_only_the_stream_is_reported() -> None:
     sdk = {"trace": trace(sdk=True)}
     assert spans_of(node(**sdk)) == spans_of(tool(**sdk)) == []
     assert [span.name for span in spans_of(ended(**sdk))] == ["agx.stream"]
 
 
-def test_with_an_sdk_that_died_the_run_is_told_too() -> None:
+def test_with_an_sdk_that_died_the_run_is_reported_too() -> None:
     spans = spans_of(ended(trace=trace(sdk=True), outcome="lost", partial=True))
     assert [span.name for span in spans] == ["agx.run support", "agx.stream"]
     assert spans[0].attributes

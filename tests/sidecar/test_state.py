@@ -102,7 +102,7 @@ def test_a_compressed_bomb_is_refused_without_being_unpacked() -> None:
         zlib.compress(b'{"positions":{},"series":{}}')[:-6],
     ],
 )
-def test_a_damaged_state_is_told(body: bytes) -> None:
+def test_a_damaged_state_is_reported(body: bytes) -> None:
     with pytest.raises(UnreadableStateError):
         load(body)
 
@@ -117,6 +117,6 @@ def test_the_header_stands_where_scripts_look_for_it() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"agx-state 0001 what 123\n", b"agx-state"])
-def test_what_has_no_header_is_told(data: bytes) -> None:
+def test_what_has_no_header_is_reported(data: bytes) -> None:
     with pytest.raises(UnreadableStateError):
         parse_header(data)

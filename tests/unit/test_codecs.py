@@ -87,7 +87,7 @@ async def test_pages_go_on_from_an_id() -> None:
     assert [entry.id for entry in await read_page(queue.call, "q", start="(3-0", newest_first=True)] == ["2-0", "1-0"]
 
 
-def test_what_is_no_fact_is_told_apart_from_one() -> None:
+def test_what_is_no_fact_is_distinguished_from_one() -> None:
     good, newer, bad, none, trimmed = parse_entries(
         [
             (b"1-0", {FIELD.encode(): encode(FACT)}),

@@ -1,4 +1,4 @@
-"""Panels of the board *Agents*: what people ask of runs: scores, messages, decisions on tool calls."""
+"""Panels of the board *Agents*: input of users: scores, messages to live runs, decisions on tool calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dashboards.panels import PER_SECOND, Query, Text, lines
 from dashboards.promql import AGENT, SCOPE, quantile, rate, ratio, total
 
 
-def asked() -> tuple[Placed, ...]:
+def user_input_panels() -> tuple[Placed, ...]:
     """Return the panels with their widths."""
     scores = lines(
         Text("Feedback by agent and model", "Mean score by what was scored. Falls: read the traces.", "AgxTokenBurn"),

@@ -9,14 +9,22 @@ from dashboards.panels import GREEN, GREY, PER_SECOND, YELLOW, Panel, Query, Tex
 from dashboards.promql import AGENT, SCOPE, SERVICE, quantile, rate, ratio
 
 RUNS = "agx_runs_total"
+DURATION = "agx_run_duration_seconds"
+# Cancelled runs are left out of the total: a cancel is no failure of the service.
+JUDGED = 'outcome!="cancelled"'
+BROKEN = 'outcome!~"completed|cancelled"'
 AGO = {"now": "", "a day ago": "1d", "a week ago": "1w"}
 COLOURS = {"now": GREEN, "a day ago": YELLOW, "a week ago": GREY}
 
 
-def compared() -> tuple[Placed, ...]:
+def comparison_panels() -> tuple[Placed, ...]:
     """Return the panels with their widths."""
     runs = _compare(
-        Text("Runs, compared", "Far below both: callers are gone. Far above: a loop, or success.", "AgxSidecarDown"),
+        Text(
+            "Runs, compared",
+            "Far below both: callers are gone. Far above: more callers, or a loop.",
+            "AgxSidecarDown",
+        ),
         PER_SECOND,
         lambda ago: rate(RUNS, SCOPE, SERVICE, AGENT, offset=ago),
     )
@@ -28,7 +36,7 @@ def compared() -> tuple[Placed, ...]:
     duration = _compare(
         Text("Duration p95, compared", "Above both: the provider, longer prompts, more steps.", "AgxSlowFirstToken"),
         "s",
-        lambda ago: quantile(0.95, "agx_run_duration_seconds", SERVICE, AGENT, offset=ago),
+        lambda ago: quantile(0.95, DURATION, SERVICE, AGENT, offset=ago),
     )
     cost = _compare(
         Text("Cost per hour, compared", "Rises without more runs: longer prompts, loops.", "AgxTokenBurn"),
@@ -39,9 +47,8 @@ def compared() -> tuple[Placed, ...]:
 
 
 def _failing(ago: str) -> str:
-    broken, judged = 'outcome!~"completed|cancelled"', 'outcome!="cancelled"'
     return ratio(
-        rate(RUNS, SCOPE, SERVICE, AGENT, broken, offset=ago), rate(RUNS, SCOPE, SERVICE, AGENT, judged, offset=ago)
+        rate(RUNS, SCOPE, SERVICE, AGENT, BROKEN, offset=ago), rate(RUNS, SCOPE, SERVICE, AGENT, JUDGED, offset=ago)
     )
 
 

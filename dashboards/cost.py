@@ -10,7 +10,7 @@ TOKENS = "agx_tokens_total"
 COST = "agx_cost_usd_total"
 
 
-def money() -> tuple[Placed, ...]:
+def cost_panels() -> tuple[Placed, ...]:
     """Return the panels with their widths."""
     types = lines(
         Text(
