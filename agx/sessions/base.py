@@ -261,14 +261,14 @@ def mark_external(messages: Sequence[ModelMessage], calls: Iterable[ToolCallPart
 
 def title_of(session: Session) -> str:
     """Return the title of a conversation that was not renamed."""
-    return _storable(session.get_user_prompt())[:TITLE_LENGTH]
+    return to_storable(session.get_user_prompt())[:TITLE_LENGTH]
 
 
 def check_title(title: str) -> str:
     """Return a title as it is stored, without the spaces around it; raises TextError where it is empty or too long."""
     if not isinstance(title, str):
         raise TypeError(f"title must be a str, not {type(title).__name__}")
-    title = _storable(title).strip()
+    title = to_storable(title).strip()
     if not 0 < len(title) <= TITLE_LENGTH:
         raise TextError(f"a title must have 1 to {TITLE_LENGTH} characters, not only spaces")
     return title
@@ -282,7 +282,7 @@ def searchable_text(messages: Iterable[ModelMessage]) -> str:
 
 def fold_case(text: str) -> str:
     """Return a text without differences of case."""
-    return _storable(text.casefold())
+    return to_storable(text.casefold())
 
 
 def _text_of(part: UserPromptPart | TextPart) -> str:
@@ -290,6 +290,6 @@ def _text_of(part: UserPromptPart | TextPart) -> str:
     return " ".join(text for text in content if isinstance(text, str))
 
 
-def _storable(text: str) -> str:
+def to_storable(text: str) -> str:
     """Return a text without what PostgreSQL's text, or UTF-8, can't hold."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()

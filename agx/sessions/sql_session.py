@@ -13,7 +13,7 @@ from pydantic_ai.messages import ModelRequest
 
 from ..errors import SessionConflictError, SessionUnknownError
 from ..redis.keys import Id, check_id
-from .base import TITLE_LENGTH, Session, StoredSession, check_title, fold_case, searchable_text, title_of
+from .base import TITLE_LENGTH, Session, StoredSession, check_title, fold_case, searchable_text, title_of, to_storable
 
 try:
     import sqlalchemy as sql
@@ -148,7 +148,9 @@ class SqlSessions:
         if search:
             # The JSON of a row that an earlier version wrote: its field names may match, too.
             searched = sql.func.lower(title + "\n" + sql.func.coalesce(columns.text, columns.messages))
-            query = query.where(searched.contains(fold_case(search), autoescape=True))
+            # `lower()` folds less than Python does: a title is found by its own letters, too.
+            is_found = searched.contains(fold_case(search), autoescape=True)
+            query = query.where(is_found | title.contains(to_storable(search), autoescape=True))
         if parent is not None:
             query = query.where(columns.parent == check_id(parent, "parent"))
         async with self.connect() as connection:

@@ -180,6 +180,8 @@ async def test_a_search_finds_titles_and_where_the_store_can_texts(store: Sessio
     assert await found("") == ["b", "a"]
     assert await found("e", limit=1, offset=1) == ["a"]
     assert await found("heard WHERE") == await found("next ") == (["b"] if isinstance(store, SqlSessions) else [])
+    await store.rename(1, 1, "b", "Große ÄPFEL")
+    assert await found("Große ÄPFEL") == await found("ße\0 Ä") == ["b"]
 
 
 async def test_a_branch_goes_on_by_itself(store: SessionStore) -> None:
