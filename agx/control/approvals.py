@@ -123,12 +123,13 @@ class Approvals:
         """Return the waiting calls of a partition, the oldest first."""
         flat = await self.bus.execute("HGETALL", keys.approvals(self.prefix, partition))
         found = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
-        decided = {field[1:]: _DECISION.validate_json(value) for field, value in found.items() if field[:1] == b"d"}
         calls: list[PendingCall] = []
         for field, value in found.items():
             if field[:1] == b"c":
+                decided = found.get(b"d" + field[1:])
                 with contextlib.suppress(ValidationError):  # of another program, or of another version
-                    calls.append(replace(_CALL.validate_json(value), decision=decided.get(field[1:])))
+                    decision = None if decided is None else _DECISION.validate_json(decided)
+                    calls.append(replace(_CALL.validate_json(value), decision=decision))
         return sorted(calls, key=lambda call: call.since_ms)
 
     async def read_scope(self, scope: str) -> list[PendingCall]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_ai import ExternalToolset
+from pydantic_ai import ExternalToolset, FunctionToolset
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.tools import DeferredToolRequests, ToolDefinition
 
@@ -24,6 +24,7 @@ def add_front_end(
 
     Raises:
         ValidationError: the state is not one of the deps' model.
+        ValueError: a tool has the name of one of the agent's.
     """
     front_end = args.get(ARGUMENT) or {}
     if state := front_end.get("state"):
@@ -34,6 +35,11 @@ def add_front_end(
     ]
     if not tools:
         return dict(kwargs)
+    # Other kinds of toolsets know their tools only within a run, where pydantic-ai refuses the second of a name.
+    toolsets = [*agent.toolsets, *(kwargs.get("toolsets") or ())]
+    own = {name for toolset in toolsets if isinstance(toolset, FunctionToolset) for name in toolset.tools}
+    if taken := sorted(own & {tool.name for tool in tools}):
+        raise ValueError(f"the agent has a tool of its own that is named {taken[0]!r}")
     outputs = kwargs.get("output_type") or agent.output_type
     may_defer = isinstance(outputs, list | tuple) and DeferredToolRequests in outputs
     return {

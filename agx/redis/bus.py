@@ -74,7 +74,8 @@ class Bus(ABC):
 
 @dataclass(slots=True)
 class _Call:
-    args: tuple[Arg, ...]
+    name: Arg
+    packed: bytes
     reply: asyncio.Future[Reply]
     script: tuple[Script, tuple[Arg, ...]] | None
 
@@ -116,7 +117,13 @@ class NodeBus(Bus):
     def _issue(self, args: tuple[Arg, ...], script: tuple[Script, tuple[Arg, ...]] | None) -> asyncio.Future[Reply]:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
-        self._waiting.append(_Call(args, reply, script))
+        try:
+            packed = pack_command(args)
+        except Exception as error:  # an argument is of another type, or a lone surrogate: no other call fails with it
+            logger.exception("agx: a command could not be sent")
+            fail_reply(reply, error)
+            return reply
+        self._waiting.append(_Call(args[0], packed, reply, script))
         if not self._is_busy:
             self._is_busy = True
             loop.call_soon(self._send)
@@ -136,18 +143,11 @@ class NodeBus(Bus):
         if not (connection.is_open and self.is_current(connection)):
             self._opening = loop.create_task(self._open(calls), name="agx-bus")
             return
-        try:
-            packed = b"".join([pack_command(call.args) for call in calls])
-        except Exception as error:
-            logger.exception("agx: a command could not be sent")
-            _fail(calls, error)
-            loop.call_soon(self._send)
-            return
         self._under_way.extend(calls)
         self._sent = loop.time()
         if self._timer is None:
             self._timer = loop.call_at(self._sent + SOCKET_TIMEOUT, self._check_deadline)
-        connection.write(packed)
+        connection.write(b"".join([call.packed for call in calls]))
 
     def _on_received(self) -> None:
         """Settle the calls whose replies have come, and begin the next round trip after the last one."""
@@ -174,7 +174,8 @@ class NodeBus(Bus):
         """Give a call its reply; raises an error after which the next replies can't be trusted."""
         if isinstance(reply, NoScriptError) and call.script is not None:
             script, args = call.script
-            self._waiting.append(_Call(("EVAL", script.source, 1, *args), call.reply, None))
+            command = ("EVAL", script.source, 1, *args)
+            self._waiting.append(_Call(command[0], pack_command(command), call.reply, None))
         elif isinstance(reply, (ReadOnlyError, MasterDownError)):
             self._is_replica = True
             fail_reply(call.reply, RedisConnectionError(f"the server is a replica: {reply}"))
@@ -183,7 +184,7 @@ class NodeBus(Bus):
         elif isinstance(reply, RedisError):
             raise reply
         elif not call.reply.done():
-            call.reply.set_result(reply if call.script is not None else self._connection.parse(call.args[0], reply))
+            call.reply.set_result(reply if call.script is not None else self._connection.parse(call.name, reply))
 
     def _check_deadline(self) -> None:
         # One timer for many round trips: a round trip sets only `_sent`, and the timer computes its deadline from that.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
@@ -14,10 +14,12 @@ from redis.exceptions import RedisError
 from ..checkpoints.job import Job
 from ..control.approvals import Approvals, Kind, PendingCall
 from ..engine.engine import Engine
-from ..stream.events import parse_args, to_plain
+from ..stream.events import parse_args, to_plain, to_readable
 from .recording.recorder import Recorder
 
 logger = logging.getLogger("agx")
+
+_LONGEST = 1e9  # seconds until a call expires; a date beyond the year 9999 can't be shown
 
 
 async def list_calls(engine: Engine, recorder: Recorder, requests: DeferredToolRequests, job: Job | None) -> None:
@@ -37,23 +39,33 @@ def _describe(
     kinds: tuple[tuple[Kind, list[ToolCallPart]], ...] = (("approval", requests.approvals), ("result", requests.calls))
     for kind, calls in kinds:
         for call in calls:
-            expires_in = recorder.tools.metadata_of(call.tool_name).get("expires_in")
             yield PendingCall(
                 scope_id=session.scope,
                 user_id=session.user,
                 session_id=session.session,
                 run_id=recorder.run_id,
                 agent=recorder.agent,
-                call_id=call.tool_call_id,
+                call_id=to_readable(call.tool_call_id),  # as the stored messages have it
                 tool=call.tool_name,
                 args=to_plain(parse_args(call)),
                 kind=kind,
                 since_ms=now_ms,
-                expires_ms=None if expires_in is None else now_ms + int(float(expires_in) * 1_000),
+                expires_ms=_expiry_of(call.tool_name, recorder.tools.metadata_of(call.tool_name), now_ms),
                 recipe=None if job is None else job.agent,
                 job={} if job is None else {"args": job.args, "recover": job.recover, "max_attempts": job.max_attempts},
                 fact=dict(recorder.tools.describe_decision(call.tool_call_id)),
             )
+
+
+def _expiry_of(tool: str, metadata: Mapping[str, Any], now_ms: int) -> int | None:
+    expires_in = metadata.get("expires_in")
+    if expires_in is None:
+        return None
+    try:
+        return now_ms + int(min(float(expires_in), _LONGEST) * 1_000)
+    except (TypeError, ValueError, OverflowError):
+        logger.error("agx: expires_in of tool %s must be a number of seconds: its calls do not expire", tool)
+        return None
 
 
 async def forget_calls(engine: Engine, recorder: Recorder, conversation: Sequence[ModelMessage]) -> None:

@@ -87,8 +87,8 @@ class Runs:
             JobError: `on_busy` has an unknown value.
             ConversationChangedError: the turn does not fit the stored conversation.
             RedisUnavailableError: Redis can't be reached.
-            RefusedError: the state does not fit the deps; or the store or `make_deps` raised another exception, which
-                the log has.
+            RefusedError: the state does not fit the deps, or a tool has the name of one of the agent's; or the store or
+                `make_deps` raised another exception, which the log has.
         """
         # Before the run begins: its `begin` replaces the stream of the run before.
         answer = await read_lost_answer(who.scope_id, who.user_id, session_id)
@@ -133,7 +133,7 @@ class Runs:
         if front_end is None:
             return dict(self.kwargs)
         own = {ARGUMENT: front_end}
-        with refusing_unreadable("The state"):
+        with refusing_unreadable("The tools or the state"):
             kwargs = add_front_end(self.agent, deps, self.kwargs, own)
         if self.recipe is not None or kwargs.get("resume") is not None:
             kwargs["args"] = {**(kwargs.get("args") or {}), **own}

@@ -128,6 +128,15 @@ async def test_commands_issued_while_a_connection_is_lost_wait_for_one_new_conne
     await bus.aclose()
 
 
+@pytest.mark.parametrize("wrong", [None, "\ud800"])
+async def test_a_command_that_cannot_be_packed_fails_alone(redis_url: str, wrong: Any) -> None:
+    bus = open_bus(Redis.from_url(redis_url), lambda: None)
+    replies = [bus.execute("ECHO", argument) for argument in ("a", wrong, "b")]
+    first, refused, last = await asyncio.gather(*replies, return_exceptions=True)
+    assert (first, last, type(refused)) == (b"a", b"b", TypeError if wrong is None else UnicodeEncodeError)
+    await bus.aclose()
+
+
 async def test_replies_have_the_shape_that_users_know(connection: Connection) -> None:
     assert connection.parse("XRANGE", [[b"1-0", [b"a", b"b"]]]) == [(b"1-0", {b"a": b"b"})]
     assert connection.parse("GETEX", b"x") == b"x"

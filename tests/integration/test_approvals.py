@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, cast
 
 import httpx
@@ -138,6 +139,27 @@ async def test_a_worker_goes_on_with_the_last_decision(scene: Scene, configured:
         await decide("c2", result=1)
     facts = await decisions(configured)
     assert [(fact.agent, fact.decision, fact.run_id) for fact in facts] == [("support", "approved", run_id)] * 2
+
+
+@pytest.mark.parametrize("expires_in", ["7 days", timedelta(days=7), float("nan"), float("inf")])
+async def test_a_call_with_an_odd_id_or_expiry_waits_and_its_conversation_is_stored(
+    configured: Redis, expires_in: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    tools = FunctionToolset[ScopeDeps]()
+    tools.add_function(lambda: None, name="delete", requires_approval=True, metadata={"expires_in": expires_in})
+    model, outputs = scripted([*call("delete", call_id="c\ud800")]), [str, DeferredToolRequests]
+    agent: Agent[ScopeDeps, Any] = Agent(model, deps_type=ScopeDeps, output_type=outputs, toolsets=[tools])
+    session = agx.RedisSession("acme", "ada", "s", ttl=60)
+    await agx.run(session, agent, "Clean up", deps=ScopeDeps(scope="acme", user_id="ada", session_id="s"))
+    (waiting,) = await agx.pending("acme")
+    assert waiting.call_id == "c?"
+    if expires_in == float("inf"):
+        assert waiting.expires_ms is not None
+    else:
+        assert waiting.expires_ms is None
+        assert "expires_in of tool delete must be a number of seconds" in caplog.text
+    await session.load()
+    assert len(session.msgs) == 2
 
 
 async def test_a_denied_call_is_not_made(scene: Scene) -> None:

@@ -159,7 +159,8 @@ async def test_a_run_over_ag_ui_names_the_calls_that_wait(client: httpx.AsyncCli
         ({"tools": [{"description": "no name"}]}, 422, "tools.0.name"),
         ({"tools": [{"name": "not a name!"}]}, 422, "tools.0.name"),
         ({"tools": [{"name": "x", "parameters": "text"}]}, 422, "tools.0.parameters"),
-        ({"state": {"color": []}}, 400, "The state can't be read: color"),
+        ({"state": {"color": []}}, 400, "The tools or the state can't be read: color"),
+        ({"tools": [{"name": "delete"}]}, 400, "the agent has a tool of its own that is named 'delete'"),
         ({"state": "text", "tools": []}, 200, ""),
     ],
 )

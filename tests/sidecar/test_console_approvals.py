@@ -161,6 +161,8 @@ async def test_what_is_no_call_and_what_a_model_has_named_harms_no_page(queue: Q
     for n, value in enumerate((b"", b"{", b"[]", b'{"scope_id": 1}')):
         queue.redis.hset(KEY, f"c:acme:u1:s1:bad{n}", value)
     queue.redis.hset(KEY, "x", "y")
+    leave(queue.redis, "c2")
+    queue.redis.hset(KEY, "d:acme:u1:s1:c2", b"{")  # a decision of a later version
     async with console(queue) as visitor:
         page = (await visitor.get("/")).text
         assert "<img src=x" not in page
