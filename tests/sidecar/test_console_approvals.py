@@ -155,6 +155,15 @@ async def test_what_is_made_elsewhere_or_by_the_service_or_is_not_shown_whole_is
         assert (await visitor.post("/decide", data=form)).status_code == 303
 
 
+async def test_arguments_have_no_text_that_is_shown_in_another_order_or_not_at_all(queue: Queue) -> None:
+    leave(queue.redis, args={"to": "\u202eecila\u202c", "sum": "1\u200b0", "note": "für 日本 👩\u200d💻"})
+    async with console(queue) as visitor:
+        page = unescape((await visitor.get("/")).text)
+    assert r'"to": "\u202eecila\u202c"' in page
+    assert r'"sum": "1\u200b0"' in page
+    assert '"note": "für 日本 👩\u200d💻"' in page
+
+
 async def test_what_is_no_call_and_what_a_model_has_named_harms_no_page(queue: Queue) -> None:
     attack = "<img src=x onerror=alert(1)>"
     leave(queue.redis, attack, tool=attack, args={attack: attack})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,8 @@ from .html import Html, h
 
 _MOST = 50  # calls, the oldest first
 _SHOWN = 4_000  # characters of arguments
+# Controls of direction, spaces without width and C1 controls, but not the joiners that some scripts need.
+_UNSEEN = re.compile("[\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _LABELS = {"approve": "Approve", "deny": "Deny"}
 
 
@@ -72,7 +75,9 @@ def _actions(call: PendingCall) -> tuple[str, ...]:
 
 
 def _arguments(call: PendingCall) -> str:
-    return orjson.dumps(call.args, option=orjson.OPT_INDENT_2).decode()
+    """Return the arguments as JSON; what is not seen, or shows the text after it in another order, is escaped."""
+    text = orjson.dumps(call.args, option=orjson.OPT_INDENT_2).decode()
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def waiting_view(calls: Sequence[PendingCall], now_ms: int, *, can_write: bool, content: bool) -> Html | None:
