@@ -186,9 +186,12 @@ def test_whoever_is_not_signed_in_gets_a_form(service: WebService, browser: Brow
     context = browser.new_context(base_url=service.url)
     page = context.new_page()
     page.goto(f"/#{session}")
-    for token in ("nobody", "token-of-ada"):
-        page.get_by_label("Token").fill(token)
-        page.get_by_role("button", name="Sign in").click()
+    page.get_by_label("Token").fill("nobody")
+    expect(page.get_by_role("alert")).not_to_be_visible()
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_have_text("This token is not accepted.")
+    page.get_by_label("Token").fill("token-of-ada")
+    page.get_by_role("button", name="Sign in").click()
     is_ready(page)
     context.close()
 

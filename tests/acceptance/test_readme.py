@@ -21,10 +21,10 @@ REDIS = "redis://localhost:6379"
 def test_every_block(redis_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with every_block("README.md") as page:
         the_two_commands_come_first(page)
+        the_wheel(page, tmp_path)
         a_server(page, tmp_path)
         twenty_lines(page, redis_url, capsys)
         the_sidecar(page, redis_url, tmp_path)
-        the_wheel(page, tmp_path)
 
 
 def the_two_commands_come_first(page: Blocks) -> None:
