@@ -53,7 +53,10 @@ async def test_live_runs_are_seen_and_cancelled(topology: Topology, tmp_path: Pa
         form = {"scope": first["scope"], "user": "1", "session": first["session"], "run": first["run_id"]}
         assert (await asyncio.to_thread(visitor.post, "/cancel", form)).status == 303
         code, said = await ask(topology, "cancel", second["run_id"])
-        assert (code, said) == (0, {"session": f"{second['scope']}/1/{second['session']}", "cancelled": True})
+        assert (code, said) == (
+            0,
+            {"session": f"{second['scope']}/1/{second['session']}", "cancelled": True, "outcome": "cancelled"},
+        )
         for run in others:
             assert await agx.cancel(run["scope"], 1, run["session"])
         for task in runs.values():

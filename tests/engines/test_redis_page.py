@@ -21,6 +21,7 @@ async def test_every_block(tls: TlsRig, sentinel: SentinelRig, cluster: ClusterR
         rig.flush()
     with every_block("docs/how-to/redis.md") as page:
         users = page.take("acl") + page.take("acl")
+        page.take("acl")  # a part of a line, which test_acl adds to a user
         code = page.take("python")
     tls.load_users(users.replace("\\\n", " "))  # as the page says
     # The same servers, at other addresses.

@@ -12,7 +12,7 @@ from pydantic_ai import Agent
 from redis.asyncio import Redis
 from support.agents import ScopeDeps
 
-from agx.errors import RUN_FAILED
+from agx.error_codes import RUN_FAILED
 from agx.redis.keys import Id
 from agx.sessions.redis_session import RedisSession, RedisSessions
 from agx.web import make_ag_ui_router, make_router, make_vercel_ai_router

@@ -111,7 +111,7 @@ async def test_a_stream_of_a_session_stays_open_between_its_runs_and_ends_at_a_s
         await agx.stop(1, 1, "s", grace_period=60)
         await client.until(b'"type":"end"')
     event_stream.close_streams()
-    await client.until(b"\r\n0\r\n\r\n")
+    await client.until(b"0\r\n\r\n")  # the last chunk
     client.close()
 
 

@@ -164,7 +164,7 @@ json_like = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["content", "args", "tool_name", "extra"]), json_like), st.integers(64, 2_000))
+@given(st.dictionaries(st.sampled_from(["content", "args", "tool_name", "extra"]), json_like), st.integers(128, 2_000))
 def test_every_body_becomes_an_object_within_its_limit(body: dict[str, Any], limit: int) -> None:
     data = encode_body({"idx": 0, "event": "part_start", "seq": 7} | body, limit)
     told = orjson.loads(data)
