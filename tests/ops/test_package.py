@@ -23,7 +23,7 @@ KINDS = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]  # ht
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("dist")
-    run("build", "--no-isolation", "--outdir", str(place), str(ROOT))
+    run("uv", "build", "--no-build-isolation", "--python", sys.executable, "--out-dir", str(place), str(ROOT))
     return place
 
 
@@ -46,8 +46,9 @@ def metadata(wheel: zipfile.ZipFile) -> Message:
 
 
 def test_an_index_takes_both(dist: Path) -> None:
-    assert len(list(dist.iterdir())) == 2
-    run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    packages = [*dist.glob("*.whl"), *dist.glob("*.tar.gz")]
+    assert len(packages) == 2
+    run("twine", "check", "--strict", *map(str, packages))
 
 
 def test_the_metadata_are_complete(metadata: Message) -> None:
