@@ -161,9 +161,14 @@ class SentinelRig:
                     return False
         if len(named) > 1 or _role(named.pop()) != "master":
             return False
-        with Redis(port=self.primary().port) as client:
-            replication = client.info("replication")
-            return bool(sum(replication.get(f"slave{n}", {}).get("state") == "online" for n in range(2)) == 2)
+        return _has_replicas(self.primary())
+
+
+def _has_replicas(primary: EmbeddedServer) -> bool:
+    """Return whether a primary has both replicas in step."""
+    with Redis(port=primary.port) as client:
+        replication = client.info("replication")
+    return bool(sum(replication.get(f"slave{n}", {}).get("state") == "online" for n in range(2)) == 2)
 
 
 @contextmanager
@@ -173,6 +178,8 @@ def sentinel_rig() -> Iterator[SentinelRig]:
         primary = stack.enter_context(EmbeddedServer(options=_REPLICATED))
         follow = (*_REPLICATED, "--replicaof", f"127.0.0.1 {primary.port}")
         replicas = [stack.enter_context(EmbeddedServer(options=follow)) for _ in range(2)]
+        # A Sentinel asks for replicas when it starts, then every 10 s.
+        wait_until_sync(lambda: _has_replicas(primary), what="the replicas are in step")
         ports = [stack.enter_context(_sentinel(primary.port)) for _ in range(3)]
         rig = SentinelRig([primary, *replicas], ports)
         wait_until_sync(rig.is_whole, what="the Sentinels agree")
