@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -60,11 +59,19 @@ class RunEvents:
             self.writer.put_delta(AGENT, part, text)
 
     async def wait_recorded(self) -> None:
-        """Wait until the checkpoints so far are acknowledged; in an outage at most as long as a command may take."""
-        if self.writer is not None:
-            with contextlib.suppress(TimeoutError):
+        """Wait until the checkpoints so far are acknowledged; in an outage at most as long as a command may take.
+
+        A process that was stopped meanwhile waits again: the time is over, but Redis could not answer.
+        """
+        while self.writer is not None:
+            since = time.monotonic()
+            try:
                 async with asyncio.timeout(COMMAND_TIMEOUT):
                     await self.writer.drain()
+            except TimeoutError:
+                if time.monotonic() - since >= 2 * COMMAND_TIMEOUT:
+                    continue
+            return
 
 
 class SubAgentEvents(RunEvents):
