@@ -18,7 +18,7 @@ from dashboards.promql import select
 WIDTH = 24
 TAG = "agx"
 Placed = tuple[int, Panel]  # its width in columns, and the panel
-# What a title adds to tell the unit; counts have none.
+# What a title adds to state the unit; counts have none.
 UNITS = {PER_SECOND: "/s", "s": "s", "percentunit": "%", "currencyUSD": "$", "Bps": "B/s", "short": "", WHOLE: ""}
 
 

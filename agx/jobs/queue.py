@@ -250,7 +250,7 @@ class JobQueue:
         await self._with_group(keys.jobs(self._prefix, waiting.partition), _REMOVE, args)
 
     async def remove_session(self, scope: str, user: str, session: str) -> int:
-        """Remove the jobs of a session, whoever has claimed them; returns how many."""
+        """Remove the jobs of a session, claimed ones too; returns how many."""
         key = keys.jobs(self._prefix, keys.partition(scope, self._partitions))
         return int(await self._bus.run(_REMOVE_SESSION, key, _GROUP, scope, _session(user, session), _PAGE))
 

@@ -160,7 +160,7 @@ async def test_hostile_names_and_texts_do_nothing(tab: Tab) -> None:
 
 
 async def test_what_a_sub_agent_does_stays_folded_or_open(tab: Tab) -> None:
-    """A live run: the page is refreshed each second, and keeps what whoever reads it has folded and opened."""
+    """A live run: the page is refreshed each second, and keeps what its reader has folded and opened."""
     inner = ScriptedAgent(hold_after=2)
     outer = ScriptedAgent(call_tool=True, delegate=inner.agent(capabilities=[agx.AgxCapability()]))
     running = asyncio.create_task(agx.run(FakeSession(), outer.agent(), "Hi", deps=ScopeDeps()))

@@ -10,7 +10,7 @@ const view = () => document.getElementById("view");
 const every = () => Number(view()?.dataset.every || 0);
 
 function morph(old, fresh) {
-  const isOpened = (name) => name === "open" && old.nodeName === "DETAILS"; // by whoever reads the page
+  const isOpened = (name) => name === "open" && old.nodeName === "DETAILS"; // by the reader of the page
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && !isOpened(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   const wanted = new Set([...fresh.children].map((child) => child.id).filter(Boolean));
