@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,14 +122,6 @@ class Connection:
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.transport.abort()
-
-    async def send(self, packed: bytes) -> None:
-        """Send commands, without a deadline; raises RedisError or OSError."""
-        await self._raw.send_packed_command(packed, check_health=False)
-
-    async def read_message(self) -> Reply:
-        """Wait for a pushed message. A read that is cancelled, between two messages or within one, loses nothing."""
-        return await self._raw.read_response(timeout=math.inf, disconnect_on_error=False)
 
     def parse(self, command: Arg, reply: Reply) -> Reply:
         """Return a command's reply in the shape that redis-py's users know."""

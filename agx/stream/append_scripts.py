@@ -1,16 +1,38 @@
-"""The scripts that append to a session's stream (contract, section 4, append rule); each touches one key."""
+"""The scripts that append to a session's stream (contract, section 4, append rule), and the wake-ups that they publish.
+
+Each script touches one key. A wake-up is a message on the session's channel. That of `APPEND` has a number of entries,
+the id of the stream's entry before them, and for each entry its id and its parts (`to_arguments()`), all joined by line
+breaks. A reader whose last entry is the one before has missed nothing, and need not read the stream. Where the entries
+are many or large, the message is the last id alone, as that of the other scripts is.
+"""
 
 from __future__ import annotations
 
 from ..redis.bus import Script
-from .entry import LUA_FIELDS, RUNTIME, to_lua_fields
+from ..redis.entry_id import StreamId, parse_id
+from .entry import ARGUMENTS, LUA_FIELDS, RUNTIME, StreamEntry, to_lua_fields
+
+_MOST_ENTRIES = 4
+_MOST_BYTES = 4_096  # each process with listeners of the session gets them, also a slow one
+
+# In Lua: the wake-up for the entries whose arguments begin at ARGV[i]. `before` is the id of the entry before them.
+_WAKE_UP = f"""
+local function wake_up(before, i)
+  local count = (#ARGV - i + 1) / {ARGUMENTS}
+  if before and count <= {_MOST_ENTRIES} then
+    local message = count .. '\\n' .. before .. '\\n' .. table.concat(ARGV, '\\n', i)
+    if #message <= {_MOST_BYTES} then return message end
+  end
+  return ARGV[#ARGV - {ARGUMENTS - 1}]
+end
+"""
 
 # Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin`, `resume` or
 # `end` after our last entry means that the stream is no longer ours; other entries after it come from `add()`. ARGV:
 # id of our last entry (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then
-# for each entry its id and its parts.
-APPEND = Script(f"""{LUA_FIELDS}
-local key = KEYS[1]
+# for each entry its id and its parts. Replies how many processes got the wake-up, 'lost' or 'refused'.
+APPEND = Script(f"""{LUA_FIELDS}{_WAKE_UP}
+local key, before = KEYS[1], nil
 if ARGV[1] ~= '' then
   local entries = redis.call('XRANGE', key, ARGV[1], '+')
   if not entries[1] or entries[1][1] ~= ARGV[1] then return 'lost' end
@@ -18,20 +40,22 @@ if ARGV[1] ~= '' then
     local kind = entries[i][2][2]
     if kind == 'begin' or kind == 'resume' or kind == 'end' then return 'refused' end
   end
+  before = entries[#entries][1]
+else
+  local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+  before = top and top[1]
 end
-local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-if top then
-  local ms, n = string.match(top[1], '(%d+)-(%d+)')
+if before then
+  local ms, n = string.match(before, '(%d+)-(%d+)')
   local our_ms, our_n = string.match(ARGV[5], '(%d+)-(%d+)')
   ms, n, our_ms, our_n = tonumber(ms), tonumber(n), tonumber(our_ms), tonumber(our_n)
   if our_ms < ms or (our_ms == ms and our_n <= n) then return 'refused' end
 end
-for i = 5, #ARGV, 6 do
+for i = 5, #ARGV, {ARGUMENTS} do
   redis.call('XADD', key, 'MAXLEN', '~', ARGV[3], ARGV[i], unpack(fields_at(i + 1)))
 end
 redis.call('EXPIRE', key, ARGV[4])
-redis.call('PUBLISH', ARGV[2], ARGV[#ARGV - 5])
-return 'ok'
+return redis.call('PUBLISH', ARGV[2], wake_up(before, 5))
 """)
 
 # Restarts a session's stream, unless its last entry has changed since it was read: one command that drops the run
@@ -73,3 +97,16 @@ redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('PUBLISH', ARGV[5], id)
 return 1
 """)
+
+
+def read_wake_up(message: bytes) -> tuple[StreamId, list[StreamEntry]] | None:
+    """Return the id before the entries, and the entries; None where the message has none.
+
+    A name or a body that contains a line break gives another number of parts: then the entries are not used.
+    """
+    fields = message.split(b"\n")
+    count, rest = divmod(len(fields) - 2, ARGUMENTS)
+    if count < 1 or rest or fields[0] != b"%d" % count:
+        return None
+    entries = [StreamEntry.of_arguments(fields[i : i + ARGUMENTS]) for i in range(2, len(fields), ARGUMENTS)]
+    return parse_id(fields[1].decode()), entries

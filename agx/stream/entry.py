@@ -75,6 +75,19 @@ class StreamEntry:
             fields.get(_CHECKPOINT),
         )
 
+    @classmethod
+    def of_arguments(cls, arguments: Sequence[bytes]) -> StreamEntry:
+        """Return the entry with this id and the parts that `to_arguments()` has made of it."""
+        entry_id, kind, origin, raw_body, own_seq, checkpoint = arguments
+        return cls(
+            parse_id(entry_id.decode()),
+            kind.decode("utf-8", "replace"),
+            origin.decode("utf-8", "replace"),
+            raw_body,
+            None if own_seq == _ABSENT else own_seq,
+            None if checkpoint == _ABSENT else checkpoint,
+        )
+
     @property
     def size(self) -> int:
         """Bytes of the body and of the checkpoint."""
@@ -146,13 +159,16 @@ def to_lua_fields(type: str, origin: str, body: str) -> str:
     return f"'{TYPE}', {type}, '{ORIGIN}', {origin}, '{BODY}', {body}"
 
 
-# In Lua: the fields of the entry whose parts are ARGV[i] to ARGV[i+4]; '-' stands for an absent `seq` or `ck`.
+ARGUMENTS = 6  # of a script, for an entry: its id and its parts
+_ABSENT = b"-"  # stands for an absent `seq` or `ck`
+
+# In Lua: the fields of the entry whose parts are ARGV[i] to ARGV[i+4].
 LUA_FIELDS = f"""
 local function fields_at(i)
   local fields = {{{to_lua_fields("ARGV[i]", "ARGV[i+1]", "ARGV[i+2]")}}}
   for n, name in ipairs({{'{SEQ}', '{CHECKPOINT}'}}) do
     local value = ARGV[i + 2 + n]
-    if value ~= '-' then
+    if value ~= '{_ABSENT.decode()}' then
       fields[#fields + 1] = name
       fields[#fields + 1] = value
     end
@@ -169,6 +185,6 @@ def to_arguments(entry: StreamEntry) -> tuple[str | bytes, ...]:
         entry.type,
         entry.origin,
         entry.raw_body,
-        b"-" if own_seq is None else own_seq,
-        b"-" if checkpoint is None else checkpoint,
+        _ABSENT if own_seq is None else own_seq,
+        _ABSENT if checkpoint is None else checkpoint,
     )

@@ -1,7 +1,8 @@
 """The hub: all listeners of a loop share one subscription connection and one reading connection.
 
-A session with listeners has one `Feed`. A wake-up (or, with writers that send none, a look once a second) has the feed
-read what is new, once, and hand it to all its listeners. Source: contract, section 4; field notes, section 8.
+A session with listeners has one `Feed`. A wake-up brings the feed what is new, or has it read that, once, and the feed
+hands it to all its listeners; with writers that send no wake-ups it looks once a second. Source: contract, section 4;
+field notes, section 8.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..redis.entry_id import StreamId, format_id
 from ..redis.recovery_window import parse_recover
 from ..redis.redis_py import Reply
 from ..redis.supervisor import Supervisor
+from .append_scripts import read_wake_up
 from .entry import StreamEntry
 from .subscription import Subscription
 
@@ -94,11 +96,18 @@ class Feed:
         self._reading = False
         self._again = False
 
-    def on_wake_up(self, _: bytes) -> None:
-        """Handle a wake-up: the writer has appended."""
+    def on_wake_up(self, message: bytes) -> None:
+        """Handle a wake-up: the writer has appended. The stream is read only where entries may be missing here."""
         self.quiet = False
         self._is_announced, self._is_polling = True, False
-        self.wake()
+        if self.cursor is None or self._reading or (appended := read_wake_up(message)) is None:
+            self.wake()
+            return
+        before, entries = appended
+        if before == self.cursor:
+            self._pass_on(entries)
+        elif entries[-1].id > self.cursor:
+            self.wake()
 
     def is_due(self, interval: float) -> bool:
         """Return whether a quiet feed has to look: at each poll, or every `interval` seconds with a writer of wake-ups.
@@ -157,19 +166,22 @@ class Feed:
         entries = [StreamEntry.of(*entry) for entry in read.result()]
         if entries:
             self._is_announced = self._is_announced and not self._is_polling
-            self.cursor = entries[-1].id
-            self._revive()
-            for subscriber in self.subscribers:
-                if not subscriber.caught_up:
-                    continue
-                subscriber.entries.extend(entries)
-                if len(subscriber.entries) > QUEUE:
-                    # Nothing is skipped: it reads from its own cursor, at its own pace.
-                    subscriber.caught_up = False
-                    self._on_overflow()
-                subscriber.notify()
+            self._pass_on(entries)
         if self._again or len(entries) == READ:
             self.wake()
+
+    def _pass_on(self, entries: list[StreamEntry]) -> None:
+        self.cursor = entries[-1].id
+        self._revive()
+        for subscriber in self.subscribers:
+            if not subscriber.caught_up:
+                continue
+            subscriber.entries.extend(entries)
+            if len(subscriber.entries) > QUEUE:
+                # Nothing is skipped: it reads from its own cursor, at its own pace.
+                subscriber.caught_up = False
+                self._on_overflow()
+            subscriber.notify()
 
 
 class Hub:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from .entry import Body
-from .events import Part, UserBody
+from ..redis.entry_id import StreamId
+from .entry import Body, StreamEntry
+from .events import Part, UserBody, encode_body
 
 
 @dataclass(slots=True)
@@ -21,8 +22,18 @@ class PendingEntry:
     size: int = 0  # characters in `pieces`
     checkpoint: bytes | None = None
 
-    def take_body(self) -> Body:
-        """Return the body in its final form; the caller may change it."""
+    def stamp(self, id: StreamId, seq: int, max_body: int) -> StreamEntry:
+        """Return the entry as it is sent: id, number and bytes are final."""
+        own_seq: bytes | None = None
+        if isinstance(self.body, UserBody) and self.body.is_ambiguous(self.origin):
+            body: Body = self.body
+            own_seq = b"%d" % seq
+        else:
+            body = self._make_body()
+            body["seq"] = seq
+        return StreamEntry(id, self.type, self.origin, encode_body(body, max_body), own_seq, self.checkpoint)
+
+    def _make_body(self) -> Body:
         if self.part is not None:
             return self.part.delta("".join(self.pieces))
         return UserBody(self.body) if isinstance(self.body, UserBody) else dict(self.body or {})

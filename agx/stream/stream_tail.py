@@ -73,7 +73,10 @@ class StreamTail:
             self._on_end(last.id[0])
 
     def append(self, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
-        """Send a batch that has to follow our last acknowledged entry: all of it is appended, or nothing."""
+        """Send a batch that has to follow our last acknowledged entry: all of it is appended, or nothing.
+
+        Where it is appended, the reply is the number of processes that got the wake-up.
+        """
         if entries[-1].type == "end":
             self._end_sent = min(self._end_sent, time.monotonic())
         return self._issue(format_id(self._acked), entries)
@@ -144,7 +147,7 @@ class StreamTail:
                 # Somebody's add() came first: a listener that had the lost entries gets them again; none misses them.
                 self._give_new_ids(lost)
             reply = await self._issue("", lost)
-            if reply != b"ok":
+            if not isinstance(reply, int):
                 raise ResponseError("the stream changed meanwhile")
             logger.warning(
                 "agx: %d events of session %s were lost and appended again", len(lost), self._session.session

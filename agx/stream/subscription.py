@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 from functools import partial
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from ..redis.bus import Bus
-from ..redis.redis_py import SOCKET_TIMEOUT, Connection, pack_command
+from ..redis.bus import Bus, fail_reply
+from ..redis.redis_py import NO_REPLY, Connection, Reply, pack_command
 from ..redis.retry import Backoff
 from ..redis.supervisor import Supervisor
 
@@ -33,8 +33,11 @@ class Subscription:
         self._supervisor = supervisor
         self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._wanted: dict[bytes, str] = {}  # by channel: SUBSCRIBE or UNSUBSCRIBE, the last one counts
-        self._receiving: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._has_channels = asyncio.Event()
+        self._connection: Connection | None = None  # while it can be used
+        self._lost: asyncio.Future[None] | None = None  # has the error that ends the connection
+        self._update: asyncio.Handle | None = None
         self._silent = 0  # polls since the last message
 
     def subscribe(self, channel: str, on_message: Callable[[bytes], None], on_subscribed: Callable[[], None]) -> None:
@@ -44,101 +47,109 @@ class Subscription:
         """
         name = channel.encode()
         self._channels[name] = (on_message, on_subscribed)
-        self._wanted[name] = "SUBSCRIBE"
-        self._changed.set()
-        if self._receiving is None:
-            self._receiving = self._supervisor.start(self._receive, name="agx-subscription")
+        self._want(name, "SUBSCRIBE")
+        self._has_channels.set()
+        if self._following is None:
+            self._following = self._supervisor.start(self._follow, name="agx-subscription")
 
     def unsubscribe(self, channel: str) -> None:
         """Stop listening to a channel."""
         name = channel.encode()
         if self._channels.pop(name, None) is not None:
-            self._wanted[name] = "UNSUBSCRIBE"
-            self._changed.set()
+            self._want(name, "UNSUBSCRIBE")
+        if not self._channels:
+            self._has_channels.clear()
 
-    async def _receive(self) -> None:
-        """Keep the subscriptions, through broken connections and changed servers, and pass messages on."""
+    def _want(self, name: bytes, verb: str) -> None:
+        self._wanted[name] = verb
+        if self._connection is not None and self._update is None:
+            # Many joins and leaves become few commands.
+            self._update = asyncio.get_running_loop().call_soon(self._send_wanted)
+
+    def _send_wanted(self) -> None:
+        self._update = None
+        changes, self._wanted = self._wanted, {}
+        for verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
+            self._send(verb, [name for name, wanted in changes.items() if wanted == verb])
+
+    def _send(self, verb: str, names: list[bytes]) -> None:
+        for start in range(0, len(names), _NAMES):
+            if self._connection is not None and self._connection.is_open:
+                self._connection.write(pack_command((verb, *names[start : start + _NAMES])))
+
+    async def _follow(self) -> None:
+        """Keep the subscriptions, through broken connections and changed servers."""
         backoff = Backoff(_RECONNECT_FIRST, _RECONNECT_LAST)
         while True:
-            if not self._channels:
-                self._changed.clear()
-                await self._changed.wait()
-                continue
+            await self._has_channels.wait()
             started = time.monotonic()
             try:
-                await self._follow()
+                await self._connect()
             except (RedisError, OSError) as error:
-                self._wanted.clear()  # the next connection subscribes to all channels
                 if time.monotonic() - started > _STEADY:
                     backoff.reset()
                 if not backoff.is_waiting:
                     logger.warning("agx: the hub lost Redis (%s), listeners wait", type(error).__name__)
                 await asyncio.sleep(backoff.next())
 
-    async def _follow(self) -> None:
-        """Subscribe to all that is wanted, and pass messages on until the connection breaks."""
-        # The connection itself: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
+    async def _connect(self) -> None:
+        """Subscribe to all channels on a new connection, and watch it until it breaks."""
         connection = await self._bus.make_subscriber()
-        updates: asyncio.Task[None] | None = None
         try:
             await connection.open()
+            # By callbacks: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
+            self._lost = asyncio.get_running_loop().create_future()
+            connection.receive(partial(self._on_received, connection), self._on_lost)
+            self._connection = connection
             self._wanted.clear()
-            await _send(connection, "SUBSCRIBE", list(self._channels))
-            updates = asyncio.get_running_loop().create_task(self._update(connection), name="agx-subscription-update")
-            await self._read(connection, updates)
+            self._send("SUBSCRIBE", list(self._channels))
+            await self._watch(connection, self._lost)
         finally:
-            if updates is not None:
-                updates.cancel()
-                await asyncio.gather(updates, return_exceptions=True)
+            self._connection = None
             await connection.close()
 
-    async def _read(self, connection: Connection, updates: asyncio.Task[None]) -> None:
+    async def _watch(self, connection: Connection, lost: asyncio.Future[None]) -> None:
         self._silent = 0
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_POLL):
-                    await self._pass_on(connection)
-            if updates.done():
-                updates.result()
+            await asyncio.wait({lost}, timeout=_POLL)
+            if lost.done():
+                lost.result()
             if not self._bus.is_current(connection):
-                raise ConnectionError("the server was replaced")
+                raise RedisConnectionError("the server was replaced")
             self._silent += 1
             if self._silent == _PING_AFTER:
-                await _send(connection, "PING", [b"agx"])
+                self._send("PING", [b"agx"])
             elif self._silent > 2 * _PING_AFTER:
-                raise ConnectionError("no answer to a PING")
+                raise RedisConnectionError("no answer to a PING")
 
-    async def _pass_on(self, connection: Connection) -> None:
-        while True:
-            message = await connection.read_message()
-            self._silent = 0
-            if not isinstance(message, list) or (calls := self._channels.get(message[1])) is None:
-                continue
-            on_message, on_subscribed = calls
-            # A callback that raises must not take the messages of all other channels with it.
-            if message[0] == b"message":
-                self._supervisor.call(partial(on_message, message[2]), name="agx-on-message")
-            elif message[0] == b"subscribe":
-                self._supervisor.call(on_subscribed, name="agx-on-subscribed")
+    def _on_lost(self, error: BaseException) -> None:
+        if self._lost is not None:
+            fail_reply(self._lost, error)
 
-    async def _update(self, connection: Connection) -> None:
-        """Send what changed; many joins and leaves become few commands."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            changes, self._wanted = self._wanted, {}
-            for verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
-                await _send(connection, verb, [name for name, wanted in changes.items() if wanted == verb])
+    def _on_received(self, connection: Connection) -> None:
+        self._silent = 0
+        try:
+            while (message := connection.take_received()) is not NO_REPLY:
+                if isinstance(message, RedisError):
+                    raise message
+                self._pass_on(message)
+        except RedisError as error:
+            connection.abort()
+            self._on_lost(error)
+
+    def _pass_on(self, message: Reply) -> None:
+        if not isinstance(message, list) or (calls := self._channels.get(message[1])) is None:
+            return
+        on_message, on_subscribed = calls
+        # A callback that raises must not take the messages of all other channels with it.
+        if message[0] == b"message":
+            self._supervisor.call(partial(on_message, message[2]), name="agx-on-message")
+        elif message[0] == b"subscribe":
+            self._supervisor.call(on_subscribed, name="agx-on-subscribed")
 
     async def aclose(self) -> None:
         """Stop the task, which closes the connection."""
-        receiving, self._receiving = self._receiving, None
-        if receiving is not None:
-            receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
-
-
-async def _send(connection: Connection, verb: str, names: list[bytes]) -> None:
-    for start in range(0, len(names), _NAMES):
-        async with asyncio.timeout(SOCKET_TIMEOUT):
-            await connection.send(pack_command((verb, *names[start : start + _NAMES])))
+        following, self._following = self._following, None
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)

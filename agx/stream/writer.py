@@ -19,8 +19,8 @@ from ..redis.entry_id import StreamId, format_id
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, Backoff, retry
 from .append_scripts import BEGIN, RESUME
-from .entry import Body, StreamEntry, to_arguments
-from .events import Part, UserBody, encode_body
+from .entry import StreamEntry, to_arguments
+from .events import Part
 from .pending import Pending, PendingEntry
 from .stream_tail import StreamTail
 from .write_side import WriteSide
@@ -29,6 +29,7 @@ BATCH = 256  # entries
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
 _PREVIOUS_END = 5.0  # seconds a run waits for the `end` of the one before, which may still be saving
 _PREVIOUS_POLL = 0.05
+_FOLLOWED = 0.5  # seconds from the `begin` in which a first listener may come
 
 
 @dataclass(slots=True)
@@ -66,9 +67,11 @@ class SessionWriter:
         self._on_fenced = on_fenced
         self._stopped = False  # nothing is written any more: the stream is another run's, or closed
         self._has_end = False
+        self._is_followed = True  # as far as is known
         self._pending = Pending(side.settings.max_body)
         self._batch: list[StreamEntry] = []  # in flight
         self._batch_sent_ns = 0
+        self._begun = 0.0  # monotonic, when the `begin` was sent
         self._asked = 0.0  # monotonic, when Redis was last asked for the stream
         self._seq = 0
         self._waiters: list[asyncio.Future[None]] = []
@@ -165,7 +168,7 @@ class SessionWriter:
             raise
 
     def _take_begun(self, entry: StreamEntry) -> None:
-        self.proved = self._asked
+        self.proved = self._begun = self._asked
         self.tail.begin(entry)
         self._side.streams.open(self)
 
@@ -185,14 +188,16 @@ class SessionWriter:
         self._pending.put(type, origin, body, checkpoint)
         self._side.commit.schedule(self, urgent=urgent)
 
-    def put_delta(self, origin: str, part: Part, text: str) -> None:
+    def put_delta(self, origin: str, part: Part, text: str, *, urgent: bool = False) -> None:
         """Add a delta; while it waits, further deltas of the same part are merged with it."""
         self.last_put = time.monotonic()
-        if not self._stopped and self._pending.put_delta(origin, part, text):
-            self._side.commit.schedule(self, urgent=False)
+        if not self._stopped and (self._pending.put_delta(origin, part, text) or urgent):
+            self._side.commit.schedule(self, urgent=urgent, is_followed=self._is_followed)
 
     async def drain(self) -> None:
         """Wait until everything added is acknowledged, or the run is fenced."""
+        if self._pending.entries and not self._stopped:
+            self._side.commit.schedule(self, urgent=False)
         while (self._pending.entries or self._batch) and not self._stopped:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -243,17 +248,8 @@ class SessionWriter:
         return merged
 
     def _stamp(self, entry: PendingEntry, *, seq: int | None = None) -> StreamEntry:
-        """Return the entry as it is sent: id, `seq` and bytes are final."""
         self._seq = self._seq if seq is None else seq
-        own_seq: bytes | None = None
-        if isinstance(entry.body, UserBody) and entry.body.is_ambiguous(entry.origin):
-            plain: Body = entry.body
-            own_seq = b"%d" % self._seq
-        else:
-            plain = entry.take_body()
-            plain["seq"] = self._seq
-        body = encode_body(plain, self._side.settings.max_body)
-        sent = StreamEntry(self.tail.next_id(), entry.type, entry.origin, body, own_seq, entry.checkpoint)
+        sent = entry.stamp(self.tail.next_id(), self._seq, self._side.settings.max_body)
         self._seq += 1
         self._counts.events += 1
         return sent
@@ -264,14 +260,17 @@ class SessionWriter:
 
     def _on_reply(self, reply: asyncio.Future[Reply]) -> None:
         error = reply.exception()
-        if error is None and reply.result() == b"ok":
-            self._acknowledge()
+        if error is None and isinstance(reply.result(), int):
+            self._acknowledge(receivers=reply.result())
         elif error is None:
             self._start_comparison()
         else:
             self._retry_later(error)  # any error: an event is sent again until the server has it
 
-    def _acknowledge(self) -> None:
+    def _acknowledge(self, *, receivers: int) -> None:
+        # In a cluster only the receivers at one server are known.
+        is_new = self._asked - self._begun < _FOLLOWED
+        self._is_followed = receivers > 0 or is_new or not self._side.bus.delivers_messages
         self._side.commit.stats.observe(time.perf_counter_ns() - self._batch_sent_ns)
         self.tail.acknowledge(self._batch)
         self._batch = []
@@ -286,7 +285,7 @@ class SessionWriter:
         if self._batch:
             self._transmit()
         elif self._pending.entries:
-            self._side.commit.schedule(self, urgent=urgent)
+            self._side.commit.schedule(self, urgent=urgent, is_followed=self._is_followed)
         else:
             self._release_waiters()
 

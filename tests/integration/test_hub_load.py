@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from support.waiting import wait_until
 
 import agx
+from agx.engine.registry import current_engine
 
 SESSIONS = [f"s{n}" for n in range(20)]
 EVENTS = 60  # a session, besides `begin` and `end`
@@ -225,3 +226,46 @@ async def test_a_broken_connection_loses_no_listener(redis: Looking) -> None:
     await agx.stop(1, 1, "s", grace_period=60)
     await asyncio.gather(*followers)
     assert outcomes["complete"] == 20
+
+
+async def test_wake_ups_bring_the_entries_and_nothing_is_read(redis: Looking) -> None:
+    await agx.start(1, 1, "s")
+    heard: list[dict[str, Any]] = []
+
+    async def follow_all() -> None:
+        async for event in agx.listen(1, 1, "s", serialize=False):
+            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+
+    following = asyncio.create_task(follow_all())
+    await wait_until(lambda: heard)
+    await agx.add(1, 1, "s", type="info", origin="first")
+    await wait_until(lambda: len(heard) == 2)
+    (feed,) = current_engine().hub._feeds.values()
+    await wait_until(lambda: not feed._reading)
+    reads = 0
+    execute = feed._bus.execute
+
+    def count(*args: Any) -> asyncio.Future[Any]:
+        nonlocal reads
+        reads += args[0] == "XRANGE"
+        return execute(*args)
+
+    feed._bus.execute = count  # type: ignore[method-assign]
+    for n in range(20):
+        await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
+        await wait_until(lambda n=n: len(heard) == n + 3)
+    assert reads == 0
+    # An entry that is not our writer's has a wake-up without it, and so the stream is read.
+    await redis.xadd("agx:1:1:s", {"type": "info", "origin": "another", "body": "{}"})
+    await agx.add(1, 1, "s", type="info", origin="after it")
+    await wait_until(lambda: len(heard) == 24)
+    assert [event["origin"] for event in heard[-2:]] == ["another", "after it"]
+    # Too large for a wake-up, too many, and a name with line breaks.
+    await agx.add(1, 1, "s", type="info", origin="large", body={"text": "x" * 5_000})
+    for n in range(9):
+        await agx.add(1, 1, "s", type="info", origin=f"many {n}")
+    await agx.add(1, 1, "s", type="info", origin="two\nlines")
+    await agx.stop(1, 1, "s", grace_period=60)
+    await following
+    check_order([event for event in heard if event["origin"] != "another"], 0)
+    assert [event["origin"] for event in heard[24:-1]] == ["large", *(f"many {n}" for n in range(9)), "two\nlines"]

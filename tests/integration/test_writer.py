@@ -14,12 +14,16 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
-from support.agents import FakeSession, ScopeDeps
+from support.agents import FakeSession, Gate, ScopeDeps, scripted
 from support.proxy import Proxy
 from support.waiting import wait_until
 
 import agx
 from agx.embedded.server import EmbeddedServer
+from agx.engine.registry import current_engine
+from agx.redis.supervisor import Supervisor
+from agx.runs.recording.run_events import RunEvents
+from agx.stream.group_commit import GroupCommit
 
 STREAM = "agx:1:1:s"
 
@@ -235,3 +239,61 @@ async def test_a_runs_text_is_whole_through_all_of_it(proxied: Line) -> None:
     proxied.check(entries)
     said = (entry.body for entry in entries if entry.body.get("part_kind") == "text")
     assert "".join(body.get("content_delta", body.get("content", "")) for body in said) == result.output
+
+
+class Sent:
+    """A session that has something to send; notes when it is asked for it."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self._name, self._log = name, log
+
+    def send(self) -> int:
+        self._log.append(self._name)
+        return 0
+
+
+async def test_a_session_that_nobody_follows_is_sent_later_but_is_sent() -> None:
+    sent: list[str] = []
+    commit = GroupCommit(Supervisor())
+    unfollowed, joined, followed = (Sent(name, sent) for name in ("unfollowed", "joined", "followed"))
+    for session in (unfollowed, joined):
+        commit.schedule(session, urgent=False, is_followed=False)
+    commit.schedule(followed, urgent=False)
+    commit.schedule(joined, urgent=False)
+    await wait_until(lambda: len(sent) == 2)
+    assert set(sent) == {"followed", "joined"}
+    await wait_until(lambda: "unfollowed" in sent)
+    commit.schedule(unfollowed, urgent=True, is_followed=False)
+    await wait_until(lambda: sent.count("unfollowed") == 2)
+    commit.close()
+
+
+async def test_a_writer_knows_whether_somebody_follows(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agx.stream.writer._FOLLOWED", 0.0)
+    gates = [Gate(), Gate(), Gate()]
+    model = scripted(["one", gates[0], " two", gates[1], " three", gates[2], " four"])
+    running = asyncio.create_task(agx.run(FakeSession(), Agent(model), "hi", deps=ScopeDeps()))
+    await gates[0].reached.wait()
+    (events,) = current_engine().sessions.values()
+    assert isinstance(events, RunEvents)
+    writer = events.writer
+    assert writer is not None
+    await wait_until(lambda: not writer._is_followed)
+    heard: list[Any] = []
+
+    async def follow() -> None:
+        async for event in agx.listen(1, 1, "s", serialize=False):
+            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+
+    following = asyncio.create_task(follow())
+    await wait_until(lambda: heard)
+    gates[0].open.set()
+    await wait_until(lambda: writer._is_followed)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    for gate in gates[1:]:
+        gate.open.set()
+    result = await running
+    assert result.output == "one two three four"
+    replayed = [event["body"]["seq"] async for event in agx.listen(1, 1, "s", serialize=False)]
+    assert replayed == list(range(len(replayed)))

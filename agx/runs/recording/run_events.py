@@ -27,7 +27,7 @@ class RunEvents:
         self.runtime = runtime
         self.sample = EventSample()
         self.earlier = StreamTotals()  # written by earlier attempts
-        self.first_text_ns: int | None = None  # when the first text for listeners was handed over
+        self.first_text_ns: int | None = None  # when the first text was handed over, which users wait for
         self.stream_state = state  # of the run whose stream it is
         self._state = state
 
@@ -43,7 +43,7 @@ class RunEvents:
         now = time.time_ns()
         self.sample.add(now, type, body)
         if self.first_text_ns is None and type == "event" and has_visible_text(body):
-            self.first_text_ns = now
+            self.first_text_ns, urgent = now, True
         self.writer.put(type, origin, body, urgent=urgent, checkpoint=checkpoint)
 
     def put_wire(self, event: WireEvent, checkpoint: bytes | None = None) -> None:
@@ -54,9 +54,9 @@ class RunEvents:
         """Append a part of an answer."""
         if self.writer is not None:
             part = self.runtime.parts.get(event.index) or self.runtime.part_of(event)
-            if self.first_text_ns is None and part.part_kind == "text":
+            if is_first := self.first_text_ns is None and part.part_kind == "text":
                 self.first_text_ns = time.time_ns()
-            self.writer.put_delta(AGENT, part, text)
+            self.writer.put_delta(AGENT, part, text, urgent=is_first)
 
     async def wait_recorded(self) -> None:
         """Wait until the checkpoints so far are acknowledged; in an outage at most as long as a command may take.
