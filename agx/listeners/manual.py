@@ -20,7 +20,7 @@ from ..errors import RedisUnavailableError
 from ..redis import keys
 from ..redis.keys import Id, SessionKeys
 from ..redis.live_key import parse_live
-from ..redis.retry import COMMAND_TIMEOUT, retry
+from ..redis.retry import reply_timeout, retry
 from ..stream.entry import RUNTIME, Body, to_fields
 from ..stream.events import UserBody, check_body, check_label, encode_body
 from ..stream.writer import SessionWriter
@@ -162,7 +162,7 @@ async def _append(engine: Engine, session: SessionKeys, type: str, origin: str, 
     fields = to_fields(type, origin, encode_body(body, config.max_body), own_seq)
     try:
         # Once only: a second entry could not be distinguished from the first.
-        async with asyncio.timeout(COMMAND_TIMEOUT):
+        async with reply_timeout():
             appended = engine.control.execute(
                 "XADD", session.stream, "MAXLEN", "~", config.max_stream_length, "*", *fields
             )

@@ -1,10 +1,11 @@
-"""Retries: the delays between attempts, and commands that are repeated until Redis answers."""
+"""Retries: the delays between attempts, how long a reply is waited for, and commands that are repeated."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from .bus import CONNECTION_ERRORS
 T = TypeVar("T")
 
 COMMAND_TIMEOUT = 1.8  # seconds; what cannot reach Redis fails within 2 s (contract, section 3)
+_TICK = 0.1  # seconds
 
 
 @dataclass(slots=True)
@@ -48,6 +50,32 @@ class Backoff:
         self._next = self.first
 
 
+@asynccontextmanager
+async def reply_timeout() -> AsyncIterator[None]:
+    """Limit the block to 1.8 s in which this process could have received a reply; raises TimeoutError after it.
+
+    The time is counted in ticks, of which a loop that was busy, or a process that was stopped, uses up one at most. In
+    a worker that begins hundreds of runs at once, Redis has answered long before the loop comes to read it.
+    """
+    loop, ticks = asyncio.get_running_loop(), COMMAND_TIMEOUT / _TICK
+    timer: asyncio.TimerHandle
+
+    def tick() -> None:
+        nonlocal ticks, timer
+        ticks -= 1
+        if ticks > 0:
+            timer = loop.call_later(_TICK, tick)
+        else:
+            timeout.reschedule(loop.time())
+
+    timer = loop.call_later(_TICK, tick)
+    async with asyncio.timeout(None) as timeout:
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
 async def retry(command: Callable[[], Awaitable[T]]) -> T:
     """Return the reply to a command that may be sent twice; repeats it for 1.8 s where the connection breaks.
 
@@ -57,7 +85,7 @@ async def retry(command: Callable[[], Awaitable[T]]) -> T:
     backoff: Backoff | None = None
     failure: Exception | None = None
     try:
-        async with asyncio.timeout(COMMAND_TIMEOUT):
+        async with reply_timeout():
             while True:
                 try:
                     return await command()

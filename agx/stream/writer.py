@@ -17,7 +17,7 @@ from ..redis import keys
 from ..redis.bus import CONNECTION_ERRORS, Script
 from ..redis.entry_id import StreamId, format_id
 from ..redis.redis_py import Reply
-from ..redis.retry import COMMAND_TIMEOUT, Backoff, retry
+from ..redis.retry import COMMAND_TIMEOUT, Backoff, reply_timeout, retry
 from .append_scripts import BEGIN, RESUME
 from .entry import StreamEntry, to_arguments
 from .events import Part
@@ -129,9 +129,9 @@ class SessionWriter:
                     after = format_id(top.id) if top else ""
                     if (reply := await self._append_first(BEGIN, entry, after, until_ms)) == b"ok":
                         break
-                except CONNECTION_ERRORS:
-                    trouble_since = trouble_since or self._asked
-                    if time.monotonic() - trouble_since > COMMAND_TIMEOUT:
+                except CONNECTION_ERRORS as error:
+                    trouble_since = trouble_since or self._asked  # not compared with now: the process may have stood
+                    if isinstance(error, TimeoutError) or self._asked - trouble_since > COMMAND_TIMEOUT:
                         raise
             last = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
         self._take_begun(entry)
@@ -158,7 +158,7 @@ class SessionWriter:
         args = (self._keys.wake_channel, keys.STREAM_TTL, *conditions, format_id(entry.id), *to_arguments(entry))
         reply = self._side.bus.run(script, self._keys.stream, *args)
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT):
+            async with reply_timeout():
                 return await asyncio.shield(reply)
         except asyncio.CancelledError:
             # It may be appended, and a listener that gets a `begin` has to get an `end`.

@@ -50,14 +50,21 @@ class Streaming:
             heard.append(event)  # noqa: PERF401 - the test looks at it meanwhile
 
     def all_heard(self, least: int) -> bool:
+        """Whether each listener has so many events; raises what a run has raised."""
+        self._raise_failures()
         return all(len(heard) >= least for heard in self.heard.values())
 
     def have_heard_since(self, before: dict[str, int]) -> bool:
-        """Whether every listener has heard words that were said after that many."""
+        """Whether every listener has heard words that were said after that many; raises what a run has raised."""
+        self._raise_failures()
         return all(
             any(int(text.split()[-1]) > before[name] + 1 for text in _texts(heard[-50:]))
             for name, heard in self.heard.items()
         )
+
+    def _raise_failures(self) -> None:
+        for ended in (run for run in self._runs if run.done()):
+            ended.result()
 
     async def finish(self) -> None:
         """End all runs; fails unless each is whole."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agx.runs.recording import run_events
+from agx.redis import retry
 from agx.runs.recording.run_events import RunEvents
 from agx.runs.state import RunState
 from agx.stream.events import Runtime
@@ -27,7 +27,8 @@ class Writer:
 
 
 def make_events(monkeypatch: pytest.MonkeyPatch) -> tuple[RunEvents, Writer]:
-    monkeypatch.setattr(run_events, "COMMAND_TIMEOUT", TIMEOUT)
+    monkeypatch.setattr(retry, "COMMAND_TIMEOUT", TIMEOUT)
+    monkeypatch.setattr(retry, "_TICK", TIMEOUT / 18)
     events, writer = RunEvents(RunState(), Runtime()), Writer()
     events.writer = writer  # type: ignore[assignment]
     return events, writer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from pydantic_ai.messages import PartDeltaEvent
 
 from ...facts.event_sample import EventSample
 from ...facts.schema import StreamTotals
-from ...redis.retry import COMMAND_TIMEOUT
+from ...redis.retry import reply_timeout
 from ...stream.entry import AGENT, SUB_AGENT, Body, has_visible_text
 from ...stream.events import Runtime, WireEvent
 from ..state import RunState
@@ -59,19 +59,11 @@ class RunEvents:
             self.writer.put_delta(AGENT, part, text, urgent=is_first)
 
     async def wait_recorded(self) -> None:
-        """Wait until the checkpoints so far are acknowledged; in an outage at most as long as a command may take.
-
-        A process that was stopped meanwhile waits again: the time is over, but Redis could not answer.
-        """
-        while self.writer is not None:
-            since = time.monotonic()
-            try:
-                async with asyncio.timeout(COMMAND_TIMEOUT):
+        """Wait until the checkpoints so far are acknowledged; in an outage at most as long as for a reply."""
+        if self.writer is not None:
+            with contextlib.suppress(TimeoutError):
+                async with reply_timeout():
                     await self.writer.drain()
-            except TimeoutError:
-                if time.monotonic() - since >= 2 * COMMAND_TIMEOUT:
-                    continue
-            return
 
 
 class SubAgentEvents(RunEvents):

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ...control.inbox import START, Inbox, SteeredText
 from ...facts.schema import RunSteered, SteerOutcome, Trace
-from ...redis.retry import COMMAND_TIMEOUT
+from ...redis.retry import reply_timeout
 from ...stream.entry import PROMPT
 from .run_events import RunEvents
 from .run_facts import RunFacts
@@ -103,7 +103,7 @@ class SteeredMessages:
         if self.inbox is None:
             return
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # then the next run takes them
-            async with asyncio.timeout(COMMAND_TIMEOUT):
+            async with reply_timeout():
                 # With a message enqueued pydantic-ai asks the model again: once for all that have come by now.
                 if self._enqueued or not await self.inbox.close(run_id, self._read_to):
                     self._take(await self.inbox.read(self._read_to))
