@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from redis.exceptions import ResponseError
 
@@ -28,7 +29,7 @@ from .traces.sink import TracesSink
 
 logger = logging.getLogger(__name__)
 
-_PING_EVERY = 1.0  # seconds
+_QUIET = 1.0  # seconds without a reply after which something is sent
 
 
 class Sidecar:
@@ -146,11 +147,12 @@ class Sidecar:
                 await self._traces.leave(partitions)
 
     async def _watch_redis(self) -> None:
-        """Keep the state of the link current, also on a standby, and look at the server's settings once."""
+        """Keep the state of the link current where nothing else is sent, and look at the server's settings once."""
         await self._link.persist("look at the server's settings", self._check_eviction)
         while True:
-            await self._link.persist("ping", lambda: self._link.call("PING"))
-            await asyncio.sleep(_PING_EVERY)
+            if time.monotonic() - self._link.last_reply >= _QUIET:
+                await self._link.persist("ask for the time", lambda: self._link.call("TIME"))
+            await asyncio.sleep(_QUIET)
 
     async def _check_eviction(self) -> None:
         try:

@@ -1,13 +1,17 @@
-"""The sidecar's link to Redis: opens the client, logs each outage once, retries, keeps the server's clock."""
+"""The sidecar's link to Redis: opens the client, logs each outage once, retries, keeps the server's clock.
+
+It also asks about several keys with one command.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+from redis.asyncio import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
@@ -27,6 +31,20 @@ TROUBLE = (RedisError, RedisClusterException, OSError, TimeoutError)
 BLOCK_MS = 1_000  # how long a reader's XREAD waits for news
 SOCKET_TIMEOUT = 5.0  # seconds; above BLOCK_MS, or every quiet second would look like an outage
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds between two attempts
+
+# ASK is replaced by what is done for each key: it has `key`, `argument` and `now` (ms), and returns the key's reply.
+_EACH_SCRIPT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function ask(key, argument) ASK end
+local replies = {now}
+for n, key in ipairs(KEYS) do
+  local ok, reply = pcall(ask, key, ARGV[n])
+  if not ok and type(reply) == 'string' then reply = {err = reply} end
+  replies[n + 1] = reply or false
+end
+return replies
+"""
 
 
 def open_client(address: RedisAddress) -> Client:
@@ -86,6 +104,21 @@ class Link:
             raise
         self._answered()
         return reply
+
+    async def call_each(self, ask: str, arguments: Mapping[str, str | int]) -> dict[str, Any]:
+        """Run a piece of Lua (see `_EACH_SCRIPT`) for each key with its argument; return the replies by key.
+
+        It is one command; in a cluster, where a script may use one key only, one for each. What the server refuses for
+        one key is a ResponseError among the replies: a key of another type does not hide the others.
+        """
+        script = _EACH_SCRIPT.replace("ASK", ask)
+        together = [[key] for key in arguments] if isinstance(self.client, RedisCluster) else [list(arguments)]
+        replies: dict[str, Any] = {}
+        for group in together:
+            now, *of_group = await self.call("EVAL", script, len(group), *group, *(arguments[key] for key in group))
+            self.set_clock(int(now))
+            replies.update(zip(group, of_group, strict=True))
+        return replies
 
     async def persist(self, doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat an attempt until Redis executes it; each outage is one line in the log."""

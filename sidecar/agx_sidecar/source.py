@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import RedisCluster
 from redis.exceptions import ResponseError
 
-from agx.facts.reader import QueueEntry, parse_entries, read_page
+from agx.facts.reader import QueueEntry, parse_entries
 
 from .link import BLOCK_MS, Link
 
@@ -20,15 +20,61 @@ READ_COUNT = 200  # entries of a queue per command: a few milliseconds of foldin
 _READ_PAUSE = 0.05  # seconds from one read to the next
 
 
+# Of a stream's key, with an id as argument: what `QueueState` has, flat.
+_STATE = """
+local function named(flat)
+  local of = {}
+  for at = 1, #flat, 2 do of[flat[at]] = flat[at + 1] end
+  return of
+end
+local function after(id)
+  local found = redis.call('XRANGE', key, '(' .. id, '+', 'COUNT', 1)[1]
+  return found and found[1] or ''
+end
+local info = redis.pcall('XINFO', 'STREAM', key)
+if info.err then return string.find(info.err, 'no such key') and {} or info end
+local stream = named(info)
+local first, last = stream['first-entry'], stream['last-entry']
+local reply = {
+  stream['length'], stream['entries-added'], stream['last-generated-id'],
+  first and first[1] or '', last and last[1] or '', after(argument)
+}
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', key)) do
+  local group = named(flat)
+  if group['name'] == TRACES then
+    local delivered, oldest = group['last-delivered-id'], ''
+    if group['pending'] > 0 then oldest = redis.call('XPENDING', key, TRACES)[2] or '' end
+    for _, value in ipairs({group['entries-read'] or 0, group['pending'], delivered, after(delivered), oldest}) do
+      reply[#reply + 1] = value
+    end
+  end
+end
+return reply
+""".replace("TRACES", repr(TRACES_GROUP))
+
+
 @dataclass(frozen=True, slots=True)
-class QueueEnd:
-    """Where a queue stands. `last_id` may be that of an entry that has gone; the other two are None without entries."""
+class GroupState:
+    """Where the traces group stands in a queue."""
+
+    entries_read: int
+    pending: int  # delivered, and not acknowledged
+    delivered_id: str
+    next_id: str | None  # of the first entry that is not delivered
+    oldest_id: str | None  # of the oldest pending entry
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """Where a queue stands. `last_id` may be that of an entry that is gone."""
 
     length: int
-    last_id: str
     entries_added: int
-    first_id: str | None
+    last_id: str
+    first_entry: str | None
     last_entry: str | None
+    next_id: str | None  # of the first entry after the id that was asked about
+    group: GroupState | None
 
 
 def group_partitions(link: Link, partitions: int) -> list[range]:
@@ -47,6 +93,9 @@ def entries_by_key(reply: Any) -> dict[str, list[QueueEntry]]:
 
 async def read_after(link: Link, places: Mapping[str, str]) -> dict[str, list[QueueEntry]]:
     """Wait up to BLOCK_MS for entries of some keys, each after an id."""
+    if not places:
+        await asyncio.sleep(BLOCK_MS / 1_000)
+        return {}
     reply = await link.call(
         "XREAD", "COUNT", READ_COUNT, "BLOCK", BLOCK_MS, "STREAMS", *places.keys(), *places.values()
     )
@@ -59,28 +108,30 @@ async def pause_between_reads(found: Mapping[str, Sequence[QueueEntry]]) -> None
     await asyncio.sleep(0.0 if is_full else _READ_PAUSE)
 
 
-async def find_end(link: Link, key: str) -> QueueEnd | None:
-    """Return where a queue stands, or None if there is no such key."""
-    try:
-        reply = await link.call("XINFO STREAM", key)
-    except ResponseError as error:
-        if "no such key" in str(error).lower():
-            return None
-        raise
-    first, last = reply["first-entry"], reply["last-entry"]
-    return QueueEnd(
-        length=int(reply["length"]),
-        last_id=_text(reply["last-generated-id"]),
-        entries_added=int(reply["entries-added"]),
-        first_id=_text(first[0]) if first else None,
-        last_entry=_text(last[0]) if last else None,
-    )
+def is_no_queue(error: ResponseError) -> bool:
+    """Whether a command was refused because a queue, or its traces group, is not there, or because it is no stream."""
+    return str(error).startswith(("NOGROUP", "WRONGTYPE")) or "no such key" in str(error).lower()
 
 
-async def first_id_after(link: Link, key: str, after: str) -> str | None:
-    """Return the id of the first entry after an id."""
-    page = await read_page(link.call, key, start=f"({after}", count=1)
-    return page[0].id if page else None
+async def read_states(link: Link, read: Mapping[str, str]) -> dict[str, QueueState | ResponseError | None]:
+    """Return where queues stand, each as seen from an id; None without such a key, an error if it is no stream."""
+    replies = await link.call_each(_STATE, read)
+    return {key: reply if isinstance(reply, ResponseError) else _parse_state(reply) for key, reply in replies.items()}
+
+
+def _parse_state(reply: list[Any]) -> QueueState | None:
+    if not reply:
+        return None
+    length, added, last_id, first, last, next_id, *of_group = reply
+    group = None
+    if of_group:
+        entries_read, pending, delivered, undelivered, oldest = of_group
+        group = GroupState(int(entries_read), int(pending), _text(delivered), _id(undelivered), _id(oldest))
+    return QueueState(int(length), int(added), _text(last_id), _id(first), _id(last), _id(next_id), group)
+
+
+def _id(value: bytes) -> str | None:
+    return _text(value) or None
 
 
 def _text(value: Any) -> str:

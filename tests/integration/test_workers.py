@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -283,7 +282,7 @@ async def test_waiting_jobs_are_counted_by_scope_once_they_are_due(
     await submit("later", delay=3_600)
     await submit("other", scope="globex")
     engine = current_engine()
-    link = cast("Link", SimpleNamespace(call=engine.control.execute))
+    link = Link(cast("Any", configured))
     assert engine.queues.partitions is not None
     assert await gauges.count_jobs(link, "agx", engine.queues.partitions) == {"acme": 5, "globex": 1}
 

@@ -24,8 +24,12 @@ async def test_a_run_that_raises_is_passed_over(queue: Queue, redis_url: str, mo
             raise LookupError("of a kind that nobody expected")
         return True
 
+    async def is_steady(self: Reaper) -> bool:
+        return True
+
     monkeypatch.setattr(Reaper, "_finalize", finalize)
+    monkeypatch.setattr(Reaper, "_is_steady", is_steady)
     link = Link(open_client(parse_redis(redis_url)))
-    await Reaper(link, "agx")._sweep(0)
+    await Reaper(link, "agx")._sweep(1)
     await link.client.aclose()
     assert queue.redis.zrange(leases, 0, -1) == [members[0].encode()]

@@ -1,18 +1,48 @@
-"""How many commands a sidecar needs to read the queues."""
+"""How many commands a sidecar needs to read the queues and to look after the rest, and a queue that is none."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from support.made_facts import started
+from support.made_facts import ended, started
+from support.otlp import OtlpReceiver
+from support.replica import Queue, StartReplica
+from support.waiting import wait_until_sync
 
-from agx.facts.schema import FIELD, encode
+from agx.facts.schema import FIELD, Fact, encode
 from agx.redis import keys
 from agx.redis.address import parse_redis
 from agx_sidecar.link import Link, open_client
-from agx_sidecar.source import group_partitions, read_after
+from agx_sidecar.metrics.gauges import count_jobs, count_live
+from agx_sidecar.recovery.reaper import Reaper
+from agx_sidecar.source import group_partitions, read_after, read_states
+from agx_sidecar.traces.export import Item
+from agx_sidecar.traces.sink import TracesSink
 
 PARTITIONS = 8
+QUEUES = [keys.queue("agx", n) for n in range(PARTITIONS)]
+
+
+class CountingLink(Link):
+    """Counts the commands."""
+
+    sent = 0
+
+    async def call(self, *command: Any) -> Any:
+        self.sent += 1
+        return await super().call(*command)
+
+
+@pytest.fixture
+async def link(redis_url: str) -> AsyncIterator[CountingLink]:
+    link = CountingLink(open_client(parse_redis(redis_url)))
+    yield link
+    await link.client.aclose()
 
 
 async def test_one_command_reads_all_queues(redis_url: str) -> None:
@@ -37,3 +67,81 @@ async def test_one_command_reads_all_queues(redis_url: str) -> None:
 def test_in_a_cluster_each_queue_is_read_alone() -> None:
     link = Link(RedisCluster(startup_nodes=[ClusterNode("h", 1)]))
     assert [list(group) for group in group_partitions(link, 3)] == [[0], [1], [2]]
+
+
+async def reap(link: Link) -> None:
+    reaper = Reaper(link, "agx")
+    await reaper._sweep(PARTITIONS)  # the first look asks for the server and the meta too
+    link.sent = 0  # type: ignore[attr-defined] # a CountingLink
+    await reaper._sweep(PARTITIONS)
+
+
+async def create_groups(link: Link) -> None:
+    sink = TracesSink(link, "agx", None, None, 60.0)  # type: ignore[arg-type] # it exports nothing
+    assert await sink._create_groups(QUEUES) == []
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        reap,
+        create_groups,
+        lambda link: read_states(link, dict.fromkeys(QUEUES, "0-0")),
+        lambda link: count_live(link, "agx", PARTITIONS),
+        lambda link: count_jobs(link, "agx", PARTITIONS),
+    ],
+    ids=["reaper", "missing queues", "queues", "live runs", "jobs"],
+)
+async def test_a_look_at_all_partitions_is_one_command(
+    link: CountingLink, look: Callable[[Link], Awaitable[object]]
+) -> None:
+    await look(link)
+    assert link.sent == 1
+
+
+def runs_of(otlp: OtlpReceiver) -> int:
+    return len({span.attributes["agx.run.id"] for span in otlp.spans})
+
+
+def test_a_queue_that_is_no_stream_does_not_hide_the_others(
+    queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver
+) -> None:
+    facts: list[Fact] = [started(f"run-{n}", scope=f"scope-{n}") for n in range(12)]
+    facts += [ended(f"run-{n}", scope=f"scope-{n}") for n in range(12)]
+    wrong = queue.key(facts[0])
+    others = [fact for fact in facts if queue.key(fact) != wrong]
+    queue.redis.set(wrong, "text", ex=600)
+    replica = start_replica(OTEL_EXPORTER_OTLP_ENDPOINT=otlp.endpoint_http)
+    queue.add(*others)
+    wait_until_sync(lambda: replica.scrape().total("agx_facts_total") == len(others))
+    wait_until_sync(lambda: runs_of(otlp) == len(others) // 2)
+    assert f"refused to read {wrong}" in replica.log
+    queue.redis.delete(wrong)
+    queue.add(*(fact for fact in facts if queue.key(fact) == wrong))
+    wait_until_sync(lambda: replica.scrape().total("agx_facts_total") == len(facts))
+    wait_until_sync(lambda: runs_of(otlp) == len(facts) // 2)
+    assert replica.end() == 0
+
+
+async def test_facts_of_a_queue_that_is_gone_are_acknowledged(queue: Queue, link: Link) -> None:
+    queue.redis.set(QUEUES[0], "text", ex=600)
+    sink = TracesSink(link, "agx", None, None, 60.0)  # type: ignore[arg-type] # it exports nothing
+    await asyncio.wait_for(sink._acknowledge([Item(QUEUES[0], "1-1", "run-1:end", 1, ())]), 5)
+
+
+def test_a_queue_that_stops_being_a_stream_does_not_hide_the_others(
+    queue: Queue, start_replica: StartReplica, otlp: OtlpReceiver
+) -> None:
+    replica = start_replica(OTEL_EXPORTER_OTLP_ENDPOINT=otlp.endpoint_http)
+    before = [ended(f"run-{n}", scope=f"scope-{n}") for n in range(12)]
+    queue.add(*before)
+    wait_until_sync(lambda: runs_of(otlp) == len(before))
+    wrong = queue.key(before[0])
+    queue.redis.delete(wrong)
+    queue.redis.set(wrong, "text", ex=600)
+    after = [ended(f"next-{n}", scope=f"scope-{n}") for n in range(12)]
+    after = [fact for fact in after if queue.key(fact) != wrong]
+    queue.add(*after)
+    wait_until_sync(lambda: replica.scrape().total("agx_facts_total") == len(before) + len(after))
+    wait_until_sync(lambda: runs_of(otlp) == len(before) + len(after))
+    assert replica.end() == 0

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -18,7 +17,7 @@ from agx.redis import keys
 from agx.redis.entry_id import parse_id
 
 from ..link import Link
-from ..source import TRACES_GROUP, QueueEnd, find_end, first_id_after
+from ..source import QueueState
 from . import instruments as i
 from . import table as t
 from .fold import HEARTBEAT_LIFE_MS, ZERO_ID, Fold, Position
@@ -27,21 +26,28 @@ from .table import Instrument
 
 logger = logging.getLogger(__name__)
 
-# One key, the server's own clock: a lease past its deadline is no live run, even before the reaper saw it.
-_LIVE_SCRIPT = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%d', now), '+inf')
+# For `call_each()`: counts by scope in the server, so that what is counted is not transferred. `argument` is an id to
+# go on from; the reply is the last id that was looked at, or an empty text at the end, then each scope with its count.
+_TALLY = """
+local counts, last = {}, ''
+LOOK
+local reply = {last}
+for scope, count in pairs(counts) do
+  reply[#reply + 1] = scope
+  reply[#reply + 1] = count
+end
+return reply
 """
-
-# Counts jobs by scope in the server: a job holds its prompt and arguments. ARGV: first id, entries a look.
-# Replies the last id that was looked at, or an empty text at the end, then each scope with its number of due jobs.
-_JOBS_SCRIPT = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local entries = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
-local counts, reply = {}, {''}
-if #entries == tonumber(ARGV[2]) then reply[1] = entries[#entries][1] end
+# A lease past its deadline is no live run, even before the reaper saw it.
+_LIVE = """
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%d', now), '+inf')) do
+  local scope = string.match(member, '^([^:]+):[^:]+:[^:]+:[^:]+$')
+  if scope then counts[scope] = (counts[scope] or 0) + 1 end
+end
+"""
+_JOBS = """
+local entries = redis.call('XRANGE', key, argument, '+', 'COUNT', MOST)
+if #entries == MOST then last = entries[#entries][1] end
 for _, entry in ipairs(entries) do
   local scope, due
   for at = 1, #entry[2], 2 do
@@ -50,13 +56,8 @@ for _, entry in ipairs(entries) do
   end
   if scope and (due or 0) <= now then counts[scope] = (counts[scope] or 0) + 1 end
 end
-for scope, count in pairs(counts) do
-  reply[#reply + 1] = scope
-  reply[#reply + 1] = count
-end
-return reply
 """
-_JOBS_A_LOOK = 1_000
+_JOBS_A_LOOK = 1_000  # of all partitions together: a look holds up the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,33 +95,20 @@ class TracesTrims:
 
 async def count_live(link: Link, prefix: str, partitions: int) -> dict[str, int]:
     """Return how many runs are alive, by scope."""
-    live: dict[str, int] = {}
-    for n in range(partitions):
-        for member in await link.call("EVAL", _LIVE_SCRIPT, 1, keys.leases(prefix, n)):
-            try:
-                session, _ = keys.parse_lease_member(prefix, member.decode())
-            except ValueError:  # not one of ours
-                continue
-            live[session.scope] = live.get(session.scope, 0) + 1
-    return live
+    return await _count(link, _LIVE, [keys.leases(prefix, n) for n in range(partitions)])
 
 
 async def count_jobs(link: Link, prefix: str, partitions: int) -> dict[str, int]:
     """Return how many jobs are due and have not begun, by scope."""
-    waiting: dict[str, int] = {}
-    for n in range(partitions):
-        cursor = "-"
-        while cursor:
-            last, *counts = await link.call("EVAL", _JOBS_SCRIPT, 1, keys.jobs(prefix, n), cursor, _JOBS_A_LOOK)
-            for scope, count in zip(counts[::2], counts[1::2], strict=True):
-                name = scope.decode("utf-8", "replace")
-                waiting[name] = waiting.get(name, 0) + int(count)
-            cursor = f"({last.decode()}" if last else ""
-    return waiting
+    look = _JOBS.replace("MOST", str(max(1, _JOBS_A_LOOK // partitions)))
+    return await _count(link, look, [keys.jobs(prefix, n) for n in range(partitions)])
 
 
 async def count_approvals(link: Link, prefix: str, partitions: int) -> dict[str, int]:
-    """Return how many tool calls wait for a decision, by scope."""
+    """Return how many tool calls wait for a decision, by scope.
+
+    It is a command for each partition: a sidecar may read these keys, and a script needs the right to write them.
+    """
     waiting: Counter[str] = Counter()
     for n in range(partitions):
         fields = [field.decode("utf-8", "replace") for field in await link.call("HKEYS", keys.approvals(prefix, n))]
@@ -129,71 +117,72 @@ async def count_approvals(link: Link, prefix: str, partitions: int) -> dict[str,
     return dict(waiting)
 
 
-async def measure_metrics(link: Link, key: str, position: Position) -> Backlog:
-    """Return what waits for the metrics sink; moves `position` where the queue was trimmed or began anew."""
-    # The reader goes on while we ask: the reply is compared with where it stood before.
-    last_id, count = position.last_id, position.count
-    end = await find_end(link, key)
-    if end is None:
-        return Backlog()
-    if parse_id(end.last_id) < parse_id(last_id) or end.entries_added < count:
-        _start_over(key, end, position)
-    elif end.last_id == last_id:
-        position.trimmed = max(position.trimmed, end.entries_added - count)
-        return Backlog()
-    first = await first_id_after(link, key, position.last_id)
-    if first is None:
-        return Backlog()
-    unread = end.entries_added - position.count - position.trimmed
-    return Backlog(min(end.length, max(1, unread)), _age(link, first))
+async def _count(link: Link, look: str, of_partitions: Sequence[str]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    cursors = dict.fromkeys(of_partitions, "-")
+    while cursors:
+        replies = await link.call_each(_TALLY.replace("LOOK", look), cursors)
+        cursors = {}
+        for key, reply in replies.items():
+            if isinstance(reply, ResponseError):
+                link.report_refusal(f"look into {key}", reply)
+                continue
+            last, *tally = reply
+            for scope, count in zip(tally[::2], tally[1::2], strict=True):
+                counts[scope.decode("utf-8", "replace")] += int(count)
+            if last:
+                cursors[key] = f"({last.decode()}"
+    return dict(counts)
 
 
-def _start_over(key: str, end: QueueEnd, position: Position) -> None:
+def measure_metrics(link: Link, key: str, position: Position, read: Position, state: QueueState) -> Backlog:
+    """Return what waits for the metrics sink; moves `position` where the queue was trimmed or began anew.
+
+    `read` is the position at the time of the request: the reader goes on while the server answers.
+    """
+    if parse_id(state.last_id) < parse_id(read.last_id) or state.entries_added < read.count:
+        _start_over(key, state, position)
+        read = position
+        next_id = state.first_entry
+    elif state.last_id == read.last_id:
+        position.trimmed = max(position.trimmed, state.entries_added - read.count)
+        return Backlog()
+    else:
+        next_id = state.next_id
+    if next_id is None:
+        return Backlog()
+    unread = state.entries_added - read.count - read.trimmed
+    return Backlog(min(state.length, max(1, unread)), _age(link, next_id))
+
+
+def _start_over(key: str, end: QueueState, position: Position) -> None:
     """Read the queue from its start; what is known is passed over.
 
     What went from a queue that still has some of ours was counted before it went.
     """
     logger.warning("%s began anew (Redis lost data, or it had expired): reading it from its start", key)
-    is_ours = end.first_id is not None and parse_id(end.first_id) <= parse_id(position.last_id)
+    is_ours = end.first_entry is not None and parse_id(end.first_entry) <= parse_id(position.last_id)
     gone = end.entries_added - end.length if is_ours else 0
     position.count = gone - position.trimmed
     position.last_id = ZERO_ID
 
 
-async def measure_traces(link: Link, key: str, trims: TracesTrims) -> Backlog | None:
+def measure_traces(link: Link, trims: TracesTrims, state: QueueState) -> Backlog | None:
     """Return what waits for the traces sink, undelivered or unacknowledged; None if no such sink ever read."""
-    group = await _find_group(link, key)
-    end = await find_end(link, key)
-    if group is None or end is None:
+    group = state.group
+    if group is None:
         return None
-    delivered = group["last-delivered-id"].decode()
-    read = int(group["entries-read"] or 0)
-    oldest: str | None = None
-    undelivered = 0
-    if end.last_id != delivered:
-        oldest = await first_id_after(link, key, delivered)
-    if end.last_id == delivered:
-        trims.sync(end.entries_added - read)
-    elif end.first_id is not None and parse_id(delivered) < parse_id(end.first_id):
-        trims.miss(end.entries_added - end.length - read)
-        undelivered = end.length
+    oldest, undelivered = group.next_id, 0
+    missing = state.entries_added - group.entries_read
+    if state.last_id == group.delivered_id:
+        trims.sync(missing)
+    elif state.first_entry is not None and parse_id(group.delivered_id) < parse_id(state.first_entry):
+        trims.miss(missing - state.length)
+        undelivered = state.length
     elif oldest is not None:
-        undelivered = min(end.length, max(1, end.entries_added - read - trims.at_sync))
-    if group["pending"]:
-        summary = await link.call("XPENDING", key, TRACES_GROUP)
-        if summary["min"]:
-            oldest = summary["min"].decode()
-    return Backlog(undelivered + int(group["pending"]), _age(link, oldest) if oldest else 0)
-
-
-async def _find_group(link: Link, key: str) -> dict[str, Any] | None:
-    try:
-        groups = await link.call("XINFO GROUPS", key)
-    except ResponseError as error:
-        if "no such key" in str(error).lower():
-            return None
-        raise
-    return next((group for group in groups if group["name"] == TRACES_GROUP.encode()), None)
+        undelivered = min(state.length, max(1, missing - trims.at_sync))
+    oldest = group.oldest_id or oldest
+    return Backlog(undelivered + group.pending, _age(link, oldest) if oldest else 0)
 
 
 def _age(link: Link, entry_id: str) -> int:

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import replace
 
-from agx.facts.reader import QueuePages
+from redis.exceptions import ResponseError
+
+from agx.facts.reader import QueueEntry, QueuePages
 from agx.redis import keys
 from agx.redis.entry_id import parse_id
 
 from ..link import TROUBLE, Link
-from ..source import find_end, group_partitions, pause_between_reads, read_after
+from ..source import QueueState, group_partitions, pause_between_reads, read_after, read_states
 from . import instruments as i
 from .fold import RECENT, ZERO_ID, Fold, Position
 from .gauges import (
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 WRITE_PERIOD = 2.0  # seconds between two writes of the state
 MEASURE_PERIOD = 2.0  # seconds between two measurements of leases and queues
+APPROVALS_PERIOD = 5.0  # seconds between two counts of tool calls that wait: people take longer than that
 RETIRE_PERIOD = 60.0  # seconds
 _NEWER_PAUSE = 10.0  # seconds before a newer state is read again
 
@@ -79,6 +82,7 @@ class MetricsSink:
         self._caught_up = False
         self._by_scope: dict[Instrument, dict[str, int]] = {}  # live runs, waiting jobs
         self._backlogs: dict[tuple[int, str], Backlog] = {}
+        self._unreadable: set[int] = set()  # partitions whose queue is no stream
 
     @property
     def exporting(self) -> bool:
@@ -166,6 +170,7 @@ class MetricsSink:
             tasks.create_task(self._every(WRITE_PERIOD, "write the metric state", self._writer(fold)))
             tasks.create_task(self._every(MEASURE_PERIOD, "measure the queues", lambda: self._measure(fold)))
             tasks.create_task(self._every(MEASURE_PERIOD, "count live runs and jobs", self._count))
+            tasks.create_task(self._every(APPROVALS_PERIOD, "count calls that wait", self._count_approvals))
             tasks.create_task(self._retire(fold))
 
     async def _load_state(self) -> State:
@@ -179,11 +184,8 @@ class MetricsSink:
             return State()
 
     async def _find_ends(self, fold: Fold) -> CatchUp:
-        ends = {}
-        for n in range(self._partitions):
-            end = await find_end(self._link, keys.queue(self._prefix, n))
-            if end is not None and end.last_entry is not None:
-                ends[n] = end.last_entry
+        states = await self._read_states(fold)
+        ends = {n: state.last_entry for n, state in states.items() if state.last_entry is not None}
         catch_up = CatchUp(ends)
         for n in list(ends):
             catch_up.reached(n, fold.positions[n].last_id)
@@ -196,7 +198,7 @@ class MetricsSink:
                 self._link.call, keys.queue(self._prefix, n), start=fold.positions[n].last_id, newest_first=True
             )
             for n in range(self._partitions)
-            if fold.positions[n].last_id != ZERO_ID
+            if fold.positions[n].last_id != ZERO_ID and n not in self._unreadable
         }
         oldest = dict.fromkeys(pages, float("inf"))
         known: list[str] = []
@@ -213,9 +215,15 @@ class MetricsSink:
 
     async def _read(self, fold: Fold, partitions: range, catch_up: CatchUp) -> None:
         by_key = {keys.queue(self._prefix, n): n for n in partitions}
+        places: dict[str, str] = {}
+
+        async def read() -> dict[str, list[QueueEntry]]:
+            nonlocal places
+            places = {key: fold.positions[n].last_id for key, n in by_key.items() if n not in self._unreadable}
+            return await read_after(self._link, places)
+
         while True:
-            places = {key: fold.positions[n].last_id for key, n in by_key.items()}
-            found = await self._link.persist("read facts", partial(read_after, self._link, places))
+            found = await self._link.persist("read facts", read)
             for key, entries in found.items():
                 n = by_key[key]
                 if fold.positions[n].last_id != places[key]:  # the queue began anew while we waited
@@ -246,17 +254,38 @@ class MetricsSink:
         return dump(self._state)
 
     async def _measure(self, fold: Fold) -> None:
+        read = {n: replace(position) for n, position in fold.positions.items()}
+        states = await self._read_states(fold)
         for n in range(self._partitions):
+            self._backlogs[n, "metrics"] = Backlog()
+            if (state := states.get(n)) is None:
+                continue
             key, position = keys.queue(self._prefix, n), fold.positions[n]
-            self._backlogs[n, "metrics"] = await measure_metrics(self._link, key, position)
-            traces = await measure_traces(self._link, key, self._state.traces_trims[n])
+            self._backlogs[n, "metrics"] = measure_metrics(self._link, key, position, read[n], state)
+            traces = measure_traces(self._link, self._state.traces_trims[n], state)
             if traces is not None:
                 self._backlogs[n, "traces"] = traces
 
+    async def _read_states(self, fold: Fold) -> dict[int, QueueState]:
+        """Return where the queues stand; a key that is no stream is not read as long as it is there."""
+        numbers = range(self._partitions)
+        read = {keys.queue(self._prefix, n): fold.positions[n].last_id for n in numbers}
+        states: dict[int, QueueState] = {}
+        self._unreadable.clear()
+        for n, (key, state) in zip(numbers, (await read_states(self._link, read)).items(), strict=True):
+            if isinstance(state, ResponseError):
+                self._link.report_refusal(f"read {key}", state)
+                self._unreadable.add(n)
+            elif state is not None:
+                states[n] = state
+        return states
+
     async def _count(self) -> None:
         self._by_scope[i.RUNS_LIVE] = await count_live(self._link, self._prefix, self._partitions)
-        self._by_scope[i.APPROVALS_PENDING] = await count_approvals(self._link, self._prefix, self._partitions)
         self._by_scope[i.JOBS_WAITING] = await count_jobs(self._link, self._prefix, self._partitions)
+
+    async def _count_approvals(self) -> None:
+        self._by_scope[i.APPROVALS_PENDING] = await count_approvals(self._link, self._prefix, self._partitions)
 
     async def _retire(self, fold: Fold) -> None:
         while True:

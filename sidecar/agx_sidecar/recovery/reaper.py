@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -45,6 +46,9 @@ SWEEP = 1.0  # seconds between two looks
 _AT_ONCE = 100  # dead runs per partition in one look
 _PAGE = 1_000  # entries a read
 
+# The members past their deadline with their deadlines. `argument`: how many to pass over.
+_DUE = f"return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'WITHSCORES', 'LIMIT', argument, {_AT_ONCE})"
+
 # Removes a member whose deadline is still the one that was read: a process that has come back has set a later one.
 # ARGV: member, deadline.
 REMOVE = """
@@ -66,15 +70,14 @@ class Reaper:
         self._resumable = Postponed()  # by member and deadline: each attempt has a wait of its own
         self._offsets: dict[int, int] = {}  # by partition: members that the last look left
         self._server: object = None
+        self._has_checked = False
         self._steady_since = time.monotonic()
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Look every second until `stop`."""
         while not stop.is_set():
             try:
-                if await self._is_steady():
-                    for n in range(partitions):
-                        await self._sweep(n)
+                await self._sweep(partitions)
             except TROUBLE as error:
                 self._link.report_refusal("look for dead runs", error)
                 self._steady_since = time.monotonic()
@@ -85,6 +88,7 @@ class Reaper:
     async def _is_steady(self) -> bool:
         """Return whether the same server has answered for a lease's time: after an outage all leases look expired."""
         info = await self._link.call("INFO", "server")
+        self._has_checked = True
         server = info.get("run_id") if isinstance(info, dict) else None
         if server != self._server or self._link.steady_since > self._steady_since:
             self._server = server
@@ -92,14 +96,22 @@ class Reaper:
         meta = await read_meta(self._link, self._prefix)
         return meta is not None and time.monotonic() - self._steady_since > meta.lease_ttl
 
-    async def _sweep(self, n: int) -> None:
-        seconds, micros = await self._link.call("TIME")
-        now_ms = int(seconds) * 1_000 + int(micros) // 1_000
-        self._link.set_clock(now_ms)
-        offset, left = self._offsets.get(n, 0), 0
-        due = await self._link.call(
-            "ZRANGEBYSCORE", keys.leases(self._prefix, n), "-inf", now_ms, "WITHSCORES", "LIMIT", offset, _AT_ONCE
-        )
+    async def _sweep(self, partitions: int) -> None:
+        """Finalize the runs that are past their deadline; one command if there is none."""
+        numbers = range(partitions)
+        offsets = {keys.leases(self._prefix, n): self._offsets.get(n, 0) for n in numbers}
+        due = await self._link.call_each(_DUE, offsets)
+        must_check = not self._has_checked or self._link.steady_since > self._steady_since
+        if not (must_check or any(due.values())) or not await self._is_steady():
+            return
+        for n, (key, members) in zip(numbers, due.items(), strict=True):
+            if isinstance(members, ResponseError):
+                self._link.report_refusal(f"look into {key}", members)
+            else:
+                await self._sweep_partition(n, members, offsets[key])
+
+    async def _sweep_partition(self, n: int, due: Sequence[bytes], offset: int) -> None:
+        left = 0
         members = list(zip(due[::2], due[1::2], strict=True))
         for member, deadline in members:
             left += not await self._finalize_contained(n, member, deadline)

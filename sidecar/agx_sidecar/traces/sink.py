@@ -28,6 +28,7 @@ from ..source import (
     TRACES_GROUP,
     entries_by_key,
     group_partitions,
+    is_no_queue,
     pause_between_reads,
 )
 from .export import (
@@ -44,6 +45,7 @@ LINGER = 0.2  # seconds a batch waits for more
 DEAD_CONSUMER_MS = 3_600_000  # idle time after which a consumer without pending facts is forgotten
 FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds between two attempts while the collector is down
 _WAIT_FOR_QUEUE = 1.0  # seconds
+_CREATE_GROUP = "return redis.call('XGROUP', 'CREATE', key, argument, '0')"
 
 
 class TracesSink:
@@ -70,7 +72,7 @@ class TracesSink:
                 tasks.create_task(self._read([keys.queue(self._prefix, n) for n in group]))
                 for group in group_partitions(self._link, partitions)
             ]
-            readers += [tasks.create_task(self._take_over(keys.queue(self._prefix, n))) for n in range(partitions)]
+            readers.append(tasks.create_task(self._take_over([keys.queue(self._prefix, n) for n in range(partitions)])))
             sender = tasks.create_task(self._send())
             await stop.wait()
             for reader in readers:
@@ -99,7 +101,7 @@ class TracesSink:
         while True:
             if len(ready) < len(queues) and time.monotonic() - looked >= _WAIT_FOR_QUEUE:
                 looked = time.monotonic()
-                ready = [key for key in queues if key in ready or await self._has_group(key)]
+                ready = await self._link.persist("create the traces group", partial(self._create_groups, queues))
             if not ready:
                 await asyncio.sleep(_WAIT_FOR_QUEUE)
                 continue
@@ -120,30 +122,29 @@ class TracesSink:
     async def _read_group(self, queues: Sequence[str], after: str) -> dict[str, list[QueueEntry]] | None:
         """Read facts that no consumer has got (`>`), or those that this one got and has not acknowledged (`0`).
 
-        Returns None where a queue, or its group, is not there.
+        Returns None where a queue, or its group, is not there, or a key is no stream.
         """
         command = ("XREADGROUP", "GROUP", TRACES_GROUP, self.consumer, "COUNT", READ_COUNT, "BLOCK", BLOCK_MS)
         try:
             return entries_by_key(await self._link.call(*command, "STREAMS", *queues, *(after for _ in queues)))
         except ResponseError as error:
-            if str(error).startswith("NOGROUP"):
+            if is_no_queue(error):
                 return None
             raise
 
-    async def _has_group(self, key: str) -> bool:
-        return await self._link.persist("create the traces group", lambda: self._create_group(key))
+    async def _create_groups(self, queues: Sequence[str]) -> list[str]:
+        """Create the group at the start of each queue, where it is missing; return the queues that have it.
 
-    async def _create_group(self, key: str) -> bool:
-        """Create the group at the queue's start; not without a queue, since an empty one would never expire."""
-        try:
-            await self._link.call("XGROUP CREATE", key, TRACES_GROUP, "0")
-        except ResponseError as error:
-            text = str(error)
-            if "requires the key to exist" in text:
-                return False
-            if not text.startswith("BUSYGROUP"):
-                raise
-        return True
+        None is created without a queue, since an empty one would never expire.
+        """
+        ready = []
+        for key, reply in (await self._link.call_each(_CREATE_GROUP, dict.fromkeys(queues, TRACES_GROUP))).items():
+            text = str(reply) if isinstance(reply, ResponseError) else ""
+            if not text or text.startswith("BUSYGROUP"):
+                ready.append(key)
+            elif "requires the key to exist" not in text:
+                self._link.report_refusal(f"create the traces group of {key}", reply)
+        return ready
 
     async def _accept(self, key: str, entries: Sequence[QueueEntry]) -> None:
         """Queue facts, also those without spans, so that all are acknowledged together."""
@@ -210,23 +211,28 @@ class TracesSink:
         for key, ids in by_key.items():
 
             async def acknowledge(key: str = key, ids: Sequence[str] = ids) -> None:
-                await self._link.call("XACK", key, TRACES_GROUP, *ids)
+                try:
+                    await self._link.call("XACK", key, TRACES_GROUP, *ids)
+                except ResponseError as error:
+                    if not is_no_queue(error):
+                        raise
 
             await self._link.persist("acknowledge facts", acknowledge)
         self._in_flight.difference_update((item.key, item.entry_id) for item in done)
         if not self._in_flight:
             self._drained.set()
 
-    async def _take_over(self, key: str) -> None:
+    async def _take_over(self, queues: Sequence[str]) -> None:
         """Claim the pending facts of consumers that are gone, and forget those consumers."""
         while True:
             await asyncio.sleep(self._claim_idle / 2)
-            if self._export.down_since is not None:  # what is claimed now would only wait here
-                continue
-            await self._link.persist("take over facts of dead replicas", lambda: self._claim(key))
-            await self._link.persist(
-                "forget dead replicas", lambda: self._forget_consumers(key, idle_ms=DEAD_CONSUMER_MS)
-            )
+            for key in queues:
+                if self._export.down_since is not None:  # what is claimed now would only wait here
+                    break
+                await self._link.persist("take over facts of dead replicas", partial(self._claim, key))
+                await self._link.persist(
+                    "forget dead replicas", partial(self._forget_consumers, key, idle_ms=DEAD_CONSUMER_MS)
+                )
 
     async def _claim(self, key: str) -> None:
         start = "0-0"
@@ -237,7 +243,7 @@ class TracesSink:
                     "XAUTOCLAIM", key, TRACES_GROUP, self.consumer, idle_ms, start, "COUNT", READ_COUNT
                 )
             except ResponseError as error:
-                if str(error).startswith("NOGROUP"):
+                if is_no_queue(error):
                     return
                 raise
             start = reply[0].decode()
@@ -252,7 +258,7 @@ class TracesSink:
         try:
             consumers = await self._link.call("XINFO CONSUMERS", key, TRACES_GROUP)
         except ResponseError as error:
-            if str(error).startswith("NOGROUP") or "no such key" in str(error).lower():
+            if is_no_queue(error):
                 return
             raise
         for consumer in consumers:
