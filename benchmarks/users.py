@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
@@ -36,7 +37,7 @@ _USERS = 10_000 // _SCALE
 _RUNS_PER_SECOND = 10_000 * 30 / 3_600 / _SCALE
 _TOKENS, _RATE = 300, 15.0  # of an answer, which takes 20 s
 _RAMP = 24.0  # seconds until as many runs end as begin
-_WINDOW = 60.0  # seconds that are measured
+_WINDOW = 30.0  # seconds that are measured
 _AT = re.compile(rb'"content(?:_delta)?": ?"([0-9;]+)"')
 
 # Cores, from the tables of docs/capacity.md, for 10,000 users.
@@ -52,14 +53,24 @@ class _Simulated:
 
 
 def measure_users() -> list[Row]:
-    """Run the example of docs/capacity.md at a twentieth of its size for a minute."""
-    found = _simulate()
-    rows = []
+    """Run the example of docs/capacity.md at a twentieth of its size; limit: FastAPI and pydantic-ai alone."""
+    bare, found = _simulate("/bare"), _simulate("")
+    tokens = _RUNS_PER_SECOND * _TOKENS
+    limit_us, agx_us = (one.cores["service"] / tokens * 1e6 for one in (bare, found))
+    rows = [
+        Row(
+            f"{_USERS} users, {_RUNS_PER_SECOND:.1f} runs begin a second: CPU of the service per token",
+            "",
+            f"{limit_us:.0f} us",
+            f"{agx_us:.0f} us, {agx_us / limit_us:.2f} of the limit",
+            "",
+        )
+    ]
     for part, cores in found.cores.items():
         computed = _COMPUTED[part] / _SCALE
         rows.append(
             Row(
-                f"{_USERS} users, {_RUNS_PER_SECOND:.1f} runs begin a second: cores of the {part}",
+                f"the same: cores of the {part}",
                 f"{computed:.3f}, as computed",
                 "",
                 f"{cores:.3f}; {cores * _SCALE:.1f} for 10,000 users",
@@ -70,7 +81,7 @@ def measure_users() -> list[Row]:
         Row(
             "the same: model to client over HTTP, p50 / p99; runs that ended, failed",
             "",
-            "",
+            f"{bare.delays}; {bare.runs}, {bare.failed}",
             f"{found.delays}; {found.runs}, {found.failed}",
             "",
             found.failed == 0,
@@ -79,7 +90,7 @@ def measure_users() -> list[Row]:
     return rows
 
 
-def _simulate() -> _Simulated:
+def _simulate(prefix: str) -> _Simulated:
     with (
         EmbeddedServer() as redis,
         sink() as endpoint,
@@ -88,7 +99,7 @@ def _simulate() -> _Simulated:
         port, pid = serving.receive()
         sidecar = SidecarUnderTest(redis.url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
         pids = {"service": pid, "Redis": redis.pid, "sidecar": sidecar.child.pid}
-        with Worker(SERVER_CORE, use, port) as using:
+        with Worker(SERVER_CORE, use, port, prefix) as using:
             using.receive()  # the ramp is over
             began, used = time.monotonic(), {name: cpu_seconds(pid) for name, pid in pids.items()}
             time.sleep(_WINDOW)
@@ -126,10 +137,22 @@ def make_user_agent() -> Agent[Any, str]:
 
 
 async def serve(line: Line, url: str) -> None:
-    """Serve agx's router."""
+    """Serve agx's router, and under `/bare` the same agent without agx."""
     configure_agx(url)
-    app = FastAPI()
-    app.include_router(make_router(make_user_agent(), authorize=lambda: (1, 1), sessions=RedisSessions()))
+    app, agent = FastAPI(), make_user_agent()
+    app.include_router(make_router(agent, authorize=lambda: (1, 1), sessions=RedisSessions()))
+
+    @app.post("/bare/sessions/{session}/runs")
+    async def bare(session: str, request: Request) -> StreamingResponse:
+        prompt = (await request.json())["prompt"]
+
+        async def frames() -> AsyncIterator[bytes]:
+            async with agent.run_stream(prompt) as result:
+                async for delta in result.stream_text(delta=True, debounce_by=None):
+                    yield b"data: %b\n\n" % orjson.dumps({"content_delta": delta})
+
+        return StreamingResponse(frames(), media_type="text/event-stream")
+
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
     with socket.create_server(("127.0.0.1", 0), backlog=1_024) as listening:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
@@ -140,7 +163,7 @@ async def serve(line: Line, url: str) -> None:
     await agx.aclose()
 
 
-async def use(line: Line, port: int) -> tuple[Delays, int, int]:
+async def use(line: Line, port: int, prefix: str) -> tuple[Delays, int, int]:
     """Begin runs at an even pace and follow each one, until `line` receives a message; then wait for the last ones."""
     delays: list[int] = []
     failed = 0
@@ -163,7 +186,9 @@ async def use(line: Line, port: int) -> tuple[Delays, int, int]:
             line.send("ramp")
         if done.done():
             break
-        task = asyncio.create_task(_run(port, f"user-{n}", delays.append if is_measured else lambda delay: None))
+        task = asyncio.create_task(
+            _run(port, f"{prefix}/sessions/user-{n}/runs", delays.append if is_measured else lambda delay: None)
+        )
         running.add(task)
         task.add_done_callback(on_end)
         await asyncio.sleep(max(0.0, began + (n + 1) / _RUNS_PER_SECOND - asyncio.get_running_loop().time()))
@@ -171,12 +196,10 @@ async def use(line: Line, port: int) -> tuple[Delays, int, int]:
     return Delays.of(delays), ended, failed
 
 
-async def _run(port: int, session: str, on_delay: Callable[[int], None]) -> bool:
+async def _run(port: int, path: str, on_delay: Callable[[int], None]) -> bool:
     """Start a run and read its events to the end; return whether it was complete."""
     payload = orjson.dumps({"prompt": "Hello"})
-    head = (
-        f"POST /sessions/{session}/runs HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\nConnection: close\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\nConnection: close\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.encode() + payload)

@@ -19,15 +19,15 @@ _REASONING = ("reasoning_tokens", "thoughts_tokens", "thinking_tokens", "output_
 def convert_usage(get: Callable[[str], Any]) -> Usage:
     """Return the tokens and the cost of a response; `get` returns a field of its usage by name, or None."""
     details = get("details")
-    reasoning = [to_count(get("output_reasoning_tokens"))]
-    if isinstance(details, dict):
-        reasoning += [to_count(details.get(name)) for name in _REASONING]
+    reasoning = to_count(get("output_reasoning_tokens"))
+    if isinstance(details, dict) and details:
+        reasoning = max(reasoning, *(to_count(details.get(name)) for name in _REASONING))
     return Usage(
         input=to_count(get("input_tokens")),
         output=to_count(get("output_tokens")),
         cache_read=to_count(get("cache_read_tokens")),
         cache_write=to_count(get("cache_write_tokens")),
-        reasoning=max(reasoning),
+        reasoning=reasoning,
         cache_write_1h=to_count(get("cache_write_1h_tokens")),
         cost_nano_usd=_to_nano_usd(get("cost")),
     )
@@ -44,6 +44,8 @@ def _tokens(chars: int) -> int:
 
 def to_count(value: object) -> int:
     """Return a number of tokens; a provider may send a float, a text or 2^70 (issue 12, case A11)."""
+    if value is None:
+        return 0
     if isinstance(value, str):
         try:
             value = float(value)

@@ -36,7 +36,7 @@ class ManualSession:
     writer: SessionWriter
 
     def put(self, type: str, origin: str, body: Body) -> None:
-        self.writer.put(type, origin, body, urgent=True)
+        self.writer.put(type, origin, body, when="now")
 
 
 def _open(scope_id: Id, user_id: Id, session_id: Id) -> tuple[Engine, SessionKeys]:
@@ -106,7 +106,7 @@ async def stop(scope_id: Id, user_id: Id, session_id: Id, grace_period: float = 
     if isinstance(opened, ManualSession):
         del engine.sessions[session.stream]
         opened.writer.tail.retention = grace_period
-        opened.writer.put("end", RUNTIME, {}, urgent=True)
+        opened.writer.put("end", RUNTIME, {}, when="now")
         try:
             await _reach("stop the session", opened.writer.drain)
         finally:

@@ -37,17 +37,27 @@ async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[M
     engine = current_engine()
     session = SessionKeys.of(engine.config.key_prefix, scope_id, user_id, session_id)
     try:
-        live = await engine.control.execute("EXISTS", session.live) or await engine.is_recoverable(session)
+        live = engine.control.execute("EXISTS", session.live)
+        last = engine.control.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
+        if await live or not await last or _is_answered([StreamEntry.of(*last.result()[0])]):
+            return []  # as a rule: the run's whole stream need not be read
+        if await engine.is_recoverable(session):
+            return []
         found = await engine.control.execute("XRANGE", session.stream, "-", "+")
     except (RedisError, OSError) as error:
         raise RedisUnavailableError("look at the session", error) from error
     entries = [StreamEntry.of(*entry) for entry in found]
     voids = find_voids(entries)
     entries = [entry for entry in entries if not is_void(entry, voids)]
-    if live or not entries or entries[0].type != "begin":
+    if not entries or entries[0].type != "begin" or _is_answered(entries):
         return []
-    ends = [entry.body.get("outcome") for entry in entries if entry.type == "end"]
-    return [] if ends and ends[-1] != "lost" else await _rebuild(entries)
+    return await _rebuild(entries)
+
+
+def _is_answered(entries: list[StreamEntry]) -> bool:
+    """Return whether there is an `end`, and the last one is not that of a lost run."""
+    outcomes = [entry.body.get("outcome") for entry in entries if entry.type == "end"]
+    return bool(outcomes) and outcomes[-1] != "lost"
 
 
 def append_answer(messages: list[ModelMessage], answer: list[ModelMessage]) -> list[ModelMessage]:

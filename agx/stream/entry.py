@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -19,6 +19,8 @@ from ..facts.json_values import compact
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 Body = dict[str, Any]
+# When an entry is sent: at once; with the next commit; after 0.1 s, if no other one of its session is sent before.
+When = Literal["now", "soon", "later"]
 
 # `type` comes first: the append script and the clients of the older package find it there.
 TYPE, ORIGIN, BODY, SEQ, CHECKPOINT = "type", "origin", "body", "seq", "ck"

@@ -34,7 +34,7 @@ from ..errors import BodyError
 from ..facts.json_values import compact
 from ..facts.schema import ToolOutcome
 from .custom_events import dump_chunks, dump_event
-from .entry import DEFERRED, PROMPT, SUB_AGENT, Body
+from .entry import DEFERRED, PROMPT, SUB_AGENT, Body, When
 
 
 class UserBody(dict[str, Any]):
@@ -68,7 +68,7 @@ class WireEvent:
     """An event as it goes to the stream."""
 
     body: Body
-    urgent: bool = False
+    when: When = "soon"
 
 
 @dataclass(eq=False, slots=True)
@@ -120,12 +120,12 @@ class Runtime:
         body: Body = {"idx": self.idx, "event": "llm-begin"}
         if model is not None:
             body |= {"model": model.model_name, "provider": model.system}
-        return WireEvent(body)
+        return WireEvent(body, "later")  # listeners need it with the event after it
 
     def end_node(self) -> WireEvent:
         """The model request is over, however it ended."""
         self.open = False
-        return WireEvent({"idx": self.idx, "event": "llm-end"})
+        return WireEvent({"idx": self.idx, "event": "llm-end"}, "later")
 
     def convert(self, event: object) -> WireEvent | None:
         """Return the wire event of one of pydantic-ai's, or None where it has nothing new for a listener."""
@@ -137,7 +137,7 @@ class Runtime:
             if isinstance(event.part, BaseToolCallPart):
                 return None
             # A user waits for the first words of a response, so they do not wait for the next commit.
-            return self._whole(event.index, event.part, urgent=True)
+            return self._whole(event.index, event.part, "now")
         if isinstance(event, PartEndEvent):
             # A call is one event, whole: its arguments are complete only here. Results and files have no end.
             return self._whole(event.index, event.part) if isinstance(event.part, BaseToolCallPart) else None
@@ -146,9 +146,9 @@ class Runtime:
         if isinstance(event, OutputToolResultEvent) and event.part.tool_call_id in self.returned:
             return None
         if isinstance(event, ToolResultEvent):
-            return WireEvent(self._part_start(None) | _return_fields(event.part), urgent=True)
+            return WireEvent(self._part_start(None) | _return_fields(event.part), "now")
         if (body := dump_event(event)) is not None:
-            return WireEvent({"idx": self.index, "event": "custom"} | body, urgent=True)
+            return WireEvent({"idx": self.index, "event": "custom"} | body, "now")
         return None
 
     def part_of(self, event: PartDeltaEvent) -> Part:
@@ -169,14 +169,14 @@ class Runtime:
         body: Body = {"idx": self.idx, "event": "answer"}
         if tool_name is not None:
             body |= {"tool_name": tool_name, "tool_call_id": tool_call_id}
-        return WireEvent(body)
+        return WireEvent(body, "later")  # listeners need it with the event after it
 
     def _part_start(self, index: int | None) -> Body:
         # A call approved since the run before has its result before the first request.
         body: Body = {"idx": self.index, "event": "part_start"}
         return body if index is None else body | {"event_idx": index}
 
-    def _whole(self, index: int, part: ModelResponsePart, *, urgent: bool = False) -> WireEvent:
+    def _whole(self, index: int, part: ModelResponsePart, when: When = "soon") -> WireEvent:
         body = self._part_start(index) | {"part_kind": part.part_kind}
         if isinstance(part, (TextPart, ThinkingPart)):
             body["content"] = part.content
@@ -188,7 +188,7 @@ class Runtime:
             body |= {"media_type": part.content.media_type, "size": len(part.content.data)}
             if len(part.content.data) <= _MOST_FILE:
                 body["data"] = base64.b64encode(part.content.data).decode()
-        return WireEvent(body, urgent)
+        return WireEvent(body, when)
 
 
 def delta_text(event: PartDeltaEvent) -> str | None:

@@ -10,11 +10,12 @@ from typing import Protocol
 
 from ..facts.schema import APPEND_BUCKETS
 from ..redis.supervisor import Supervisor
+from .entry import When
 
 # Seconds between two commits of a loop; the first one after a pause is sent at once. A longer interval pays where
 # deltas come so fast that they merge, and costs only delay where they don't. At 30 a second a text still looks smooth.
 _SHORT, _LONG = 0.006, 0.033
-UNFOLLOWED = 0.1  # seconds that deltas wait where nobody follows the session: more of them merge
+_LATER = 0.1  # seconds
 _SEND_AGAIN = 0.5  # seconds after a session raised while it sent
 
 
@@ -43,72 +44,77 @@ class Sender(Protocol):
 
 
 class GroupCommit:
-    """Decides when batches are sent: at once after a pause, else with those of all other sessions."""
+    """Decides when batches are sent: at once if they are urgent or after a pause, else with those of other sessions."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.stats = AppendStats()
         self._supervisor = supervisor
+        self._urgent: set[Sender] = set()  # sent without the others, whose deltas would merge less
+        self._soon: asyncio.Handle | None = None
         self._waiting: set[Sender] = set()
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        self._timer_is_urgent = False
+        self._timer: asyncio.TimerHandle | None = None
         self._last_commit = 0.0
         self._interval = _SHORT
-        self._unfollowed: dict[Sender, float] = {}  # due at this time of the loop, in this order
-        self._unfollowed_timer: asyncio.TimerHandle | None = None
+        self._later: dict[Sender, float] = {}  # due at this time of the loop, in this order
+        self._later_timer: asyncio.TimerHandle | None = None
 
-    def schedule(self, session: Sender, *, urgent: bool, is_followed: bool = True) -> None:
-        """Have a session's batch sent: at once if it is urgent or the last commit is old enough, else with the next.
-
-        A batch that is not urgent can wait longer where nobody follows the session.
-        """
-        if not is_followed and not urgent:
-            self._schedule_later(session)
-            return
-        self._waiting.add(session)
-        if self._timer is not None:
-            if not urgent or self._timer_is_urgent:
-                return
-            self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        wait = 0.0 if urgent else self._last_commit + self._interval - loop.time()
-        self._timer_is_urgent = wait <= 0
-        self._timer = loop.call_later(wait, self._commit) if wait > 0 else loop.call_soon(self._commit)
-
-    def _schedule_later(self, session: Sender) -> None:
-        if session in self._unfollowed or session in self._waiting:
+    def schedule(self, session: Sender, when: When) -> None:
+        """Have a session's batch sent, and at once if the last commit is old enough, unless it is for later."""
+        if session in self._urgent:
             return
         loop = asyncio.get_running_loop()
-        self._unfollowed[session] = loop.time() + UNFOLLOWED
-        if self._unfollowed_timer is None:
-            self._unfollowed_timer = loop.call_later(UNFOLLOWED, self._schedule_due)
+        next_commit = self._last_commit + self._interval
+        if when == "now" or (when == "soon" and self._timer is None and next_commit <= loop.time()):
+            self._waiting.discard(session)
+            self._urgent.add(session)
+            if self._soon is None:
+                self._soon = loop.call_soon(self._commit_urgent)
+        elif when == "soon":
+            self._waiting.add(session)
+            if self._timer is None:
+                self._timer = loop.call_at(next_commit, self._commit)
+        elif session not in self._waiting and session not in self._later:
+            self._later[session] = due = loop.time() + _LATER
+            if self._later_timer is None:
+                self._later_timer = loop.call_at(due, self._schedule_due)
 
     def _schedule_due(self) -> None:
-        self._unfollowed_timer = None
+        self._later_timer = None
         loop = asyncio.get_running_loop()
         until = loop.time() + _SHORT
-        for session, due in list(self._unfollowed.items()):
+        for session, due in list(self._later.items()):
             if due > until:
-                self._unfollowed_timer = loop.call_at(due, self._schedule_due)
+                self._later_timer = loop.call_at(due, self._schedule_due)
                 break
-            del self._unfollowed[session]
-            self.schedule(session, urgent=False)
+            del self._later[session]
+            self.schedule(session, "soon")
+
+    def _commit_urgent(self) -> None:
+        self._soon = None
+        sessions, self._urgent = self._urgent, set()
+        self._send(sessions)
 
     def _commit(self) -> None:
         self._timer = None
-        self._last_commit = asyncio.get_running_loop().time()
         sessions, self._waiting = self._waiting, set()
+        self._interval = _LONG if self._send(sessions) > len(sessions) / 2 else _SHORT
+
+    def _send(self, sessions: set[Sender]) -> int:
+        """Have sessions send; returns how many deltas were merged with others."""
+        loop = asyncio.get_running_loop()
+        self._last_commit = loop.time()
         merged = 0
         for session in sessions:
             try:
                 merged += session.send()
             except Exception as error:  # one session that can't send must not hold the others up
                 self._supervisor.note(error, "agx-group-commit")
-                asyncio.get_running_loop().call_later(_SEND_AGAIN, partial(self.schedule, session, urgent=True))
-        self._interval = _LONG if merged > len(sessions) / 2 else _SHORT
+                loop.call_later(_SEND_AGAIN, partial(self.schedule, session, "now"))
+        return merged
 
     def close(self) -> None:
-        """Stop the timer; what was not sent is lost with the loop."""
-        for timer in (self._timer, self._unfollowed_timer):
+        """Stop the timers; what was not sent is lost with the loop."""
+        for timer in (self._soon, self._timer, self._later_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._unfollowed_timer = None
+        self._soon = self._timer = self._later_timer = None

@@ -19,7 +19,7 @@ from ..redis.entry_id import StreamId, format_id
 from ..redis.redis_py import Reply
 from ..redis.retry import COMMAND_TIMEOUT, Backoff, reply_timeout, retry
 from .append_scripts import BEGIN, RESUME
-from .entry import StreamEntry, to_arguments
+from .entry import StreamEntry, When, to_arguments
 from .events import Part
 from .pending import Pending, PendingEntry
 from .stream_tail import StreamTail
@@ -27,8 +27,7 @@ from .write_side import WriteSide
 
 BATCH = 256  # entries
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
-_PREVIOUS_END = 5.0  # seconds a run waits for the `end` of the one before, which may still be saving
-_PREVIOUS_POLL = 0.05
+_PREVIOUS_END, _PREVIOUS_POLL = 5.0, 0.05  # seconds a run waits for the `end` of one that may still be saving
 _FOLLOWED = 0.5  # seconds from the `begin` in which a first listener may come
 
 
@@ -64,11 +63,13 @@ class SessionWriter:
         self.proved = float("-inf")  # monotonic: until then at least the stream was ours
         self._side = side
         self._keys = session
+        self.stream = session.stream
         self._on_fenced = on_fenced
         self._stopped = False  # nothing is written any more: the stream is another run's, or closed
         self._has_end = False
         self._is_followed = True  # as far as is known
         self._pending = Pending(side.settings.max_body)
+        self._is_due = False  # a batch is to follow the one in flight
         self._batch: list[StreamEntry] = []  # in flight
         self._batch_sent_ns = 0
         self._begun = 0.0  # monotonic, when the `begin` was sent
@@ -174,11 +175,11 @@ class SessionWriter:
 
     @property
     def begun(self) -> bool:
-        """Whether the `begin` is appended, as far as is known."""
+        """Whether the `begin` is appended."""
         return self.tail.retained.begin is not None
 
     def put(
-        self, type: str, origin: str, body: dict[str, Any], *, urgent: bool = False, checkpoint: bytes | None = None
+        self, type: str, origin: str, body: dict[str, Any], *, when: When = "soon", checkpoint: bytes | None = None
     ) -> None:
         """Add an event; synchronous: nothing on the token path waits."""
         self.last_put = time.monotonic()
@@ -186,18 +187,18 @@ class SessionWriter:
             return
         self._has_end = self._has_end or type == "end"
         self._pending.put(type, origin, body, checkpoint)
-        self._side.commit.schedule(self, urgent=urgent)
+        self._side.commit.schedule(self, when)
 
-    def put_delta(self, origin: str, part: Part, text: str, *, urgent: bool = False) -> None:
-        """Add a delta; while it waits, further deltas of the same part are merged with it."""
+    def put_delta(self, origin: str, part: Part, text: str, *, is_first: bool = False) -> None:
+        """Add a delta; while it waits, further deltas of the same part are merged with it. The first one is urgent."""
         self.last_put = time.monotonic()
-        if not self._stopped and (self._pending.put_delta(origin, part, text) or urgent):
-            self._side.commit.schedule(self, urgent=urgent, is_followed=self._is_followed)
+        if not self._stopped and (self._pending.put_delta(origin, part, text) or is_first):
+            self._side.commit.schedule(self, "now" if is_first else "soon" if self._is_followed else "later")
 
     async def drain(self) -> None:
         """Wait until everything added is acknowledged, or the run is fenced."""
         if self._pending.entries and not self._stopped:
-            self._side.commit.schedule(self, urgent=False)
+            self._side.commit.schedule(self, "soon")
         while (self._pending.entries or self._batch) and not self._stopped:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -213,10 +214,6 @@ class SessionWriter:
         if self._retry is not None:
             self._retry.cancel()
         self._release_waiters()
-
-    @property
-    def stream(self) -> str:
-        return self._keys.stream
 
     def refresh(self) -> None:
         """Set the stream's expiry anew, unless the `end` has set the final one."""
@@ -236,13 +233,15 @@ class SessionWriter:
 
     def send(self) -> int:
         """Send the next batch, unless one is in flight; returns how many deltas have merged with others in it."""
-        if self._batch or self._stopped or not self._pending.entries or self._comparing is not None:
+        entries, merged = self._pending.entries, 0
+        self._is_due = bool(entries)
+        if self._batch or self._stopped or not entries or self._comparing is not None:
             return 0
-        merged = 0
-        while self._pending.entries and len(self._batch) < BATCH:
-            entry = self._pending.entries.popleft()
+        while entries and len(self._batch) < BATCH:
+            entry = entries.popleft()
             merged += max(0, len(entry.pieces) - 1)
             self._batch.append(self._stamp(entry))
+        self._is_due = bool(entries)
         self._batch_sent_ns = time.perf_counter_ns()
         self._transmit()
         return merged
@@ -261,22 +260,22 @@ class SessionWriter:
     def _on_reply(self, reply: asyncio.Future[Reply]) -> None:
         error = reply.exception()
         if error is None and isinstance(reply.result(), int):
-            self._acknowledge(receivers=reply.result())
+            self._acknowledge(reply.result())
         elif error is None:
             self._start_comparison()
         else:
             self._retry_later(error)  # any error: an event is sent again until the server has it
 
-    def _acknowledge(self, *, receivers: int) -> None:
+    def _acknowledge(self, receivers: int) -> None:
         # In a cluster only the receivers at one server are known.
-        is_new = self._asked - self._begun < _FOLLOWED
-        self._is_followed = receivers > 0 or is_new or not self._side.bus.delivers_messages
+        is_known = self._side.bus.delivers_messages and self._asked >= self._begun + _FOLLOWED
+        self._is_followed = receivers > 0 or not is_known
         self._side.commit.stats.observe(time.perf_counter_ns() - self._batch_sent_ns)
         self.tail.acknowledge(self._batch)
         self._batch = []
-        self._go_on(urgent=False)
+        self._go_on("soon")
 
-    def _go_on(self, *, urgent: bool) -> None:
+    def _go_on(self, when: When) -> None:
         """Redis answered, and the stream is ours: send what waits."""
         self.proved = self._asked
         if self._backoff.is_waiting:
@@ -284,9 +283,9 @@ class SessionWriter:
             self._backoff.reset()
         if self._batch:
             self._transmit()
-        elif self._pending.entries:
-            self._side.commit.schedule(self, urgent=urgent, is_followed=self._is_followed)
-        else:
+        elif self._is_due:
+            self._side.commit.schedule(self, when)
+        elif not self._pending.entries:
             self._release_waiters()
 
     def _retry_later(self, error: BaseException) -> None:
@@ -311,7 +310,7 @@ class SessionWriter:
         elif self.tail.retained and self._comparing is None:
             self._start_comparison()
         else:
-            self._side.commit.schedule(self, urgent=True)  # events that were added meanwhile
+            self._side.commit.schedule(self, "now")  # events that were added meanwhile
 
     # --- after a refusal or a reconnection
 
@@ -332,7 +331,7 @@ class SessionWriter:
             self._fence()
             return
         self._comparing = None
-        self._go_on(urgent=True)
+        self._go_on("now")
 
     def _fence(self) -> None:
         self._stopped = True

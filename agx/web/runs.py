@@ -160,7 +160,7 @@ class WebRun(AbstractCapability[Any]):
             # pydantic-ai's own id, which is in the messages: it shows whether they have been saved.
             "stamp": ctx.run_id,
         }
-        recorder.events.put("info", PROMPT, body, urgent=True)
+        recorder.events.put("info", PROMPT, body, when="now")
         self.begun.set_result(recorder.run_id)
 
 

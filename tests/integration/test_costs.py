@@ -18,6 +18,7 @@ from support.waiting import wait_until
 import agx
 from agx.engine.registry import current_engine
 from agx.listeners.sse import event_chunks
+from agx.sessions.lost_answer import read_lost_answer
 from agx.stream import hub
 from agx.testing import MemorySession
 
@@ -64,6 +65,14 @@ async def test_redis_commands_of_a_run(configured: Redis) -> None:
     # Acquiring reads both ends of the stream; steering looks for messages twice. The others are in scripts.
     assert sent["xrange"] + sent["xrevrange"] <= 10 * (2 + 2) + 2 * spent["evalsha"], spent
     assert spent["expire"] <= spent["evalsha"], spent  # no command of its own
+
+
+async def test_a_turn_reads_of_the_run_before_only_its_end(configured: Redis) -> None:
+    await run_once("s")
+    before = await commands(configured)
+    assert await read_lost_answer(1, 1, "s") == []
+    spent = await commands(configured) - before
+    assert (spent["xrevrange"], spent["xrange"]) == (1, 0)
 
 
 async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:

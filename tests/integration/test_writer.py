@@ -252,19 +252,40 @@ class Sent:
         return 0
 
 
-async def test_a_session_that_nobody_follows_is_sent_later_but_is_sent() -> None:
+async def test_a_batch_that_can_wait_is_sent_later_but_is_sent() -> None:
     sent: list[str] = []
     commit = GroupCommit(Supervisor())
-    unfollowed, joined, followed = (Sent(name, sent) for name in ("unfollowed", "joined", "followed"))
-    for session in (unfollowed, joined):
-        commit.schedule(session, urgent=False, is_followed=False)
-    commit.schedule(followed, urgent=False)
-    commit.schedule(joined, urgent=False)
+    patient, joined, usual = (Sent(name, sent) for name in ("patient", "joined", "usual"))
+    for session in (patient, joined):
+        commit.schedule(session, "later")
+    commit.schedule(usual, "soon")
+    commit.schedule(joined, "soon")
     await wait_until(lambda: len(sent) == 2)
-    assert set(sent) == {"followed", "joined"}
-    await wait_until(lambda: "unfollowed" in sent)
-    commit.schedule(unfollowed, urgent=True, is_followed=False)
-    await wait_until(lambda: sent.count("unfollowed") == 2)
+    assert set(sent) == {"usual", "joined"}
+    await wait_until(lambda: "patient" in sent)
+    commit.schedule(patient, "now")
+    await wait_until(lambda: sent.count("patient") == 2)
+    commit.close()
+
+
+async def test_an_urgent_batch_leaves_alone_and_the_others_merge_until_the_next_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agx.stream.group_commit._SHORT", 0.2)
+    sent: list[str] = []
+    commit = GroupCommit(Supervisor())
+    first, second, urgent = (Sent(name, sent) for name in ("first", "second", "urgent"))
+    commit.schedule(first, "soon")  # after a pause: at once
+    await asyncio.sleep(0)
+    assert sent == ["first"]
+    commit.schedule(second, "soon")
+    commit.schedule(urgent, "now")
+    await wait_until(lambda: len(sent) == 2)
+    assert sent[1] == "urgent"
+    await wait_until(lambda: sent[2:] == ["second"])
+    commit.schedule(first, "soon")
+    commit.schedule(first, "now")
+    await wait_until(lambda: len(sent) == 4)
     commit.close()
 
 

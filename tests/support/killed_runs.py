@@ -23,6 +23,7 @@ from agx.recovery.dead_run import DeadRun
 from agx.redis.keys import SessionKeys
 from agx.runs.drive import Drive
 from agx.runs.opening import open_observed
+from agx.stream.entry import When
 
 from .agents import ScopeDeps
 
@@ -97,9 +98,7 @@ class _Writer:
     totals: StreamTotals = field(default_factory=StreamTotals)
     _waiting: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
 
-    def put(
-        self, type: str, origin: str, body: dict[str, Any], *, urgent: bool, checkpoint: bytes | None = None
-    ) -> None:
+    def put(self, type: str, origin: str, body: dict[str, Any], *, when: When, checkpoint: bytes | None = None) -> None:
         if checkpoint is None or self.points.killed:
             return
         name = f"{body['event']} {body.get('tool_call_id', body['idx'])}"
@@ -111,7 +110,7 @@ class _Writer:
             self.points.kill()
         self.points.reach(f"after {name}")
 
-    def put_delta(self, origin: str, part: Any, text: str) -> None:
+    def put_delta(self, origin: str, part: Any, text: str, *, is_first: bool) -> None:
         self.points.reach("delta")
 
     async def drain(self) -> None:

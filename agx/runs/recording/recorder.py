@@ -170,7 +170,7 @@ class Recorder:
             self.tools.end_deferred,
             partial(self.end_node, ending.outcome, ending.error),
             partial(self._put_result, ending),
-            partial(self.events.put, "end", RUNTIME, end, urgent=True),
+            partial(self.events.put, "end", RUNTIME, end, when="now"),
             partial(self._log_failure, ending),
         ):
             self.engine.supervisor.call(step, name="agx-recorder")

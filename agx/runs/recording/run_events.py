@@ -11,7 +11,7 @@ from pydantic_ai.messages import PartDeltaEvent
 from ...facts.event_sample import EventSample
 from ...facts.schema import StreamTotals
 from ...redis.retry import reply_timeout
-from ...stream.entry import AGENT, SUB_AGENT, Body, has_visible_text
+from ...stream.entry import AGENT, SUB_AGENT, Body, When, has_visible_text
 from ...stream.events import Runtime, WireEvent
 from ..state import RunState
 
@@ -36,19 +36,20 @@ class RunEvents:
         """What all attempts have written; None for a run that is not streamed."""
         return None if self.writer is None else self.earlier + self.writer.totals
 
-    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
+    def put(self, type: str, origin: str, body: Body, *, when: When = "soon", checkpoint: bytes | None = None) -> None:
         """Append an event."""
         if self.writer is None or self._state.fenced:
             return
         now = time.time_ns()
         self.sample.add(now, type, body)
         if self.first_text_ns is None and type == "event" and has_visible_text(body):
-            self.first_text_ns, urgent = now, True
-        self.writer.put(type, origin, body, urgent=urgent, checkpoint=checkpoint)
+            self.first_text_ns, when = now, "now"
+        self.writer.put(type, origin, body, when=when, checkpoint=checkpoint)
 
     def put_wire(self, event: WireEvent, checkpoint: bytes | None = None) -> None:
         """Append an event of the agent's."""
-        self.put("event", AGENT, event.body, urgent=event.urgent or checkpoint is not None, checkpoint=checkpoint)
+        when = event.when if checkpoint is None else "now"
+        self.put("event", AGENT, event.body, when=when, checkpoint=checkpoint)
 
     def put_delta(self, event: PartDeltaEvent, text: str) -> None:
         """Append a part of an answer."""
@@ -56,7 +57,7 @@ class RunEvents:
             part = self.runtime.parts.get(event.index) or self.runtime.part_of(event)
             if is_first := self.first_text_ns is None and part.part_kind == "text":
                 self.first_text_ns = time.time_ns()
-            self.writer.put_delta(AGENT, part, text, urgent=is_first)
+            self.writer.put_delta(AGENT, part, text, is_first=is_first)
 
     async def wait_recorded(self) -> None:
         """Wait until the checkpoints so far are acknowledged; in an outage at most as long as for a reply."""
@@ -83,7 +84,7 @@ class SubAgentEvents(RunEvents):
         """None: the totals of the caller's stream include these events."""
         return None
 
-    def put(self, type: str, origin: str, body: Body, *, urgent: bool = False, checkpoint: bytes | None = None) -> None:
+    def put(self, type: str, origin: str, body: Body, *, when: When = "soon", checkpoint: bytes | None = None) -> None:
         """Append an event of a step, `run-begin` or `run-end`; leave out an `info`, which only the run itself emits."""
         if type == "error":
             self._error = body
@@ -92,7 +93,7 @@ class SubAgentEvents(RunEvents):
         elif type == "end":
             body = {"event": "run-end", "outcome": body["outcome"], "reason": body["reason"], **self._error}
         if type in ("event", "begin", "end") and self.writer is not None and self.stream_state.is_open:
-            self.writer.put("event", SUB_AGENT, body | self.runtime.tags, urgent=urgent)
+            self.writer.put("event", SUB_AGENT, body | self.runtime.tags, when=when)
 
     def put_delta(self, event: PartDeltaEvent, text: str) -> None:
         """Append a part of an answer, unless the run that called the sub-agent has ended."""

@@ -121,7 +121,7 @@ class SteeredMessages:
         for message_id in ids:
             text = self._enqueued.pop(message_id)
             self._taken.append(message_id)
-            self._events.put("info", PROMPT, {"steer": True, "prompt": text, "id": message_id}, urgent=True)
+            self._events.put("info", PROMPT, {"steer": True, "prompt": text, "id": message_id}, when="now")
             header = self._facts.describe(f"steer.{message_id}", self._place)
             self._facts.emit(RunSteered(**header, outcome=outcome, at_ns=time.time_ns()))
 
