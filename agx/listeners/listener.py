@@ -293,10 +293,13 @@ class Follower:
 
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""
+        unheeded = self._feed.unheeded
         found = await self._ask("XRANGE", self._session.stream, f"({format_id(self._cursor)}", "+", "COUNT", READ)
         if not found:
             if self._feed.cursor is None:
                 self._feed.cursor = self._cursor
+                if self._feed.unheeded > unheeded:  # of an entry that was appended after the read
+                    self._feed.wake()
             # No await in between: what the feed hands out from here on reaches this listener.
             if self._cursor >= self._feed.cursor:
                 self._subscriber.caught_up = True

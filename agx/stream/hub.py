@@ -84,6 +84,7 @@ class Feed:
         self.cursor: StreamId | None = None  # of the last entry that was handed out
         self.subscribers: set[Subscriber] = set()
         self.quiet = False  # no wake-up since the last poll
+        self.unheeded = 0  # wake-ups that came before there was a cursor
         self._is_announced = False  # the writer sends wake-ups: no poll has found what had none
         self._is_polling = False  # the read that is under way was caused by a poll
         self._looked_at = time.monotonic()
@@ -151,7 +152,8 @@ class Feed:
     def wake(self) -> None:
         """Read new entries soon."""
         if self.cursor is None:
-            return  # all listeners still read from their own cursors
+            self.unheeded += 1  # all listeners still read from their own cursors
+            return
         if self._reading:
             self._again = True
             return
@@ -162,7 +164,8 @@ class Feed:
     def _hand_out(self, read: asyncio.Future[Reply]) -> None:
         self._reading = False
         if read.exception() is not None:
-            return  # the next poll tries again
+            self._is_announced = False  # so that the next poll tries again
+            return
         entries = [StreamEntry.of(*entry) for entry in read.result()]
         if entries:
             self._is_announced = self._is_announced and not self._is_polling
