@@ -268,3 +268,35 @@ async def test_a_renewal_that_is_older_than_the_lease_cancels_nothing(
     assert cancelled == []
     assert await configured.get(SESSION.live) == b"r"
     await engine.leases.release(lease)
+
+
+async def test_a_loss_of_data_while_the_index_is_refreshed_cancels_nothing(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline and the session are written after the loss, so they do not prove that only the lease was deleted."""
+    engine = current_engine()
+    await engine.ready()
+    cancelled: list[Any] = []
+    lease = Lease(SESSION, "r", lambda *how: cancelled.append(how), lambda: cancelled.append("lost"))
+    await engine.leases.acquire(lease)
+    run, losses = engine.control.run, 0
+
+    def lose_data(script: Script, *args: Any) -> Any:
+        async def renew_before() -> Any:
+            nonlocal losses
+            found = await run(script, *args)
+            if not losses:
+                losses += 1
+                await configured.flushdb()
+            return found
+
+        return asyncio.ensure_future(renew_before()) if script is RENEW else run(script, *args)
+
+    monkeypatch.setattr(engine.control, "run", lose_data)
+    engine.leases.refresh_soon()
+    await engine.leases._renew_once()
+    assert losses == 1
+    await engine.leases._renew_once()
+    assert cancelled == []
+    assert await configured.get(SESSION.live) == b"r"
+    await engine.leases.release(lease)
