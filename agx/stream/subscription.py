@@ -36,7 +36,6 @@ class Subscription:
         self._following: asyncio.Task[None] | None = None
         self._has_channels = asyncio.Event()
         self._connection: Connection | None = None  # while it can be used
-        self._lost: asyncio.Future[None] | None = None  # has the error that ends the connection
         self._update: asyncio.Handle | None = None
         self._silent = 0  # polls since the last message
 
@@ -95,20 +94,20 @@ class Subscription:
     async def _connect(self) -> None:
         """Subscribe to all channels on a new connection, and watch it until it breaks."""
         connection = await self._bus.make_subscriber()
+        lost: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()  # has the error that ends it
         try:
             await connection.open()
             # By callbacks: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
-            self._lost = asyncio.get_running_loop().create_future()
-            connection.receive(partial(self._on_received, connection), self._on_lost)
+            connection.receive(partial(self._on_received, connection, lost), partial(fail_reply, lost))
             self._connection = connection
             self._wanted.clear()
             self._send("SUBSCRIBE", list(self._channels))
-            await self._watch(connection, self._lost)
+            await self._watch(connection, lost)
         finally:
             self._connection = None
             await connection.close()
 
-    async def _watch(self, connection: Connection, lost: asyncio.Future[None]) -> None:
+    async def _watch(self, connection: Connection, lost: asyncio.Future[Reply]) -> None:
         self._silent = 0
         while True:
             await asyncio.wait({lost}, timeout=_POLL)
@@ -122,11 +121,7 @@ class Subscription:
             elif self._silent > 2 * _PING_AFTER:
                 raise RedisConnectionError("no answer to a PING")
 
-    def _on_lost(self, error: BaseException) -> None:
-        if self._lost is not None:
-            fail_reply(self._lost, error)
-
-    def _on_received(self, connection: Connection) -> None:
+    def _on_received(self, connection: Connection, lost: asyncio.Future[Reply]) -> None:
         self._silent = 0
         try:
             while (message := connection.take_received()) is not NO_REPLY:
@@ -135,7 +130,7 @@ class Subscription:
                 self._pass_on(message)
         except RedisError as error:
             connection.abort()
-            self._on_lost(error)
+            fail_reply(lost, error)
 
     def _pass_on(self, message: Reply) -> None:
         if not isinstance(message, list) or (calls := self._channels.get(message[1])) is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from support.waiting import wait_until
 import agx
 from agx.engine.registry import current_engine
 from agx.redis.bus import NodeBus
-from agx.redis.redis_py import Reply
+from agx.redis.redis_py import Connection, Reply
 from agx.stream import hub
 from agx.stream.hub import Feed
 
@@ -100,4 +100,26 @@ async def test_while_the_stream_cannot_be_read(monkeypatch: pytest.MonkeyPatch) 
     await add()
     await wait_until(lambda: len(listener.heard) == 2, 10)
     assert failed == 1
+    listener.listening.cancel()
+
+
+async def test_a_former_connection_that_ends_late_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS waits for the other side's goodbye, which a server that was stopped does not send."""
+    connections: list[tuple[Connection, Callable[[BaseException], None]]] = []
+    receive, subscription = Connection.receive, current_engine().subscription
+
+    def note(self: Connection, on_received: Callable[[], None], on_lost: Callable[[BaseException], None]) -> None:
+        connections.append((self, on_lost))
+        receive(self, on_received, on_lost)
+
+    monkeypatch.setattr(Connection, "receive", note)
+    listener = Listener(monkeypatch)
+    await wait_until(lambda: subscription._connection)
+    former, on_lost = next(one for one in connections if one[0] is subscription._connection)
+    on_lost(RedisConnectionError("cut"))
+    connection = await wait_until(lambda: subscription._connection is not former and subscription._connection)
+    on_lost(RedisConnectionError("the former connection is closed at last"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert subscription._connection is connection
     listener.listening.cancel()
