@@ -44,6 +44,7 @@ def main() -> None:
             workers = [start(WORKER, environment, processes) for _ in range(2)]
             print(f"\nthe shop   {URL}  (users ada, bob and eve; passwords lamp, desk and sofa)")
             print(f"console    {sidecar.console_url}\nmetrics    {sidecar.url}/metrics")
+            print(f"Redis      {server.url}  (for agx ls, agx tail)")
             print(f"workers    processes {workers[0].pid} and {workers[1].pid}\nto end     Ctrl-C\n", flush=True)
             while web.poll() is None:
                 time.sleep(0.2)
