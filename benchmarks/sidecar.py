@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from agx.embedded.child import Child, draw_ports
 from agx.embedded.server import EmbeddedServer
 from agx.facts import schema as facts
+from agx.facts.decoding import decode
 from agx.facts.reader import QueueEntry
 from agx.redis import keys
 from agx_sidecar.link import Link
@@ -148,7 +149,7 @@ async def parse_only(url: str) -> Rate:
             after = "0-0"
             while entries := await _read_now(link, keys.queue("agx", n), after):
                 for _, payload in entries:
-                    facts.decode(payload or b"")
+                    decode(payload or b"")
                 count += len(entries)
                 after = entries[-1][0]
         return Rate("parsed only", count / (time.process_time() - began))

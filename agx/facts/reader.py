@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import orjson
 
-from .schema import FIELD, Fact, MalformedFactError, UnknownFactError, decode
+from .schema import FIELD, Fact
 
 # `Bus.execute` and the sidecar's `Link.call` are two.
 Call = Callable[..., Awaitable[Any]]
@@ -30,8 +30,10 @@ class QueueEntry(NamedTuple):
     def fact(self) -> Fact | None:
         """The fact; None where the payload is malformed or newer than this version.
 
-        `schema.decode(payload)` distinguishes the two.
+        `decode(payload)` distinguishes the two.
         """
+        from .decoding import MalformedFactError, UnknownFactError, decode  # noqa: PLC0415 - loads pydantic
+
         try:
             return decode(self.payload)
         except (UnknownFactError, MalformedFactError):

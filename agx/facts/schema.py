@@ -8,20 +8,18 @@ nanoseconds since the epoch. Source: contract, sections 1, 2, 4 and 5.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from annotated_types import Interval
 
 from .json_values import dump_bounded
-from .repair import classify, repair
 
 FORMAT = 1  # goes up when an old sidecar could misread a new fact
 FIELD = "fact"
 
 # What JSON libraries, OTLP and Prometheus can carry. Counts per bucket are checked where they are added: it is cheaper.
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Int64 = Annotated[int, Interval(ge=-(2**63), lt=2**63)]
 
 Outcome = Literal["completed", "cancelled", "failed", "lost"]
 ERROR_OUTCOMES: tuple[Outcome, ...] = ("failed", "lost")
@@ -284,46 +282,10 @@ class ProcessState:
 _FactOfRun = RunStarted | RunResumed | RunSteered | ApprovalDecided | RunFeedback | NodeEnded | ToolEnded | RunEnded
 Fact = _FactOfRun | ProcessState
 
-_LATER = ConfigDict(defer_build=True)  # built at the first fact that is read: a service only writes them
-_ADAPTER: TypeAdapter[Fact] = TypeAdapter(Annotated[Fact, Field(discriminator="kind")], config=_LATER)
-
-
-class UnknownFactError(ValueError):
-    """A fact of a kind or format that this version does not know: pass it over and count it."""
-
-
-class MalformedFactError(ValueError):
-    """An entry that is no fact: set it aside and count it."""
-
 
 def encode(fact: Fact) -> bytes:
     """Return a fact as JSON. Never raises: a value that JSON can't hold is repaired, the fact is not lost for it."""
     return dump_bounded(fact)
-
-
-def decode(data: bytes, on_repair: Callable[[], None] | None = None) -> Fact:
-    """Parse a fact.
-
-    A field of the wrong type is converted, or its default takes its place (issue 12, case A11): a fact is not lost for
-    one field. `on_repair` is called when that happened.
-
-    Raises:
-        UnknownFactError: its kind or format is newer than this version.
-        MalformedFactError: it is not a fact, or a field without a default can't be read, such as a time beyond 64 bits.
-    """
-    try:
-        fact = _ADAPTER.validate_json(data)
-    except ValidationError as error:
-        repaired = repair(data, error, _ADAPTER)
-        if repaired is None:
-            is_newer, reason = classify(data, error, FORMAT)
-            raise (UnknownFactError if is_newer else MalformedFactError)(reason) from None
-        fact = repaired
-        if on_repair is not None:
-            on_repair()
-    if fact.v > FORMAT:
-        raise UnknownFactError(f"format {fact.v} is newer than {FORMAT}")
-    return fact
 
 
 def span_id(run_id: str, what: str) -> str:

@@ -118,7 +118,7 @@ async def test_a_lost_run_is_reported_and_the_next_one_follows(channel: Channel,
     feed = current_engine().hub._feeds[KEYS.stream]
     feed.dead = True
     for subscriber in feed.subscribers:
-        subscriber.notify()
+        subscriber.wake([])
     (error,) = await taking
     assert error["body"]["code"] == "run_lost"
     await agx.stop(1, 1, "s")

@@ -27,6 +27,7 @@ from agx.embedded.server import EmbeddedServer
 from agx.engine.process_heartbeat import ProcessHeartbeat
 from agx.engine.registry import current_engine
 from agx.facts import schema as facts
+from agx.facts.decoding import decode
 from agx.facts.queues import Queues
 from agx.redis.bus import NodeBus
 from agx.runs import opening
@@ -150,7 +151,7 @@ def test_a_fact_that_json_cannot_hold_is_repaired() -> None:
         id="r:start", scope="1", user=LONE, session=None, run_id="r", agent="a", service=facts.Service(LONE),
         trace=trace, start_ns=10**400,
     )  # fmt: skip
-    decoded = facts.decode(facts.encode(fact))
+    decoded = decode(facts.encode(fact))
     assert isinstance(decoded, facts.RunStarted)
     assert (decoded.user, decoded.service.name, decoded.start_ns) == ("bad?", "bad?", 2**63 - 1)
 

@@ -19,7 +19,8 @@ from support.workers import make_recipe, working
 import agx
 from agx.checkpoints import job as job_format
 from agx.engine.registry import current_engine
-from agx.facts.schema import RunEnded, RunStarted, decode
+from agx.facts.decoding import decode
+from agx.facts.schema import RunEnded, RunStarted
 from agx.jobs import queue as job_queue
 from agx.jobs.attempt import start_job
 from agx.jobs.queue import JobQueue, Waiting

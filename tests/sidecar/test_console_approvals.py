@@ -16,7 +16,8 @@ from redis import Redis
 from support.replica import PARTITIONS, PREFIX, Queue
 from support.visitor import TOKEN, leave_call
 
-from agx.facts.schema import FIELD, ApprovalDecided, decode
+from agx.facts.decoding import decode
+from agx.facts.schema import FIELD, ApprovalDecided
 from agx.redis import keys
 from agx_sidecar.console.app import Console
 from agx_sidecar.settings import read_settings

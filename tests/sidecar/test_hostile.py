@@ -13,8 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from support.made_facts import ended, heartbeat, node, started, tool
 
+from agx.facts.decoding import decode
 from agx.facts.reader import QueueEntry
-from agx.facts.schema import decode, encode
+from agx.facts.schema import encode
 from agx_sidecar.metrics.exposition import render
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.series import Histogram, Series

@@ -12,6 +12,7 @@ from support.replica import PARTITIONS, PREFIX, Queue, Replica, StartReplica
 from support.waiting import wait_until_sync
 
 from agx.facts import schema as facts
+from agx.facts.decoding import decode
 from agx.redis import keys
 from agx.redis.live_key import MARK_GAP, gap_holder
 from agx_sidecar.recovery.reaper import SWEEP
@@ -82,7 +83,7 @@ def _read_end(client: Redis) -> facts.RunEnded:
 
     def find() -> list[facts.RunEnded]:
         queued: Any = client.xrange(keys.queue(PREFIX, n))
-        return [fact for _, fields in queued if isinstance(fact := facts.decode(fields["fact"]), facts.RunEnded)]
+        return [fact for _, fields in queued if isinstance(fact := decode(fields["fact"]), facts.RunEnded)]
 
     (fact,) = wait_until_sync(find)
     return fact

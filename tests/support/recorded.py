@@ -10,6 +10,7 @@ import orjson
 from redis.asyncio import Redis
 
 from agx.facts import schema as facts
+from agx.facts.decoding import decode
 from agx.redis import keys
 
 FactT = TypeVar("FactT", bound=facts.Fact)
@@ -86,7 +87,7 @@ async def read_facts(client: Redis, prefix: str = "agx") -> list[facts.Fact]:
     """Return all facts, partition by partition."""
     partitions = int(await cast("Awaitable[Any]", client.hget(keys.meta(prefix), "partitions")) or 0)
     return [
-        facts.decode(fields[facts.FIELD].encode())
+        decode(fields[facts.FIELD].encode())
         for n in range(partitions)
         for _, fields in await _range(client, keys.queue(prefix, n))
     ]

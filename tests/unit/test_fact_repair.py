@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from agx.facts.decoding import MalformedFactError, decode
 from agx.facts.schema import (
     Fact,
-    MalformedFactError,
     ModelCall,
     NodeEnded,
     RunEnded,
@@ -18,7 +18,6 @@ from agx.facts.schema import (
     StreamEvent,
     Trace,
     Usage,
-    decode,
     encode,
 )
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agx.facts import schema as facts
+from agx.facts.decoding import decode
 from agx.recovery.finalize import Finalization, finalize_run
 from agx.recovery.recorded_run import RecordedRun
 from agx.redis.keys import SessionKeys
@@ -27,7 +28,7 @@ def entry(n: int, type: bytes, body: object, origin: bytes = b"opale") -> Stream
 def finalize(*entries: StreamEntry) -> Finalization:
     missing = finalize_run(SESSION, "r", RecordedRun.of("r", entries), [])
     for fact in missing.facts:
-        assert facts.decode(facts.encode(fact)) == fact
+        assert decode(facts.encode(fact)) == fact
     return missing
 
 

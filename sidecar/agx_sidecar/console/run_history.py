@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from agx.facts.decoding import MalformedFactError, UnknownFactError, decode
 from agx.facts.schema import (
     FIELD,
-    MalformedFactError,
     RunEnded,
     RunFact,
     RunStarted,
-    UnknownFactError,
-    decode,
 )
 from agx.fleet.fleet import (
     LeaseState,

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from agx.facts.decoding import MalformedFactError, UnknownFactError, decode
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
     Fact,
-    MalformedFactError,
     NodeEnded,
     ProcessState,
-    UnknownFactError,
-    decode,
 )
 from agx.redis.entry_id import parse_id
 

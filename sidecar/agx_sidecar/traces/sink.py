@@ -14,8 +14,8 @@ from functools import partial
 from opentelemetry.sdk.trace import ReadableSpan
 from redis.exceptions import ResponseError
 
+from agx.facts.decoding import UnknownFactError, decode
 from agx.facts.reader import QueueEntry, parse_entries
-from agx.facts.schema import UnknownFactError, decode
 from agx.redis import keys
 from agx.telemetry.conventions import Semconv
 
