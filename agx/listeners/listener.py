@@ -183,8 +183,26 @@ class Follower:
         try:
             if not self._checked and (gap := await self._check_cursor()) is not None:
                 return [gap]
+            subscriber = self._subscriber
             while not self._ended:
-                if selected := self._select(await self._take()):
+                if subscriber.entries:
+                    entries = subscriber.take()
+                elif not subscriber.caught_up:
+                    entries = await self._catch_up()
+                elif self._feed.dead and not self._between_runs:
+                    lost = await self._report_loss()
+                    self._end_run()
+                    self._give_up_at = None
+                    return [lost]
+                else:
+                    # The wait is here and in no coroutine of its own: each listener resumes for each event.
+                    subscriber.waits_for_run = self._whole_session and self._between_runs
+                    came = await subscriber.wait(min(self._give_up_at, self._idle_at))
+                    if came is None and self._clock() < self._give_up_at:
+                        return []
+                    self._ended = came is None
+                    entries = came or []
+                if selected := self._select(entries):
                     self._give_up_at = None
                     return selected
         except _SilenceError:
@@ -268,28 +286,6 @@ class Follower:
             else:
                 self._reached = True
                 return reply
-
-    async def _take(self) -> list[StreamEntry]:
-        """Return the next entries; none where it is over."""
-        assert self._give_up_at is not None
-        subscriber = self._subscriber
-        while True:
-            if subscriber.entries:
-                return subscriber.take()
-            if not subscriber.caught_up:
-                if entries := await self._catch_up():
-                    return entries
-                continue
-            if self._feed.dead and not self._between_runs:
-                lost = await self._report_loss()
-                self._end_run()
-                return [lost]
-            subscriber.waits_for_run = self._whole_session and self._between_runs
-            if not await subscriber.wait(min(self._give_up_at, self._idle_at)):
-                if self._clock() < self._give_up_at:
-                    raise _SilenceError
-                self._ended = True
-                return []
 
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from ..redis.entry_id import format_id
 from ..redis.keys import Id
@@ -68,17 +68,24 @@ async def event_chunks(
         while (entries := await run.next()) is not None:
             if len(entries) == 1:
                 yield _frame_of(entries[0])
-                continue
-            frames: list[bytes] = []
-            size = 0
-            for entry in entries:
-                frame = _frame_of(entry)
-                if frames and size + len(frame) > _MAX_CHUNK:
-                    yield b"".join(frames)
-                    frames, size = [], 0
-                frames.append(frame)
-                size += len(frame)
+            else:
+                for chunk in _join_frames(entries):
+                    yield chunk
+                chunk = b""
+            entries = []  # a client that waits for the next event holds nothing of a long replay
+
+
+def _join_frames(entries: list[StreamEntry]) -> Iterator[bytes]:
+    frames: list[bytes] = []
+    size = 0
+    for entry in entries:
+        frame = _frame_of(entry)
+        if frames and size + len(frame) > _MAX_CHUNK:
             yield b"".join(frames)
+            frames, size = [], 0
+        frames.append(frame)
+        size += len(frame)
+    yield b"".join(frames)
 
 
 def _frame_of(entry: StreamEntry) -> bytes:

@@ -34,7 +34,7 @@ class Subscriber:
         self.entries: list[StreamEntry] = []
         self.caught_up = False  # the feed hands entries to it; otherwise it reads from its own cursor
         self.waits_for_run = False  # its listener has read the end of a run, and follows the session's next one
-        self._waiter: asyncio.Future[bool] | None = None
+        self._waiter: asyncio.Future[list[StreamEntry] | None] | None = None
         self._until = _NEVER
         self._timer: asyncio.TimerHandle | None = None
 
@@ -43,8 +43,14 @@ class Subscriber:
         entries, self.entries = self.entries, []
         return entries
 
-    def wait(self, until: float) -> asyncio.Future[bool]:
-        """Wait for new entries; gives False if there were none until then (the loop's time; may be infinite)."""
+    def hand_over(self, entries: list[StreamEntry]) -> bool:
+        """Give entries to the listener, which shares the list with others; return whether it keeps up with the feed."""
+        if not self.wake(entries):
+            self.entries.extend(entries)
+        return len(self.entries) <= QUEUE
+
+    def wait(self, until: float) -> asyncio.Future[list[StreamEntry] | None]:
+        """Return a future of the next entries; it gives None if there were none until then (the loop's time)."""
         loop = asyncio.get_running_loop()
         self._until = until
         if until != _NEVER and (self._timer is None or until < self._timer.when()):
@@ -53,10 +59,12 @@ class Subscriber:
         self._waiter = loop.create_future()
         return self._waiter
 
-    def notify(self) -> None:
-        """Wake the listener."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)
+    def wake(self, entries: list[StreamEntry] | None) -> bool:
+        """Let a listener that waits go on with what it gets; return False where it does not wait."""
+        if self._waiter is None or self._waiter.done():
+            return False
+        self._waiter.set_result(entries)
+        return True
 
     def _expire(self) -> None:
         # One timer serves many waits: each wait only moves the time at which it has to fire.
@@ -67,7 +75,7 @@ class Subscriber:
         if self._until > loop.time():
             self._timer = loop.call_at(self._until, self._expire)
         else:
-            self._waiter.set_result(False)
+            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -138,7 +146,7 @@ class Feed:
         elif not self.dead and now - self._dead_since > self._patience + self._recover:
             self.dead = True
             for subscriber in self.subscribers:
-                subscriber.notify()
+                subscriber.wake([])
 
     def _read_begin(self, first: asyncio.Future[Reply]) -> None:
         if first.exception() is not None:
@@ -177,14 +185,10 @@ class Feed:
         self.cursor = entries[-1].id
         self._revive()
         for subscriber in self.subscribers:
-            if not subscriber.caught_up:
-                continue
-            subscriber.entries.extend(entries)
-            if len(subscriber.entries) > QUEUE:
+            if subscriber.caught_up and not subscriber.hand_over(entries):
                 # Nothing is skipped: it reads from its own cursor, at its own pace.
                 subscriber.caught_up = False
                 self._on_overflow()
-            subscriber.notify()
 
 
 class Hub:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ..listeners.sse import KEEP_ALIVE
@@ -32,7 +32,7 @@ def close_streams() -> None:
         stream.close()
 
 
-class EventStreamResponse(Response):
+class EventStreamResponse(StreamingResponse):
     """Answers with an event stream.
 
     A client that takes nothing for 30 s is disconnected, and resumes after the last event that it has. Until then the
@@ -55,8 +55,7 @@ class EventStreamResponse(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         # Proxies must neither keep nor gather what is sent.
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
-        del self.headers["content-length"]  # of the empty body
+        super().__init__(chunks, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         self._chunks = chunks
         self._keep_alive = keep_alive
         self._first = first
@@ -150,6 +149,7 @@ class _OpenStream:
                 await self._comment
                 self._comment = None
             await self._write(chunk if isinstance(chunk, bytes) else chunk.encode())
+            del chunk  # a client that waits holds nothing of what it has received
         await self._complete()
 
     async def _write(self, chunk: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from support.waiting import wait_until
 import agx
 from agx.engine.registry import current_engine
 from agx.redis_session import RedisSessions
+from agx.stream.entry import StreamEntry
 from agx.web import event_stream, make_router
 
 _TEXT = "x" * 200_000
@@ -168,6 +170,23 @@ async def test_frames_that_are_there_together_leave_in_few_writes(
     client = await Client.follow(port)
     assert len(ids_of(await client.until(b'"type":"end"'))) == 1_002
     assert len(chunks) < 10
+    client.close()
+
+
+async def test_a_client_that_waits_holds_no_entry_that_it_has_received(port: int, configured: Redis) -> None:
+    await agx.start(1, 1, "s")
+    for n in range(200):
+        await configured.xadd("agx:1:1:s", {"type": "info", "origin": "test", "body": f'{{"replayed":{n}}}'})
+    client = await Client.follow(port)
+    await client.until(b'{"replayed":199}')
+    await client.until(b": keep-alive")
+
+    def held() -> list[StreamEntry]:
+        objects = gc.get_objects()
+        return [one for one in objects if isinstance(one, StreamEntry) and b"replayed" in one.raw_body]
+
+    assert not held()
+    await agx.stop(1, 1, "s")
     client.close()
 
 
