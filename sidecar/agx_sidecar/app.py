@@ -23,6 +23,7 @@ from .push.pusher import MetricsPush
 from .recovery.reaper import Reaper
 from .replica_metrics import zero_initialize
 from .settings import Settings
+from .source import decode_fact, share_decoded
 from .traces.export import Export
 from .traces.otlp import open_transport
 from .traces.sink import TracesSink
@@ -44,11 +45,14 @@ class Sidecar:
         self._traces: TracesSink | None = None
         self._export: Export | None = None
         self._reaper = Reaper(self._link, settings.prefix)
+        decode = share_decoded() if len(settings.sinks) > 1 else decode_fact
         if "metrics" in settings.sinks:
-            self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own)
+            self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own, decode=decode)
         if "traces" in settings.sinks:
             self._export = Export(open_transport(settings), self._own, settings.otlp_timeout)
-            self._traces = TracesSink(self._link, settings.prefix, self._export, self._own, settings.claim_idle)
+            self._traces = TracesSink(
+                self._link, settings.prefix, self._export, self._own, settings.claim_idle, decode=decode
+            )
             self._traces.counts_malformed = self._metrics is None
             self._traces.semconv = settings.semconv
         self._push: MetricsPush | None = None

@@ -8,10 +8,12 @@ the number of connections.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
@@ -33,6 +35,7 @@ MAX_BODY = 4 * 1024  # bytes
 MAX_CONNECTIONS = 100  # of one port; the one that waits longest makes room for a new one
 REQUEST_DEADLINE = 10.0  # seconds from a request's first byte to the end of its response
 IDLE_TIMEOUT = 75  # seconds between two requests of a connection; above Prometheus's usual interval of 60 s
+_TICK = 1.0  # seconds
 _CLOSE_TIMEOUT = 1  # seconds that responses under way may take when the server closes
 
 
@@ -144,6 +147,26 @@ def _hang_up(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
+class _Server(uvicorn.Server):
+    """Looks once a second whether it has to stop, and when it is told to; uvicorn's own looks ten times a second."""
+
+    _wake: Callable[[], object] = staticmethod(lambda: None)
+
+    async def main_loop(self) -> None:
+        woken = asyncio.Event()
+        self._wake = partial(asyncio.get_running_loop().call_soon_threadsafe, woken.set)
+        while not await self.on_tick(0):  # also sets the `Date` of responses
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await woken.wait()
+
+    def stop(self) -> None:
+        """End the loop from another thread."""
+        self.should_exit = True
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._wake()
+
+
 class HttpServer:
     """uvicorn in a thread of its own."""
 
@@ -166,7 +189,7 @@ class HttpServer:
                 "to an address that is free"
             ) from None
         self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 _SizeLimit(app),
                 http=_Connection,
@@ -192,7 +215,7 @@ class HttpServer:
 
     def close(self) -> None:
         """Stop, at most a second after the last responses; clients that read slowly are cut off."""
-        self._server.should_exit = True
+        self._server.stop()
         if self._thread.is_alive():
             self._thread.join()
         self._socket.close()

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import RedisCluster
 from redis.exceptions import ResponseError
 
+from agx.facts.decoding import decode
 from agx.facts.reader import QueueEntry, parse_entries
+from agx.facts.schema import Fact
 
 from .link import BLOCK_MS, Link
+
+Decode = Callable[[bytes], tuple[Fact, bool]]
 
 TRACES_GROUP = "agx-traces"  # the consumer group of the traces sink
 
 READ_COUNT = 200  # entries of a queue per command: a few milliseconds of folding
-_READ_PAUSE = 0.05  # seconds from one read to the next
+READ_PAUSE = 0.2  # seconds from a read that had entries to the next
+_SHARED = 512  # facts: those of a few pauses
 
 
 # Of a stream's key, with an id as argument: what `QueueState` has, flat.
@@ -102,10 +108,22 @@ async def read_after(link: Link, places: Mapping[str, str]) -> dict[str, list[Qu
     return entries_by_key(reply)
 
 
+def decode_fact(payload: bytes) -> tuple[Fact, bool]:
+    """Return a fact, and whether it was repaired; raises as `decode()`."""
+    repairs: list[bool] = []
+    fact = decode(payload, lambda: repairs.append(True))
+    return fact, bool(repairs)
+
+
+def share_decoded() -> Decode:
+    """Return a `decode_fact()` for both sinks of a replica: they read the same facts, one soon after the other."""
+    return lru_cache(maxsize=_SHARED)(decode_fact)
+
+
 async def pause_between_reads(found: Mapping[str, Sequence[QueueEntry]]) -> None:
     """Wait before the next read, so that it returns several facts; not if this read was full, since more wait then."""
     is_full = any(len(entries) >= READ_COUNT for entries in found.values())
-    await asyncio.sleep(0.0 if is_full else _READ_PAUSE)
+    await asyncio.sleep(0.0 if is_full else READ_PAUSE)
 
 
 def is_no_queue(error: ResponseError) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from agx.facts.decoding import MalformedFactError, UnknownFactError, decode
+from agx.facts.decoding import MalformedFactError, UnknownFactError
 from agx.facts.reader import QueueEntry
 from agx.facts.schema import (
     Fact,
@@ -20,6 +20,7 @@ from agx.facts.schema import (
 )
 from agx.redis.entry_id import parse_id
 
+from ..source import Decode, decode_fact
 from . import instruments as i
 from . import table as t
 from .series import LABEL_LENGTH, Cell, Counter, Histogram, Series
@@ -232,6 +233,8 @@ class Fold:
         positions: dict[int, Position] | None = None,
         table: Sequence[Instrument] = i.CATALOGUE,
         read: Mapping[int, str] | None = None,
+        *,
+        decode: Decode = decode_fact,
     ) -> None:
         self.series = series
         self.own = own
@@ -240,6 +243,7 @@ class Fold:
         # Per process: when it was received (server ms), and the fact.
         self.heartbeats: dict[tuple[str, str], tuple[int, ProcessState]] = {}
         self.changes = 0  # goes up with every batch, so that a state is written only if it has changed
+        self._decode_fact = decode
         self._intake, self._second_intake = Intake(own), Intake(Series())
         self._read = {n: parse_id(entry_id) for n, entry_id in (read or {}).items()}
         self._feeders: dict[type, list[_Feeder]] = {}
@@ -255,7 +259,8 @@ class Fold:
         for entry in entries:
             position.last_id = entry.id
             position.count += 1
-            fact = self._decode(entry.payload, self._find_intake(partition, entry.id))
+            intake = self._find_intake(partition, entry.id) if self._read else self._intake
+            fact = self._decode(entry.payload, intake)
             if fact is None:
                 continue
             for feeder in self._feeders.get(type(fact), ()):
@@ -286,13 +291,15 @@ class Fold:
     def _decode(self, payload: bytes, intake: Intake) -> Fact | None:
         """Return a fact that has not been counted, and count what kind of entry it is."""
         try:
-            fact = decode(payload, intake.repaired.add)
+            fact, is_repaired = self._decode_fact(payload)
         except MalformedFactError:
             intake.malformed.add()
             return None
         except UnknownFactError:
             intake.kinds["unknown"].value += 1
             return None
+        if is_repaired:
+            intake.repaired.add()
         if not self.known.add(fact.key):
             intake.kinds["repeat"].value += 1
             return None

@@ -15,7 +15,7 @@ from agx.redis import keys
 from agx.redis.entry_id import parse_id
 
 from ..link import TROUBLE, Link
-from ..source import QueueState, group_partitions, pause_between_reads, read_after, read_states
+from ..source import Decode, QueueState, decode_fact, group_partitions, pause_between_reads, read_after, read_states
 from . import instruments as i
 from .fold import RECENT, ZERO_ID, Fold, Position
 from .gauges import (
@@ -69,10 +69,13 @@ class CatchUp:
 class MetricsSink:
     """Leads or stands by, until it is stopped."""
 
-    def __init__(self, link: Link, prefix: str, lease_length: float, own: Series) -> None:
+    def __init__(
+        self, link: Link, prefix: str, lease_length: float, own: Series, *, decode: Decode = decode_fact
+    ) -> None:
         self._link = link
         self._prefix = prefix
         self._own = own
+        self._decode = decode
         self._lease = Lease(link, prefix, lease_length)
         self._guard = StateGuard(link, prefix, self._lease.owner)
         self._partitions = 0  # while `run()` runs
@@ -157,7 +160,7 @@ class MetricsSink:
         for n in range(self._partitions):
             state.positions.setdefault(n, Position())
             state.traces_trims.setdefault(n, TracesTrims())
-        fold = Fold(state.series, self._own, state.positions, read=self._read_ids)
+        fold = Fold(state.series, self._own, state.positions, read=self._read_ids, decode=self._decode)
         catch_up = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold))
         await self._link.persist("read known facts", lambda: self._recall(fold))
         self._state, self._fold = state, fold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -14,7 +15,7 @@ from functools import partial
 from opentelemetry.sdk.trace import ReadableSpan
 from redis.exceptions import ResponseError
 
-from agx.facts.decoding import UnknownFactError, decode
+from agx.facts.decoding import UnknownFactError
 from agx.facts.reader import QueueEntry, parse_entries
 from agx.redis import keys
 from agx.telemetry.conventions import Semconv
@@ -26,6 +27,8 @@ from ..metrics.table import Instrument
 from ..source import (
     READ_COUNT,
     TRACES_GROUP,
+    Decode,
+    decode_fact,
     entries_by_key,
     group_partitions,
     is_no_queue,
@@ -41,7 +44,8 @@ from .spans import spans_of
 
 logger = logging.getLogger(__name__)
 
-LINGER = 0.2  # seconds a batch waits for more
+LINGER = 0.2  # seconds a batch waits for more, at least
+EXPORT_PERIOD = 0.5  # seconds from one export to the next, unless the batch is full
 DEAD_CONSUMER_MS = 3_600_000  # idle time after which a consumer without pending facts is forgotten
 FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds between two attempts while the collector is down
 _WAIT_FOR_QUEUE = 1.0  # seconds
@@ -51,7 +55,16 @@ _CREATE_GROUP = "return redis.call('XGROUP', 'CREATE', key, argument, '0')"
 class TracesSink:
     """Reads facts as one of the group's consumers and exports their spans."""
 
-    def __init__(self, link: Link, prefix: str, export: Export, own: Series, claim_idle: float) -> None:
+    def __init__(
+        self,
+        link: Link,
+        prefix: str,
+        export: Export,
+        own: Series,
+        claim_idle: float,
+        *,
+        decode: Decode = decode_fact,
+    ) -> None:
         self.consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.semconv: Semconv = "current"
         self.counts_malformed = True  # unless the metrics sink of this replica does
@@ -59,10 +72,13 @@ class TracesSink:
         self._prefix = prefix
         self._export = export
         self._own = own
+        self._decode = decode
         self._claim_idle = claim_idle
         self._waiting: asyncio.Queue[list[Item]]
         self._in_flight: set[tuple[str, str]] = set()
         self._drained = asyncio.Event()
+        self._is_leaving = False
+        self._exported = float("-inf")  # when the last export began (monotonic)
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Work until `stop`, then export what was read."""
@@ -80,12 +96,15 @@ class TracesSink:
             await asyncio.wait(readers)
             for n in range(partitions):
                 await self._accept_own(keys.queue(self._prefix, n))
+            self._is_leaving = True
+            await self._waiting.put([])  # wakes the sender
             await self._drained.wait()
             sender.cancel()
 
     def _forget_in_flight(self) -> None:
         """Begin anew: what an earlier run was about to send is pending, and claimed again in its time."""
         self._waiting = asyncio.Queue(maxsize=4)  # full: reading pauses
+        self._is_leaving = False
         self._in_flight.clear()
         self._drained.set()
 
@@ -166,7 +185,7 @@ class TracesSink:
     def _read_spans(self, payload: bytes) -> tuple[str, list[ReadableSpan]]:
         """Return a fact's id and its spans; none of what is newer, malformed, or has ids that are none."""
         try:
-            fact = decode(payload)
+            fact, _ = self._decode(payload)
             return fact.id, spans_of(fact, self.semconv)
         except UnknownFactError:
             return "", []
@@ -180,6 +199,8 @@ class TracesSink:
         wait = FIRST_WAIT
         while True:
             await self._gather(batch)
+            if not batch:
+                continue
             part = _cut_batch(batch)
             done = await self._export.send(part) if any(item.spans for item in part) else part
             if done:
@@ -194,15 +215,14 @@ class TracesSink:
             wait = min(wait * 2, LONGEST_WAIT)
 
     async def _gather(self, batch: list[Item]) -> None:
-        """Fill the batch with what waits; an empty one waits for the first chunk, then a little for more."""
+        """Fill the batch with what waits; an empty one waits for the first chunk, then for more until its export."""
         if not batch:
             batch.extend(await self._waiting.get())
-        try:
-            async with asyncio.timeout(LINGER):
-                while len(batch) < MAX_SPANS:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(LINGER, self._exported + EXPORT_PERIOD - time.monotonic())):
+                while len(batch) < MAX_SPANS and not (self._is_leaving and self._waiting.empty()):
                     batch.extend(await self._waiting.get())
-        except TimeoutError:
-            pass
+        self._exported = time.monotonic()
 
     async def _acknowledge(self, done: Sequence[Item]) -> None:
         by_key: dict[str, list[str]] = {}
