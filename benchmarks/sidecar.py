@@ -155,11 +155,11 @@ async def parse_only(url: str) -> Rate:
         return Rate("parsed only", count / (time.process_time() - began))
 
 
-async def _read_now(link: Link, key: str, after: str) -> list[tuple[str, bytes | None]]:
+async def _read_now(link: Link, key: str, after: str) -> list[QueueEntry]:
     end = await link.call("XINFO STREAM", key) if await link.call("EXISTS", key) else None
     if end is None or end["last-generated-id"].decode() == after:
         return []
-    return (await read_after(link, {key: after}))[key]
+    return (await read_after(link, {key: after})).get(key, [])
 
 
 class SidecarUnderTest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from agx import __version__
@@ -33,6 +34,8 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"agx-sidecar {__version__}")
     parser.parse_args()
+    # Where logfire is installed, pydantic would load it as a plugin, which takes as long as half of the start.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         settings = read_settings()
         set_up_logging(settings.log_level, settings.log_format)

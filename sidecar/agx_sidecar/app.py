@@ -1,17 +1,20 @@
-"""Connects the parts of one replica (link, sinks, reaper, pages), and stops them in order on SIGTERM."""
+"""Connects the parts of one replica (link, sinks, reaper, pages), and stops them in order on SIGTERM.
+
+Parts that most replicas do not have are imported where they are made: together they take as long as all others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
 from agx import __version__
 from agx.engine.signals import stop_on_signals
 
-from .console.app import ConsoleServer
 from .health import Health
 from .http import HttpServer
 from .link import Link, open_client
@@ -19,14 +22,16 @@ from .meta import PartitionsChangedError, wait_for_meta, watch_meta
 from .metrics.series import Series
 from .metrics.sink import MetricsSink, leaf_of
 from .pages import Pages
-from .push.pusher import MetricsPush
 from .recovery.reaper import Reaper
 from .replica_metrics import zero_initialize
 from .settings import Settings
 from .source import decode_fact, share_decoded
-from .traces.export import Export
-from .traces.otlp import open_transport
-from .traces.sink import TracesSink
+
+if TYPE_CHECKING:
+    from .console.app import ConsoleServer
+    from .push.pusher import MetricsPush
+    from .traces.export import Export
+    from .traces.sink import TracesSink
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,10 @@ class Sidecar:
         if "metrics" in settings.sinks:
             self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own, decode=decode)
         if "traces" in settings.sinks:
+            from .traces.export import Export  # noqa: PLC0415 - see the module's docstring
+            from .traces.otlp import open_transport  # noqa: PLC0415
+            from .traces.sink import TracesSink  # noqa: PLC0415
+
             self._export = Export(open_transport(settings), self._own, settings.otlp_timeout)
             self._traces = TracesSink(
                 self._link, settings.prefix, self._export, self._own, settings.claim_idle, decode=decode
@@ -57,6 +66,8 @@ class Sidecar:
             self._traces.semconv = settings.semconv
         self._push: MetricsPush | None = None
         if settings.push is not None:
+            from .push.pusher import MetricsPush  # noqa: PLC0415
+
             self._push = MetricsPush(
                 settings.push,
                 settings.prefix,
@@ -69,7 +80,11 @@ class Sidecar:
         self._pages = HttpServer(
             settings.http_host, settings.http_port, pages.make_app(), port_variable="AGX_HTTP_PORT"
         )
-        self._console = ConsoleServer(settings, settings.console) if settings.console is not None else None
+        self._console: ConsoleServer | None = None
+        if settings.console is not None:
+            from .console.app import ConsoleServer  # noqa: PLC0415
+
+            self._console = ConsoleServer(settings, settings.console)
         zero_initialize(self._own)
 
     async def run(self) -> None:

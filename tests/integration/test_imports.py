@@ -54,9 +54,20 @@ async def test_a_command_starts_without_pydantic_ai(args: list[str], redis_url: 
     assert ("pydantic" in modules) == (args == ["stats"])
 
 
-def test_the_sidecar_starts_without_pydantic_ai() -> None:
+def test_the_sidecar_starts_without_pydantic_ai_and_without_parts_that_are_not_set_up() -> None:
     check = "import agx_sidecar.app; from agx.facts import decoding; assert not decoding._ADAPTER.pydantic_complete"
     modules = imported_by("-c", check)
     assert "agx_sidecar.metrics.sink" in modules
     assert "genai_prices" not in modules  # until a response has to be priced
+    assert not modules & {"agx_sidecar.console.app", "agx_sidecar.push.pusher", "agx_sidecar.traces.otlp"}
+    assert not modules & {"grpc", "requests", "jinja2"}
+    assert len(modules) < 700
     check_light(modules)
+
+
+def test_the_sidecar_loads_no_plugin_of_pydantic() -> None:
+    start = "import sys; from agx_sidecar.__main__ import main; sys.argv = ['x']\ntry: main()\nexcept SystemExit: pass"
+    first_fact = "from agx.facts.decoding import decode\ntry: decode(b'{}')\nexcept ValueError: pass"
+    modules = imported_by("-c", f"{start}\n{first_fact}", AGX_SINKS="wrong")
+    assert {"agx_sidecar.app", "agx.facts.repair"} <= modules
+    assert "logfire" not in modules  # it is installed, and pydantic would load it
