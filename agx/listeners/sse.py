@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 
-from ..redis.entry_id import format_id
 from ..redis.keys import Id
 from ..stream.entry import StreamEntry
 from .listener import join
 
 KEEP_ALIVE = ": keep-alive\n\n"
 _WAIT = 3.0  # seconds for a first event, as in `listen()`
-_FROM_THE_START = "0"
 _MAX_CHUNK = 65_536  # bytes of a chunk that has more than one frame
 
 
@@ -44,7 +42,7 @@ async def sse(
             if not entries:
                 yield KEEP_ALIVE
             for entry in entries:
-                yield _frame_of(entry).decode()
+                yield entry.to_frame().decode()
 
 
 async def event_chunks(
@@ -67,7 +65,7 @@ async def event_chunks(
     ) as run:
         while (entries := await run.next()) is not None:
             if len(entries) == 1:
-                yield _frame_of(entries[0])
+                yield entries[0].to_frame()
             else:
                 for chunk in _join_frames(entries):
                     yield chunk
@@ -79,22 +77,10 @@ def _join_frames(entries: list[StreamEntry]) -> Iterator[bytes]:
     frames: list[bytes] = []
     size = 0
     for entry in entries:
-        frame = _frame_of(entry)
+        frame = entry.to_frame()
         if frames and size + len(frame) > _MAX_CHUNK:
             yield b"".join(frames)
             frames, size = [], 0
         frames.append(frame)
         size += len(frame)
     yield b"".join(frames)
-
-
-def _frame_of(entry: StreamEntry) -> bytes:
-    """Return an entry's frame; made once for all listeners of a process."""
-    frame = entry.frame
-    if frame is None:
-        # After a run that was replaced an EventSource goes on with the next one, from its first event: with the
-        # old id it would receive the same info for ever.
-        replaced = entry.made_here and "superseded_by" in entry.body
-        place = _FROM_THE_START if replaced else format_id(entry.id)
-        frame = entry.frame = b"id: %b\ndata: %b\n\n" % (place.encode(), entry.to_json_bytes())
-    return frame

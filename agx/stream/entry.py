@@ -35,6 +35,7 @@ PROMPT = "prompt"  # of an `info` with the prompt of a run that a router started
 DELETED = b'{"deleted":true}'  # the body of the one `end` that the stream of a deleted session has
 
 _TYPE, _ORIGIN, _BODY, _SEQ, _CHECKPOINT = (name.encode() for name in (TYPE, ORIGIN, BODY, SEQ, CHECKPOINT))
+_NAMES = [_TYPE, _ORIGIN, _BODY]
 
 
 def has_visible_text(body: Mapping[str, Any]) -> bool:
@@ -57,7 +58,7 @@ class StreamEntry:
     own_seq: bytes | None = None  # the entry's own field `seq`; None where it has none, which is the rule
     checkpoint: bytes | None = None
     made_here: bool = False  # by a listener, of what it found; it is not on the stream
-    frame: bytes | None = field(default=None, init=False, repr=False, compare=False)  # as `sse()` has made it
+    _frame: bytes | None = field(default=None, init=False, repr=False, compare=False)
     _json: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -66,6 +67,11 @@ class StreamEntry:
 
         What is not UTF-8 is replaced, a missing field is empty, other fields are ignored: an entry may be anybody's.
         """
+        if isinstance(fields, list) and fields[::2] == _NAMES:  # nearly always; a dict of them takes as long as the rest
+            kind, origin, body = fields[1::2]
+            return cls(
+                parse_id(entry_id.decode()), kind.decode("utf-8", "replace"), origin.decode("utf-8", "replace"), body
+            )
         if not isinstance(fields, (dict, Mapping)):  # the check against an ABC alone is slow
             fields = dict(zip(fields[::2], fields[1::2], strict=False))
         return cls(
@@ -137,16 +143,30 @@ class StreamEntry:
     def to_json_bytes(self) -> bytes:
         """Return the same, encoded. Made once for all listeners."""
         if self._json is None:
-            # An object is passed on as it is stored, also where it nests deeper than the encoder goes. In valid JSON a
-            # line break can only stand between values, where a space means the same.
-            one_line = self.raw_body.translate(_LINE_BREAKS_TO_SPACES)
-            body = self.body if self._parse() is None else orjson.Fragment(one_line)
-            event = {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": body}
-            self._json = compact(orjson.dumps(event))
+            self._json = compact(self._dump(format_id(self.id)))
         return self._json
+
+    def to_frame(self) -> bytes:
+        """Return the frame that `sse()` yields. Made once for all listeners."""
+        if self._frame is None:
+            own_id = format_id(self.id)
+            # After a run that was replaced an EventSource goes on with the next one, from its first event: with the
+            # old id it would receive the same info for ever.
+            replaced = self.made_here and "superseded_by" in self.body
+            cursor = _FROM_THE_START if replaced else own_id.encode()
+            self._frame = b"id: %b\ndata: %b\n\n" % (cursor, self._dump(own_id))
+        return self._frame
+
+    def _dump(self, own_id: str) -> bytes:
+        # An object is passed on as it is stored, also where it nests deeper than the encoder goes. In valid JSON a
+        # line break can only stand between values, where a space means the same.
+        one_line = self.raw_body.translate(_LINE_BREAKS_TO_SPACES)
+        body = self.body if self._parse() is None else orjson.Fragment(one_line)
+        return orjson.dumps({"id": own_id, "type": self.type, "origin": self.origin, "body": body})
 
 
 _SEQ_DIGITS = 15
+_FROM_THE_START = b"0"
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
