@@ -202,12 +202,21 @@ class Follower:
                         return []
                     self._ended = came is None
                     entries = came or []
-                if selected := self._select(entries):
+                if selected := self.select(entries):
                     self._give_up_at = None
                     return selected
         except _SilenceError:
             return []
         return None
+
+    def arrival(self) -> asyncio.Future[list[StreamEntry] | None] | None:
+        """Return a future of new entries for `select()`; None where it takes `next()` to know what comes."""
+        subscriber = self._subscriber
+        has_limits = self._idle is not None or self._timeout is not None or self._between_runs
+        if has_limits or self._ended or self._feed.dead or subscriber.entries or not subscriber.caught_up:
+            return None
+        subscriber.waits_for_run = False
+        return subscriber.wait(_NEVER)
 
     async def _check_cursor(self) -> StreamEntry | None:
         """Return a gap where the stream has lost what followed the cursor."""
@@ -223,7 +232,7 @@ class Follower:
             return self._report_gap(first)
         return None
 
-    def _select(self, entries: list[StreamEntry]) -> list[StreamEntry]:
+    def select(self, entries: list[StreamEntry]) -> list[StreamEntry]:
         """Return those of the run that are after the cursor; after an `end`, or another run's `begin`, it is over."""
         selected = []
         for entry in entries:

@@ -67,7 +67,7 @@ class StreamEntry:
 
         What is not UTF-8 is replaced, a missing field is empty, other fields are ignored: an entry may be anybody's.
         """
-        if isinstance(fields, list) and fields[::2] == _NAMES:  # nearly always; a dict of them takes as long as the rest
+        if isinstance(fields, list) and fields[::2] == _NAMES:  # nearly always, and a dict takes as long as the rest
             kind, origin, body = fields[1::2]
             return cls(
                 parse_id(entry_id.decode()), kind.decode("utf-8", "replace"), origin.decode("utf-8", "replace"), body

@@ -30,6 +30,8 @@ POLL = 1.0  # seconds between two polls of quiet sessions
 class Subscriber:
     """A listener in a feed: the entries that the feed has handed to it and that it has not taken yet."""
 
+    __slots__ = ("_timer", "_until", "_waiter", "caught_up", "entries", "waits_for_run")
+
     def __init__(self) -> None:
         self.entries: list[StreamEntry] = []
         self.caught_up = False  # the feed hands entries to it; otherwise it reads from its own cursor

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..listeners.sse import KEEP_ALIVE
+from ..listeners.sse import KEEP_ALIVE, LiveFrames
 
 _COMMENT = KEEP_ALIVE.encode()
 _LINGER = 1.0  # seconds without an event after which a stream ends while the process shuts down
@@ -36,12 +36,13 @@ class EventStreamResponse(StreamingResponse):
     """Answers with an event stream.
 
     A client that takes nothing for 30 s is disconnected, and resumes after the last event that it has. Until then the
-    process holds at most two chunks for it, and what the hub holds for a slow listener.
+    process holds at most the chunks of one read for it, and what the hub holds for a slow listener.
 
     Args:
         chunks: whole frames; closed with the response.
         keep_alive: seconds without an event after which a comment is sent, so that proxies keep the connection.
         first: sent before the chunks.
+        live: of the same events as the chunks; the response waits in it while it can.
     """
 
     media_type = "text/event-stream"
@@ -52,6 +53,7 @@ class EventStreamResponse(StreamingResponse):
         *,
         keep_alive: float,
         first: bytes = b"",
+        live: LiveFrames | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         # Proxies must neither keep nor gather what is sent.
@@ -59,12 +61,13 @@ class EventStreamResponse(StreamingResponse):
         self._chunks = chunks
         self._keep_alive = keep_alive
         self._first = first
+        self._live = live or LiveFrames()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         if self._first:
             await send({"type": "http.response.body", "body": self._first, "more_body": True})
-        await _OpenStream(self._chunks, self._keep_alive, receive, send).run()
+        await _OpenStream(self._chunks, self._live, self._keep_alive, receive, send).run()
 
 
 class _OpenStream:
@@ -84,6 +87,7 @@ class _OpenStream:
         "_is_sending",
         "_keep_alive",
         "_last_sent",
+        "_live",
         "_loop",
         "_receive",
         "_send",
@@ -93,10 +97,16 @@ class _OpenStream:
     )
 
     def __init__(
-        self, chunks: AsyncGenerator[bytes | str, None], keep_alive: float, receive: Receive, send: Send
+        self,
+        chunks: AsyncGenerator[bytes | str, None],
+        live: LiveFrames,
+        keep_alive: float,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._chunks = chunks
+        self._live = live
         self._keep_alive = keep_alive
         self._receive = receive
         self._send = send
@@ -144,13 +154,21 @@ class _OpenStream:
         self._look()
 
     async def _send_all(self) -> None:
-        async for chunk in self._chunks:
-            if self._comment is not None:
-                await self._comment
-                self._comment = None
-            await self._write(chunk if isinstance(chunk, bytes) else chunk.encode())
-            del chunk  # a client that waits holds nothing of what it has received
-        await self._complete()
+        batch: Sequence[bytes | str | None]
+        while True:
+            if (arrival := self._live.wait()) is not None:
+                batch = self._live.take(await arrival)
+            else:
+                batch = (await anext(self._chunks, None),)
+            for chunk in batch:
+                if self._comment is not None:
+                    await self._comment
+                    self._comment = None
+                if chunk is None:
+                    await self._complete()
+                    return
+                await self._write(chunk if isinstance(chunk, bytes) else chunk.encode())
+            batch, chunk = (), None  # a client that waits holds nothing of what it has received
 
     async def _write(self, chunk: bytes) -> None:
         self._last_sent = self._loop.time()

@@ -16,7 +16,7 @@ from ..control.on_busy import OnBusy
 from ..jobs.submit import submit
 from ..listeners.event_catalogue import event_schema
 from ..listeners.manual import is_live
-from ..listeners.sse import event_chunks
+from ..listeners.sse import LiveFrames, event_chunks
 from ..sessions.base import SessionStore
 from .approvals import add_approvals
 from .conversations import add_conversations
@@ -174,8 +174,9 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
         else:
             run_id = await runs.start(asker, session_id, ask(question.prompt), question.on_busy)
         if begun and EventStreamResponse.media_type in accept:
-            chunks = event_chunks(asker.scope_id, asker.user_id, session_id, "", wait=_WAIT)
-            return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry)
+            live = LiveFrames()
+            chunks = event_chunks(asker.scope_id, asker.user_id, session_id, "", wait=_WAIT, live=live)
+            return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry, live=live)
         return StartedRun(session_id=session_id, run_id=run_id, begun=begun)
 
     @router.get("/sessions/{session_id}/events", response_class=Response, responses={**OWN_EVENTS, **NOTHING})
@@ -190,15 +191,16 @@ def _add_runs(router: APIRouter, who: GetWho, runs: Runs | SubmittedRuns, keep_a
         With `follow=session` the stream stays open, also where there is no run yet: the session's next runs follow.
         """
         whole = follow == "session"
-        chunks = event_chunks(asker.scope_id, asker.user_id, session_id, last_event_id, wait=_WAIT, whole_session=whole)
-        if whole:
-            return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry)
-        live = await is_live(asker.scope_id, asker.user_id, session_id)
+        whose = (asker.scope_id, asker.user_id, session_id)
+        live = LiveFrames()
+        chunks = event_chunks(*whose, last_event_id, wait=_WAIT, whole_session=whole, live=live)
+        first = b""
         # A live run is silent at times: only where there is none one has to look whether anything is to come.
-        first = None if live else await anext(chunks, None)
-        if not live and first is None:
-            return Response(status_code=status.HTTP_204_NO_CONTENT)
-        return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry + (first or b""))
+        if not whole and not await is_live(*whose):
+            first = await anext(chunks, b"")
+            if not first:
+                return Response(status_code=status.HTTP_204_NO_CONTENT)
+        return EventStreamResponse(chunks, keep_alive=keep_alive, first=retry + first, live=live)
 
 
 def _add_file(router: APIRouter, name: str, file: ClientFile) -> None:

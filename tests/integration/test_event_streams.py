@@ -173,6 +173,26 @@ async def test_frames_that_are_there_together_leave_in_few_writes(
     client.close()
 
 
+async def test_events_that_arrive_together_and_exceed_a_chunk_arrive_whole_and_in_order(
+    port: int, configured: Redis
+) -> None:
+    await agx.start(1, 1, "s")
+    client = await Client.follow(port)
+    found = await client.until(b'"begin"')
+    for burst in range(3):  # the first one ends the client's catching up
+        pipeline = configured.pipeline()
+        for n in range(4):
+            pipeline.xadd(
+                "agx:1:1:s", {"type": "info", "origin": "test", "body": f'{{"n":"{burst}.{n}{"x" * 40_000}"}}'}
+            )
+        await pipeline.execute()
+        await agx.add(1, 1, "s", type="info", origin="test", body={"last": burst})  # with its wake-up all are read
+        found += await client.until(b'"last":%d' % burst)
+    assert re.findall(rb'{"n":"(\d\.\d)', found) == [b"%d.%d" % (burst, n) for burst in range(3) for n in range(4)]
+    await agx.stop(1, 1, "s")
+    client.close()
+
+
 async def test_a_client_that_waits_holds_no_entry_that_it_has_received(port: int, configured: Redis) -> None:
     await agx.start(1, 1, "s")
     for n in range(200):
