@@ -25,6 +25,7 @@ import agx
 from agx.embedded.server import EmbeddedServer
 from agx.facts import schema as facts
 from agx.redis import keys
+from agx.redis.redis_py import Connection
 
 LEASE = 0.6  # seconds
 
@@ -222,17 +223,26 @@ async def test_a_run_that_was_finished_meanwhile_tells_nothing_more(proxy: Proxy
     assert [dict(span.attributes or {})["agx.session.id"] for span in spans.named("agx.run")] == ["s2"]
 
 
-async def test_a_run_whose_end_a_sidecar_has_told_tells_it_no_second_time(proxy: Proxy, redis: Redis) -> None:
+async def test_a_run_whose_end_a_sidecar_has_told_tells_it_no_second_time(
+    proxy: Proxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its `end` was appended, but it has not heard so before its lease ran out: only the fact was missing."""
     session, may_save = FakeSession(), asyncio.Event()
     session.may_save = may_save
+    write = Connection.write
+
+    def withhold_end(connection: Connection, packed: bytes) -> None:
+        # Not earlier: the `end` would wait behind a command whose reply is withheld.
+        if b"\r\nend\r\n" in packed:
+            proxy.withhold_answers()
+        write(connection, packed)
+
+    monkeypatch.setattr(Connection, "write", withhold_end)
     with installed_sdk() as spans:
         agent: Agent[ScopeDeps, str] = Agent(scripted(["one"], ["again"]), deps_type=ScopeDeps)
         running = asyncio.create_task(agx.run(session, agent, "Hi", deps=ScopeDeps()))
         await session.saving.wait()
         await wait_until(lambda: _has_answered(redis))
-        await agx.is_live(1, 1, "s")  # so that the answer's own append was answered before
-        proxy.withhold_answers()
         may_save.set()
         await wait_until(lambda: _has_ended(redis))
         await wait_until(lambda: _is_gone(redis))
@@ -241,6 +251,7 @@ async def test_a_run_whose_end_a_sidecar_has_told_tells_it_no_second_time(proxy:
         end = facts.RunEnded(**{**of_run, "id": f"{began.run_id}:end"}, outcome="completed", start_ns=1, end_ns=2,
                              partial=True)  # fmt: skip
         await redis.xadd(keys.queue("agx", keys.partition("1", 8)), {facts.FIELD: facts.encode(end)})
+        monkeypatch.undo()
         proxy.thaw()
         assert (await running).output == "one"
         assert (await agx.run(FakeSession(), agent, "Hi", deps=ScopeDeps(session_id="s2"))).output == "again"
