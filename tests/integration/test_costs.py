@@ -1,13 +1,15 @@
-"""What runs and deliveries cost, in counts that do not depend on the machine: Redis commands, calls of functions."""
+"""What runs and deliveries cost, in counts that do not depend on the machine: commands, bytes, calls, objects."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections import Counter
+from collections.abc import AsyncIterable, Awaitable, Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from pydantic_ai import Agent
@@ -46,6 +48,25 @@ async def commands(client: Redis) -> Counter[str]:
     """Return how often each command was called, by scripts too."""
     stats = await client.info("commandstats")
     return Counter({name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()})
+
+
+class Bytes(NamedTuple):
+    """Bytes that a server has received and sent."""
+
+    received: int
+    sent: int
+
+    def __sub__(self, before: Bytes) -> Bytes:
+        return Bytes(self.received - before.received, self.sent - before.sent)
+
+
+async def network(client: Redis) -> Bytes:
+    stats = await client.info("stats")
+    return Bytes(stats["total_net_input_bytes"], stats["total_net_output_bytes"])
+
+
+async def _until_done(work: Awaitable[object]) -> None:
+    await work
 
 
 async def run_once(session: str) -> None:
@@ -94,6 +115,77 @@ async def test_calls_of_a_run_and_of_a_delta(configured: Redis) -> None:
     by_trips = ("NodeBus.", "Connection.", "_Receiver.")
     lasting = {name: count for name, count in run.items() if not name.startswith(by_trips)}
     assert sum(lasting.values()) / 10 <= 935, run
+
+
+async def test_bytes_to_and_from_redis(configured: Redis) -> None:
+    for n in range(3):
+        await run_once(f"warm{n}")
+    runs, events = 10, 40
+    before = await network(configured)
+    for n in range(runs):
+        await run_once(f"s{n}")
+    received, sent = await network(configured) - before
+    assert received <= runs * 8_000, received / runs
+    assert sent <= runs * 520, sent / runs
+    await agx.start(1, 1, "s")
+    heard: list[str] = []
+
+    async def follow() -> None:
+        async for event in agx.listen(1, 1, "s"):
+            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+
+    following = asyncio.create_task(follow())
+    await agx.add(1, 1, "s", type="info", origin="test")
+    await wait_until(lambda: len(heard) == 2)
+    before = await network(configured)
+    for n in range(events):
+        await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
+        await wait_until(lambda n=n: len(heard) == n + 3)
+    received, sent = await network(configured) - before
+    # The entry goes in once with the script's other arguments, and out once, to all listeners of a process.
+    assert received <= events * 260, received / events
+    assert sent <= events * 190, sent / events
+    await agx.stop(1, 1, "s")
+    await following
+
+
+async def test_objects_of_a_live_run(configured: Redis) -> None:
+    """What a live run holds beside pydantic-ai's own objects, which are most of its 150 KiB."""
+
+    async def count(drive: Callable[[Agent[ScopeDeps, str], str], Awaitable[object]]) -> float:
+        gates = [Gate() for _ in range(21)]
+        agents: list[Agent[ScopeDeps, str]] = [
+            Agent(scripted(["one", gate, " two"]), deps_type=ScopeDeps) for gate in gates
+        ]
+        running = [asyncio.create_task(_until_done(drive(agents[0], "first")))]
+        await gates[0].reached.wait()
+        gc.collect()
+        before = len(gc.get_objects())
+        running += [asyncio.create_task(_until_done(drive(agent, f"s{n}"))) for n, agent in enumerate(agents[1:])]
+        for gate in gates:
+            await gate.reached.wait()
+        await current_engine().queues.drain()
+        gc.collect()
+        held = (len(gc.get_objects()) - before) / (len(gates) - 1)
+        for gate in gates:
+            gate.open.set()
+        await asyncio.gather(*running)
+        return held
+
+    async def pass_over(ctx: object, events: AsyncIterable[object]) -> None:
+        async for _ in events:
+            pass
+
+    async def alone(agent: Agent[ScopeDeps, str], session: str) -> None:
+        await agent.run("hi", deps=ScopeDeps(session_id=session), event_stream_handler=pass_over)
+
+    async def ours(agent: Agent[ScopeDeps, str], session: str) -> None:
+        await agx.run(MemorySession(id=session), agent, "hi", deps=ScopeDeps(session_id=session))
+
+    bare = await count(alone)
+    held = await count(ours)
+
+    assert held <= bare + 180, (bare, held)
 
 
 async def test_calls_of_a_round_trip(configured: Redis) -> None:
