@@ -102,6 +102,7 @@ class Feed:
         self._live = session.live
         self._patience = patience
         self._dead_since: float | None = None
+        self._judged_at = 0.0
         self._recover = 0.0  # seconds for which another process can resume the run
         self._on_overflow = on_overflow
         self._reading = False
@@ -139,16 +140,20 @@ class Feed:
         self._bus.execute("GET", self._live).add_done_callback(self._judge)
 
     def _judge(self, live: asyncio.Future[Reply]) -> None:
-        now = time.monotonic()
+        now, before = time.monotonic(), self._judged_at
+        self._judged_at = now
         if live.exception() is not None or live.result() is not None:  # an outage shows nothing about the run
             self._revive()
         elif self._dead_since is None:
             self._dead_since = now
             self._bus.execute("XRANGE", self.stream, "-", "+", "COUNT", 1).add_done_callback(self._read_begin)
-        elif not self.dead and now - self._dead_since > self._patience + self._recover:
-            self.dead = True
-            for subscriber in self.subscribers:
-                subscriber.wake([])
+        else:
+            # While this process was stopped, its own runs could not take their leases again.
+            self._dead_since += max(0.0, now - before - 2 * POLL)
+            if not self.dead and now - self._dead_since > self._patience + self._recover:
+                self.dead = True
+                for subscriber in self.subscribers:
+                    subscriber.wake([])
 
     def _read_begin(self, first: asyncio.Future[Reply]) -> None:
         if first.exception() is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from support.agents import FakeSession, ScopeDeps
 import agx
 from agx.redis import retry
 from agx.redis.bus import NodeBus, Script
+from agx.redis.keys import SessionKeys
 from agx.redis.redis_py import Connection, Reply
+from agx.stream import hub
 from agx.stream.append_scripts import BEGIN
 
 TIMEOUT = 0.1  # seconds
@@ -86,3 +89,32 @@ async def test_a_loop_that_is_busy_all_the_time(configured: Redis) -> None:
     hold_up()
     await running
     assert time.monotonic() - began > TIMEOUT
+
+
+class EmptyBus:
+    """The bus of a server that has no key."""
+
+    def execute(self, *args: Any) -> asyncio.Future[Reply]:
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        reply.set_result(None if args[0] == "GET" else [])
+        return reply
+
+
+async def test_a_stop_while_a_lease_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failover the process's own run had no time to take its lease again, so it does not count as dead."""
+    now = 1_000.0
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: now))
+    bus: Any = EmptyBus()
+    feed = hub.Feed(bus, SessionKeys.of("agx", 1, 1, "s"), patience=4.0, on_overflow=lambda: None)
+
+    async def look_after(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        feed.look()
+        await asyncio.sleep(0)
+        return feed.dead
+
+    assert not await look_after(hub.POLL)
+    assert not await look_after(60)
+    looks = [await look_after(hub.POLL) for _ in range(5)]
+    assert looks == [False, False, True, True, True]
