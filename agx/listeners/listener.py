@@ -284,7 +284,7 @@ class Follower:
         """Return Redis's reply, asked for again through an outage; raises RedisUnavailableError when it is given up."""
         while True:
             try:
-                reply = await self._hub.bus.execute(*command)
+                reply = await self._hub.bus.execute(*command, as_sent=True)
             except (RedisError, OSError) as error:
                 late = self._clock() >= self._ask_by
                 if late or isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):

@@ -49,8 +49,12 @@ class Bus(ABC):
         """How often a connection was opened or a server changed: "unbroken since" is a comparison."""
 
     @abstractmethod
-    def execute(self, *args: Arg) -> asyncio.Future[Reply]:
-        """Issue a command; the future has its reply, or a RedisError. Synchronous up to there."""
+    def execute(self, *args: Arg, as_sent: bool = False) -> asyncio.Future[Reply]:
+        """Issue a command; the future has its reply, or a RedisError. Synchronous up to there.
+
+        With `as_sent` the reply has the shape that the protocol gives it, without the work of redis-py: the fields of
+        an entry are a flat list.
+        """
 
     @abstractmethod
     def run(self, script: Script, key: str, *args: Arg) -> asyncio.Future[Reply]:
@@ -78,6 +82,7 @@ class _Call:
     packed: bytes
     reply: asyncio.Future[Reply]
     script: tuple[Script, tuple[Arg, ...]] | None
+    as_sent: bool = False
 
 
 class NodeBus(Bus):
@@ -108,13 +113,15 @@ class NodeBus(Bus):
     def breaks(self) -> int:
         return self._breaks
 
-    def execute(self, *args: Arg) -> asyncio.Future[Reply]:
-        return self._issue(args, None)
+    def execute(self, *args: Arg, as_sent: bool = False) -> asyncio.Future[Reply]:
+        return self._issue(args, None, as_sent)
 
     def run(self, script: Script, key: str, *args: Arg) -> asyncio.Future[Reply]:
-        return self._issue(("EVALSHA", script.digest, 1, key, *args), (script, (key, *args)))
+        return self._issue(("EVALSHA", script.digest, 1, key, *args), (script, (key, *args)), as_sent=True)
 
-    def _issue(self, args: tuple[Arg, ...], script: tuple[Script, tuple[Arg, ...]] | None) -> asyncio.Future[Reply]:
+    def _issue(
+        self, args: tuple[Arg, ...], script: tuple[Script, tuple[Arg, ...]] | None, as_sent: bool
+    ) -> asyncio.Future[Reply]:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
         try:
@@ -123,7 +130,7 @@ class NodeBus(Bus):
             logger.exception("agx: a command could not be sent")
             fail_reply(reply, error)
             return reply
-        self._waiting.append(_Call(args[0], packed, reply, script))
+        self._waiting.append(_Call(args[0], packed, reply, script, as_sent))
         if not self._is_busy:
             self._is_busy = True
             loop.call_soon(self._send)
@@ -184,7 +191,7 @@ class NodeBus(Bus):
         elif isinstance(reply, RedisError):
             raise reply
         elif not call.reply.done():
-            call.reply.set_result(reply if call.script is not None else self._connection.parse(call.name, reply))
+            call.reply.set_result(reply if call.as_sent else self._connection.parse(call.name, reply))
 
     def _check_deadline(self) -> None:
         # One timer for many round trips: a round trip sets only `_sent`, and the timer computes its deadline from that.

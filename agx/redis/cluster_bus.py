@@ -66,9 +66,9 @@ class ClusterBus(Bus):
     def breaks(self) -> int:
         return self._breaks
 
-    def execute(self, *args: Arg) -> asyncio.Future[Reply]:
+    def execute(self, *args: Arg, as_sent: bool = False) -> asyncio.Future[Reply]:
         # PUBLISH reaches all nodes from any, so its channel does as a key.
-        return self._issue(str(args[1]) if len(args) > 1 else "", lambda bus: bus.execute(*args))
+        return self._issue(str(args[1]) if len(args) > 1 else "", lambda bus: bus.execute(*args, as_sent=as_sent))
 
     def run(self, script: Script, key: str, *args: Arg) -> asyncio.Future[Reply]:
         return self._issue(key, lambda bus: bus.run(script, key, *args))

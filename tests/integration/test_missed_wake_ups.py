@@ -42,9 +42,9 @@ class Listener:
         self.on_read = self.pass_on
         execute, on_wake_up, reads = NodeBus.execute, Feed.on_wake_up, current_engine().hub.bus
 
-        def read(bus: NodeBus, *args: Any) -> asyncio.Future[Reply]:
+        def read(bus: NodeBus, *args: Any, **options: Any) -> asyncio.Future[Reply]:
             is_read = bus is reads and args[0] == "XRANGE" and args[2] != "-"
-            reply = execute(bus, *args)
+            reply = execute(bus, *args, **options)
             return asyncio.ensure_future(self.on_read(reply)) if is_read else reply
 
         def count(feed: Feed, message: bytes) -> None:
