@@ -70,4 +70,4 @@ def test_the_sidecar_loads_no_plugin_of_pydantic() -> None:
     first_fact = "from agx.facts.decoding import decode\ntry: decode(b'{}')\nexcept ValueError: pass"
     modules = imported_by("-c", f"{start}\n{first_fact}", AGX_SINKS="wrong")
     assert {"agx_sidecar.app", "agx.facts.repair"} <= modules
-    assert "logfire" not in modules  # it is installed, and pydantic would load it
+    assert not [name for name in modules if name.startswith("logfire")]  # it is installed, and pydantic would load it
