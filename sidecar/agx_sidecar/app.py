@@ -6,6 +6,7 @@ Parts that most replicas do not have are imported where they are made: together 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COLLECT_AFTER = 20_000  # objects
 _QUIET = 1.0  # seconds without a reply after which something is sent
 
 
@@ -199,6 +201,10 @@ def run(settings: Settings) -> None:
     """Run one sidecar to its end; raises SettingsError if it can't start."""
 
     async def serve() -> None:
-        await Sidecar(settings).run()
+        sidecar = Sidecar(settings)
+        # Facts and spans live for a moment and have no cycles: a seventh of the CPU would go into looking for some.
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER)
+        await sidecar.run()
 
     asyncio.run(serve())
