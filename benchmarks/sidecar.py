@@ -1,5 +1,7 @@
 """What a fact costs the sidecar: parsed only, as metrics, as spans; its memory over many; what a scrape holds up.
 
+Then what it takes without facts, and with facts that come one by one.
+
 `python -m benchmarks.sidecar [FACTS]`, 1,000,000 by default. Ratios are to parsing the same facts in the same run.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -133,10 +136,26 @@ def fill(url: str, first: int, count: int) -> None:
             pipeline = client.pipeline(transaction=False)
             for n in range(begin, min(begin + 200, first + count)):
                 for fact in a_run(n):
-                    assert not isinstance(fact, facts.ProcessState)
-                    key = keys.queue("agx", keys.partition(fact.scope, PARTITIONS))
-                    pipeline.xadd(key, {facts.FIELD: facts.encode(fact)})
+                    _add(pipeline, fact)
             pipeline.execute()
+
+
+def _add(client: redis.Redis, fact: facts.Fact) -> None:
+    assert not isinstance(fact, facts.ProcessState)
+    client.xadd(keys.queue("agx", keys.partition(fact.scope, PARTITIONS)), {facts.FIELD: facts.encode(fact)})
+
+
+def share_of_a_core(url: str, sidecar: SidecarUnderTest, facts_per_second: int, seconds: float = 15.0) -> float:
+    """Return the CPU that a sidecar takes while facts come one by one."""
+    source = (fact for n in itertools.count(10**6) for fact in a_run(n))
+    began, before, added = time.monotonic(), cpu_seconds(sidecar.child.pid), 0
+    with redis.Redis.from_url(url) as client:
+        while (passed := time.monotonic() - began) < seconds:
+            while added < passed * facts_per_second:
+                _add(client, next(source))
+                added += 1
+            time.sleep(0.001 if facts_per_second else 0.5)
+    return (cpu_seconds(sidecar.child.pid) - before) / passed
 
 
 async def parse_only(url: str) -> Rate:
@@ -293,6 +312,14 @@ def main() -> None:
         if ceiling := _CEILINGS.get(rate.name):
             line += f" of parsing only (a prototype: {ceiling:,}/s); memory {rate.memory_mib} MiB"
         print(line)
+    with EmbeddedServer() as server, sink() as endpoint:
+        fill(server.url, 0, 200)
+        sidecar = SidecarUnderTest(server.url, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+        time.sleep(20)  # until it looks for dead runs: not within a lease's time after its start
+        for facts_per_second in (0, 500, 800):
+            share = share_of_a_core(server.url, sidecar, facts_per_second)
+            print(f"metrics and traces, {facts_per_second} facts/s one by one: {share:.2%} of a core")
+        sidecar.end()
     alone, longest, series = asyncio.run(scrape_pause())
     print(
         f"a scrape of {series:,} series: {alone * 1000:.0f} ms alone; it held consumption up for at most "
