@@ -298,18 +298,18 @@ class Follower:
 
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""
-        unheeded = self._feed.unheeded
-        found = await self._ask("XRANGE", self._session.stream, f"({format_id(self._cursor)}", "+", "COUNT", READ)
+        feed, cursor = self._feed, self._cursor
+        handed_out, unheeded = feed.cursor, feed.unheeded
+        found = await self._ask("XRANGE", self._session.stream, f"({format_id(cursor)}", "+", "COUNT", READ)
         if not found:
-            if self._feed.cursor is None:
-                self._feed.cursor = self._cursor
-                if self._feed.unheeded > unheeded:  # of an entry that was appended after the read
-                    self._feed.wake()
+            if feed.cursor is None:
+                feed.cursor = cursor
+                if feed.unheeded > unheeded:  # of an entry that was appended after the read
+                    feed.wake()
+            elif feed.cursor == handed_out:
+                feed.go_back(cursor)
             # No await in between: what the feed hands out from here on reaches this listener.
-            if self._cursor >= self._feed.cursor:
-                self._subscriber.caught_up = True
-            else:
-                self._feed.wake()
+            self._subscriber.caught_up = cursor >= feed.cursor
         return [StreamEntry.of(*entry) for entry in found]
 
 

@@ -176,6 +176,12 @@ class Feed:
         read = self._bus.execute("XRANGE", self.stream, f"({format_id(self.cursor)}", "+", "COUNT", READ)
         read.add_done_callback(self._hand_out)
 
+    def go_back(self, last: StreamId) -> None:
+        """Read on after the stream's last entry, where those after it that were handed out are lost or have expired."""
+        if not self._reading and self.cursor is not None and last < self.cursor:
+            self.cursor = last
+            self.wake()
+
     def _hand_out(self, read: asyncio.Future[Reply]) -> None:
         self._reading = False
         if read.exception() is not None:
