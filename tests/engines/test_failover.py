@@ -34,7 +34,7 @@ async def fail_over(
 
         await wait_until(lambda: asyncio.to_thread(lambda: successor() not in (None, victim)))
         replaced = time.monotonic() - killed
-        await wait_until(lambda: streaming.have_heard_since(before))
+        await wait_until(lambda: streaming.have_heard_since(before), 60, what="all listeners hear again")
         took = time.monotonic() - killed
         await streaming.finish()
 
@@ -43,7 +43,7 @@ async def fail_over(
             completed = scraped.total("agx_runs_total", outcome="completed")
             return completed == RUNS == scraped.total("agx_runs_started_total") == scraped.total("agx_runs_total")
 
-        await wait_until(lambda: asyncio.to_thread(counted), what="all runs are counted as completed")
+        await wait_until(lambda: asyncio.to_thread(counted), 60, what="all runs are counted as completed")
         assert "Traceback" not in sidecar.log
         return f"replaced after {replaced:.1f} s, all runs had gone on after {took:.1f} s"
     finally:
