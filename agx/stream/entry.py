@@ -19,7 +19,8 @@ from ..facts.json_values import compact
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 Body = dict[str, Any]
-# When an entry is sent: at once; with the next commit; after 0.1 s, if no other one of its session is sent before.
+# When an entry is sent. now: at once. soon: with the next group commit. later: with the session's next entry that is sent
+# now or soon, at the latest after 0.1 s.
 When = Literal["now", "soon", "later"]
 
 # `type` comes first: the append script and the clients of the older package find it there.
@@ -67,7 +68,7 @@ class StreamEntry:
 
         What is not UTF-8 is replaced, a missing field is empty, other fields are ignored: an entry may be anybody's.
         """
-        if isinstance(fields, list) and fields[::2] == _NAMES:  # nearly always, and a dict takes as long as the rest
+        if isinstance(fields, list) and fields[::2] == _NAMES:  # the usual case; a dict would double the time
             kind, origin, body = fields[1::2]
             return cls(
                 parse_id(entry_id.decode()), kind.decode("utf-8", "replace"), origin.decode("utf-8", "replace"), body
@@ -181,7 +182,7 @@ def to_lua_fields(type: str, origin: str, body: str) -> str:
     return f"'{TYPE}', {type}, '{ORIGIN}', {origin}, '{BODY}', {body}"
 
 
-ARGUMENTS = 6  # of a script, for an entry: its id and its parts
+ARGUMENTS = 6  # of a script, for one entry: its id and its parts
 _ABSENT = b"-"  # stands for an absent `seq` or `ck`
 
 # In Lua: the fields of the entry whose parts are ARGV[i] to ARGV[i+4].

@@ -15,7 +15,7 @@ from .entry import When
 # Seconds between two commits of a loop; the first one after a pause is sent at once. A longer interval pays where
 # deltas come so fast that they merge, and costs only delay where they don't. At 30 a second a text still looks smooth.
 _SHORT, _LONG = 0.006, 0.033
-_LATER = 0.1  # seconds
+_LATER = 0.1  # seconds that entries for later wait at most
 _SEND_AGAIN = 0.5  # seconds after a session raised while it sent
 
 
@@ -44,59 +44,60 @@ class Sender(Protocol):
 
 
 class GroupCommit:
-    """Decides when batches are sent: at once if they are urgent or after a pause, else with those of other sessions."""
+    """Decides when the batch of a session is sent: now, soon or later (see `When`)."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.stats = AppendStats()
         self._supervisor = supervisor
-        self._urgent: set[Sender] = set()  # sent without the others, whose deltas would merge less
-        self._soon: asyncio.Handle | None = None
-        self._waiting: set[Sender] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._now: set[Sender] = set()  # sent alone: if the others were sent too, fewer of their deltas would merge
+        self._now_handle: asyncio.Handle | None = None
+        self._soon: set[Sender] = set()
+        self._soon_timer: asyncio.TimerHandle | None = None
         self._last_commit = 0.0
         self._interval = _SHORT
-        self._later: dict[Sender, float] = {}  # due at this time of the loop, in this order
+        self._later: dict[Sender, float] = {}  # with the time of the loop at which each is due, in order
         self._later_timer: asyncio.TimerHandle | None = None
 
     def schedule(self, session: Sender, when: When) -> None:
-        """Have a session's batch sent, and at once if the last commit is old enough, unless it is for later."""
-        if session in self._urgent:
+        """Plan when a session's batch is sent. After a pause "soon" means at once."""
+        if session in self._now:
             return
         loop = asyncio.get_running_loop()
         next_commit = self._last_commit + self._interval
-        if when == "now" or (when == "soon" and self._timer is None and next_commit <= loop.time()):
-            self._waiting.discard(session)
-            self._urgent.add(session)
-            if self._soon is None:
-                self._soon = loop.call_soon(self._commit_urgent)
+        if when == "now" or (when == "soon" and self._soon_timer is None and next_commit <= loop.time()):
+            self._soon.discard(session)
+            self._now.add(session)
+            if self._now_handle is None:
+                self._now_handle = loop.call_soon(self._commit_now)
         elif when == "soon":
-            self._waiting.add(session)
-            if self._timer is None:
-                self._timer = loop.call_at(next_commit, self._commit)
-        elif session not in self._waiting and session not in self._later:
+            self._soon.add(session)
+            if self._soon_timer is None:
+                self._soon_timer = loop.call_at(next_commit, self._commit_soon)
+        elif session not in self._soon and session not in self._later:
             self._later[session] = due = loop.time() + _LATER
             if self._later_timer is None:
-                self._later_timer = loop.call_at(due, self._schedule_due)
+                self._later_timer = loop.call_at(due, self._move_due)
 
-    def _schedule_due(self) -> None:
+    def _move_due(self) -> None:
+        """Give the next commit the sessions whose time has come."""
         self._later_timer = None
         loop = asyncio.get_running_loop()
         until = loop.time() + _SHORT
         for session, due in list(self._later.items()):
             if due > until:
-                self._later_timer = loop.call_at(due, self._schedule_due)
+                self._later_timer = loop.call_at(due, self._move_due)
                 break
             del self._later[session]
             self.schedule(session, "soon")
 
-    def _commit_urgent(self) -> None:
-        self._soon = None
-        sessions, self._urgent = self._urgent, set()
+    def _commit_now(self) -> None:
+        self._now_handle = None
+        sessions, self._now = self._now, set()
         self._send(sessions)
 
-    def _commit(self) -> None:
-        self._timer = None
-        sessions, self._waiting = self._waiting, set()
+    def _commit_soon(self) -> None:
+        self._soon_timer = None
+        sessions, self._soon = self._soon, set()
         self._interval = _LONG if self._send(sessions) > len(sessions) / 2 else _SHORT
 
     def _send(self, sessions: set[Sender]) -> int:
@@ -114,7 +115,7 @@ class GroupCommit:
 
     def close(self) -> None:
         """Stop the timers; what was not sent is lost with the loop."""
-        for timer in (self._soon, self._timer, self._later_timer):
+        for timer in (self._now_handle, self._soon_timer, self._later_timer):
             if timer is not None:
                 timer.cancel()
-        self._soon = self._timer = self._later_timer = None
+        self._now_handle = self._soon_timer = self._later_timer = None

@@ -27,8 +27,11 @@ from .write_side import WriteSide
 
 BATCH = 256  # entries
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
-_PREVIOUS_END, _PREVIOUS_POLL = 5.0, 0.05  # seconds a run waits for the `end` of one that may still be saving
-_FOLLOWED = 0.5  # seconds from the `begin` in which a first listener may come
+_PREVIOUS_END, _PREVIOUS_POLL = (
+    5.0,
+    0.05,
+)  # seconds that a run waits for the previous `end`, and between two reads of it
+_FIRST_LISTENER = 0.5  # seconds after `begin` for a first listener to come; until then the run counts as followed
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ class SessionWriter:
         self._has_end = False
         self._is_followed = True  # as far as is known
         self._pending = Pending(side.settings.max_body)
-        self._is_due = False  # a batch is to follow the one in flight
+        self._send_after_reply = False  # another batch must be sent after the one in flight
         self._batch: list[StreamEntry] = []  # in flight
         self._batch_sent_ns = 0
         self._begun = 0.0  # monotonic, when the `begin` was sent
@@ -131,7 +134,9 @@ class SessionWriter:
                     if (reply := await self._append_first(BEGIN, entry, after, until_ms)) == b"ok":
                         break
                 except CONNECTION_ERRORS as error:
-                    trouble_since = trouble_since or self._asked  # not compared with now: the process may have stood
+                    trouble_since = (
+                        trouble_since or self._asked
+                    )  # not compared with now: the process may have been stopped
                     if isinstance(error, TimeoutError) or self._asked - trouble_since > COMMAND_TIMEOUT:
                         raise
             last = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
@@ -190,7 +195,7 @@ class SessionWriter:
         self._side.commit.schedule(self, when)
 
     def put_delta(self, origin: str, part: Part, text: str, *, is_first: bool = False) -> None:
-        """Add a delta; while it waits, further deltas of the same part are merged with it. The first one is urgent."""
+        """Add a delta; while it waits, further deltas of its part are merged with it. The run's first one is sent now."""
         self.last_put = time.monotonic()
         if not self._stopped and (self._pending.put_delta(origin, part, text) or is_first):
             self._side.commit.schedule(self, "now" if is_first else "soon" if self._is_followed else "later")
@@ -234,14 +239,14 @@ class SessionWriter:
     def send(self) -> int:
         """Send the next batch, unless one is in flight; returns how many deltas have merged with others in it."""
         entries, merged = self._pending.entries, 0
-        self._is_due = bool(entries)
+        self._send_after_reply = bool(entries)
         if self._batch or self._stopped or not entries or self._comparing is not None:
             return 0
         while entries and len(self._batch) < BATCH:
             entry = entries.popleft()
             merged += max(0, len(entry.pieces) - 1)
             self._batch.append(self._stamp(entry))
-        self._is_due = bool(entries)
+        self._send_after_reply = bool(entries)
         self._batch_sent_ns = time.perf_counter_ns()
         self._transmit()
         return merged
@@ -267,8 +272,8 @@ class SessionWriter:
             self._retry_later(error)  # any error: an event is sent again until the server has it
 
     def _acknowledge(self, receivers: int) -> None:
-        # In a cluster only the receivers at one server are known.
-        is_known = self._side.bus.delivers_messages and self._asked >= self._begun + _FOLLOWED
+        # A server of a cluster counts only its own subscribers.
+        is_known = self._side.bus.delivers_messages and self._asked >= self._begun + _FIRST_LISTENER
         self._is_followed = receivers > 0 or not is_known
         self._side.commit.stats.observe(time.perf_counter_ns() - self._batch_sent_ns)
         self.tail.acknowledge(self._batch)
@@ -283,7 +288,7 @@ class SessionWriter:
             self._backoff.reset()
         if self._batch:
             self._transmit()
-        elif self._is_due:
+        elif self._send_after_reply:
             self._side.commit.schedule(self, when)
         elif not self._pending.entries:
             self._release_waiters()

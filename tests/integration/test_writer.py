@@ -290,7 +290,7 @@ async def test_an_urgent_batch_leaves_alone_and_the_others_merge_until_the_next_
 
 
 async def test_a_writer_knows_whether_somebody_follows(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agx.stream.writer._FOLLOWED", 0.0)
+    monkeypatch.setattr("agx.stream.writer._FIRST_LISTENER", 0.0)
     gates = [Gate(), Gate(), Gate()]
     model = scripted(["one", gates[0], " two", gates[1], " three", gates[2], " four"])
     running = asyncio.create_task(agx.run(FakeSession(), Agent(model), "hi", deps=ScopeDeps()))
