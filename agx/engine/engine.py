@@ -91,7 +91,7 @@ class Engine:
         self.subscription = Subscription(self._reads, self.supervisor)
         # A run that has only lost its lease takes it again within a third of its time; then a sidecar closes it.
         patience = config.lease_ttl / 3 + _CLOSING_TIME
-        self.hub = Hub(self._reads, self.subscription, self.supervisor, patience=patience, look_every=config.lease_ttl)
+        self.hub = Hub(self._reads, self.subscription, self.supervisor, patience=patience, poll_every=config.lease_ttl)
         self.runs: set[OpenRun] = set()  # until their last fact is emitted
         self.is_ending = False  # runs are handed over, and none is taken over
         # By stream: the object that orders the events of a session that is open in this loop.

@@ -195,13 +195,13 @@ class Follower:
                     self._give_up_at = None
                     return [lost]
                 else:
-                    # The wait is here and in no coroutine of its own: each listener resumes for each event.
+                    # Not in a coroutine of its own, which would be one more to resume for each listener and event.
                     subscriber.waits_for_run = self._whole_session and self._between_runs
-                    came = await subscriber.wait(min(self._give_up_at, self._idle_at))
-                    if came is None and self._clock() < self._give_up_at:
+                    arrived = await subscriber.wait(min(self._give_up_at, self._idle_at))
+                    if arrived is None and self._clock() < self._give_up_at:
                         return []
-                    self._ended = came is None
-                    entries = came or []
+                    self._ended = arrived is None
+                    entries = arrived or []
                 if selected := self.select(entries):
                     self._give_up_at = None
                     return selected
@@ -209,8 +209,8 @@ class Follower:
             return []
         return None
 
-    def arrival(self) -> asyncio.Future[list[StreamEntry] | None] | None:
-        """Return a future of new entries for `select()`; None where it takes `next()` to know what comes."""
+    def wait_entries(self) -> asyncio.Future[list[StreamEntry] | None] | None:
+        """Return a future of new entries for `select()`; None if only `next()` knows what follows."""
         subscriber = self._subscriber
         has_limits = self._idle is not None or self._timeout is not None or self._between_runs
         if has_limits or self._ended or self._feed.dead or subscriber.entries or not subscriber.caught_up:
@@ -299,13 +299,13 @@ class Follower:
     async def _catch_up(self) -> list[StreamEntry]:
         """Read from the own cursor; where nothing is left, let the feed hand over from there on."""
         feed, cursor = self._feed, self._cursor
-        handed_out, unheeded = feed.cursor, feed.unheeded
+        handed_out, early = feed.cursor, feed.early_wake_ups
         found = await self._ask("XRANGE", self._session.stream, f"({format_id(cursor)}", "+", "COUNT", READ)
         if not found:
             if feed.cursor is None:
                 feed.cursor = cursor
-                if feed.unheeded > unheeded:  # of an entry that was appended after the read
-                    feed.wake()
+                if feed.early_wake_ups > early:  # their entries may have been appended after this read
+                    feed.read_soon()
             elif feed.cursor == handed_out:
                 feed.go_back(cursor)
             # No await in between: what the feed hands out from here on reaches this listener.

@@ -59,8 +59,8 @@ async def event_chunks(
     """Yield the frames of `sse()` as a response writes them: those that are there together, up to 64 KiB.
 
     `wait`: seconds for the first event. With `whole_session` the frames of the session's next runs follow.
-    The response adds the comments that keep the connection open. After each of these chunks it may take the frames of
-    new events from `live` instead, as long as that has them.
+    The response adds the comments that keep the connection open. After each chunk it may take the frames of new events
+    from `live`, until `live.wait()` returns None.
     """
     after = last_event_id or None
     live = live or LiveFrames()
@@ -69,18 +69,18 @@ async def event_chunks(
     ) as run:
         while (entries := await run.next()) is not None:
             *others, chunk = _join_frames(entries)
-            entries = []  # a client that waits for the next event holds nothing of a long replay
+            entries = []  # a client that waits for the next event holds no entry of a long replay
             while others:
                 yield others.pop(0)
-            live.run = run  # with this chunk all is yielded that the run has handed over
+            live.run = run  # the last chunk of what the run has returned: after it the response may use `live`
             yield chunk
             live.run, chunk = None, b""
 
 
 class LiveFrames:
-    """The frames of new events, for a response that has what `event_chunks()` has yielded so far.
+    """The frames of new events, for a response that has sent what `event_chunks()` has yielded so far.
 
-    The response waits for them itself: with 1,000 clients, each coroutine and generator on the way costs a microsecond.
+    The response awaits the future itself. Each coroutine or generator between them takes a microsecond for each event.
     """
 
     __slots__ = ("run",)
@@ -89,8 +89,8 @@ class LiveFrames:
         self.run: Follower | None = None
 
     def wait(self) -> asyncio.Future[list[StreamEntry] | None] | None:
-        """Return a future of new entries for `take()`; None where the next frames have to come from the generator."""
-        return None if self.run is None else self.run.arrival()
+        """Return a future of new entries for `take()`; None if the next frames come from the generator."""
+        return None if self.run is None else self.run.wait_entries()
 
     def take(self, entries: list[StreamEntry] | None) -> list[bytes]:
         """Return the chunks of new entries."""

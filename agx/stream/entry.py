@@ -19,8 +19,8 @@ from ..facts.json_values import compact
 from ..redis.entry_id import StreamId, format_id, parse_id
 
 Body = dict[str, Any]
-# When an entry is sent. now: at once. soon: with the next group commit. later: with the session's next entry that is sent
-# now or soon, at the latest after 0.1 s.
+# When an entry is sent. now: at once. soon: with the next group commit. later: with the session's next entry that is
+# sent now or soon, at the latest after 0.1 s.
 When = Literal["now", "soon", "later"]
 
 # `type` comes first: the append script and the clients of the older package find it there.

@@ -1,8 +1,8 @@
 """The hub: all listeners of a loop share one subscription connection and one reading connection.
 
-A session with listeners has one `Feed`. A wake-up brings the feed what is new, or has it read that, once, and the feed
-hands it to all its listeners; with writers that send no wake-ups it looks once a second. Source: contract, section 4;
-field notes, section 8.
+A session with listeners has one `Feed`. A wake-up has the new entries, or causes the feed to read them once. The feed
+hands them to all its listeners. If the writer sends no wake-ups, the feed reads the stream once a second. Source:
+contract, section 4; field notes, section 8.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Subscriber:
         return entries
 
     def hand_over(self, entries: list[StreamEntry]) -> bool:
-        """Give entries to the listener, which shares the list with others; return whether it keeps up with the feed."""
-        if not self.wake(entries):
+        """Give entries to the listener, which must not change the list; return False if too many wait for it."""
+        if not self.deliver(entries):
             self.entries.extend(entries)
         return len(self.entries) <= QUEUE
 
     def wait(self, until: float) -> asyncio.Future[list[StreamEntry] | None]:
-        """Return a future of the next entries; it gives None if there were none until then (the loop's time)."""
+        """Return a future of the next entries. Its result is None if there are none until then (the loop's time)."""
         loop = asyncio.get_running_loop()
         self._until = until
         if until != _NEVER and (self._timer is None or until < self._timer.when()):
@@ -61,8 +61,8 @@ class Subscriber:
         self._waiter = loop.create_future()
         return self._waiter
 
-    def wake(self, entries: list[StreamEntry] | None) -> bool:
-        """Let a listener that waits go on with what it gets; return False where it does not wait."""
+    def deliver(self, entries: list[StreamEntry] | None) -> bool:
+        """Complete the wait of the listener with this result; return False if it does not wait."""
         if self._waiter is None or self._waiter.done():
             return False
         self._waiter.set_result(entries)
@@ -94,10 +94,10 @@ class Feed:
         self.cursor: StreamId | None = None  # of the last entry that was handed out
         self.subscribers: set[Subscriber] = set()
         self.quiet = False  # no wake-up since the last poll
-        self.unheeded = 0  # wake-ups that came before there was a cursor
+        self.early_wake_ups = 0  # that were received while there was no cursor
         self._is_announced = False  # the writer sends wake-ups: no poll has found what had none
         self._is_polling = False  # the read that is under way was caused by a poll
-        self._looked_at = time.monotonic()
+        self._polled_at = time.monotonic()
         self._bus = bus
         self._live = session.live
         self._patience = patience
@@ -109,20 +109,20 @@ class Feed:
         self._again = False
 
     def on_wake_up(self, message: bytes) -> None:
-        """Handle a wake-up: the writer has appended. The stream is read only where entries may be missing here."""
+        """Handle a wake-up: the writer has appended. Read the stream only if entries may be missing here."""
         self.quiet = False
         self._is_announced, self._is_polling = True, False
         if self.cursor is None or self._reading or (appended := read_wake_up(message)) is None:
-            self.wake()
+            self.read_soon()
             return
         before, entries = appended
         if before == self.cursor:
-            self._pass_on(entries)
+            self._distribute(entries)
         elif entries[-1].id > self.cursor:
-            self.wake()
+            self.read_soon()
 
-    def is_due(self, interval: float) -> bool:
-        """Return whether a quiet feed has to look: at each poll, or every `interval` seconds with a writer of wake-ups.
+    def needs_poll(self, interval: float) -> bool:
+        """Return whether a quiet feed must poll now; if its writer sends wake-ups, every `interval` seconds is enough.
 
         On one server a wake-up is lost only with the connection, and each new connection reads what was missed.
         So does a feed whose listeners all wait for a run to begin, because there may be many of these feeds.
@@ -130,13 +130,13 @@ class Feed:
         is_quiet = self._is_announced and self._dead_since is None
         can_wait = is_quiet or all(subscriber.waits_for_run for subscriber in self.subscribers)
         can_wait = can_wait and self._bus.delivers_messages
-        return not can_wait or time.monotonic() - self._looked_at >= interval
+        return not can_wait or time.monotonic() - self._polled_at >= interval
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read new entries that had no wake-up, and whether the run is still live: once for all listeners."""
-        self._looked_at = time.monotonic()
+        self._polled_at = time.monotonic()
         self._is_polling = True
-        self.wake()
+        self.read_soon()
         self._bus.execute("GET", self._live).add_done_callback(self._judge)
 
     def _judge(self, live: asyncio.Future[Reply]) -> None:
@@ -153,21 +153,21 @@ class Feed:
             if not self.dead and now - self._dead_since > self._patience + self._recover:
                 self.dead = True
                 for subscriber in self.subscribers:
-                    subscriber.wake([])
+                    subscriber.deliver([])
 
     def _read_begin(self, first: asyncio.Future[Reply]) -> None:
         if first.exception() is not None:
-            self._revive()  # asked again with the next look
+            self._revive()  # asked again with the next poll
         elif entries := first.result():
             self._recover = parse_recover(StreamEntry.of(*entries[0]).body) or 0.0
 
     def _revive(self) -> None:
         self.dead, self._dead_since, self._recover = False, None, 0.0
 
-    def wake(self) -> None:
+    def read_soon(self) -> None:
         """Read new entries soon."""
         if self.cursor is None:
-            self.unheeded += 1  # all listeners still read from their own cursors
+            self.early_wake_ups += 1  # all listeners still read from their own cursors
             return
         if self._reading:
             self._again = True
@@ -180,21 +180,21 @@ class Feed:
         """Read on after the stream's last entry, where those after it that were handed out are lost or have expired."""
         if not self._reading and self.cursor is not None and last < self.cursor:
             self.cursor = last
-            self.wake()
+            self.read_soon()
 
     def _hand_out(self, read: asyncio.Future[Reply]) -> None:
         self._reading = False
         if read.exception() is not None:
-            self._is_announced = False  # so that the next poll tries again
+            self._is_announced = False  # then the next poll reads it
             return
         entries = [StreamEntry.of(*entry) for entry in read.result()]
         if entries:
             self._is_announced = self._is_announced and not self._is_polling
-            self._pass_on(entries)
+            self._distribute(entries)
         if self._again or len(entries) == READ:
-            self.wake()
+            self.read_soon()
 
-    def _pass_on(self, entries: list[StreamEntry]) -> None:
+    def _distribute(self, entries: list[StreamEntry]) -> None:
         self.cursor = entries[-1].id
         self._revive()
         for subscriber in self.subscribers:
@@ -208,25 +208,25 @@ class Hub:
     """The feeds of a loop."""
 
     def __init__(
-        self, bus: Bus, subscription: Subscription, supervisor: Supervisor, *, patience: float, look_every: float
+        self, bus: Bus, subscription: Subscription, supervisor: Supervisor, *, patience: float, poll_every: float
     ) -> None:
         self.bus = bus
         self.gaps = self.rereads = self.listeners = 0
         self._subscription = subscription
         self._supervisor = supervisor
         self._patience = patience  # seconds that a run without a lease has to be closed by a sidecar
-        self._look_every = look_every  # seconds between two looks at a quiet session whose writer sends wake-ups
+        self._poll_every = poll_every  # seconds between two polls of a quiet session whose writer sends wake-ups
         self._feeds: dict[str, Feed] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
 
     def join(self, session: keys.SessionKeys) -> tuple[Feed, Subscriber]:
         """Add a listener to the feed of a session; the cost does not depend on the number of listeners."""
         feed = self._feeds.get(session.stream)
         if feed is None:
             feed = self._feeds[session.stream] = Feed(self.bus, session, self._patience, self._count_reread)
-            self._subscription.subscribe(session.wake_channel, feed.on_wake_up, feed.wake)
-        if self._looking is None:
-            self._looking = self._supervisor.start(self._look, name="agx-hub-look")
+            self._subscription.subscribe(session.wake_channel, feed.on_wake_up, feed.read_soon)
+        if self._polling is None:
+            self._polling = self._supervisor.start(self._poll, name="agx-hub-poll")
         subscriber = Subscriber()
         feed.subscribers.add(subscriber)
         self.listeners += 1
@@ -244,21 +244,21 @@ class Hub:
     def _count_reread(self) -> None:
         self.rereads += 1
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Poll quiet sessions: their writer may send no wake-ups, or be dead."""
         while True:
             await asyncio.sleep(POLL)
-            self._look_at_quiet()
+            self._poll_quiet()
 
-    def _look_at_quiet(self) -> None:
+    def _poll_quiet(self) -> None:
         for feed in list(self._feeds.values()):
-            if feed.quiet and feed.is_due(self._look_every):
-                feed.look()
+            if feed.quiet and feed.needs_poll(self._poll_every):
+                feed.poll()
             feed.quiet = True
 
     async def aclose(self) -> None:
         """Stop the task."""
-        looking, self._looking = self._looking, None
-        if looking is not None:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+        polling, self._polling = self._polling, None
+        if polling is not None:
+            polling.cancel()
+            await asyncio.gather(polling, return_exceptions=True)

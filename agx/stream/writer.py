@@ -27,10 +27,7 @@ from .write_side import WriteSide
 
 BATCH = 256  # entries
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
-_PREVIOUS_END, _PREVIOUS_POLL = (
-    5.0,
-    0.05,
-)  # seconds that a run waits for the previous `end`, and between two reads of it
+_PREVIOUS_END, _PREVIOUS_POLL = 5.0, 0.05  # seconds that a run waits for the previous `end`, and between two reads
 _FIRST_LISTENER = 0.5  # seconds after `begin` for a first listener to come; until then the run counts as followed
 
 
@@ -134,9 +131,7 @@ class SessionWriter:
                     if (reply := await self._append_first(BEGIN, entry, after, until_ms)) == b"ok":
                         break
                 except CONNECTION_ERRORS as error:
-                    trouble_since = (
-                        trouble_since or self._asked
-                    )  # not compared with now: the process may have been stopped
+                    trouble_since = trouble_since or self._asked  # not compared with now: the process may have slept
                     if isinstance(error, TimeoutError) or self._asked - trouble_since > COMMAND_TIMEOUT:
                         raise
             last = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
@@ -195,7 +190,7 @@ class SessionWriter:
         self._side.commit.schedule(self, when)
 
     def put_delta(self, origin: str, part: Part, text: str, *, is_first: bool = False) -> None:
-        """Add a delta; while it waits, further deltas of its part are merged with it. The run's first one is sent now."""
+        """Add a delta; while it waits, further deltas of its part are merged with it. A run's first one is sent now."""
         self.last_put = time.monotonic()
         if not self._stopped and (self._pending.put_delta(origin, part, text) or is_first):
             self._side.commit.schedule(self, "now" if is_first else "soon" if self._is_followed else "later")

@@ -42,7 +42,7 @@ class EventStreamResponse(StreamingResponse):
         chunks: whole frames; closed with the response.
         keep_alive: seconds without an event after which a comment is sent, so that proxies keep the connection.
         first: sent before the chunks.
-        live: of the same events as the chunks; the response waits in it while it can.
+        live: new events after those of the chunks; the response takes them from here while it can.
     """
 
     media_type = "text/event-stream"
@@ -156,8 +156,8 @@ class _OpenStream:
     async def _send_all(self) -> None:
         batch: Sequence[bytes | str | None]
         while True:
-            if (arrival := self._live.wait()) is not None:
-                batch = self._live.take(await arrival)
+            if (entries := self._live.wait()) is not None:
+                batch = self._live.take(await entries)
             else:
                 batch = (await anext(self._chunks, None),)
             for chunk in batch:
@@ -168,7 +168,7 @@ class _OpenStream:
                     await self._complete()
                     return
                 await self._write(chunk if isinstance(chunk, bytes) else chunk.encode())
-            batch, chunk = (), None  # a client that waits holds nothing of what it has received
+            batch, chunk = (), None  # a client that waits holds no chunk that it has received
 
     async def _write(self, chunk: bytes) -> None:
         self._last_sent = self._loop.time()

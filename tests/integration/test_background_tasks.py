@@ -59,7 +59,7 @@ def failing(owner: type, method: str, times: int = 2) -> Iterator[Callable[[], i
     [
         (Leases, "_renew", "agx-leases"),
         (Subscription, "_follow", "agx-subscription"),
-        (Hub, "_look_at_quiet", "agx-hub-look"),
+        (Hub, "_poll_quiet", "agx-hub-poll"),
         (ProcessHeartbeat, "_emit", "agx-process-heartbeat"),
         (Queues, "_take", "agx-queues"),
         (SessionWriter, "send", "agx-group-commit"),

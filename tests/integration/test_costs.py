@@ -209,7 +209,7 @@ async def test_redis_commands_of_a_session_that_is_followed_and_idle(
     configured: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds = 0
-    look = hub.Hub._look_at_quiet
+    look = hub.Hub._poll_quiet
 
     def counted(hub: hub.Hub) -> None:
         nonlocal rounds
@@ -232,7 +232,7 @@ async def test_redis_commands_of_a_session_that_is_followed_and_idle(
     await agx.add(1, 1, "s", type="info", origin="test", body={"last": True})
     await wait_until(lambda: received[-1]["body"].get("last"))
     monkeypatch.setattr(hub, "POLL", 0.01)
-    monkeypatch.setattr(hub.Hub, "_look_at_quiet", counted)
+    monkeypatch.setattr(hub.Hub, "_poll_quiet", counted)
     await wait_until(lambda: rounds >= 5)
     before = await commands(configured)
     rounds = 0

@@ -114,7 +114,7 @@ async def test_a_thousand_joins_leaves_and_cancels(redis: Looking) -> None:
 async def check_nothing_is_left(redis: Looking, before: set[asyncio.Task[Any]]) -> None:
     """No task but those of hub and subscription, no connection beyond the few, no channel of those who left."""
     await wait_until(lambda: listeners() == 0)
-    kept = {"agx-subscription", "agx-subscription-update", "agx-hub-look", "agx-beats"}
+    kept = {"agx-subscription", "agx-hub-poll"}
     await wait_until(lambda: {task.get_name() for task in asyncio.all_tasks() - before} <= kept)
     assert len(asyncio.all_tasks() - before) <= len(kept)
     assert await redis.count_connections() <= MOST_CONNECTIONS

@@ -196,7 +196,7 @@ async def test_listeners_wait_until_the_run_is_resumed(client: Redis) -> None:
     await wait_until(lambda: feed._dead_since is not None and feed._recover == 60)
     assert feed._dead_since is not None
     feed._dead_since -= 50  # longer than the hub waits for a run that nobody can resume
-    feed.look()
+    feed.poll()
     await engine.control.execute("PING")
     assert not feed.dead
     await client.xadd(STREAM, {"type": "resume", "origin": "opale", "body": '{"run_id": "r", "attempt": 2}'})

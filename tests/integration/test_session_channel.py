@@ -118,7 +118,7 @@ async def test_a_lost_run_is_reported_and_the_next_one_follows(channel: Channel,
     feed = current_engine().hub._feeds[KEYS.stream]
     feed.dead = True
     for subscriber in feed.subscribers:
-        subscriber.wake([])
+        subscriber.deliver([])
     (error,) = await taking
     assert error["body"]["code"] == "run_lost"
     await agx.stop(1, 1, "s")
@@ -133,11 +133,11 @@ async def test_an_idle_stream_asks_redis_no_more_than_a_live_one(channel: Channe
     taking = asyncio.create_task(channel.take("end"))
     await wait_until(is_waiting)
     feed = current_engine().hub._feeds[KEYS.stream]
-    assert not feed.is_due(60)
+    assert not feed.needs_poll(60)
     ordinary, subscriber = current_engine().hub.join(KEYS)
     feed._dead_since = 0.0
     assert ordinary is feed
-    assert feed.is_due(60), "a listener of one run polls for clients that send no wake-ups"
+    assert feed.needs_poll(60), "a listener of one run polls for clients that send no wake-ups"
     current_engine().hub.leave(KEYS, feed, subscriber)
     await ask("new")
     await taking
