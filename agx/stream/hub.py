@@ -102,7 +102,7 @@ class Feed:
         self._live = session.live
         self._patience = patience
         self._dead_since: float | None = None
-        self._judged_at = 0.0
+        self._judged_at = 0.0  # when Redis last answered whether the run is live (monotonic)
         self._recover = 0.0  # seconds for which another process can resume the run
         self._on_overflow = on_overflow
         self._reading = False
@@ -124,8 +124,8 @@ class Feed:
     def needs_poll(self, interval: float) -> bool:
         """Return whether a quiet feed must poll now; if its writer sends wake-ups, every `interval` seconds is enough.
 
-        On one server a wake-up is lost only with the connection, and each new connection reads what was missed.
-        So does a feed whose listeners all wait for a run to begin, because there may be many of these feeds.
+        On one server a wake-up is lost only with the connection, and each new connection reads what was missed. The
+        interval is also enough where all listeners wait for a run to begin, because there may be many such feeds.
         """
         is_quiet = self._is_announced and self._dead_since is None
         can_wait = is_quiet or all(subscriber.waits_for_run for subscriber in self.subscribers)
@@ -177,7 +177,7 @@ class Feed:
         read.add_done_callback(self._hand_out)
 
     def go_back(self, last: StreamId) -> None:
-        """Read on after the stream's last entry, where those after it that were handed out are lost or have expired."""
+        """Read on after the stream's last entry: later ones that were handed out are lost or have expired."""
         if not self._reading and self.cursor is not None and last < self.cursor:
             self.cursor = last
             self.read_soon()

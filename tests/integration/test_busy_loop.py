@@ -110,7 +110,7 @@ async def test_a_stop_while_a_lease_is_missing(monkeypatch: pytest.MonkeyPatch) 
     async def look_after(seconds: float) -> bool:
         nonlocal now
         now += seconds
-        feed.look()
+        feed.poll()
         await asyncio.sleep(0)
         return feed.dead
 
