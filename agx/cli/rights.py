@@ -130,6 +130,8 @@ def _sidecar_commands(prefix: str, session: keys.SessionKeys) -> list[Command]:
         ("EVAL", "return 1", 1, session.live),
         ("EVAL", "return 1", 1, session.stream),
         ("HGETALL", meta),
+        ("EVAL", "return 1", 1, queue),
+        ("EVAL", "return 1", 1, leases),
         ("ZRANGEBYSCORE", leases, 1, 0),
         ("ZREM", leases, _NOBODY),
         ("XREAD", "COUNT", 1, "STREAMS", queue, "$"),
