@@ -227,8 +227,7 @@ class SessionWriter:
 
     def check_owner(self) -> None:
         """Compare the stream also where nothing is retained any longer: it may be another run's, or ended."""
-        # A batch in flight leads to a comparison by itself, if needed.
-        if not (self._stopped or self._batch or self._comparing is not None):
+        if not (self._stopped or self._batch or self._comparing is not None):  # a batch leads to one by itself
             self._start_comparison()
 
     def send(self) -> int:
@@ -315,6 +314,9 @@ class SessionWriter:
     # --- after a refusal or a reconnection
 
     def _start_comparison(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()  # else it sends a batch again that is in flight by then
+            self._retry = None
         self._comparing = asyncio.get_running_loop().create_task(self._compare(), name="agx-compare")
 
     async def _compare(self) -> None:

@@ -14,6 +14,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from support.agents import FakeSession, Gate, ScopeDeps, scripted
 from support.proxy import Proxy
 from support.waiting import wait_until
@@ -21,9 +22,14 @@ from support.waiting import wait_until
 import agx
 from agx.embedded.server import EmbeddedServer
 from agx.engine.registry import current_engine
+from agx.redis.redis_py import Reply
+from agx.redis.retry import Backoff
 from agx.redis.supervisor import Supervisor
 from agx.runs.recording.run_events import RunEvents
+from agx.stream.entry import StreamEntry
 from agx.stream.group_commit import GroupCommit
+from agx.stream.stream_tail import StreamTail
+from agx.stream.writer import SessionWriter
 
 STREAM = "agx:1:1:s"
 
@@ -318,3 +324,37 @@ async def test_a_writer_knows_whether_somebody_follows(configured: Redis, monkey
     assert result.output == "one two three four"
     replayed = [event["body"]["seq"] async for event in agx.listen(1, 1, "s", serialize=False)]
     assert replayed == list(range(len(replayed)))
+
+
+async def test_a_comparison_takes_the_place_of_a_retry_that_waits(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the retry sends a batch again that is in flight, and its second reply is taken for that of the next."""
+    (writer,) = current_engine().write_side.streams.writers
+    assert isinstance(writer, SessionWriter)
+    compare, append = StreamTail.compare, StreamTail.append
+    sent: list[list[StreamEntry]] = []
+    retry_is_over = asyncio.Event()
+
+    async def fail(*_: object) -> bool:
+        raise RedisConnectionError("cut")
+
+    def send(tail: StreamTail, entries: list[StreamEntry]) -> asyncio.Future[Reply]:
+        sent.append(list(entries))
+        return asyncio.ensure_future(reply_late(append(tail, entries)))
+
+    async def reply_late(reply: asyncio.Future[Reply]) -> Reply:
+        await retry_is_over.wait()
+        return await reply
+
+    monkeypatch.setattr(StreamTail, "compare", fail)
+    monkeypatch.setattr(Backoff, "next", lambda _: 0.1)
+    writer.check_owner()
+    await wait_until(lambda: writer._retry)
+    monkeypatch.setattr(StreamTail, "compare", compare)
+    monkeypatch.setattr(StreamTail, "append", send)
+    asyncio.get_running_loop().call_later(0.2, retry_is_over.set)
+    writer.check_owner()
+    await wait_until(lambda: writer._comparing is None)
+    await line.say()
+    await retry_is_over.wait()
+    assert len(sent) == 1
+    line.check(await line.settled())
