@@ -37,8 +37,8 @@ class Lease:
     on_retaken: Callable[[], None] = lambda: None
     recover: float = 0.0
     begin_until_ms: int = 0
-    index_entry: asyncio.Future[Reply] | None = None  # done when the session is in its user's index; 1 if it was not
-    indexed: float = float("-inf")  # monotonic, when it was last entered again
+    index_entry: asyncio.Future[Reply] | None = None  # of its user's index; 1 if the session was not in it
+    indexed_at: float = float("-inf")  # monotonic, when the session was last written to the index again
 
     def __post_init__(self) -> None:
         self.holder = self.holder or self.run_id

@@ -249,7 +249,7 @@ class Leases:
             self._refreshed = time.monotonic()
             self._meta.refresh()
             for lease in confirmed:
-                lease.index_entry, lease.indexed = self._index.enter_session(lease.session), self._refreshed
+                lease.index_entry, lease.indexed_at = self._index.enter_session(lease.session), self._refreshed
         return wait
 
     async def _renew(self, leases: list[Lease], confirmed: list[Lease]) -> tuple[int, int]:
@@ -310,8 +310,10 @@ class Leases:
     async def _judge_missing(self, lease: Lease) -> bool | None:
         """Act on a missing lease: it was deleted, it has expired, or the server lost its data."""
         if lease.breaks == self._bus.breaks and self.holds(lease):
-            # What the last renewal has written after a loss of data shows nothing.
-            is_rewritten = lease.indexed > lease.confirmed and lease.index_entry is not None and await lease.index_entry
+            # An index entry that the refresh wrote after a loss of data does not show that the lease was deleted.
+            is_rewritten = (
+                lease.indexed_at > lease.confirmed and lease.index_entry is not None and await lease.index_entry
+            )
             if not is_rewritten and await self._index.has(lease.run):
                 # Only a client of the older package deletes a lease: that is how it cancels.
                 lease.on_cancel("lease_deleted", None)

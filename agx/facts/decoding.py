@@ -1,6 +1,6 @@
 """Parses facts: JSON of a scope queue becomes an object of `schema`.
 
-Apart from `schema`, because pydantic takes a tenth of a second to load, and services only write facts.
+It is not in `schema`, because pydantic takes 0.1 s to load, and services only write facts.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class QueueEntry(NamedTuple):
     def fact(self) -> Fact | None:
         """The fact; None where the payload is malformed or newer than this version.
 
-        `decode(payload)` distinguishes the two.
+        `decoding.decode()` distinguishes the two.
         """
         from .decoding import MalformedFactError, UnknownFactError, decode  # noqa: PLC0415 - loads pydantic
 

@@ -17,7 +17,7 @@ from .bus import CONNECTION_ERRORS
 T = TypeVar("T")
 
 COMMAND_TIMEOUT = 1.8  # seconds; what cannot reach Redis fails within 2 s (contract, section 3)
-_TICK = 0.1  # seconds
+_TICK = 0.1  # seconds of `reply_timeout()`
 
 
 @dataclass(slots=True)
@@ -52,10 +52,10 @@ class Backoff:
 
 @asynccontextmanager
 async def reply_timeout() -> AsyncIterator[None]:
-    """Limit the block to 1.8 s in which this process could have received a reply; raises TimeoutError after it.
+    """Raise TimeoutError after 1.8 s in which this process could have received a reply.
 
-    The time is counted in ticks, of which a loop that was busy, or a process that was stopped, uses up one at most. In
-    a worker that begins hundreds of runs at once, Redis has answered long before the loop comes to read it.
+    The time is counted in ticks of 0.1 s. While the process is stopped, or its loop is busy, at most one tick passes. A
+    worker that begins hundreds of runs at once reads a reply long after Redis has sent it.
     """
     loop, ticks = asyncio.get_running_loop(), COMMAND_TIMEOUT / _TICK
     timer: asyncio.TimerHandle

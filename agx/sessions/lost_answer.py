@@ -39,8 +39,8 @@ async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[M
     try:
         live = engine.control.execute("EXISTS", session.live)
         last = engine.control.execute("XREVRANGE", session.stream, "+", "-", "COUNT", 1)
-        if await live or not await last or _is_answered([StreamEntry.of(*last.result()[0])]):
-            return []  # as a rule: the run's whole stream need not be read
+        if await live or not await last or _has_ended([StreamEntry.of(*last.result()[0])]):
+            return []  # the usual case, without a read of the whole stream
         if await engine.is_recoverable(session):
             return []
         found = await engine.control.execute("XRANGE", session.stream, "-", "+")
@@ -49,12 +49,12 @@ async def read_lost_answer(scope_id: Id, user_id: Id, session_id: str) -> list[M
     entries = [StreamEntry.of(*entry) for entry in found]
     voids = find_voids(entries)
     entries = [entry for entry in entries if not is_void(entry, voids)]
-    if not entries or entries[0].type != "begin" or _is_answered(entries):
+    if not entries or entries[0].type != "begin" or _has_ended(entries):
         return []
     return await _rebuild(entries)
 
 
-def _is_answered(entries: list[StreamEntry]) -> bool:
+def _has_ended(entries: list[StreamEntry]) -> bool:
     """Return whether there is an `end`, and the last one is not that of a lost run."""
     outcomes = [entry.body.get("outcome") for entry in entries if entry.type == "end"]
     return bool(outcomes) and outcomes[-1] != "lost"

@@ -1,9 +1,9 @@
 """The scripts that append to a session's stream (contract, section 4, append rule), and the wake-ups that they publish.
 
-Each script touches one key. A wake-up is a message on the session's channel. That of `APPEND` has a number of entries,
-the id of the stream's entry before them, and for each entry its id and its parts (`to_arguments()`), all joined by line
-breaks. A reader whose last entry is the one before has missed nothing, and need not read the stream. Where the entries
-are many or large, the message is the last id alone, as that of the other scripts is.
+Each script touches one key. A wake-up is a message on the session's channel. The wake-up of `APPEND` has the number of
+its entries, the id of the entry before them, and the id and the parts of each entry (`to_arguments()`), joined by line
+breaks. A reader that has the entry before them need not read the stream. If the entries are many or large, the wake-up
+is the last id alone. The wake-up of the other scripts always is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..redis.entry_id import StreamId, parse_id
 from .entry import ARGUMENTS, LUA_FIELDS, RUNTIME, StreamEntry, to_lua_fields
 
 _MOST_ENTRIES = 4
-_MOST_BYTES = 4_096  # each process with listeners of the session gets them, also a slow one
+_MOST_BYTES = 4_096  # Redis buffers them for each process with listeners of the session
 
 # In Lua: the wake-up for the entries whose arguments begin at ARGV[i]. `before` is the id of the entry before them.
 _WAKE_UP = f"""
@@ -30,7 +30,8 @@ end
 # Appends one batch: all of it, or nothing where an id is refused or our last entry is gone. A `begin`, `resume` or
 # `end` after our last entry means that the stream is no longer ours; other entries after it come from `add()`. ARGV:
 # id of our last entry (empty where lost entries are appended again), channel, maximal length, expiry in seconds; then
-# for each entry its id and its parts. Replies how many processes got the wake-up, 'lost' or 'refused'.
+# for each entry its id and its parts. Replies the number of processes that received
+# the wake-up, 'lost' or 'refused'.
 APPEND = Script(f"""{LUA_FIELDS}{_WAKE_UP}
 local key, before = KEYS[1], nil
 if ARGV[1] ~= '' then
@@ -100,9 +101,9 @@ return 1
 
 
 def read_wake_up(message: bytes) -> tuple[StreamId, list[StreamEntry]] | None:
-    """Return the id before the entries, and the entries; None where the message has none.
+    """Return the id of the entry before the new ones, and these; None if the message has no entries.
 
-    A name or a body that contains a line break gives another number of parts: then the entries are not used.
+    A line break in a name or a body changes the number of parts: then the entries are not used either.
     """
     fields = message.split(b"\n")
     count, rest = divmod(len(fields) - 2, ARGUMENTS)

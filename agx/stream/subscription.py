@@ -94,7 +94,9 @@ class Subscription:
     async def _connect(self) -> None:
         """Subscribe to all channels on a new connection, and watch it until it breaks."""
         connection = await self._bus.make_subscriber()
-        lost: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()  # has the error that ends it
+        lost: asyncio.Future[Reply] = (
+            asyncio.get_running_loop().create_future()
+        )  # gets the error that ends the connection
         try:
             await connection.open()
             # By callbacks: redis-py's PubSub takes 60 us a message, and can't be read without a channel.

@@ -1,6 +1,6 @@
 """Connects the parts of one replica (link, sinks, reaper, pages), and stops them in order on SIGTERM.
 
-Parts that most replicas do not have are imported where they are made: together they take as long as all others.
+Parts that most replicas do not need are imported where they are created: their import takes as long as all others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .pages import Pages
 from .recovery.reaper import Reaper
 from .replica_metrics import zero_initialize
 from .settings import Settings
-from .source import decode_fact, share_decoded
+from .source import decode_fact, make_caching_decoder
 
 if TYPE_CHECKING:
     from .console.app import ConsoleServer
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_COLLECT_AFTER = 20_000  # objects
+_COLLECT_AFTER = 20_000  # new objects, between two collections
 _QUIET = 1.0  # seconds without a reply after which something is sent
 
 
@@ -52,7 +52,7 @@ class Sidecar:
         self._traces: TracesSink | None = None
         self._export: Export | None = None
         self._reaper = Reaper(self._link, settings.prefix)
-        decode = share_decoded() if len(settings.sinks) > 1 else decode_fact
+        decode = make_caching_decoder() if len(settings.sinks) > 1 else decode_fact
         if "metrics" in settings.sinks:
             self._metrics = MetricsSink(self._link, settings.prefix, settings.lease, self._own, decode=decode)
         if "traces" in settings.sinks:
@@ -168,7 +168,7 @@ class Sidecar:
                 await self._traces.leave(partitions)
 
     async def _watch_redis(self) -> None:
-        """Keep the state of the link current where nothing else is sent, and look at the server's settings once."""
+        """Send a command when no other part does, to keep the link's state current; read the server's settings once."""
         await self._link.persist("look at the server's settings", self._check_eviction)
         while True:
             if time.monotonic() - self._link.last_reply >= _QUIET:
@@ -202,7 +202,7 @@ def run(settings: Settings) -> None:
 
     async def serve() -> None:
         sidecar = Sidecar(settings)
-        # Facts and spans live for a moment and have no cycles: a seventh of the CPU would go into looking for some.
+        # Facts and spans are short-lived and have no cycles: by default a seventh of the CPU would go into collections.
         gc.freeze()
         gc.set_threshold(_COLLECT_AFTER)
         await sidecar.run()

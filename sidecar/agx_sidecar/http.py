@@ -148,7 +148,7 @@ def _hang_up(request: Request, error: Exception) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """Looks once a second whether it has to stop, and when it is told to; uvicorn's own looks ten times a second."""
+    """Checks once a second, and on `stop()`, whether it has to stop; uvicorn's own server checks ten times a second."""
 
     _wake: Callable[[], object] = staticmethod(lambda: None)
 
@@ -163,7 +163,7 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """End the loop from another thread."""
         self.should_exit = True
-        with contextlib.suppress(RuntimeError):  # it is closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._wake()
 
 

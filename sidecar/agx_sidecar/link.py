@@ -1,6 +1,6 @@
 """The sidecar's link to Redis: opens the client, logs each outage once, retries, keeps the server's clock.
 
-It also asks about several keys with one command.
+It also runs one piece of Lua for several keys with one command.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ BLOCK_MS = 1_000  # how long a reader's XREAD waits for news
 SOCKET_TIMEOUT = 5.0  # seconds; above BLOCK_MS, or every quiet second would look like an outage
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds between two attempts
 
-# ASK is replaced by what is done for each key: it has `key`, `argument` and `now` (ms), and returns the key's reply.
-_EACH_SCRIPT = """
+# BODY is replaced by Lua that returns the reply for one key; it may use `key`, `argument` and `now` (the server's ms).
+_FOR_EACH_KEY = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function ask(key, argument) ASK end
+local function ask(key, argument) BODY end
 local replies = {now}
 for n, key in ipairs(KEYS) do
   local ok, reply = pcall(ask, key, ARGV[n])
@@ -105,16 +105,16 @@ class Link:
         self._answered()
         return reply
 
-    async def call_each(self, ask: str, arguments: Mapping[str, str | int]) -> dict[str, Any]:
-        """Run a piece of Lua (see `_EACH_SCRIPT`) for each key with its argument; return the replies by key.
+    async def call_each(self, body: str, arguments: Mapping[str, str | int]) -> dict[str, Any]:
+        """Run a piece of Lua (see `_FOR_EACH_KEY`) for each key with its argument; return the replies by key.
 
-        It is one command; in a cluster, where a script may use one key only, one for each. What the server refuses for
-        one key is a ResponseError among the replies: a key of another type does not hide the others.
+        This is one command, in a cluster one for each key, because there a script may use one key only. If the server
+        refuses a command for one key, its reply is a ResponseError, and the other keys have their replies.
         """
-        script = _EACH_SCRIPT.replace("ASK", ask)
-        together = [[key] for key in arguments] if isinstance(self.client, RedisCluster) else [list(arguments)]
+        script = _FOR_EACH_KEY.replace("BODY", body)
+        groups = [[key] for key in arguments] if isinstance(self.client, RedisCluster) else [list(arguments)]
         replies: dict[str, Any] = {}
-        for group in together:
+        for group in groups:
             now, *of_group = await self.call("EVAL", script, len(group), *group, *(arguments[key] for key in group))
             self.set_clock(int(now))
             replies.update(zip(group, of_group, strict=True))

@@ -17,18 +17,19 @@ from agx.facts.schema import Fact
 
 from .link import BLOCK_MS, Link
 
-Decode = Callable[[bytes], tuple[Fact, bool]]
+Decode = Callable[[bytes], tuple[Fact, bool]]  # returns a fact, and whether it was repaired
 
 TRACES_GROUP = "agx-traces"  # the consumer group of the traces sink
 
 READ_COUNT = 200  # entries of a queue per command: a few milliseconds of folding
 READ_PAUSE = 0.2  # seconds from a read that had entries to the next
-_SHARED = 512  # facts: those of a few pauses
+_CACHED_FACTS = 512  # more than one sink of a replica is ahead of the other
 
 
-# Of a stream's key, with an id as argument: what `QueueState` has, flat.
-_STATE = """
-local function named(flat)
+# For `call_each()`: the fields of `QueueState`, then those of `GroupState`. `next_id` is that of the entry after the
+# id `argument`.
+_READ_STATE = """
+local function to_table(flat)
   local of = {}
   for at = 1, #flat, 2 do of[flat[at]] = flat[at + 1] end
   return of
@@ -39,14 +40,14 @@ local function after(id)
 end
 local info = redis.pcall('XINFO', 'STREAM', key)
 if info.err then return string.find(info.err, 'no such key') and {} or info end
-local stream = named(info)
+local stream = to_table(info)
 local first, last = stream['first-entry'], stream['last-entry']
 local reply = {
   stream['length'], stream['entries-added'], stream['last-generated-id'],
   first and first[1] or '', last and last[1] or '', after(argument)
 }
 for _, flat in ipairs(redis.call('XINFO', 'GROUPS', key)) do
-  local group = named(flat)
+  local group = to_table(flat)
   if group['name'] == TRACES then
     local delivered, oldest = group['last-delivered-id'], ''
     if group['pending'] > 0 then oldest = redis.call('XPENDING', key, TRACES)[2] or '' end
@@ -115,9 +116,9 @@ def decode_fact(payload: bytes) -> tuple[Fact, bool]:
     return fact, bool(repairs)
 
 
-def share_decoded() -> Decode:
-    """Return a `decode_fact()` for both sinks of a replica: they read the same facts, one soon after the other."""
-    return lru_cache(maxsize=_SHARED)(decode_fact)
+def make_caching_decoder() -> Decode:
+    """Return `decode_fact()` with a cache, for two sinks that read the same facts at about the same time."""
+    return lru_cache(maxsize=_CACHED_FACTS)(decode_fact)
 
 
 async def pause_between_reads(found: Mapping[str, Sequence[QueueEntry]]) -> None:
@@ -127,13 +128,13 @@ async def pause_between_reads(found: Mapping[str, Sequence[QueueEntry]]) -> None
 
 
 def is_no_queue(error: ResponseError) -> bool:
-    """Whether a command was refused because a queue, or its traces group, is not there, or because it is no stream."""
+    """Return whether a command was refused because a queue or its traces group is missing, or the key is no stream."""
     return str(error).startswith(("NOGROUP", "WRONGTYPE")) or "no such key" in str(error).lower()
 
 
-async def read_states(link: Link, read: Mapping[str, str]) -> dict[str, QueueState | ResponseError | None]:
-    """Return where queues stand, each as seen from an id; None without such a key, an error if it is no stream."""
-    replies = await link.call_each(_STATE, read)
+async def read_states(link: Link, after: Mapping[str, str]) -> dict[str, QueueState | ResponseError | None]:
+    """Return where queues stand, with the entry that follows an id of each; None for a missing key, or an error."""
+    replies = await link.call_each(_READ_STATE, after)
     return {key: reply if isinstance(reply, ResponseError) else _parse_state(reply) for key, reply in replies.items()}
 
 

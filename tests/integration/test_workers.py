@@ -277,7 +277,7 @@ async def test_a_cancel_during_a_hand_over_reaches_the_next_process(configured: 
 async def test_waiting_jobs_are_counted_by_scope_once_they_are_due(
     configured: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauges, "_JOBS_A_LOOK", 2)  # more jobs than one look takes
+    monkeypatch.setattr(gauges, "_MOST_JOBS", 2)  # fewer than there are
     for n in range(5):
         await submit(f"s{n}")
     await submit("later", delay=3_600)

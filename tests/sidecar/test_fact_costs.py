@@ -114,7 +114,7 @@ async def test_facts_that_come_one_by_one_are_decoded_once_and_read_and_exported
     queue: Queue, redis_url: str
 ) -> None:
     link, transport, own, stop = CountingLink(redis_url), CountingTransport(), Series(), asyncio.Event()
-    decode = cast("_lru_cache_wrapper[tuple[Fact, bool]]", source.share_decoded())
+    decode = cast("_lru_cache_wrapper[tuple[Fact, bool]]", source.make_caching_decoder())
     metrics = MetricsSink(link, "agx", 5.0, own, decode=decode)
     traces = TracesSink(link, "agx", Export(transport, own, 10.0), own, 60.0, decode=decode)
     queue.add(started("run-first"))  # so that the queue is there

@@ -27,7 +27,7 @@ class RunEvents:
         self.runtime = runtime
         self.sample = EventSample()
         self.earlier = StreamTotals()  # written by earlier attempts
-        self.first_text_ns: int | None = None  # when the first text was handed over, which users wait for
+        self.first_text_ns: int | None = None  # when the first text was given to the writer
         self.stream_state = state  # of the run whose stream it is
         self._state = state
 

@@ -26,11 +26,11 @@ from .table import Instrument
 
 logger = logging.getLogger(__name__)
 
-# For `call_each()`: counts by scope in the server, so that what is counted is not transferred. `argument` is an id to
-# go on from; the reply is the last id that was looked at, or an empty text at the end, then each scope with its count.
-_TALLY = """
+# For `call_each()`: counts by scope in the server, so that only counts are transferred. `argument` is the id to go on
+# from. The reply is the last id that was read, or an empty text if none is left, then each scope with its count.
+_COUNT_BY_SCOPE = """
 local counts, last = {}, ''
-LOOK
+ADD_COUNTS
 local reply = {last}
 for scope, count in pairs(counts) do
   reply[#reply + 1] = scope
@@ -39,13 +39,13 @@ end
 return reply
 """
 # A lease past its deadline is no live run, even before the reaper saw it.
-_LIVE = """
+_ADD_LIVE = """
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%d', now), '+inf')) do
   local scope = string.match(member, '^([^:]+):[^:]+:[^:]+:[^:]+$')
   if scope then counts[scope] = (counts[scope] or 0) + 1 end
 end
 """
-_JOBS = """
+_ADD_JOBS = """
 local entries = redis.call('XRANGE', key, argument, '+', 'COUNT', MOST)
 if #entries == MOST then last = entries[#entries][1] end
 for _, entry in ipairs(entries) do
@@ -57,7 +57,7 @@ for _, entry in ipairs(entries) do
   if scope and (due or 0) <= now then counts[scope] = (counts[scope] or 0) + 1 end
 end
 """
-_JOBS_A_LOOK = 1_000  # of all partitions together: a look holds up the server
+_MOST_JOBS = 1_000  # of all partitions, in one script: meanwhile the server serves nobody else
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +95,19 @@ class TracesTrims:
 
 async def count_live(link: Link, prefix: str, partitions: int) -> dict[str, int]:
     """Return how many runs are alive, by scope."""
-    return await _count(link, _LIVE, [keys.leases(prefix, n) for n in range(partitions)])
+    return await _count(link, _ADD_LIVE, [keys.leases(prefix, n) for n in range(partitions)])
 
 
 async def count_jobs(link: Link, prefix: str, partitions: int) -> dict[str, int]:
     """Return how many jobs are due and have not begun, by scope."""
-    look = _JOBS.replace("MOST", str(max(1, _JOBS_A_LOOK // partitions)))
-    return await _count(link, look, [keys.jobs(prefix, n) for n in range(partitions)])
+    add_counts = _ADD_JOBS.replace("MOST", str(max(1, _MOST_JOBS // partitions)))
+    return await _count(link, add_counts, [keys.jobs(prefix, n) for n in range(partitions)])
 
 
 async def count_approvals(link: Link, prefix: str, partitions: int) -> dict[str, int]:
     """Return how many tool calls wait for a decision, by scope.
 
-    It is a command for each partition: a sidecar may read these keys, and a script needs the right to write them.
+    This takes a command for each partition. One script would need the right to write these keys, which a sidecar lacks.
     """
     waiting: Counter[str] = Counter()
     for n in range(partitions):
@@ -117,18 +117,18 @@ async def count_approvals(link: Link, prefix: str, partitions: int) -> dict[str,
     return dict(waiting)
 
 
-async def _count(link: Link, look: str, of_partitions: Sequence[str]) -> dict[str, int]:
+async def _count(link: Link, add_counts: str, partition_keys: Sequence[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    cursors = dict.fromkeys(of_partitions, "-")
+    cursors = dict.fromkeys(partition_keys, "-")
     while cursors:
-        replies = await link.call_each(_TALLY.replace("LOOK", look), cursors)
+        replies = await link.call_each(_COUNT_BY_SCOPE.replace("ADD_COUNTS", add_counts), cursors)
         cursors = {}
         for key, reply in replies.items():
             if isinstance(reply, ResponseError):
-                link.report_refusal(f"look into {key}", reply)
+                link.report_refusal(f"read {key}", reply)
                 continue
-            last, *tally = reply
-            for scope, count in zip(tally[::2], tally[1::2], strict=True):
+            last, *scopes = reply
+            for scope, count in zip(scopes[::2], scopes[1::2], strict=True):
                 counts[scope.decode("utf-8", "replace")] += int(count)
             if last:
                 cursors[key] = f"({last.decode()}"
@@ -138,7 +138,7 @@ async def _count(link: Link, look: str, of_partitions: Sequence[str]) -> dict[st
 def measure_metrics(link: Link, key: str, position: Position, read: Position, state: QueueState) -> Backlog:
     """Return what waits for the metrics sink; moves `position` where the queue was trimmed or began anew.
 
-    `read` is the position at the time of the request: the reader goes on while the server answers.
+    `read` is the position before the request, because the reader goes on while the server answers.
     """
     if parse_id(state.last_id) < parse_id(read.last_id) or state.entries_added < read.count:
         _start_over(key, state, position)
@@ -155,14 +155,14 @@ def measure_metrics(link: Link, key: str, position: Position, read: Position, st
     return Backlog(min(state.length, max(1, unread)), _age(link, next_id))
 
 
-def _start_over(key: str, end: QueueState, position: Position) -> None:
+def _start_over(key: str, state: QueueState, position: Position) -> None:
     """Read the queue from its start; what is known is passed over.
 
     What went from a queue that still has some of ours was counted before it went.
     """
     logger.warning("%s began anew (Redis lost data, or it had expired): reading it from its start", key)
-    is_ours = end.first_entry is not None and parse_id(end.first_entry) <= parse_id(position.last_id)
-    gone = end.entries_added - end.length if is_ours else 0
+    is_ours = state.first_entry is not None and parse_id(state.first_entry) <= parse_id(position.last_id)
+    gone = state.entries_added - state.length if is_ours else 0
     position.count = gone - position.trimmed
     position.last_id = ZERO_ID
 

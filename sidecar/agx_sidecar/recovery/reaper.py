@@ -46,8 +46,8 @@ SWEEP = 1.0  # seconds between two looks
 _AT_ONCE = 100  # dead runs per partition in one look
 _PAGE = 1_000  # entries a read
 
-# The members past their deadline with their deadlines. `argument`: how many to pass over.
-_DUE = f"return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'WITHSCORES', 'LIMIT', argument, {_AT_ONCE})"
+# For `call_each()`: the members past their deadline, with their deadlines. `argument`: how many to pass over.
+_READ_DUE = f"return redis.call('ZRANGEBYSCORE', key, '-inf', now, 'WITHSCORES', 'LIMIT', argument, {_AT_ONCE})"
 
 # Removes a member whose deadline is still the one that was read: a process that has come back has set a later one.
 # ARGV: member, deadline.
@@ -70,7 +70,7 @@ class Reaper:
         self._resumable = Postponed()  # by member and deadline: each attempt has a wait of its own
         self._offsets: dict[int, int] = {}  # by partition: members that the last look left
         self._server: object = None
-        self._has_checked = False
+        self._has_checked_server = False
         self._steady_since = time.monotonic()
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
@@ -88,7 +88,7 @@ class Reaper:
     async def _is_steady(self) -> bool:
         """Return whether the same server has answered for a lease's time: after an outage all leases look expired."""
         info = await self._link.call("INFO", "server")
-        self._has_checked = True
+        self._has_checked_server = True
         server = info.get("run_id") if isinstance(info, dict) else None
         if server != self._server or self._link.steady_since > self._steady_since:
             self._server = server
@@ -97,16 +97,16 @@ class Reaper:
         return meta is not None and time.monotonic() - self._steady_since > meta.lease_ttl
 
     async def _sweep(self, partitions: int) -> None:
-        """Finalize the runs that are past their deadline; one command if there is none."""
+        """Finalize the runs that are past their deadline. If there are none, this takes one command."""
         numbers = range(partitions)
         offsets = {keys.leases(self._prefix, n): self._offsets.get(n, 0) for n in numbers}
-        due = await self._link.call_each(_DUE, offsets)
-        must_check = not self._has_checked or self._link.steady_since > self._steady_since
+        due = await self._link.call_each(_READ_DUE, offsets)
+        must_check = not self._has_checked_server or self._link.steady_since > self._steady_since
         if not (must_check or any(due.values())) or not await self._is_steady():
             return
         for n, (key, members) in zip(numbers, due.items(), strict=True):
             if isinstance(members, ResponseError):
-                self._link.report_refusal(f"look into {key}", members)
+                self._link.report_refusal(f"read {key}", members)
             else:
                 await self._sweep_partition(n, members, offsets[key])
 

@@ -44,7 +44,7 @@ from .spans import spans_of
 
 logger = logging.getLogger(__name__)
 
-LINGER = 0.2  # seconds a batch waits for more, at least
+LINGER = 0.2  # least seconds that a batch waits for more
 EXPORT_PERIOD = 0.5  # seconds from one export to the next, unless the batch is full
 DEAD_CONSUMER_MS = 3_600_000  # idle time after which a consumer without pending facts is forgotten
 FIRST_WAIT, LONGEST_WAIT = 0.5, 5.0  # seconds between two attempts while the collector is down
@@ -77,8 +77,8 @@ class TracesSink:
         self._waiting: asyncio.Queue[list[Item]]
         self._in_flight: set[tuple[str, str]] = set()
         self._drained = asyncio.Event()
-        self._is_leaving = False
-        self._exported = float("-inf")  # when the last export began (monotonic)
+        self._is_stopping = False
+        self._exported_at = float("-inf")  # when the last export began (monotonic)
 
     async def run(self, partitions: int, stop: asyncio.Event) -> None:
         """Work until `stop`, then export what was read."""
@@ -96,7 +96,7 @@ class TracesSink:
             await asyncio.wait(readers)
             for n in range(partitions):
                 await self._accept_own(keys.queue(self._prefix, n))
-            self._is_leaving = True
+            self._is_stopping = True
             await self._waiting.put([])  # wakes the sender
             await self._drained.wait()
             sender.cancel()
@@ -104,7 +104,7 @@ class TracesSink:
     def _forget_in_flight(self) -> None:
         """Begin anew: what an earlier run was about to send is pending, and claimed again in its time."""
         self._waiting = asyncio.Queue(maxsize=4)  # full: reading pauses
-        self._is_leaving = False
+        self._is_stopping = False
         self._in_flight.clear()
         self._drained.set()
 
@@ -154,7 +154,7 @@ class TracesSink:
     async def _create_groups(self, queues: Sequence[str]) -> list[str]:
         """Create the group at the start of each queue, where it is missing; return the queues that have it.
 
-        None is created without a queue, since an empty one would never expire.
+        Where there is no queue, no group is created: it would create an empty stream, which never expires.
         """
         ready = []
         for key, reply in (await self._link.call_each(_CREATE_GROUP, dict.fromkeys(queues, TRACES_GROUP))).items():
@@ -219,10 +219,10 @@ class TracesSink:
         if not batch:
             batch.extend(await self._waiting.get())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(LINGER, self._exported + EXPORT_PERIOD - time.monotonic())):
-                while len(batch) < MAX_SPANS and not (self._is_leaving and self._waiting.empty()):
+            async with asyncio.timeout(max(LINGER, self._exported_at + EXPORT_PERIOD - time.monotonic())):
+                while len(batch) < MAX_SPANS and not (self._is_stopping and self._waiting.empty()):
                     batch.extend(await self._waiting.get())
-        self._exported = time.monotonic()
+        self._exported_at = time.monotonic()
 
     async def _acknowledge(self, done: Sequence[Item]) -> None:
         by_key: dict[str, list[str]] = {}
