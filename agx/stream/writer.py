@@ -211,8 +211,7 @@ class SessionWriter:
     def forget(self) -> None:
         """Stop writing: the stream belongs to another run, or nothing is retained any longer."""
         self._stopped = True
-        if self._retry is not None:
-            self._retry.cancel()
+        self._cancel_retry()
         self._release_waiters()
 
     def refresh(self) -> None:
@@ -253,6 +252,7 @@ class SessionWriter:
         return sent
 
     def _transmit(self) -> None:
+        self._cancel_retry()  # else it sends the same batch again
         self._asked = time.monotonic()
         self.tail.append(self._batch).add_done_callback(self._on_reply)
 
@@ -292,18 +292,20 @@ class SessionWriter:
             self._counts.retries += 1
             self._counts.failures += not self._backoff.is_waiting and not isinstance(error, CONNECTION_ERRORS)
         self._side.streams.note_failure(self, error)
-        loop = asyncio.get_running_loop()
-        if not loop.is_closed():
-            self._retry = loop.call_later(self._backoff.next(), self._try_again)
+        self._retry = asyncio.get_running_loop().call_later(self._backoff.next(), self._try_again)
 
     def retry_now(self) -> None:
         """Retry without further delay, where a retry waits: Redis answered another session."""
         if self._retry is not None:
-            self._retry.cancel()
             self._try_again()
 
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
     def _try_again(self) -> None:
-        self._retry = None
+        self._cancel_retry()
         if self._batch:
             self._transmit()
         elif self.tail.retained and self._comparing is None:
@@ -314,9 +316,7 @@ class SessionWriter:
     # --- after a refusal or a reconnection
 
     def _start_comparison(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()  # else it sends a batch again that is in flight by then
-            self._retry = None
+        self._cancel_retry()
         self._comparing = asyncio.get_running_loop().create_task(self._compare(), name="agx-compare")
 
     async def _compare(self) -> None:
