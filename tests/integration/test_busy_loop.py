@@ -107,14 +107,14 @@ async def test_a_stop_while_a_lease_is_missing(monkeypatch: pytest.MonkeyPatch) 
     bus: Any = EmptyBus()
     feed = hub.Feed(bus, SessionKeys.of("agx", 1, 1, "s"), patience=4.0, on_overflow=lambda: None)
 
-    async def look_after(seconds: float) -> bool:
+    async def poll_after(seconds: float) -> bool:
         nonlocal now
         now += seconds
         feed.poll()
         await asyncio.sleep(0)
         return feed.dead
 
-    assert not await look_after(hub.POLL)
-    assert not await look_after(60)
-    looks = [await look_after(hub.POLL) for _ in range(5)]
-    assert looks == [False, False, True, True, True]
+    assert not await poll_after(hub.POLL)
+    assert not await poll_after(60)
+    are_dead = [await poll_after(hub.POLL) for _ in range(5)]
+    assert are_dead == [False, False, True, True, True]

@@ -34,7 +34,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.session = SessionKeys.of("agx", 1, 1, "s")
-        self.hub: Any = Hub(self, self, self, patience=1e9, look_every=1e9)  # type: ignore[arg-type]
+        self.hub: Any = Hub(self, self, self, patience=1e9, poll_every=1e9)  # type: ignore[arg-type]
         self.stream: list[tuple[StreamId, str]] = [((1, 0), "begin")]
         self.appended = list(self.stream)
         self.lost: list[tuple[StreamId, str]] = []  # by a failover, until their writer appends them again
@@ -106,7 +106,7 @@ class World:
             while (entries := await run.next()) is not None:
                 heard += [entry.id for entry in entries if not entry.made_here]
                 await awake.wait()
-                while is_live and (arrival := run.arrival()) is not None:
+                while is_live and (arrival := run.wait_entries()) is not None:
                     heard += [entry.id for entry in run.select(await arrival or []) if not entry.made_here]
                     await awake.wait()
 
@@ -218,7 +218,7 @@ class World:
             self.append()
         for _ in range(4):
             await self.drain()
-            self.hub._look_at_quiet()
+            self.hub._poll_quiet()
         await self.drain()
 
     async def drain(self) -> None:
