@@ -32,12 +32,12 @@ class Subscription:
         self._bus = bus
         self._supervisor = supervisor
         self._channels: dict[bytes, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
-        self._wanted: dict[bytes, str] = {}  # by channel: SUBSCRIBE or UNSUBSCRIBE, the last one counts
-        self._following: asyncio.Task[None] | None = None
+        self._requested: dict[bytes, str] = {}  # by channel: SUBSCRIBE or UNSUBSCRIBE, whichever was requested last
+        self._task: asyncio.Task[None] | None = None
         self._has_channels = asyncio.Event()
         self._connection: Connection | None = None  # while it can be used
         self._update: asyncio.Handle | None = None
-        self._silent = 0  # polls since the last message
+        self._quiet_polls = 0  # polls since the last message
 
     def subscribe(self, channel: str, on_message: Callable[[bytes], None], on_subscribed: Callable[[], None]) -> None:
         """Have `on_message(message)` called for each message of a channel; one per channel.
@@ -46,37 +46,37 @@ class Subscription:
         """
         name = channel.encode()
         self._channels[name] = (on_message, on_subscribed)
-        self._want(name, "SUBSCRIBE")
+        self._request(name, "SUBSCRIBE")
         self._has_channels.set()
-        if self._following is None:
-            self._following = self._supervisor.start(self._follow, name="agx-subscription")
+        if self._task is None:
+            self._task = self._supervisor.start(self._keep_connected, name="agx-subscription")
 
     def unsubscribe(self, channel: str) -> None:
         """Stop listening to a channel."""
         name = channel.encode()
         if self._channels.pop(name, None) is not None:
-            self._want(name, "UNSUBSCRIBE")
+            self._request(name, "UNSUBSCRIBE")
         if not self._channels:
             self._has_channels.clear()
 
-    def _want(self, name: bytes, verb: str) -> None:
-        self._wanted[name] = verb
+    def _request(self, name: bytes, verb: str) -> None:
+        self._requested[name] = verb
         if self._connection is not None and self._update is None:
             # Many joins and leaves become few commands.
-            self._update = asyncio.get_running_loop().call_soon(self._send_wanted)
+            self._update = asyncio.get_running_loop().call_soon(self._send_requested)
 
-    def _send_wanted(self) -> None:
+    def _send_requested(self) -> None:
         self._update = None
-        changes, self._wanted = self._wanted, {}
+        changes, self._requested = self._requested, {}
         for verb in ("SUBSCRIBE", "UNSUBSCRIBE"):
-            self._send(verb, [name for name, wanted in changes.items() if wanted == verb])
+            self._send(verb, [name for name, last in changes.items() if last == verb])
 
     def _send(self, verb: str, names: list[bytes]) -> None:
         for start in range(0, len(names), _NAMES):
             if self._connection is not None and self._connection.is_open:
                 self._connection.write(pack_command((verb, *names[start : start + _NAMES])))
 
-    async def _follow(self) -> None:
+    async def _keep_connected(self) -> None:
         """Keep the subscriptions, through broken connections and changed servers."""
         backoff = Backoff(_RECONNECT_FIRST, _RECONNECT_LAST)
         while True:
@@ -94,15 +94,13 @@ class Subscription:
     async def _connect(self) -> None:
         """Subscribe to all channels on a new connection, and watch it until it breaks."""
         connection = await self._bus.make_subscriber()
-        lost: asyncio.Future[Reply] = (
-            asyncio.get_running_loop().create_future()
-        )  # gets the error that ends the connection
+        lost: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()  # gets the final error
         try:
             await connection.open()
-            # By callbacks: redis-py's PubSub takes 60 us a message, and can't be read without a channel.
+            # Not redis-py's PubSub, which takes 60 us a message, and can't be read without a channel.
             connection.receive(partial(self._on_received, connection, lost), partial(fail_reply, lost))
             self._connection = connection
-            self._wanted.clear()
+            self._requested.clear()
             self._send("SUBSCRIBE", list(self._channels))
             await self._watch(connection, lost)
         finally:
@@ -110,21 +108,21 @@ class Subscription:
             await connection.close()
 
     async def _watch(self, connection: Connection, lost: asyncio.Future[Reply]) -> None:
-        self._silent = 0
+        self._quiet_polls = 0
         while True:
             await asyncio.wait({lost}, timeout=_POLL)
             if lost.done():
                 lost.result()
             if not self._bus.is_current(connection):
                 raise RedisConnectionError("the server was replaced")
-            self._silent += 1
-            if self._silent == _PING_AFTER:
+            self._quiet_polls += 1
+            if self._quiet_polls == _PING_AFTER:
                 self._send("PING", [b"agx"])
-            elif self._silent > 2 * _PING_AFTER:
+            elif self._quiet_polls > 2 * _PING_AFTER:
                 raise RedisConnectionError("no answer to a PING")
 
     def _on_received(self, connection: Connection, lost: asyncio.Future[Reply]) -> None:
-        self._silent = 0
+        self._quiet_polls = 0
         try:
             while (message := connection.take_received()) is not NO_REPLY:
                 if isinstance(message, RedisError):
@@ -146,7 +144,7 @@ class Subscription:
 
     async def aclose(self) -> None:
         """Stop the task, which closes the connection."""
-        following, self._following = self._following, None
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

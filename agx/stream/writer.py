@@ -131,7 +131,7 @@ class SessionWriter:
                     if (reply := await self._append_first(BEGIN, entry, after, until_ms)) == b"ok":
                         break
                 except CONNECTION_ERRORS as error:
-                    trouble_since = trouble_since or self._asked  # not compared with now: the process may have slept
+                    trouble_since = trouble_since or self._asked  # not now: the process may have been stopped
                     if isinstance(error, TimeoutError) or self._asked - trouble_since > COMMAND_TIMEOUT:
                         raise
             last = await retry(lambda: self._side.bus.execute("XREVRANGE", self._keys.stream, "+", "-", "COUNT", 1))
@@ -226,7 +226,7 @@ class SessionWriter:
 
     def check_owner(self) -> None:
         """Compare the stream also where nothing is retained any longer: it may be another run's, or ended."""
-        if not (self._stopped or self._batch or self._comparing is not None):  # a batch leads to one by itself
+        if not (self._stopped or self._batch or self._comparing is not None):  # a batch may start one
             self._start_comparison()
 
     def send(self) -> int:

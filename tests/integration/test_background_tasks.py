@@ -58,7 +58,7 @@ def failing(owner: type, method: str, times: int = 2) -> Iterator[Callable[[], i
     ("owner", "method", "task"),
     [
         (Leases, "_renew", "agx-leases"),
-        (Subscription, "_follow", "agx-subscription"),
+        (Subscription, "_keep_connected", "agx-subscription"),
         (Hub, "_poll_quiet", "agx-hub-poll"),
         (ProcessHeartbeat, "_emit", "agx-process-heartbeat"),
         (Queues, "_take", "agx-queues"),

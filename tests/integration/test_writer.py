@@ -274,20 +274,20 @@ async def test_a_batch_that_can_wait_is_sent_later_but_is_sent() -> None:
     commit.close()
 
 
-async def test_an_urgent_batch_leaves_alone_and_the_others_merge_until_the_next_commit(
+async def test_a_batch_for_now_is_sent_alone_and_the_others_merge_until_the_next_commit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("agx.stream.group_commit._SHORT", 0.2)
     sent: list[str] = []
     commit = GroupCommit(Supervisor())
-    first, second, urgent = (Sent(name, sent) for name in ("first", "second", "urgent"))
+    first, second, at_once = (Sent(name, sent) for name in ("first", "second", "at once"))
     commit.schedule(first, "soon")  # after a pause: at once
     await asyncio.sleep(0)
     assert sent == ["first"]
     commit.schedule(second, "soon")
-    commit.schedule(urgent, "now")
+    commit.schedule(at_once, "now")
     await wait_until(lambda: len(sent) == 2)
-    assert sent[1] == "urgent"
+    assert sent[1] == "at once"
     await wait_until(lambda: sent[2:] == ["second"])
     commit.schedule(first, "soon")
     commit.schedule(first, "now")
