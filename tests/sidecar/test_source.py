@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import ResponseError
 from support.made_facts import ended, started
 from support.otlp import OtlpReceiver
 from support.replica import Queue, StartReplica
@@ -18,9 +19,12 @@ from agx.facts.schema import FIELD, Fact, encode
 from agx.redis import keys
 from agx.redis.address import parse_redis
 from agx_sidecar.link import Link, open_client
-from agx_sidecar.metrics.gauges import count_jobs, count_live
+from agx_sidecar.metrics.fold import Fold, Position
+from agx_sidecar.metrics.gauges import Backlog, TracesTrims, count_jobs, count_live
+from agx_sidecar.metrics.series import Series
+from agx_sidecar.metrics.sink import MetricsSink
 from agx_sidecar.recovery.reaper import Reaper
-from agx_sidecar.source import group_partitions, read_after, read_states
+from agx_sidecar.source import TRACES_GROUP, QueueState, group_partitions, read_after, read_states
 from agx_sidecar.traces.export import Item
 from agx_sidecar.traces.sink import TracesSink
 
@@ -145,3 +149,48 @@ def test_a_queue_that_stops_being_a_stream_does_not_hide_the_others(
     wait_until_sync(lambda: replica.scrape().total("agx_facts_total") == len(before) + len(after))
     wait_until_sync(lambda: runs_of(otlp) == len(before) + len(after))
     assert replica.end() == 0
+
+
+async def test_of_a_queue_that_is_gone_nothing_waits(link: CountingLink, redis_url: str) -> None:
+    sink, fold = make_sink(link)
+    async with Redis.from_url(redis_url) as redis:
+        await redis.xadd(QUEUES[0], {FIELD: encode(started("run"))})
+        await redis.expire(QUEUES[0], 60)
+        await redis.xgroup_create(QUEUES[0], TRACES_GROUP, "0")
+        await sink._measure(fold)
+        assert {sink_name: backlog.length for (_, sink_name), backlog in sink._backlogs.items()} == {
+            "metrics": 1,
+            "traces": 1,
+        }
+        await redis.delete(QUEUES[0])
+    await sink._measure(fold)
+    assert set(sink._backlogs.values()) == {Backlog()}
+
+
+async def test_a_queue_that_is_no_stream_is_not_read_while_the_states_are(
+    link: CountingLink, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, fold = make_sink(link)
+    unreadable: list[set[int]] = []
+
+    async def look(link: Link, read: Mapping[str, str]) -> dict[str, QueueState | ResponseError | None]:
+        unreadable.append(set(sink._unreadable))
+        return await read_states(link, read)
+
+    monkeypatch.setattr("agx_sidecar.metrics.sink.read_states", look)
+    async with Redis.from_url(redis_url) as redis:
+        await redis.set(QUEUES[0], "no stream", ex=60)
+        await sink._measure(fold)
+        await sink._measure(fold)
+        await redis.delete(QUEUES[0])
+    assert unreadable == [set(), {0}]
+    await sink._measure(fold)
+    assert not sink._unreadable
+
+
+def make_sink(link: Link) -> tuple[MetricsSink, Fold]:
+    """Return a sink of one partition that leads, and its fold."""
+    sink = MetricsSink(link, "agx", 5.0, Series())
+    sink._partitions = 1
+    sink._state.traces_trims[0] = TracesTrims()
+    return sink, Fold(Series(), Series(), {0: Position()})

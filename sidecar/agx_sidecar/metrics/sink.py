@@ -261,6 +261,8 @@ class MetricsSink:
         states = await self._read_states(fold)
         for n in range(self._partitions):
             self._backlogs[n, "metrics"] = Backlog()
+            if (n, "traces") in self._backlogs:
+                self._backlogs[n, "traces"] = Backlog()
             if (state := states.get(n)) is None:
                 continue
             key, position = keys.queue(self._prefix, n), fold.positions[n]
@@ -273,9 +275,10 @@ class MetricsSink:
         """Return where the queues stand; a key that is no stream is not read as long as it is there."""
         numbers = range(self._partitions)
         read = {keys.queue(self._prefix, n): fold.positions[n].last_id for n in numbers}
+        found = await read_states(self._link, read)
         states: dict[int, QueueState] = {}
         self._unreadable.clear()
-        for n, (key, state) in zip(numbers, (await read_states(self._link, read)).items(), strict=True):
+        for n, (key, state) in zip(numbers, found.items(), strict=True):
             if isinstance(state, ResponseError):
                 self._link.report_refusal(f"read {key}", state)
                 self._unreadable.add(n)
