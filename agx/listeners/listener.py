@@ -210,7 +210,7 @@ class Follower:
         return None
 
     def wait_entries(self) -> asyncio.Future[list[StreamEntry] | None] | None:
-        """Return a future of new entries for `select()`; None if only `next()` knows what follows."""
+        """Return a future of new entries for `select()`; None if `next()` has to be called first."""
         subscriber = self._subscriber
         has_limits = self._idle is not None or self._timeout is not None or self._between_runs
         if has_limits or self._ended or self._feed.dead or subscriber.entries or not subscriber.caught_up:

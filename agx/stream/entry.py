@@ -138,21 +138,17 @@ class StreamEntry:
         return {"id": format_id(self.id), "type": self.type, "origin": self.origin, "body": self.body}
 
     def to_json(self) -> str:
-        """Return the event that `listen()` yields: JSON on one line."""
-        return self.to_json_bytes().decode()
-
-    def to_json_bytes(self) -> bytes:
-        """Return the same, encoded. Made once for all listeners."""
+        """Return the event that `listen()` yields: JSON on one line. Encoded once for all listeners."""
         if self._json is None:
             self._json = compact(self._dump(format_id(self.id)))
-        return self._json
+        return self._json.decode()
 
     def to_frame(self) -> bytes:
-        """Return the frame that `sse()` yields. Made once for all listeners."""
+        """Return the frame that `sse()` yields. Encoded once for all listeners."""
         if self._frame is None:
             own_id = format_id(self.id)
-            # After a run that was replaced an EventSource goes on with the next one, from its first event: with the
-            # old id it would receive the same info for ever.
+            # After the info that a run was replaced, an EventSource has to go on with the first event of the next run.
+            # With the old id it would receive the same info again.
             replaced = self.made_here and "superseded_by" in self.body
             cursor = _FROM_THE_START if replaced else own_id.encode()
             self._frame = b"id: %b\ndata: %b\n\n" % (cursor, self._dump(own_id))

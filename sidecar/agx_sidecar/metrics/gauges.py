@@ -57,7 +57,7 @@ for _, entry in ipairs(entries) do
   if scope and (due or 0) <= now then counts[scope] = (counts[scope] or 0) + 1 end
 end
 """
-_MOST_JOBS = 1_000  # of all partitions, in one script: meanwhile the server serves nobody else
+_MOST_JOBS = 1_000  # of all partitions, in one script: meanwhile the server executes nothing else
 
 
 @dataclass(frozen=True, slots=True)
