@@ -105,15 +105,23 @@ def test_what_is_no_fact_is_distinguished_from_one() -> None:
     assert [entry.fact_key for entry in (bad, none, trimmed)] == [None, None, None]
 
 
+def encode_event() -> bytes:
+    entry = StreamEntry((7, 1), "info", "mine", b'{"n":1}')
+    entry.to_json()
+    assert entry._json is not None
+    return entry._json
+
+
 @pytest.mark.parametrize(
     "encoded",
     [
         lambda: encode_body({"event": "part_delta", "content_delta": "hello"}, 1_000),
         lambda: encode_body({"event": "llm-end", "value": 2**70}, 1_000),
-        lambda: StreamEntry((7, 1), "info", "mine", b'{"n":1}').to_json_bytes(),
+        encode_event,
+        lambda: StreamEntry((7, 1), "info", "mine", b'{"n":1}').to_frame(),
         lambda: encode(FACT),
     ],
-    ids=["body", "body of odd values", "event", "fact"],
+    ids=["body", "body of odd values", "event", "frame", "fact"],
 )
 def test_what_is_kept_takes_the_memory_of_its_bytes(encoded: Callable[[], bytes]) -> None:
     encoded()
