@@ -20,7 +20,7 @@ from agx.redis import keys
 from agx.redis.address import parse_redis
 from agx_sidecar.link import Link, open_client
 from agx_sidecar.metrics.fold import Fold, Position
-from agx_sidecar.metrics.gauges import Backlog, TracesTrims, count_jobs, count_live
+from agx_sidecar.metrics.gauges import Backlog, TracesTrims, count_approvals, count_jobs, count_live
 from agx_sidecar.metrics.series import Series
 from agx_sidecar.metrics.sink import MetricsSink
 from agx_sidecar.recovery.reaper import Reaper
@@ -194,3 +194,13 @@ def make_sink(link: Link) -> tuple[MetricsSink, Fold]:
     sink._partitions = 1
     sink._state.traces_trims[0] = TracesTrims()
     return sink, Fold(Series(), Series(), {0: Position()})
+
+
+async def test_waiting_calls_are_counted_beside_odd_keys_and_fields(link: CountingLink, redis_url: str) -> None:
+    no_hash, odd_fields = (keys.approvals("agx", n) for n in range(2))
+    async with Redis.from_url(redis_url) as redis:
+        await redis.set(no_hash, "no hash", ex=60)
+        await redis.hset(odd_fields, mapping={"c:acme:1:s:call": "{}", "": "", "c": "", "d": "", "other": ""})
+        await redis.expire(odd_fields, 60)
+        assert await count_approvals(link, "agx", 2) == {"acme": 1}
+        await redis.delete(no_hash, odd_fields)

@@ -111,9 +111,13 @@ async def count_approvals(link: Link, prefix: str, partitions: int) -> dict[str,
     """
     waiting: Counter[str] = Counter()
     for n in range(partitions):
-        fields = [field.decode("utf-8", "replace") for field in await link.call("HKEYS", keys.approvals(prefix, n))]
-        decided = {field[1:] for field in fields if field[0] == "d"}
-        waiting.update(field.split(":", 2)[1] for field in fields if field[0] == "c" and field[1:] not in decided)
+        key = keys.approvals(prefix, n)
+        try:
+            names = {name.decode("utf-8", "replace") for name in await link.call("HKEYS", key)}
+        except ResponseError as error:
+            link.report_refusal(f"look into {key}", error)
+            continue
+        waiting.update(name.split(":", 2)[1] for name in names if name[:2] == "c:" and f"d{name[1:]}" not in names)
     return dict(waiting)
 
 
