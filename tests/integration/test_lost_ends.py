@@ -1,4 +1,4 @@
-"""A listener that comes after the end of a stream was lost, or has expired, is handed what the others are."""
+"""A listener that joins after a stream has lost its end, or has expired, receives what the others receive."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_of_a_stream_that_is_gone(redis: Redis, reads: list[str]) -> None:
 
 
 async def test_beside_a_cursor_that_no_entry_has(redis: Redis, reads: list[str]) -> None:
-    """It is a client's, and may be of a server that has lost its data."""
+    """The cursor comes from a client, and may be of a server that has lost its data."""
     ahead: list[str] = []
     heard: list[str] = []
     await agx.start(1, 1, "s")

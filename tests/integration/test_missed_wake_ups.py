@@ -1,4 +1,4 @@
-"""A wake-up that comes at a bad moment delays nothing: where no other one follows it, it may be that of the `end`."""
+"""A wake-up that comes at a bad moment causes no delay: it may be that of the `end`, which no other one follows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agx.stream.hub import Feed
 
 @pytest.fixture(autouse=True)
 async def configured(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """agx with polls often, of which none reads a session whose writer sends wake-ups; a session that is begun."""
+    """Configure agx so that it polls often, but no session whose writer sends wake-ups; begin a session."""
     monkeypatch.setattr(hub, "POLL", 0.05)
     async with Redis.from_url(redis_url) as client:
         agx.configure(agx.Config(redis=client, lease_ttl=3_600))
@@ -104,7 +104,7 @@ async def test_while_the_stream_cannot_be_read(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_former_connection_that_ends_late_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TLS waits for the other side's goodbye, which a server that was stopped does not send."""
+    """TLS waits for the server's `close_notify`, which a server that was stopped does not send."""
     connections: list[tuple[Connection, Callable[[BaseException], None]]] = []
     receive, subscription = Connection.receive, current_engine().subscription
 

@@ -247,8 +247,8 @@ async def test_a_runs_text_is_whole_through_all_of_it(proxied: Line) -> None:
     assert "".join(body.get("content_delta", body.get("content", "")) for body in said) == result.output
 
 
-class Sent:
-    """A session that has something to send; notes when it is asked for it."""
+class RecordingSender:
+    """A session that records each `send()`."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self._name, self._log = name, log
@@ -261,7 +261,7 @@ class Sent:
 async def test_a_batch_that_can_wait_is_sent_later_but_is_sent() -> None:
     sent: list[str] = []
     commit = GroupCommit(Supervisor())
-    patient, joined, usual = (Sent(name, sent) for name in ("patient", "joined", "usual"))
+    patient, joined, usual = (RecordingSender(name, sent) for name in ("patient", "joined", "usual"))
     for session in (patient, joined):
         commit.schedule(session, "later")
     commit.schedule(usual, "soon")
@@ -280,7 +280,7 @@ async def test_a_batch_for_now_is_sent_alone_and_the_others_merge_until_the_next
     monkeypatch.setattr("agx.stream.group_commit._SHORT", 0.2)
     sent: list[str] = []
     commit = GroupCommit(Supervisor())
-    first, second, at_once = (Sent(name, sent) for name in ("first", "second", "at once"))
+    first, second, at_once = (RecordingSender(name, sent) for name in ("first", "second", "at once"))
     commit.schedule(first, "soon")  # after a pause: at once
     await asyncio.sleep(0)
     assert sent == ["first"]
@@ -295,7 +295,9 @@ async def test_a_batch_for_now_is_sent_alone_and_the_others_merge_until_the_next
     commit.close()
 
 
-async def test_a_writer_knows_whether_somebody_follows(configured: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_counts_as_followed_while_a_listener_is_subscribed(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agx.stream.writer._FIRST_LISTENER", 0.0)
     gates = [Gate(), Gate(), Gate()]
     model = scripted(["one", gates[0], " two", gates[1], " three", gates[2], " four"])

@@ -1,4 +1,4 @@
-"""How many commands a sidecar needs to read the queues and to look after the rest, and a queue that is none."""
+"""How many commands a sidecar needs for all partitions, and keys of another type in the place of a queue."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 WRITE_PERIOD = 2.0  # seconds between two writes of the state
 MEASURE_PERIOD = 2.0  # seconds between two measurements of leases and queues
-APPROVALS_PERIOD = 10.0  # seconds between two counts of tool calls that wait: people take longer than that
+APPROVALS_PERIOD = 10.0  # seconds between two counts of tool calls that wait for a decision, which takes longer
 RETIRE_PERIOD = 60.0  # seconds
 _NEWER_PAUSE = 10.0  # seconds before a newer state is read again
 
