@@ -100,7 +100,8 @@ class RealServer:
                 return self.client.delete(live) and None
             case "append":
                 behind, entry = args
-                return self._script(APPEND, stream, _IDS[behind], "wake", 1_000, 60, *_entry(entry)).decode()
+                reply = self._script(APPEND, stream, _IDS[behind], "wake", 1_000, 60, *_entry(entry))
+                return "ok" if isinstance(reply, int) else reply.decode()
             case "begin_other":
                 return self._script(BEGIN, stream, "wake", 60, self._last_id, NEVER_LATE, *_entry("2")).decode()
             case "end_lost":

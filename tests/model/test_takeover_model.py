@@ -109,7 +109,8 @@ class RealServer:
 
     def _append(self, script: Script, *args: Any, letter: str, kind: str) -> str:
         entry = self._entry(letter, kind)
-        reply: str = self._script(script, self.session.stream, *args, *entry).decode()
+        raw = self._script(script, self.session.stream, *args, *entry)
+        reply = "ok" if isinstance(raw, int) else str(raw, "ascii")
         if reply != "ok":
             del self.letters[str(entry[0])]
         return reply
