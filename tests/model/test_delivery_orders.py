@@ -47,6 +47,7 @@ class World:
         self.heard: list[list[StreamId]] = []
         self.awake: list[asyncio.Event] = []
         self.tasks: list[asyncio.Task[None]] = []
+        self.here: list[int] = []  # the listeners that have not left
         self.trace: list[str] = []
 
     # --- what the hub uses
@@ -71,7 +72,8 @@ class World:
         """Return the steps that are possible, and how often each is taken beside the others."""
         can_append = not self.lost
         return {
-            self.join: 1.0 * (len(self.tasks) < 3),
+            self.join: 1.0 * (len(self.here) < 3),
+            self.leave: 0.2 * bool(self.here),
             self.append: 2.0 * can_append,
             self.add: 0.6,
             self.publish_added: 2.0 * bool(self.unpublished),
@@ -83,12 +85,13 @@ class World:
             self.fail: 0.3 * bool(self.replies),
             self.message: 4.0 * bool(self.messages),
             self.cut: 0.1 * self.is_subscribed,
-            self.confirm: 4.0 * (not self.is_subscribed and bool(self.tasks)),
+            self.confirm: 4.0 * (not self.is_subscribed and bool(self.here)),
             self.pause: 0.4 * bool(self.awake),
             self.resume: 0.6 * bool(self.awake),
         }
 
     def join(self) -> None:
+        self.here.append(len(self.tasks))
         self.heard.append([])
         self.awake.append(asyncio.Event())
         self.awake[-1].set()
@@ -109,6 +112,10 @@ class World:
                 while is_live and (arrival := run.wait_entries()) is not None:
                     heard += [entry.id for entry in run.select(await arrival or []) if not entry.made_here]
                     await awake.wait()
+
+    def leave(self) -> None:
+        """Cancel a listener at whatever it waits for."""
+        self.tasks[self.here.pop(self.dice.randrange(len(self.here)))].cancel()
 
     def next_id(self) -> StreamId:
         return (max(self.appended)[0][0] + 1, 0)
@@ -237,11 +244,11 @@ class World:
         raise AssertionError("it reads for ever")
 
     def check(self) -> None:
-        entries = dict(self.appended)
         for n, (first, *heard) in enumerate(self.heard):
             assert heard == sorted(set(heard)), (n, "repeats or reorders", heard)
-            last_begin = self.stream[0][0]
-            wanted = [i for i in entries if i > first and i >= last_begin]
+            last = self.appended[-1][0] if n in self.here else max(heard, default=first)
+            begin = max((i for i, kind in self.appended if kind == "begin" and i <= last), default=last)
+            wanted = [i for i, _ in self.appended if first < i <= last and i >= begin]
             assert [i for i in heard if i in wanted] == wanted, (n, "misses", first, heard, wanted)
 
 
