@@ -124,7 +124,7 @@ async def a_queue_s_worker_is_killed(site: Site, code: str, command: str, model_
     model_server.script((Text("half"), Silence()), say("The whole answer"))
     kick = "import asyncio, tasks; asyncio.run(tasks.answer.kiq('acme', 'ada', 'first', 'Again'))"
     site.run(f'python -W ignore -c "{kick}"')
-    await asyncio.to_thread(wait_until_sync, lambda: len(model_server.requests) == 2, what=log.read_text())
+    await asyncio.to_thread(wait_until_sync, lambda: len(model_server.requests) == 3, what=log.read_text())
     seen = await asyncio.to_thread(site.follow, until="half")
     os.killpg(queue.pid, signal.SIGKILL)
     rest = await asyncio.to_thread(site.follow, after=seen[-1]["id"])
