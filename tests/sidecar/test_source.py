@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from support.made_facts import ended, started
 from support.otlp import OtlpReceiver
 from support.replica import Queue, StartReplica
-from support.waiting import wait_until_sync
+from support.waiting import wait_until, wait_until_sync
 
 from agx.facts.schema import FIELD, Fact, encode
 from agx.redis import keys
@@ -22,7 +22,7 @@ from agx_sidecar.link import Link, open_client
 from agx_sidecar.metrics.fold import Fold, Position
 from agx_sidecar.metrics.gauges import Backlog, TracesTrims, count_approvals, count_jobs, count_live
 from agx_sidecar.metrics.series import Series
-from agx_sidecar.metrics.sink import MetricsSink
+from agx_sidecar.metrics.sink import CatchUp, MetricsSink
 from agx_sidecar.recovery.reaper import Reaper
 from agx_sidecar.source import TRACES_GROUP, QueueState, group_partitions, read_after, read_states
 from agx_sidecar.traces.export import Item
@@ -186,6 +186,39 @@ async def test_a_queue_that_is_no_stream_is_not_read_while_the_states_are(
     assert unreadable == [set(), {0}]
     await sink._measure(fold)
     assert not sink._unreadable
+
+
+async def test_no_state_is_written_while_a_queue_is_read_again(
+    link: CountingLink, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, fold = make_sink(link)
+    written: list[str] = []
+
+    async def write(body: bytes) -> None:
+        written.append(fold.positions[0].last_id)
+
+    monkeypatch.setattr(type(sink._lease), "held", True)
+    monkeypatch.setattr(sink._guard, "write", write)
+    write_state = sink._writer(fold)
+    async with Redis.from_url(redis_url) as redis:
+        for entry_id in ("5-0", "6-0"):
+            await redis.xadd(QUEUES[0], {FIELD: encode(started(entry_id))}, id=entry_id)
+        await redis.expire(QUEUES[0], 60)
+        fold.positions[0].last_id = "9-0"  # of an entry that only the former primary had
+        await sink._measure(fold)
+        assert sink._read_again == {0: "6-0"}
+        await write_state()
+        assert not written
+        reading = asyncio.create_task(sink._read(fold, range(1), CatchUp({})))
+        await wait_until(lambda: not sink._read_again)
+        await write_state()
+        assert written == ["6-0"]
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        sink._read_again[0] = "7-0"
+        await redis.delete(QUEUES[0])
+        await sink._measure(fold)
+        assert not sink._read_again
 
 
 def make_sink(link: Link) -> tuple[MetricsSink, Fold]:

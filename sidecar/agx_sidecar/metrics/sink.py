@@ -86,6 +86,7 @@ class MetricsSink:
         self._by_scope: dict[Instrument, dict[str, int]] = {}  # live runs, waiting jobs
         self._backlogs: dict[tuple[int, str], Backlog] = {}
         self._unreadable: set[int] = set()  # partitions whose queue is no stream
+        self._read_again: dict[int, str] = {}  # partitions that are read from their start again, and up to which entry
 
     @property
     def exporting(self) -> bool:
@@ -164,6 +165,7 @@ class MetricsSink:
         catch_up = await self._link.persist("find where the queues stand", lambda: self._find_ends(fold))
         await self._link.persist("read known facts", lambda: self._recall(fold))
         self._state, self._fold = state, fold
+        self._read_again.clear()
         async with asyncio.TaskGroup() as tasks:
             for group in group_partitions(self._link, self._partitions):
                 tasks.create_task(self._read(fold, group, catch_up))
@@ -233,6 +235,8 @@ class MetricsSink:
                     continue
                 fold.apply(n, entries)
                 catch_up.reached(n, fold.positions[n].last_id)
+                if n in self._read_again and parse_id(fold.positions[n].last_id) >= parse_id(self._read_again[n]):
+                    del self._read_again[n]
                 await asyncio.sleep(0)
             if found:
                 await pause_between_reads(found)
@@ -243,7 +247,8 @@ class MetricsSink:
         async def write() -> None:
             nonlocal written
             changes = fold.changes
-            if changes == written or not self._lease.held:
+            # The next leader would count again what is counted here and follows the position.
+            if changes == written or self._read_again or not self._lease.held:
                 return
             body = await asyncio.to_thread(pack, self._dump(fold))
             if self._lease.held:
@@ -264,9 +269,12 @@ class MetricsSink:
             if (n, "traces") in self._backlogs:
                 self._backlogs[n, "traces"] = Backlog()
             if (state := states.get(n)) is None:
+                self._read_again.pop(n, None)
                 continue
             key, position = keys.queue(self._prefix, n), fold.positions[n]
             self._backlogs[n, "metrics"] = measure_metrics(self._link, key, position, read[n], state)
+            if position.last_id == ZERO_ID != read[n].last_id and state.last_entry is not None:
+                self._read_again[n] = state.last_entry
             traces = measure_traces(self._link, self._state.traces_trims[n], state)
             if traces is not None:
                 self._backlogs[n, "traces"] = traces
