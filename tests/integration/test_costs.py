@@ -135,19 +135,19 @@ async def test_bytes_to_and_from_redis(configured: Redis) -> None:
     assert received <= runs * 8_000, received / runs
     assert sent <= runs * 520, sent / runs
     await agx.start(1, 1, "s")
-    heard: list[str] = []
+    delivered: list[str] = []
 
     async def follow() -> None:
         async for event in agx.listen(1, 1, "s"):
-            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+            delivered.append(event)  # noqa: PERF401 - it is looked at meanwhile
 
     following = asyncio.create_task(follow())
     await agx.add(1, 1, "s", type="info", origin="test")
-    await wait_until(lambda: len(heard) == 2)
+    await wait_until(lambda: len(delivered) == 2)
     before = await network(configured)
     for n in range(events):
         await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
-        await wait_until(lambda n=n: len(heard) == n + 3)
+        await wait_until(lambda n=n: len(delivered) == n + 3)
     received, sent = await network(configured) - before
     # The entry goes in once with the script's other arguments, and out once, to all listeners of a process.
     assert received <= events * 260, received / events

@@ -1,4 +1,4 @@
-"""The hub under load: everybody gets everything once and in order, and whoever leaves leaves nothing behind."""
+"""The hub under load: everybody gets everything once and in order, and a listener that leaves leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_order(events: list[dict[str, Any]], first: int) -> None:
 
 async def follow(session: str, dice: random.Random, outcomes: Counter[str]) -> None:
     """Join, perhaps leave early, perhaps resume where one left, and check what came."""
-    heard: list[dict[str, Any]] = []
+    delivered: list[dict[str, Any]] = []
     after: str | None = None
     rounds = dice.choice([1, 1, 2, 3])
     for left in reversed(range(rounds)):
@@ -64,16 +64,16 @@ async def follow(session: str, dice: random.Random, outcomes: Counter[str]) -> N
         taken = 0
         async with aclosing(agx.listen(1, 1, session, serialize=False, after=after)) as events:
             async for event in events:
-                heard.append(event)
+                delivered.append(event)
                 after = event["id"]
                 taken += 1
                 if taken == leave_at:
                     break
-        if heard and heard[-1]["type"] == "end":
+        if delivered and delivered[-1]["type"] == "end":
             break
-    check_order(heard, 0)
-    complete = heard[-1]["type"] == "end"
-    assert not complete or len(heard) == EVENTS + 2
+    check_order(delivered, 0)
+    complete = delivered[-1]["type"] == "end"
+    assert not complete or len(delivered) == EVENTS + 2
     outcomes["complete" if complete else "left"] += 1
 
 
@@ -138,9 +138,9 @@ async def test_everybody_on_one_session(redis: Looking) -> None:
     outcomes: Counter[str] = Counter()
 
     async def whole() -> None:
-        heard = [event async for event in agx.listen(1, 1, "s", serialize=False)]
-        check_order(heard, 0)
-        assert len(heard) == EVENTS + 2
+        delivered = [event async for event in agx.listen(1, 1, "s", serialize=False)]
+        check_order(delivered, 0)
+        assert len(delivered) == EVENTS + 2
         outcomes["complete"] += 1
 
     writer = asyncio.create_task(write("s", random.Random(1)))
@@ -166,45 +166,45 @@ async def test_a_slow_listener_is_not_skipped(redis: Looking) -> None:
     count = 3 * QUEUE
     await agx.start(1, 1, "s")
     slow = agx.listen(1, 1, "s", serialize=False)
-    heard = [await anext(slow)]
+    delivered = [await anext(slow)]
 
     async def quick() -> int:
         return len([event async for event in agx.listen(1, 1, "s")])
 
     quickly = asyncio.create_task(quick())
     await agx.add(1, 1, "s", type="info", origin="test", body={"n": -1})
-    heard.append(await anext(slow))  # it is caught up: entries are handed to it from here on
+    delivered.append(await anext(slow))  # it is caught up: entries are handed to it from here on
     for n in range(count):
         await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
         if n % 200 == 0:
             await asyncio.sleep(0.001)
     await agx.stop(1, 1, "s", grace_period=60)
     assert await quickly == count + 3
-    heard += [event async for event in slow]
-    check_order(heard, 0)
-    assert len(heard) == count + 3
+    delivered += [event async for event in slow]
+    check_order(delivered, 0)
+    assert len(delivered) == count + 3
     assert current_engine().hub.rereads > 0
 
 
 async def test_writers_without_wake_ups_are_noticed(redis: Looking) -> None:
     """A seed client sends none: it is looked at once a second."""
     stream = "agx:1:1:seed"
-    heard: list[dict[str, Any]] = []
+    delivered: list[dict[str, Any]] = []
 
     async def hear() -> None:
         async for event in agx.listen(1, 1, "seed", serialize=False):
-            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+            delivered.append(event)  # noqa: PERF401 - it is looked at meanwhile
 
     await redis.xadd(stream, {"type": "begin", "origin": "seed", "body": "{}"})
     await redis.expire(stream, 60)
     hearing = asyncio.create_task(hear())
-    await wait_until(lambda: len(heard) == 1)
+    await wait_until(lambda: len(delivered) == 1)
     for n in range(3):
         await redis.xadd(stream, {"type": "info", "origin": "seed", "body": f'{{"n": {n}}}'})
-        await wait_until(lambda n=n: len(heard) == n + 2)
+        await wait_until(lambda n=n: len(delivered) == n + 2)
     await redis.xadd(stream, {"type": "end", "origin": "seed"})
     await hearing
-    assert [event["type"] for event in heard] == ["begin", "info", "info", "info", "end"]
+    assert [event["type"] for event in delivered] == ["begin", "info", "info", "info", "end"]
 
 
 async def test_a_broken_connection_loses_no_listener(redis: Looking) -> None:
@@ -213,9 +213,9 @@ async def test_a_broken_connection_loses_no_listener(redis: Looking) -> None:
     outcomes: Counter[str] = Counter()
 
     async def whole() -> None:
-        heard = [event async for event in agx.listen(1, 1, "s", serialize=False)]
-        check_order(heard, 0)
-        outcomes["complete"] += heard[-1]["type"] == "end"
+        delivered = [event async for event in agx.listen(1, 1, "s", serialize=False)]
+        check_order(delivered, 0)
+        outcomes["complete"] += delivered[-1]["type"] == "end"
 
     followers = [asyncio.create_task(whole()) for _ in range(20)]
     for n in range(40):
@@ -230,16 +230,16 @@ async def test_a_broken_connection_loses_no_listener(redis: Looking) -> None:
 
 async def test_wake_ups_bring_the_entries_and_nothing_is_read(redis: Looking) -> None:
     await agx.start(1, 1, "s")
-    heard: list[dict[str, Any]] = []
+    delivered: list[dict[str, Any]] = []
 
     async def follow_all() -> None:
         async for event in agx.listen(1, 1, "s", serialize=False):
-            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+            delivered.append(event)  # noqa: PERF401 - it is looked at meanwhile
 
     following = asyncio.create_task(follow_all())
-    await wait_until(lambda: heard)
+    await wait_until(lambda: delivered)
     await agx.add(1, 1, "s", type="info", origin="first")
-    await wait_until(lambda: len(heard) == 2)
+    await wait_until(lambda: len(delivered) == 2)
     (feed,) = current_engine().hub._feeds.values()
     await wait_until(lambda: not feed._reading)
     reads = 0
@@ -253,13 +253,13 @@ async def test_wake_ups_bring_the_entries_and_nothing_is_read(redis: Looking) ->
     feed._bus.execute = count  # type: ignore[method-assign]
     for n in range(20):
         await agx.add(1, 1, "s", type="info", origin="test", body={"n": n})
-        await wait_until(lambda n=n: len(heard) == n + 3)
+        await wait_until(lambda n=n: len(delivered) == n + 3)
     assert reads == 0
     # An entry that is not our writer's has a wake-up without it, and so the stream is read.
     await redis.xadd("agx:1:1:s", {"type": "info", "origin": "another", "body": "{}"})
     await agx.add(1, 1, "s", type="info", origin="after it")
-    await wait_until(lambda: len(heard) == 24)
-    assert [event["origin"] for event in heard[-2:]] == ["another", "after it"]
+    await wait_until(lambda: len(delivered) == 24)
+    assert [event["origin"] for event in delivered[-2:]] == ["another", "after it"]
     # Too large for a wake-up, too many, and a name with line breaks.
     await agx.add(1, 1, "s", type="info", origin="large", body={"text": "x" * 5_000})
     for n in range(9):
@@ -267,5 +267,5 @@ async def test_wake_ups_bring_the_entries_and_nothing_is_read(redis: Looking) ->
     await agx.add(1, 1, "s", type="info", origin="two\nlines")
     await agx.stop(1, 1, "s", grace_period=60)
     await following
-    check_order([event for event in heard if event["origin"] != "another"], 0)
-    assert [event["origin"] for event in heard[24:-1]] == ["large", *(f"many {n}" for n in range(9)), "two\nlines"]
+    check_order([event for event in delivered if event["origin"] != "another"], 0)
+    assert [event["origin"] for event in delivered[24:-1]] == ["large", *(f"many {n}" for n in range(9)), "two\nlines"]

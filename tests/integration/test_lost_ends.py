@@ -26,11 +26,11 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         await agx.aclose()
 
 
-async def follow(heard: list[str], after: str | None = None) -> None:
+async def follow(delivered: list[str], after: str | None = None) -> None:
     """Follow the session and its next runs."""
     with await join(1, 1, "s", wait=3, timeout=None, after=after, whole_session=True) as run:
         while (entries := await run.next()) is not None:
-            heard += [entry.type for entry in entries]
+            delivered += [entry.type for entry in entries]
 
 
 @pytest.fixture
@@ -70,18 +70,18 @@ async def test_of_a_stream_that_is_gone(redis: Redis, reads: list[str]) -> None:
 async def test_beside_a_cursor_that_no_entry_has(redis: Redis, reads: list[str]) -> None:
     """The cursor comes from a client, and may be of a server that has lost its data."""
     ahead: list[str] = []
-    heard: list[str] = []
+    delivered: list[str] = []
     await agx.start(1, 1, "s")
     followers = [asyncio.create_task(follow(ahead, "9999999999999-0"))]
     (feed,) = await wait_until(lambda: list(current_engine().hub._feeds.values()))
     await wait_until(lambda: feed.cursor is not None)
     reads.clear()
-    followers.append(asyncio.create_task(follow(heard)))
+    followers.append(asyncio.create_task(follow(delivered)))
     await wait_until(lambda: len(feed.subscribers) == 2 and all(s.caught_up for s in feed.subscribers))
     assert len(reads) < 6
     await agx.add(1, 1, "s", type="info", origin="test", body={})
     await agx.stop(1, 1, "s", grace_period=60)
-    await wait_until(lambda: heard == ["begin", "info", "end"])
+    await wait_until(lambda: delivered == ["begin", "info", "end"])
     assert not ahead
     for follower in followers:
         follower.cancel()

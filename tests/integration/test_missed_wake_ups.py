@@ -38,7 +38,7 @@ class Listener:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads: list[asyncio.Future[Reply]] = []  # of what is new
         self.wake_ups = 0
-        self.heard: list[dict[str, Any]] = []
+        self.delivered: list[dict[str, Any]] = []
         self.on_read = self.pass_on
         execute, on_wake_up, reads = NodeBus.execute, Feed.on_wake_up, current_engine().hub.bus
 
@@ -60,7 +60,7 @@ class Listener:
 
     async def _listen(self) -> None:
         async for event in agx.listen(1, 1, "s", serialize=False):
-            self.heard.append(event)
+            self.delivered.append(event)
 
 
 async def add() -> None:
@@ -80,7 +80,7 @@ async def test_while_a_listener_finds_nothing_new(monkeypatch: pytest.MonkeyPatc
         return found
 
     listener.on_read = hold
-    await wait_until(lambda: len(listener.heard) == 2, 10)
+    await wait_until(lambda: len(listener.delivered) == 2, 10)
     listener.listening.cancel()
 
 
@@ -98,7 +98,7 @@ async def test_while_the_stream_cannot_be_read(monkeypatch: pytest.MonkeyPatch) 
 
     listener.on_read = fail
     await add()
-    await wait_until(lambda: len(listener.heard) == 2, 10)
+    await wait_until(lambda: len(listener.delivered) == 2, 10)
     assert failed == 1
     listener.listening.cancel()
 

@@ -241,15 +241,22 @@ async def test_a_tool_that_raises_a_stray_cancellation_has_failed(configured: Re
     assert [fact.outcome for fact in recorded.facts if isinstance(fact, facts.ToolEnded)] == ["error"]
 
 
-async def test_a_renewal_that_is_older_than_the_lease_cancels_nothing(
-    configured: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Redis pauses until the lease has expired; it is taken again before the reply of a renewal is looked at."""
+async def acquire_lease() -> tuple[Lease, list[Any]]:
+    """Return a lease that is held, and a list that gets an item when its run is cancelled or fenced."""
     engine = current_engine()
     await engine.ready()
     cancelled: list[Any] = []
     lease = Lease(SESSION, "r", lambda *how: cancelled.append(how), lambda: cancelled.append("lost"))
     await engine.leases.acquire(lease)
+    return lease, cancelled
+
+
+async def test_a_renewal_that_is_older_than_the_lease_cancels_nothing(
+    configured: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis pauses until the lease has expired; it is taken again before the reply of a renewal is looked at."""
+    engine = current_engine()
+    lease, cancelled = await acquire_lease()
     assert lease.index_entry is not None
     await lease.index_entry
     await configured.delete(SESSION.live)
@@ -275,10 +282,7 @@ async def test_a_loss_of_data_while_the_index_is_refreshed_cancels_nothing(
 ) -> None:
     """The deadline and the session are written after the loss, so they do not prove that only the lease was deleted."""
     engine = current_engine()
-    await engine.ready()
-    cancelled: list[Any] = []
-    lease = Lease(SESSION, "r", lambda *how: cancelled.append(how), lambda: cancelled.append("lost"))
-    await engine.leases.acquire(lease)
+    lease, cancelled = await acquire_lease()
     run, losses = engine.control.run, 0
 
     def lose_data(script: Script, *args: Any) -> Any:

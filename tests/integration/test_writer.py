@@ -308,14 +308,14 @@ async def test_a_run_counts_as_followed_while_a_listener_is_subscribed(
     writer = events.writer
     assert writer is not None
     await wait_until(lambda: not writer._is_followed)
-    heard: list[Any] = []
+    delivered: list[Any] = []
 
     async def follow() -> None:
         async for event in agx.listen(1, 1, "s", serialize=False):
-            heard.append(event)  # noqa: PERF401 - it is looked at meanwhile
+            delivered.append(event)  # noqa: PERF401 - it is looked at meanwhile
 
     following = asyncio.create_task(follow())
-    await wait_until(lambda: heard)
+    await wait_until(lambda: delivered)
     gates[0].open.set()
     await wait_until(lambda: writer._is_followed)
     following.cancel()

@@ -44,7 +44,7 @@ class World:
         self.messages: deque[bytes | None] = deque()  # None: the subscription is confirmed
         self.is_subscribed = False
         self.silent = False  # nothing announces the stream's last entry
-        self.heard: list[list[StreamId]] = []
+        self.delivered: list[list[StreamId]] = []
         self.awake: list[asyncio.Event] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.here: list[int] = []  # the listeners that have not left
@@ -92,25 +92,25 @@ class World:
 
     def join(self) -> None:
         self.here.append(len(self.tasks))
-        self.heard.append([])
+        self.delivered.append([])
         self.awake.append(asyncio.Event())
         self.awake[-1].set()
         cursor = (0, 0) if self.dice.random() < 0.7 else self.dice.choice(self.appended)[0]
-        self.heard[-1].append(cursor)
+        self.delivered[-1].append(cursor)
         follower = Follower(
             self.hub, self.session, cursor=cursor if cursor > (0, 0) else None,
             wait=1e9, timeout=None, idle=None, whole_session=True,
         )  # fmt: skip
         is_live = self.dice.random() < 0.5
-        self.tasks.append(asyncio.create_task(self.listen(follower, self.heard[-1], self.awake[-1], is_live)))
+        self.tasks.append(asyncio.create_task(self.listen(follower, self.delivered[-1], self.awake[-1], is_live)))
 
-    async def listen(self, run: Follower, heard: list[StreamId], awake: asyncio.Event, is_live: bool) -> None:
+    async def listen(self, run: Follower, delivered: list[StreamId], awake: asyncio.Event, is_live: bool) -> None:
         with run:
             while (entries := await run.next()) is not None:
-                heard += [entry.id for entry in entries if not entry.made_here]
+                delivered += [entry.id for entry in entries if not entry.made_here]
                 await awake.wait()
                 while is_live and (arrival := run.wait_entries()) is not None:
-                    heard += [entry.id for entry in run.select(await arrival or []) if not entry.made_here]
+                    delivered += [entry.id for entry in run.select(await arrival or []) if not entry.made_here]
                     await awake.wait()
 
     def leave(self) -> None:
@@ -244,12 +244,12 @@ class World:
         raise AssertionError("it reads for ever")
 
     def check(self) -> None:
-        for n, (first, *heard) in enumerate(self.heard):
-            assert heard == sorted(set(heard)), (n, "repeats or reorders", heard)
-            last = self.appended[-1][0] if n in self.here else max(heard, default=first)
+        for n, (first, *delivered) in enumerate(self.delivered):
+            assert delivered == sorted(set(delivered)), (n, "repeats or reorders", delivered)
+            last = self.appended[-1][0] if n in self.here else max(delivered, default=first)
             begin = max((i for i, kind in self.appended if kind == "begin" and i <= last), default=last)
             wanted = [i for i, _ in self.appended if first < i <= last and i >= begin]
-            assert [i for i in heard if i in wanted] == wanted, (n, "misses", first, heard, wanted)
+            assert [i for i in delivered if i in wanted] == wanted, (n, "misses", first, delivered, wanted)
 
 
 async def turn() -> None:

@@ -24,17 +24,17 @@ class Streaming:
         self._count = runs
         self._finish = asyncio.Event()
         self.said: dict[str, list[str]] = {}
-        self.heard: dict[str, list[dict[str, Any]]] = {}
+        self.delivered: dict[str, list[dict[str, Any]]] = {}
         self._runs: list[asyncio.Task[Any]] = []
         self._listeners: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         for n in range(self._count):
             name = f"s{n}"
-            said, heard = self.said.setdefault(name, []), self.heard.setdefault(name, [])
+            said, delivered = self.said.setdefault(name, []), self.delivered.setdefault(name, [])
             deps = ScopeDeps(scope=f"t{n % 7}", session_id=name)
             self._runs.append(asyncio.create_task(agx.run(FakeSession(), self._agent(said), "Hi", deps=deps)))
-            self._listeners.append(asyncio.create_task(self._listen(deps, heard)))
+            self._listeners.append(asyncio.create_task(self._listen(deps, delivered)))
 
     def _agent(self, said: list[str]) -> Agent[ScopeDeps, str]:
         async def speak(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
@@ -45,21 +45,21 @@ class Streaming:
 
         return Agent(FunctionModel(stream_function=speak), deps_type=ScopeDeps, name="talker")
 
-    async def _listen(self, deps: ScopeDeps, heard: list[dict[str, Any]]) -> None:
+    async def _listen(self, deps: ScopeDeps, delivered: list[dict[str, Any]]) -> None:
         async for event in agx.listen(deps.scope, deps.user_id, deps.session_id, wait=30, serialize=False):
-            heard.append(event)  # noqa: PERF401 - the test looks at it meanwhile
+            delivered.append(event)  # noqa: PERF401 - the test looks at it meanwhile
 
     def all_heard(self, least: int) -> bool:
         """Whether each listener has so many events; raises what a run has raised."""
         self._raise_failures()
-        return all(len(heard) >= least for heard in self.heard.values())
+        return all(len(delivered) >= least for delivered in self.delivered.values())
 
     def have_heard_since(self, before: dict[str, int]) -> bool:
-        """Whether every listener has heard words that were said after that many; raises what a run has raised."""
+        """Whether every listener has received words that were said after that many; raises what a run has raised."""
         self._raise_failures()
         return all(
-            any(int(text.split()[-1]) > before[name] + 1 for text in _texts(heard[-50:]))
-            for name, heard in self.heard.items()
+            any(int(text.split()[-1]) > before[name] + 1 for text in _texts(delivered[-50:]))
+            for name, delivered in self.delivered.items()
         )
 
     def _raise_failures(self) -> None:
@@ -72,10 +72,10 @@ class Streaming:
         for name, result in zip(self.said, await asyncio.gather(*self._runs), strict=True):
             assert result.output == "".join(self.said[name])
         await asyncio.gather(*self._listeners)
-        for name, heard in self.heard.items():
-            assert [event["body"]["seq"] for event in heard] == list(range(len(heard))), name
-            assert heard[-1]["body"]["outcome"] == "completed"
-            assert "".join(_texts(heard)) == "".join(self.said[name])
+        for name, delivered in self.delivered.items():
+            assert [event["body"]["seq"] for event in delivered] == list(range(len(delivered))), name
+            assert delivered[-1]["body"]["outcome"] == "completed"
+            assert "".join(_texts(delivered)) == "".join(self.said[name])
 
     async def replay(self) -> None:
         """Follow all streams from their start, after `finish()`; fails unless Redis has what the listeners got."""
